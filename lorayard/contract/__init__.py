@@ -1,0 +1,1 @@
+"""What both ends of a wire must agree on: job fields, states, Redis names and versioned messages."""

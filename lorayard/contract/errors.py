@@ -1,0 +1,74 @@
+"""Every error a producer can meet, in one tree.
+
+LorayardError
+├── InvalidJob            a field of the job is wrong (also a ValueError)
+├── UnknownAdapter        no pool serves an adapter of this name
+├── UnknownPool           no pool is registered, or several and none was named
+├── UnknownJob            the ledger has no job of this id
+├── IdempotencyConflict   the key was used before with another payload
+├── QueueFull             the backlog is at its bound; carries retry_after_s
+├── JobFailed             the job ended in a state other than succeeded; carries the result
+├── ResultTimeout         no terminal state within the time asked for (also a TimeoutError)
+├── Unavailable           Redis cannot be reached (also a ConnectionError)
+└── InvalidSignature      a webhook does not verify
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lorayard.contract.result import JobResult
+
+
+class LorayardError(Exception):
+    """Anything Lorayard tells a producer has gone wrong."""
+
+
+class InvalidJob(LorayardError, ValueError):
+    """A field of the job is wrong; the message names it, its value and the remedy."""
+
+
+class UnknownAdapter(LorayardError):
+    """No pool serves an adapter of this name."""
+
+
+class UnknownPool(LorayardError):
+    """No pool is registered in Redis, or several are and the client named none."""
+
+
+class UnknownJob(LorayardError):
+    """The ledger has no job of this id."""
+
+
+class IdempotencyConflict(LorayardError):
+    """The idempotency key was used before with another payload; the first job stays."""
+
+
+class QueueFull(LorayardError):
+    """The backlog is at its bound: submit again after `retry_after_s` seconds."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class JobFailed(LorayardError):
+    """The job ended in another state than `succeeded`; `result` says which and why."""
+
+    def __init__(self, result: JobResult) -> None:
+        reason = f"{result.error.code}: {result.error.message}" if result.error else "no reason recorded"
+        super().__init__(f"job {result.job_id} ended {result.state}: {reason}")
+        self.result = result
+
+
+class ResultTimeout(LorayardError, TimeoutError):
+    """The job reached no terminal state within the time asked for; it goes on."""
+
+
+class Unavailable(LorayardError, ConnectionError):
+    """Redis cannot be reached; nothing was submitted unless the message says so."""
+
+
+class InvalidSignature(LorayardError):
+    """A webhook's signature, timestamp or headers do not verify: drop the request."""

@@ -1,0 +1,132 @@
+"""What a producer asks for: one generation job, validated before it leaves the process."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+Priority = Literal["high", "normal", "low"]
+PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
+
+MAX_PROMPT_BYTES = 1_000_000
+MAX_METADATA_BYTES = 16_384
+MAX_STOP_STRINGS = 16
+
+
+def storable_text(text: str) -> str:
+    """Refuse what Postgres or JSON cannot hold: NUL characters and lone surrogates."""
+    if "\x00" in text:
+        raise ValueError(f"text holds a NUL character at position {text.index(chr(0))}: remove it")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"text holds a lone surrogate at position {error.start}: re-decode the input as UTF-8"
+        ) from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(storable_text)]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\w][\w.:/@+-]*$")]
+
+
+class Message(BaseModel):
+    """One turn of a chat."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Literal["system", "user", "assistant"]
+    content: Text
+
+
+class JobSpec(BaseModel):
+    """One generation job, as its producer describes it.
+
+    Exactly one of `prompt` and `messages` is given. `adapter=None` asks for the base model.
+    `temperature=0` is greedy. `deadline_s` counts from submission and covers waiting for the first token.
+    Raises pydantic's ValidationError, which `Client` turns into `InvalidJob`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: Text | None = None
+    messages: tuple[Message, ...] | None = None
+    adapter: Name | None = None
+    max_tokens: int = Field(default=128, ge=1, le=1_000_000)
+    temperature: float = Field(default=0.0, ge=0.0, le=10.0, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0, allow_inf_nan=False)
+    top_k: int = Field(default=0, ge=0, description="0 keeps every token")
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    stop: tuple[Annotated[Text, Field(min_length=1, max_length=1000)], ...] = Field(
+        default=(), max_length=MAX_STOP_STRINGS
+    )
+    priority: Priority = "normal"
+    deadline_s: float | None = Field(default=None, gt=0.0, le=30 * 86_400, allow_inf_nan=False)
+    tenant: Name = "default"
+    callback_url: str | None = Field(default=None, max_length=2048)
+    idempotency_key: Annotated[Text, Field(min_length=1, max_length=500)] | None = None
+    metadata: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_has_room(cls, prompt: str | None) -> str | None:
+        if prompt is not None and not prompt:
+            raise ValueError("the prompt is empty: give at least one character")
+        if prompt is not None and (size := len(prompt.encode())) > MAX_PROMPT_BYTES:
+            raise ValueError(f"the prompt has {size} bytes, the limit is {MAX_PROMPT_BYTES}: shorten it")
+        return prompt
+
+    @field_validator("callback_url")
+    @classmethod
+    def _callback_is_a_url(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(storable_text(url))
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(
+                f"callback_url {url!r} is no http(s) URL with a host: give e.g. https://example.com/hook"
+            )
+        return url
+
+    @field_validator("metadata")
+    @classmethod
+    def _metadata_is_storable(cls, metadata: dict[str, Any]) -> dict[str, Any]:
+        _check_json(metadata)
+        return metadata
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give exactly one of prompt and messages")
+        if self.messages is not None:
+            self._check_messages(self.messages)
+        if (size := len(self.model_dump_json(include={"metadata"}))) > MAX_METADATA_BYTES:
+            raise ValueError(
+                f"metadata has {size} bytes as JSON, at most {MAX_METADATA_BYTES}: store a reference"
+            )
+        return self
+
+    @staticmethod
+    def _check_messages(messages: tuple[Message, ...]) -> None:
+        if not messages:
+            raise ValueError("messages is empty: give at least one message")
+        if (size := sum(len(m.content.encode()) for m in messages)) > MAX_PROMPT_BYTES:
+            raise ValueError(f"the messages have {size} bytes, the limit is {MAX_PROMPT_BYTES}: shorten them")
+
+
+def _check_json(value: Any) -> None:
+    """Refuse NaN, infinities and unstorable text anywhere in a JSON value."""
+    if isinstance(value, str):
+        storable_text(value)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"metadata holds {value}, which is not JSON: use null or a string")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            storable_text(key)
+            _check_json(item)
+    elif isinstance(value, list):
+        for item in value:
+            _check_json(item)

@@ -1,0 +1,81 @@
+"""The Redis names of one pool; the `{pool}` hash tag keeps them in one cluster slot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lorayard.contract.job import PRIORITIES, Priority
+
+POOLS_KEY = "lorayard:pools"
+"""Hash: pool id -> PoolInfo JSON, written by leaders."""
+
+INTAKE_GROUP = "scheduler"
+"""Consumer group of the intake and control streams."""
+
+
+def reply_key(client_id: str) -> str:
+    """Stream on which one client hears of all its jobs."""
+    return f"lorayard:reply:{client_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolKeys:
+    """The Redis names of one pool."""
+
+    pool: str
+
+    def _key(self, name: str) -> str:
+        return f"lorayard:{{{self.pool}}}:{name}"
+
+    def jobs(self, priority: Priority) -> str:
+        """Intake stream of one priority class: entries are `JobEnvelope`."""
+        return self._key(f"jobs:{priority}")
+
+    @property
+    def all_jobs(self) -> tuple[str, ...]:
+        """The intake streams, most urgent first."""
+        return tuple(self.jobs(priority) for priority in PRIORITIES)
+
+    @property
+    def intake_bytes(self) -> str:
+        """Counter: bytes of all entries in the intake streams."""
+        return self._key("intake-bytes")
+
+    @property
+    def admission(self) -> str:
+        """Hash of `AdmissionFigures` fields, published by the leader."""
+        return self._key("admission")
+
+    @property
+    def tenant_room(self) -> str:
+        """Hash: tenant -> jobs it may still have admitted; a tenant not named has no limit of its own."""
+        return self._key("tenant-room")
+
+    @property
+    def catalogue(self) -> str:
+        """Hash: adapter name -> `CatalogueEntry` JSON, mirrored by the leader."""
+        return self._key("catalogue")
+
+    @property
+    def control(self) -> str:
+        """Stream of `ControlMessage` from clients to the leader."""
+        return self._key("control")
+
+    @property
+    def worker_events(self) -> str:
+        """Stream of `WorkerEvent` from workers to the leader (the completions stream)."""
+        return self._key("completions")
+
+    @property
+    def term(self) -> str:
+        """The current leader's term, compared by every leader write."""
+        return self._key("term")
+
+    def commands(self, incarnation: str) -> str:
+        """Stream of `Command` from the leader to one worker."""
+        return self._key(f"cmd:{incarnation}")
+
+
+def worker_queue(incarnation: str) -> str:
+    """The Celery queue that one start of one worker consumes."""
+    return f"lorayard.worker.{incarnation}"

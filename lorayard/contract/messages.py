@@ -1,0 +1,191 @@
+"""Versioned messages between clients, scheduler and workers, each one JSON field of a stream entry."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lorayard.contract.job import JobSpec, Message, Name
+from lorayard.contract.result import JobError, JobResult
+from lorayard.contract.states import JobState
+
+BODY_FIELD = b"body"
+"""The one field of every stream entry."""
+
+MAX_INLINE_OUTPUT_BYTES = 8192
+"""A larger output is left out of the reply; the client looks it up."""
+
+
+class WireMessage(BaseModel):
+    """A message with a version: a reader refuses what it was not built for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    version: ClassVar[int] = 1
+
+    v: Literal[1] = 1
+
+    def to_entry(self) -> dict[bytes | str, bytes | str | int | float]:
+        """Render as the fields of a stream entry."""
+        return {BODY_FIELD: self.model_dump_json().encode()}
+
+    @classmethod
+    def from_entry(cls, fields: dict[bytes, bytes]) -> Self:
+        """Read the fields of a stream entry; raises ValueError (pydantic's or ours) on anything else."""
+        body = fields.get(BODY_FIELD)
+        if body is None:
+            raise ValueError(f"stream entry has the fields {sorted(fields)}, not 'body': it is not ours")
+        return cls.model_validate_json(body)
+
+
+class JobEnvelope(WireMessage):
+    """Client -> intake: a job with its name and its way back."""
+
+    job_id: UUID
+    submission_id: UUID = Field(description="one per submit call, so that a conflict finds its caller")
+    payload_sha256: str
+    spec: JobSpec
+    reply_to: Name | None = Field(default=None, description="client id; its reply stream hears of the job")
+    confirm_ledger: bool = Field(default=False, description="announce the admission as well")
+
+
+class JobReply(WireMessage):
+    """Leader or worker -> client: a job's state has changed, or was asked for."""
+
+    job_id: UUID
+    state: JobState | None = Field(description="None: the ledger has no such job")
+    attempt: int = 0
+    result: JobResult | None = Field(default=None, description="set when the state is terminal")
+    output_omitted: bool = Field(default=False, description="the output is too large: look it up")
+    submission_id: UUID | None = None
+    conflict: JobError | None = Field(default=None, description="this submission's key holds another payload")
+
+
+class ControlMessage(WireMessage):
+    """Client -> leader: cancel a job, or tell its state."""
+
+    kind: Literal["cancel", "lookup"]
+    job_id: UUID
+    reply_to: Name | None = None
+
+
+class BatchJob(WireMessage):
+    """One job of a micro-batch, with everything needed to run it."""
+
+    job_id: UUID
+    attempt: int
+    tenant: str
+    adapter: str | None
+    revision: str | None
+    prompt: str | None
+    messages: tuple[Message, ...] | None
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int | None
+    stop: tuple[str, ...]
+    queue_ms: float
+    first_token_within_s: float | None = Field(default=None, description="what is left of the deadline")
+    reply_to: str | None
+    has_callback: bool
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class MicroBatch(WireMessage):
+    """Leader -> worker, as the argument of the Celery task `workers.run_micro_batch`."""
+
+    batch_id: UUID
+    pool: str
+    incarnation: str
+    term: int
+    jobs: tuple[BatchJob, ...]
+
+
+class Residency(BaseModel):
+    """Where one adapter revision now is on a worker."""
+
+    model_config = ConfigDict(frozen=True)
+
+    revision: str
+    tier: Literal["device", "host", "none"]
+
+
+class EndedJob(BaseModel):
+    """One job that a worker holds no longer; `requeued` when it goes back unfinished."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job_id: UUID
+    attempt: int
+    state: JobState
+
+
+class AdapterFailure(BaseModel):
+    """A load that failed on a worker: `retryable` is an I/O error, else the files themselves are bad."""
+
+    model_config = ConfigDict(frozen=True)
+
+    revision: str
+    code: str
+    message: str
+    retryable: bool
+
+
+class HeldJob(BaseModel):
+    """A job that a worker has in hand."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job_id: UUID
+    attempt: int
+    running: bool
+
+
+class WorkerEvent(WireMessage):
+    """Worker -> leader: one per commit group, and one per heartbeat (which alone carries `held`).
+
+    With `held` set, `residency` is the whole picture; without, only what changed since the last event.
+    """
+
+    incarnation: str
+    free_seqs: int
+    free_kv_blocks: int
+    residency_epoch: int = 0
+    residency: tuple[Residency, ...] = ()
+    ended: tuple[EndedJob, ...] = ()
+    held: tuple[HeldJob, ...] | None = None
+    failures: tuple[AdapterFailure, ...] = ()
+    draining: bool = False
+
+
+class Command(WireMessage):
+    """Leader -> one worker."""
+
+    kind: Literal["cancel", "recall", "drain", "prefetch", "drop"]
+    term: int
+    job_ids: tuple[UUID, ...] = ()
+    revisions: tuple[str, ...] = ()
+
+
+class CatalogueEntry(WireMessage):
+    """What a client may know of an adapter before it submits."""
+
+    name: str
+    revision: str
+    rank: int
+    state: Literal["active", "quarantined", "removed"]
+
+
+class AdmissionFigures(WireMessage):
+    """The leader's view of the room left, published every 500 ms; the client's guard reads the same fields.
+
+    Written as plain hash fields (`ledger_room`, `max_entries`, `max_bytes`, `retry_after_s`, `published_ms`).
+    """
+
+    ledger_room: int
+    max_entries: int
+    max_bytes: int
+    retry_after_s: float
+    published_ms: int = Field(description="Redis clock")

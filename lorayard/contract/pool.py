@@ -1,0 +1,52 @@
+"""A pool: the workers whose answers are interchangeable, named by what makes them so."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+
+class PoolInfo(BaseModel):
+    """What the leader publishes of its pool for clients."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pool: str
+    model_name: str
+    max_model_len: int
+    max_prompt_bytes: int
+
+
+def pool_id(model_dir: Path, dtype: str, quantization: str | None = None) -> str:
+    """Name the pool of a checkpoint: digest config, safetensors headers, sizes, dtype and quantisation.
+
+    Headers and sizes stand for the weights, so that a 100 GB checkpoint is named in milliseconds.
+    Raises FileNotFoundError where the directory holds no config.json or no safetensors file.
+    """
+    digest = hashlib.sha256(f"{dtype}\n{quantization}\n".encode())
+    digest.update(_read_config(model_dir))
+    files = sorted(model_dir.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{model_dir} holds no *.safetensors: point LORAYARD_MODEL at a checkpoint")
+    for file in files:
+        digest.update(f"{file.name}\n{file.stat().st_size}\n".encode())
+        digest.update(_safetensors_header(file))
+    return digest.hexdigest()[:16]
+
+
+def _read_config(model_dir: Path) -> bytes:
+    try:
+        return (model_dir / "config.json").read_bytes()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{model_dir} holds no config.json: point LORAYARD_MODEL at a Hugging Face checkpoint"
+        ) from error
+
+
+def _safetensors_header(file: Path) -> bytes:
+    """Read a safetensors header: eight bytes of little-endian length, then JSON."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        return stream.read(min(length, file.stat().st_size))
