@@ -3,6 +3,7 @@
 LorayardError
 ├── InvalidJob            a field of the job is wrong (also a ValueError)
 ├── UnknownAdapter        no pool serves an adapter of this name
+│   └── AdapterQuarantined    it exists, but its files failed to load
 ├── UnknownPool           no pool is registered, or several and none was named
 ├── UnknownJob            the ledger has no job of this id
 ├── IdempotencyConflict   the key was used before with another payload
@@ -15,7 +16,8 @@ LorayardError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorayard.contract.result import JobResult
@@ -31,6 +33,10 @@ class InvalidJob(LorayardError, ValueError):
 
 class UnknownAdapter(LorayardError):
     """No pool serves an adapter of this name."""
+
+
+class AdapterQuarantined(UnknownAdapter):
+    """The adapter's files failed to load: it serves nobody until a repaired revision is added."""
 
 
 class UnknownPool(LorayardError):
@@ -51,6 +57,8 @@ class QueueFull(LorayardError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.accepted: Sequence[Any] = ()
+        """The handles of the jobs that `submit_many` had submitted before: the first of its list."""
 
 
 class JobFailed(LorayardError):
@@ -68,6 +76,11 @@ class ResultTimeout(LorayardError, TimeoutError):
 
 class Unavailable(LorayardError, ConnectionError):
     """Redis cannot be reached; nothing was submitted unless the message says so."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.accepted: Sequence[Any] = ()
+        """The handles of the jobs that `submit_many` had submitted before: the first of its list."""
 
 
 class InvalidSignature(LorayardError):

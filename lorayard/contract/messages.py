@@ -26,8 +26,8 @@ class WireMessage(BaseModel):
 
     v: Literal[1] = 1
 
-    def to_entry(self) -> dict[bytes | str, bytes | str | int | float]:
-        """Render as the fields of a stream entry."""
+    def to_entry(self) -> dict[Any, Any]:
+        """Render as the fields of a stream entry, {b"body": JSON bytes}; typed as loosely as XADD needs."""
         return {BODY_FIELD: self.model_dump_json().encode()}
 
     @classmethod

@@ -1,0 +1,153 @@
+"""One pool of connections to the ledger, whose transactions are retried when Postgres asks for it."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Self, TypeVar
+
+from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from db.errors import DatabaseUnavailable, InvalidDatabaseUrl
+from db.settings import DatabaseSettings
+
+T = TypeVar("T")
+
+RETRIED_SQLSTATES: Final = frozenset({"40P01", "40001"})
+"""Deadlock detected, serialization failure: Postgres has rolled back and asks for another try."""
+
+UNREACHABLE_CLASSES: Final = frozenset({"08", "28", "3D", "53", "57"})
+"""Connection lost, refused at the door, no such database, out of resources, shutting down or starting."""
+
+STATEMENT_TIMEOUT: Final = "57014"
+
+MAX_TRIES: Final = 5
+CONNECT_TIMEOUT_S: Final = 5
+
+
+class Database:
+    """The ledger as one process sees it. Safe to share between threads; after a fork make a new one.
+
+    Raises InvalidDatabaseUrl at once; connects only when first used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool_size: int = 5,
+        statement_timeout_ms: int = 30_000,
+        name: str = "lorayard",
+    ) -> None:
+        self._url = parse_url(url)
+        self._engine: Engine = create_engine(
+            self._url,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_pre_ping=True,  # a restarted Postgres costs a ping, not a failed transaction
+            connect_args=_connect_args(statement_timeout_ms, name),
+        )
+
+    @classmethod
+    def from_settings(cls, settings: DatabaseSettings, *, name: str = "lorayard") -> Self:
+        """Make it from what the edge has read."""
+        return cls(
+            settings.database_url.get_secret_value(),
+            pool_size=settings.database_pool_size,
+            statement_timeout_ms=settings.statement_timeout_ms,
+            name=name,
+        )
+
+    @property
+    def safe_url(self) -> str:
+        """The URL without its password, fit for logs."""
+        return self._url.render_as_string(hide_password=True)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Open one transaction that commits at the end of the block; raises DatabaseUnavailable."""
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except PoolTimeout as error:
+            raise DatabaseUnavailable(
+                f"no connection to {self.safe_url} came free: raise LORAYARD_DATABASE_POOL_SIZE"
+            ) from error
+        except DBAPIError as error:
+            if _is_unreachable(error):
+                raise self._unavailable(error) from error
+            raise
+
+    def run(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a transaction of its own, again where Postgres reports a deadlock or a conflict."""
+        for attempt in range(1, MAX_TRIES + 1):
+            try:
+                with self.transaction() as connection:
+                    return work(connection)
+            except DBAPIError as error:
+                if attempt == MAX_TRIES or _sqlstate(error) not in RETRIED_SQLSTATES:
+                    raise
+                time.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311
+        raise AssertionError("the last try either returns or raises")
+
+    def ping(self) -> None:
+        """Ask for one row; raises DatabaseUnavailable."""
+        with self.transaction() as connection:
+            connection.execute(text("SELECT 1"))
+
+    def dispose(self) -> None:
+        """Close every idle connection."""
+        self._engine.dispose()
+
+    def _unavailable(self, error: DBAPIError) -> DatabaseUnavailable:
+        reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else repr(error.orig)
+        return DatabaseUnavailable(
+            f"Postgres at {self.safe_url} does not answer ({reason}): "
+            "check that it runs and that LORAYARD_DATABASE_URL is right"
+        )
+
+
+def parse_url(url: str) -> URL:
+    """Read a Postgres URL and name the driver; raises InvalidDatabaseUrl without showing a password."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError) as error:
+        raise InvalidDatabaseUrl(
+            "LORAYARD_DATABASE_URL is no URL: give e.g. postgresql://user:password@host:5432/lorayard"
+        ) from error
+    if parsed.get_backend_name() not in ("postgresql", "postgres"):
+        raise InvalidDatabaseUrl(
+            f"LORAYARD_DATABASE_URL names {parsed.drivername!r}: only postgresql:// is supported"
+        )
+    return parsed.set(drivername="postgresql+psycopg")
+
+
+def _connect_args(statement_timeout_ms: int, name: str) -> dict[str, Any]:
+    return {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "application_name": name,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 20_000,
+        "options": f"-c statement_timeout={statement_timeout_ms} "
+        f"-c idle_in_transaction_session_timeout=60000 -c timezone=UTC",
+    }
+
+
+def _is_unreachable(error: DBAPIError) -> bool:
+    """Tell a lost or refused connection from a statement that failed for its own reasons."""
+    if error.connection_invalidated:
+        return True
+    sqlstate = _sqlstate(error)
+    if sqlstate is None:
+        return isinstance(error, (OperationalError, InterfaceError))
+    return sqlstate[:2] in UNREACHABLE_CLASSES and sqlstate != STATEMENT_TIMEOUT
+
+
+def _sqlstate(error: DBAPIError) -> str | None:
+    return getattr(error.orig, "sqlstate", None)

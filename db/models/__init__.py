@@ -1,0 +1,29 @@
+"""The tables of the ledger, one file for each noun."""
+
+from db.models.adapter import Adapter, AdapterRevision, Catalogue
+from db.models.job import Attempt, Cancellation, IntakeReject, Job, JobInput, JobKey, JobOutput
+from db.models.table import Table
+from db.models.tenant import Tenant
+from db.models.usage import AdapterUsage, UsageDelta
+from db.models.webhook import WebhookDelivery
+from db.models.worker import SchedulerTerm, Worker
+
+__all__ = [
+    "Table",
+    "Job",
+    "JobInput",
+    "JobOutput",
+    "JobKey",
+    "Attempt",
+    "Cancellation",
+    "IntakeReject",
+    "Adapter",
+    "AdapterRevision",
+    "Catalogue",
+    "UsageDelta",
+    "AdapterUsage",
+    "WebhookDelivery",
+    "Tenant",
+    "Worker",
+    "SchedulerTerm",
+]

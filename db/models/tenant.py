@@ -1,0 +1,29 @@
+"""Tenants: their share and the secrets that sign their webhooks."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import CheckConstraint, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from db.models.table import Table
+
+
+class Tenant(Table):
+    """One tenant; while a secret is rotated, both the new and the previous one sign."""
+
+    __tablename__ = "tenants"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    weight: Mapped[float] = mapped_column(server_default=text("1"))
+    secret_current: Mapped[bytes | None]
+    secret_previous: Mapped[bytes | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        CheckConstraint("weight > 0", name="weight"),
+        CheckConstraint(
+            "secret_previous IS NULL OR secret_current IS NOT NULL", name="previous_needs_current"
+        ),
+    )

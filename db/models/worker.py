@@ -1,0 +1,55 @@
+"""Workers and leaders: who may act, and until when by the database's clock."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import BigInteger, func, text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.types import Integer, Uuid
+
+from db.models.table import Table, one_of
+
+WORKER_STATES = ("ready", "draining", "gone", "lost")
+
+
+class Worker(Table):
+    """One start of one worker process, with the lease under which it holds all its jobs."""
+
+    __tablename__ = "workers"
+
+    incarnation: Mapped[str] = mapped_column(primary_key=True)
+    pool: Mapped[str]
+    hostname: Mapped[str]
+    state: Mapped[str]
+    lease_expires_at: Mapped[datetime]
+    registered_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    commit_seq: Mapped[int] = mapped_column(BigInteger, server_default=text("-1"))
+    """The last commit group; one that comes again has been written already."""
+    running_jobs: Mapped[list[UUID]] = mapped_column(ARRAY(Uuid), server_default=text("'{}'"))
+    running_attempts: Mapped[list[int]] = mapped_column(ARRAY(Integer), server_default=text("'{}'"))
+    """With `running_jobs`, pair by pair: what was on the device at the last heartbeat, for strikes."""
+    max_num_seqs: Mapped[int]
+    num_kv_blocks: Mapped[int]
+    block_size: Mapped[int]
+    max_model_len: Mapped[int]
+    max_loras: Mapped[int]
+    max_lora_rank: Mapped[int]
+
+    # Renewed every two seconds and never indexed there: with room in the page each renewal is a HOT update.
+    __table_args__ = (one_of("state", WORKER_STATES), {"postgresql_with": {"fillfactor": "50"}})
+
+
+class SchedulerTerm(Table):
+    """Who leads a pool; every transaction of a leader checks its term here."""
+
+    __tablename__ = "scheduler_terms"
+
+    pool: Mapped[str] = mapped_column(primary_key=True)
+    term: Mapped[int] = mapped_column(BigInteger)
+    holder: Mapped[str]
+    expires_at: Mapped[datetime]
+
+    __table_args__ = ({"postgresql_with": {"fillfactor": "50"}},)

@@ -1,0 +1,199 @@
+"""Admission: the one way into the ledger, idempotent by the job's name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from db.records import Admitted, FinishedJob, NewJob
+from db.repositories.endings import write_endings
+from db.repositories.results import fetch_finished
+from lorayard.contract.job import PRIORITIES
+from lorayard.contract.states import JobState
+
+LARGEST_INT = 2**31 - 1
+
+_KEYS = text("""
+    INSERT INTO job_keys (job_id, payload_sha256)
+    SELECT job_id, sha256 FROM unnest(CAST(:ids AS uuid[]), CAST(:sha256 AS text[])) AS k(job_id, sha256)
+    ORDER BY job_id
+    ON CONFLICT (job_id) DO NOTHING
+    RETURNING job_id
+""")
+
+_KNOWN = text("""
+    SELECT k.job_id, k.payload_sha256, j.state
+    FROM job_keys k LEFT JOIN jobs j ON j.job_id = k.job_id
+    WHERE k.job_id = ANY(CAST(:ids AS uuid[]))
+""")
+
+# INSERT ... SELECT ... ORDER BY draws the sequence in that order, so `admit_seq` follows the stream.
+_JOBS = text("""
+    INSERT INTO jobs (
+        job_id, pool, tenant, adapter, revision, priority, state, reply_to, has_callback, est_prompt_tokens,
+        max_tokens, submitted_at, deadline_at, ended_at, error_code
+    )
+    SELECT n.job_id, :pool, n.tenant, n.adapter, n.revision, n.priority,
+        CASE WHEN n.error_code IS NOT NULL THEN 'rejected'
+             WHEN c.job_id IS NOT NULL THEN 'cancelled' ELSE 'queued' END,
+        n.reply_to, n.has_callback, n.est_prompt_tokens, n.max_tokens,
+        now() - make_interval(secs => n.waited_s),
+        now() + make_interval(secs => n.deadline_s - n.waited_s),
+        CASE WHEN n.error_code IS NOT NULL OR c.job_id IS NOT NULL THEN now() END,
+        n.error_code
+    FROM unnest(
+        CAST(:job_id AS uuid[]), CAST(:tenant AS text[]), CAST(:adapter AS text[]), CAST(:revision AS text[]),
+        CAST(:priority AS smallint[]), CAST(:reply_to AS text[]), CAST(:has_callback AS boolean[]),
+        CAST(:est_prompt_tokens AS integer[]), CAST(:max_tokens AS integer[]), CAST(:waited_s AS float8[]),
+        CAST(:deadline_s AS float8[]), CAST(:error_code AS text[])
+    ) WITH ORDINALITY AS n(
+        job_id, tenant, adapter, revision, priority, reply_to, has_callback, est_prompt_tokens, max_tokens,
+        waited_s, deadline_s, error_code, place
+    )
+    LEFT JOIN cancellations c ON c.job_id = n.job_id
+    ORDER BY n.place
+    RETURNING job_id, state
+""")
+
+_INPUTS = text("""
+    INSERT INTO job_inputs (
+        job_id, prompt, messages, temperature, top_p, top_k, seed, stop, metadata, callback_url,
+        callback_host, submission_id
+    )
+    SELECT job_id, prompt, CAST(messages AS json), temperature, top_p, top_k, seed, CAST(stop AS json),
+        CAST(metadata AS json), callback_url, callback_host, submission_id
+    FROM unnest(
+        CAST(:job_id AS uuid[]), CAST(:prompt AS text[]), CAST(:messages AS text[]),
+        CAST(:temperature AS float8[]), CAST(:top_p AS float8[]), CAST(:top_k AS bigint[]),
+        CAST(:seed AS bigint[]), CAST(:stop AS text[]), CAST(:metadata AS text[]),
+        CAST(:callback_url AS text[]), CAST(:callback_host AS text[]), CAST(:submission_id AS uuid[])
+    ) AS n(
+        job_id, prompt, messages, temperature, top_p, top_k, seed, stop, metadata, callback_url,
+        callback_host, submission_id
+    )
+""")
+
+_PUT_ASIDE = text("""
+    INSERT INTO intake_rejects (pool, stream, entry_id, body, error)
+    VALUES (:pool, :stream, :entry_id, :body, :error)
+    ON CONFLICT (pool, stream, entry_id) DO NOTHING
+""")
+
+
+class AdmissionRepository:
+    """Takes jobs into the ledger; a name once taken stays taken, whatever becomes of the job."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def admit(self, pool: str, jobs: Sequence[NewJob]) -> list[Admitted]:
+        """Admit what is new, in the order given, and say of each job what became of it.
+
+        Of several jobs with one name the first wins: the same payload again is a `repeat`, another one a
+        `conflict`. A job cancelled before it came is born cancelled, one with a `rejection` born rejected;
+        both get their webhook here. Cancels and admissions of a pool come from one leader, one after another.
+        """
+        firsts = {job.job_id: job for job in reversed(jobs)}
+        fresh = self._take_names([job for job in jobs if firsts[job.job_id] is job])
+        states = self._insert(pool, fresh)
+        known = self._known([job_id for job_id in firsts if job_id not in states])
+        outcomes = []
+        for job in jobs:
+            if job.job_id in states and firsts[job.job_id] is job:
+                outcomes.append(Admitted(job.job_id, "new", states[job.job_id]))
+                continue
+            sha256, state = known.get(job.job_id) or (firsts[job.job_id].payload_sha256, states[job.job_id])
+            outcomes.append(
+                Admitted(job.job_id, "repeat" if sha256 == job.payload_sha256 else "conflict", state)
+            )
+        return outcomes
+
+    def born_finished(self, admitted: Sequence[Admitted]) -> list[FinishedJob]:
+        """Answer the results of those that were born rejected or cancelled, to announce after the commit."""
+        from_birth = [a.job_id for a in admitted if a.outcome == "new" and a.state and a.state.is_terminal]
+        return fetch_finished(self._connection, from_birth)
+
+    def put_aside(self, pool: str, stream: str, entry_id: str, body: bytes, error: str) -> None:
+        """Keep a stream entry that cannot be admitted; the same entry again changes nothing."""
+        self._connection.execute(
+            _PUT_ASIDE,
+            {"pool": pool, "stream": stream, "entry_id": entry_id, "body": body, "error": error},
+        )
+
+    def _take_names(self, jobs: Sequence[NewJob]) -> list[NewJob]:
+        if not jobs:
+            return []
+        taken = self._connection.execute(
+            _KEYS,
+            {"ids": [job.job_id for job in jobs], "sha256": [job.payload_sha256 for job in jobs]},
+        )
+        new_ids = set(taken.scalars())
+        return [job for job in jobs if job.job_id in new_ids]
+
+    def _insert(self, pool: str, jobs: Sequence[NewJob]) -> dict[UUID, JobState]:
+        if not jobs:
+            return {}
+        born = self._connection.execute(_JOBS, {"pool": pool} | _columns([_job_row(job) for job in jobs]))
+        states = {row.job_id: JobState(row.state) for row in born}
+        self._connection.execute(_INPUTS, _columns([_input_row(job) for job in jobs]))
+        rejected = [job for job in jobs if states[job.job_id] == JobState.REJECTED]
+        write_endings(
+            self._connection,
+            [job.job_id for job in rejected],
+            [job.rejection.message for job in rejected if job.rejection],
+        )
+        write_endings(self._connection, [id_ for id_, state in states.items() if state == JobState.CANCELLED])
+        return states
+
+    def _known(self, job_ids: Sequence[UUID]) -> dict[UUID, tuple[str, JobState | None]]:
+        if not job_ids:
+            return {}
+        rows = self._connection.execute(_KNOWN, {"ids": list(job_ids)})
+        return {row.job_id: (row.payload_sha256, JobState(row.state) if row.state else None) for row in rows}
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Turn rows into the arrays that unnest() takes."""
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _job_row(job: NewJob) -> dict[str, Any]:
+    spec = job.spec
+    return {
+        "job_id": job.job_id,
+        "tenant": spec.tenant,
+        "adapter": spec.adapter,
+        "revision": job.revision,
+        "priority": PRIORITIES.index(spec.priority),
+        "reply_to": job.reply_to,
+        "has_callback": spec.callback_url is not None,
+        "est_prompt_tokens": job.est_prompt_tokens,
+        "max_tokens": spec.max_tokens,
+        "waited_s": max(job.waited_ms, 0.0) / 1000,
+        "deadline_s": spec.deadline_s,
+        "error_code": job.rejection.code if job.rejection else None,
+    }
+
+
+def _input_row(job: NewJob) -> dict[str, Any]:
+    spec = job.spec
+    messages = [message.model_dump() for message in spec.messages] if spec.messages is not None else None
+    return {
+        "job_id": job.job_id,
+        "prompt": spec.prompt,
+        "messages": json.dumps(messages) if messages is not None else None,
+        "temperature": spec.temperature,
+        "top_p": spec.top_p,
+        "top_k": min(spec.top_k, LARGEST_INT),  # beyond any vocabulary it keeps every token
+        "seed": spec.seed,
+        "stop": json.dumps(spec.stop),
+        "metadata": json.dumps(spec.metadata),
+        "callback_url": spec.callback_url,
+        "callback_host": urlsplit(spec.callback_url).hostname if spec.callback_url else None,
+        "submission_id": job.submission_id,
+    }

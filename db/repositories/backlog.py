@@ -1,0 +1,113 @@
+"""The backlog as the policies see it: small headers of queued and running jobs, never a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, text
+
+from db.records import BacklogRow, LeasedRow, PendingRow
+from lorayard.contract.job import PRIORITIES
+
+_HEADER = """
+    j.job_id, j.admit_seq, j.priority, j.tenant, j.adapter, j.revision, j.est_prompt_tokens, j.max_tokens,
+    j.strikes, extract(epoch FROM now() - j.submitted_at)::float8 AS waited_s,
+    extract(epoch FROM j.deadline_at - now())::float8 AS deadline_in_s
+"""
+
+# One index range for each class, merged: the index is led by pool and class, and stops at the limit.
+_QUEUED_AFTER = text(f"""
+    SELECT lane.* FROM unnest(ARRAY[0, 1, 2]::smallint[]) AS class(priority)
+    CROSS JOIN LATERAL (
+        SELECT {_HEADER} FROM jobs j
+        WHERE j.pool = :pool AND j.priority = class.priority AND j.state = 'queued' AND j.admit_seq > :cursor
+        ORDER BY j.admit_seq LIMIT :limit
+    ) AS lane
+    ORDER BY lane.admit_seq LIMIT :limit
+""")  # noqa: S608
+
+_PENDING = text(f"""
+    SELECT {_HEADER} FROM jobs j
+    WHERE j.job_id = ANY(CAST(:ids AS uuid[])) AND j.state = 'queued' ORDER BY j.admit_seq
+""")  # noqa: S608
+
+_LEASED = text("""
+    SELECT job_id, attempt, incarnation, revision, tenant, adapter, est_prompt_tokens, max_tokens, strikes,
+        extract(epoch FROM now() - leased_at)::float8 AS leased_s
+    FROM jobs WHERE pool = :pool AND state = 'leased' ORDER BY admit_seq
+""")
+
+_LANES = text("""
+    SELECT priority, tenant, adapter, count(*) AS jobs, sum(est_prompt_tokens + max_tokens) AS est_tokens,
+        extract(epoch FROM now() - min(submitted_at))::float8 AS oldest_s
+    FROM jobs WHERE pool = :pool AND state = 'queued'
+    GROUP BY priority, tenant, adapter ORDER BY priority, tenant, adapter
+""")
+
+
+class BacklogRepository:
+    """What the leader rebuilds its picture from."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def queued_after(self, pool: str, cursor: int, limit: int) -> list[PendingRow]:
+        """Read the next queued jobs after an `admit_seq`, in the order of admission over all classes."""
+        rows = self._connection.execute(_QUEUED_AFTER, {"pool": pool, "cursor": cursor, "limit": limit})
+        return [_to_pending(row) for row in rows]
+
+    def pending(self, job_ids: Sequence[UUID]) -> list[PendingRow]:
+        """Read which of some jobs are queued: a requeued one keeps its `admit_seq`, behind any cursor."""
+        return [_to_pending(row) for row in self._connection.execute(_PENDING, {"ids": list(job_ids)})]
+
+    def leased(self, pool: str) -> list[LeasedRow]:
+        """Read the jobs in workers' hands."""
+        rows = self._connection.execute(_LEASED, {"pool": pool})
+        return [
+            LeasedRow(
+                job_id=row.job_id,
+                attempt=row.attempt,
+                incarnation=row.incarnation,
+                revision=row.revision,
+                tenant=row.tenant,
+                adapter=row.adapter,
+                est_tokens=row.est_prompt_tokens,
+                max_tokens=row.max_tokens,
+                strikes=row.strikes,
+                leased_s=row.leased_s,
+            )
+            for row in rows
+        ]
+
+    def lanes(self, pool: str) -> list[BacklogRow]:
+        """Sum up the backlog by class, tenant and adapter."""
+        rows = self._connection.execute(_LANES, {"pool": pool})
+        return [
+            BacklogRow(
+                priority=PRIORITIES[row.priority],
+                tenant=row.tenant,
+                adapter=row.adapter,
+                jobs=row.jobs,
+                est_tokens=int(row.est_tokens),
+                oldest_s=row.oldest_s,
+            )
+            for row in rows
+        ]
+
+
+def _to_pending(row: Row[Any]) -> PendingRow:
+    return PendingRow(
+        job_id=row.job_id,
+        admit_seq=row.admit_seq,
+        priority=PRIORITIES[row.priority],
+        tenant=row.tenant,
+        adapter=row.adapter,
+        revision=row.revision,
+        est_tokens=row.est_prompt_tokens,
+        max_tokens=row.max_tokens,
+        waited_s=row.waited_s,
+        deadline_in_s=row.deadline_in_s,
+        strikes=row.strikes,
+    )

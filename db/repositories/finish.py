@@ -1,0 +1,197 @@
+"""Finish: what a worker has done becomes the truth, once, or counts as waste."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, Final
+
+from sqlalchemy import Connection, text
+
+from db.errors import UnknownWorker
+from db.records import EndedAttempt, FinishedJob, UsageDelta
+from db.repositories.endings import lock_jobs, write_outbox
+from db.repositories.results import fetch_finished
+from lorayard.contract.states import TRANSITIONS, JobState
+
+FINISH_STATES: Final = TRANSITIONS[JobState.LEASED] - {JobState.DEAD}
+"""What a worker may say of a job; only the leader, counting crashes, calls one dead."""
+
+_OPEN_GROUP = text("""
+    UPDATE workers SET commit_seq = :seq
+    WHERE incarnation = :incarnation AND commit_seq < :seq
+    RETURNING pool
+""")
+
+_WRITTEN_BEFORE = text("""
+    SELECT j.job_id
+    FROM jobs j JOIN unnest(CAST(:ids AS uuid[]), CAST(:attempts AS integer[])) AS e(job_id, attempt)
+        ON e.job_id = j.job_id AND e.attempt = j.attempt
+    WHERE j.incarnation = :incarnation AND j.ended_at IS NOT NULL
+""")
+
+_IS_KNOWN = text("SELECT FROM workers WHERE incarnation = :incarnation")
+
+_FINISH = text("""
+    WITH reported AS (
+        SELECT * FROM unnest(
+            CAST(:job_id AS uuid[]), CAST(:attempt AS integer[]), CAST(:state AS text[]),
+            CAST(:output AS text[]), CAST(:finish_reason AS text[]), CAST(:prompt_tokens AS integer[]),
+            CAST(:completion_tokens AS integer[]), CAST(:queue_ms AS float8[]), CAST(:run_ms AS float8[]),
+            CAST(:device_ms AS float8[]), CAST(:error_code AS text[]), CAST(:error_message AS text[]),
+            CAST(:revision AS text[]), CAST(:loads AS integer[]), CAST(:load_ms AS float8[]),
+            CAST(:hits AS integer[])
+        ) AS r(
+            job_id, attempt, state, output, finish_reason, prompt_tokens, completion_tokens, queue_ms, run_ms,
+            device_ms, error_code, error_message, revision, loads, load_ms, hits
+        )
+    ), ended AS (
+        SELECT r.*, CASE WHEN r.state = 'queued' AND c.job_id IS NOT NULL THEN 'cancelled' ELSE r.state END
+            AS becomes
+        FROM reported r LEFT JOIN cancellations c ON c.job_id = r.job_id
+    ), done AS (
+        UPDATE jobs j
+        SET state = e.becomes,
+            incarnation = CASE WHEN e.becomes <> 'queued' THEN j.incarnation END,
+            leased_at = CASE WHEN e.becomes <> 'queued' THEN j.leased_at END,
+            ended_at = CASE WHEN e.becomes <> 'queued' THEN now() END,
+            revision = coalesce(e.revision, j.revision),
+            prompt_tokens = CASE WHEN e.becomes <> 'queued' THEN e.prompt_tokens ELSE 0 END,
+            completion_tokens = CASE WHEN e.becomes <> 'queued' THEN e.completion_tokens ELSE 0 END,
+            queue_ms = CASE WHEN e.becomes <> 'queued' THEN e.queue_ms END,
+            run_ms = CASE WHEN e.becomes <> 'queued' THEN e.run_ms END,
+            finish_reason = CASE WHEN e.becomes <> 'queued' THEN e.finish_reason END,
+            error_code = CASE WHEN e.becomes <> 'queued' THEN e.error_code END
+        FROM ended e
+        WHERE j.job_id = e.job_id AND j.attempt = e.attempt
+            AND j.state = 'leased' AND j.incarnation = :incarnation
+        RETURNING j.job_id, j.attempt, j.state
+    ), outputs AS (
+        INSERT INTO job_outputs (job_id, output, error_message)
+        SELECT e.job_id, e.output, e.error_message
+        FROM done d JOIN ended e ON e.job_id = d.job_id AND e.attempt = d.attempt
+        WHERE d.state <> 'queued' AND (e.output IS NOT NULL OR e.error_message IS NOT NULL)
+    ), tried AS (
+        INSERT INTO attempts (
+            job_id, attempt, incarnation, ended, revision, prompt_tokens, completion_tokens, queue_ms, run_ms,
+            device_ms, error_code
+        )
+        SELECT e.job_id, e.attempt, :incarnation,
+            CASE WHEN d.state = 'queued' THEN 'released' ELSE d.state END, e.revision, e.prompt_tokens,
+            e.completion_tokens, e.queue_ms, e.run_ms, e.device_ms, e.error_code
+        FROM done d JOIN ended e ON e.job_id = d.job_id AND e.attempt = d.attempt
+    ), spent AS (
+        SELECT j.tenant, coalesce(j.adapter, '') AS adapter,
+            coalesce(d.state, 'queued') <> 'queued' AS counts,
+            coalesce(d.state, 'queued') IN ('queued', 'cancelled') AS wasted,
+            d.state = 'failed' AS failed, e.*
+        FROM ended e
+        JOIN jobs j ON j.job_id = e.job_id
+        LEFT JOIN done d ON d.job_id = e.job_id AND d.attempt = e.attempt
+    ), parts AS (
+        SELECT tenant, adapter, CAST(counts AS integer) AS jobs,
+            CASE WHEN counts THEN prompt_tokens ELSE 0 END AS prompt_tokens,
+            CASE WHEN counts THEN completion_tokens ELSE 0 END AS completion_tokens,
+            CASE WHEN wasted THEN 0 ELSE device_ms END AS device_ms,
+            CASE WHEN counts THEN coalesce(queue_ms, 0) ELSE 0 END AS queue_ms,
+            loads, load_ms, hits, 0 AS evictions, CASE WHEN failed THEN 1 ELSE 0 END AS failures,
+            CASE WHEN wasted THEN device_ms ELSE 0 END AS wasted_device_ms
+        FROM spent
+        UNION ALL
+        SELECT tenant, adapter, 0, 0, 0, 0, 0, loads, load_ms, hits, evictions, failures, wasted_device_ms
+        FROM unnest(
+            CAST(:extra_tenant AS text[]), CAST(:extra_adapter AS text[]), CAST(:extra_loads AS integer[]),
+            CAST(:extra_load_ms AS float8[]), CAST(:extra_hits AS integer[]),
+            CAST(:extra_evictions AS integer[]), CAST(:extra_failures AS integer[]),
+            CAST(:extra_wasted_device_ms AS float8[])
+        ) AS x(tenant, adapter, loads, load_ms, hits, evictions, failures, wasted_device_ms)
+    ), used AS (
+        INSERT INTO usage_deltas (
+            incarnation, seq, part, pool, tenant, adapter, jobs, prompt_tokens, completion_tokens, device_ms,
+            queue_ms, loads, load_ms, hits, evictions, failures, wasted_device_ms
+        )
+        SELECT :incarnation, :seq, row_number() OVER (ORDER BY tenant, adapter), :pool, tenant, adapter,
+            sum(jobs), sum(prompt_tokens), sum(completion_tokens), sum(device_ms), sum(queue_ms), sum(loads),
+            sum(load_ms), sum(hits), sum(evictions), sum(failures), sum(wasted_device_ms)
+        FROM parts GROUP BY tenant, adapter
+    )
+    SELECT job_id FROM done
+""")
+
+
+class FinishRepository:
+    """Ends jobs as their workers report them."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def finish(
+        self,
+        incarnation: str,
+        seq: int,
+        ended: Sequence[EndedAttempt],
+        extra: Sequence[UsageDelta] = (),
+    ) -> list[FinishedJob]:
+        """Write one commit group; answers the jobs that it moved, in the order given.
+
+        Only a job still leased to this incarnation at this attempt moves; of any other the device time is
+        added to the wasted, and nothing else. `seq` grows with each group: a group that comes again, because
+        its commit was of unknown fate, changes nothing and answers its ended jobs once more.
+        """
+        reports = list({(report.job_id, report.attempt): report for report in reversed(ended)}.values())[::-1]
+        _check(reports)
+        pool = self._connection.execute(_OPEN_GROUP, {"incarnation": incarnation, "seq": seq}).scalar()
+        if pool is None:
+            return self._answer_again(incarnation, reports)
+        if not reports and not extra:
+            return []
+        lock_jobs(self._connection, {report.job_id for report in reports})
+        values = {"incarnation": incarnation, "seq": seq, "pool": pool}
+        moved = set(self._connection.execute(_FINISH, values | _columns(reports) | _extra(extra)).scalars())
+        in_order = list(dict.fromkeys(report.job_id for report in reports if report.job_id in moved))
+        write_outbox(self._connection, in_order)
+        return fetch_finished(self._connection, in_order)
+
+    def _answer_again(self, incarnation: str, reports: Sequence[EndedAttempt]) -> list[FinishedJob]:
+        if self._connection.execute(_IS_KNOWN, {"incarnation": incarnation}).one_or_none() is None:
+            raise UnknownWorker(
+                f"incarnation {incarnation} is not registered: register it before it finishes jobs"
+            )
+        before = self._connection.execute(
+            _WRITTEN_BEFORE,
+            {
+                "incarnation": incarnation,
+                "ids": [report.job_id for report in reports],
+                "attempts": [report.attempt for report in reports],
+            },
+        )
+        written = set(before.scalars())
+        return fetch_finished(self._connection, [r.job_id for r in reports if r.job_id in written])
+
+
+def _check(reports: Sequence[EndedAttempt]) -> None:
+    for report in reports:
+        if report.state not in FINISH_STATES:
+            raise ValueError(
+                f"job {report.job_id} was reported {report.state}: "
+                f"a worker may say {', '.join(sorted(FINISH_STATES))}"
+            )
+
+
+def _columns(reports: Sequence[EndedAttempt]) -> dict[str, list[Any]]:
+    """Turn reports into the arrays that unnest() takes."""
+    names = [field.name for field in fields(EndedAttempt) if field.name not in ("error", "state")]
+    columns = {name: [getattr(report, name) for report in reports] for name in names}
+    return columns | {
+        "state": [report.state.value for report in reports],
+        "error_code": [report.error.code if report.error else None for report in reports],
+        "error_message": [report.error.message if report.error else None for report in reports],
+    }
+
+
+def _extra(deltas: Sequence[UsageDelta]) -> dict[str, list[Any]]:
+    columns = {
+        f"extra_{field.name}": [getattr(delta, field.name) for delta in deltas]
+        for field in fields(UsageDelta)
+    }
+    return columns | {"extra_adapter": [delta.adapter or "" for delta in deltas]}

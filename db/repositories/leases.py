@@ -1,0 +1,218 @@
+"""Leases: jobs into a worker's hand, and back when it lets them go or is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, text
+
+from db.records import JobAttempt, LeasedJob, LostJobs, Released, WorkerRow
+from db.repositories.endings import lock_jobs, write_endings
+from db.repositories.terms import TermRepository
+from db.repositories.workers import WORKER_COLUMNS, to_worker
+from lorayard.contract.job import Message
+
+MAX_STRIKES: Final = 3
+"""So many crashes of a worker that was running the job, and the job is dead."""
+
+# FOR SHARE: the worker cannot be called lost between this look and the commit.
+_WORKER_IS_READY = text("""
+    SELECT incarnation FROM workers
+    WHERE incarnation = :incarnation AND pool = :pool AND state = 'ready' AND lease_expires_at > now()
+    FOR SHARE
+""")
+
+_LEASE = text("""
+    WITH locked AS MATERIALIZED (
+        SELECT j.job_id FROM jobs j
+        WHERE j.job_id = ANY(CAST(:ids AS uuid[])) AND j.pool = :pool AND j.state = 'queued'
+            AND (j.deadline_at IS NULL OR j.deadline_at > now())
+            AND NOT EXISTS (SELECT FROM cancellations c WHERE c.job_id = j.job_id)
+        ORDER BY j.job_id
+        FOR UPDATE
+    ), taken AS (
+        UPDATE jobs j
+        SET state = 'leased', attempt = j.attempt + 1, incarnation = :incarnation, leased_at = now()
+        FROM locked WHERE j.job_id = locked.job_id AND j.state = 'queued'
+        RETURNING j.*
+    )
+    SELECT t.job_id, t.attempt, t.strikes, t.tenant, t.adapter, t.revision, t.max_tokens, t.reply_to,
+        t.has_callback, i.prompt, i.messages, i.temperature, i.top_p, i.top_k, i.seed, i.stop, i.metadata,
+        1000 * extract(epoch FROM now() - t.submitted_at)::float8 AS queue_ms,
+        extract(epoch FROM t.deadline_at - now())::float8 AS first_token_within_s
+    FROM taken t JOIN job_inputs i ON i.job_id = t.job_id
+""")
+
+_GIVE_BACK = text("""
+    WITH given AS (
+        SELECT job_id, attempt, struck
+        FROM unnest(CAST(:ids AS uuid[]), CAST(:attempts AS integer[]), CAST(:struck AS boolean[]))
+            AS g(job_id, attempt, struck)
+    ), decided AS (
+        SELECT j.job_id, g.struck,
+            CASE WHEN c.job_id IS NOT NULL THEN 'cancelled'
+                 WHEN g.struck AND j.strikes + 1 >= :max_strikes THEN 'dead' ELSE 'queued' END AS state
+        FROM jobs j
+        JOIN given g ON g.job_id = j.job_id AND g.attempt = j.attempt
+        LEFT JOIN cancellations c ON c.job_id = j.job_id
+    ), moved AS (
+        UPDATE jobs j
+        SET state = d.state,
+            strikes = j.strikes + CAST(d.struck AS integer),
+            incarnation = CASE WHEN d.state <> 'queued' THEN j.incarnation END,
+            leased_at = CASE WHEN d.state <> 'queued' THEN j.leased_at END,
+            ended_at = CASE WHEN d.state <> 'queued' THEN now() END,
+            queue_ms = CASE WHEN d.state <> 'queued'
+                THEN 1000 * extract(epoch FROM j.leased_at - j.submitted_at)::float8 END,
+            error_code = CASE WHEN d.state = 'dead' THEN 'worker_crashed' END
+        FROM decided d, given g
+        WHERE j.job_id = d.job_id AND g.job_id = j.job_id AND j.attempt = g.attempt
+            AND j.state = 'leased' AND j.incarnation = :incarnation
+        RETURNING j.job_id, j.attempt, j.state, j.strikes, j.revision
+    ), written AS (
+        INSERT INTO attempts (job_id, attempt, incarnation, ended, revision)
+        SELECT job_id, attempt, :incarnation, CASE WHEN state = 'queued' THEN :ended ELSE state END, revision
+        FROM moved
+    )
+    SELECT job_id, attempt, state, strikes FROM moved ORDER BY job_id
+""")
+
+_LOSE = text("""
+    UPDATE workers SET state = 'lost'
+    WHERE incarnation = :incarnation
+        AND (state = 'gone' OR (state IN ('ready', 'draining') AND lease_expires_at <= now()))
+    RETURNING running_jobs, running_attempts, hostname
+""")
+
+_HOLDS = text("SELECT job_id, attempt FROM jobs WHERE incarnation = :incarnation AND state = 'leased'")
+
+_EXPIRED_WORKERS = text(f"""
+    SELECT {WORKER_COLUMNS} FROM workers w
+    WHERE pool = :pool AND (
+        (state IN ('ready', 'draining') AND lease_expires_at <= now())
+        OR (state = 'gone' AND EXISTS (
+            SELECT FROM jobs j WHERE j.incarnation = w.incarnation AND j.state = 'leased'))
+    )
+    ORDER BY incarnation
+""")  # noqa: S608
+
+_READY_WORKERS = text(f"""
+    SELECT {WORKER_COLUMNS} FROM workers
+    WHERE pool = :pool AND state = 'ready' AND lease_expires_at > now()
+    ORDER BY incarnation
+""")  # noqa: S608
+
+
+class LeaseRepository:
+    """Who holds which job; used by the leader, and by a worker that lets go."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def lease(self, pool: str, incarnation: str, job_ids: Sequence[UUID], *, term: int) -> list[LeasedJob]:
+        """Lease queued jobs to a ready worker; answers those it got, in the order given.
+
+        Jobs no longer queued, cancelled or past their deadline are passed over; an unready worker gets none.
+        Raises Deposed where the term is over.
+        """
+        TermRepository(self._connection).check(pool, term)
+        worker = {"incarnation": incarnation, "pool": pool}
+        if not job_ids or self._connection.execute(_WORKER_IS_READY, worker).one_or_none() is None:
+            return []
+        rows = self._connection.execute(_LEASE, worker | {"ids": list(job_ids)})
+        place = {job_id: number for number, job_id in enumerate(job_ids)}
+        return sorted((_to_leased(row) for row in rows), key=lambda job: place[job.job_id])
+
+    def release(self, incarnation: str, pairs: Sequence[tuple[UUID, int]]) -> Released:
+        """Take jobs back from a worker without a strike; one that was cancelled meanwhile ends here."""
+        moved = self._give_back(incarnation, pairs, struck=frozenset(), ended="released")
+        return Released(_requeued(moved), tuple(self._finish(moved, "")))
+
+    def lose_worker(self, incarnation: str, running: Collection[tuple[UUID, int]] | None = None) -> LostJobs:
+        """Call a worker lost and take its jobs back, with a strike for each that was on the device.
+
+        `running` defaults to what the worker's last heartbeat said. Acts only where the lease is really over,
+        or where the worker has left and forgot jobs.
+        """
+        lost = self._connection.execute(_LOSE, {"incarnation": incarnation}).one_or_none()
+        if lost is None:
+            return LostJobs(lost=False)
+        reported = zip(lost.running_jobs, lost.running_attempts, strict=True)
+        struck = frozenset(reported if running is None else (tuple(pair) for pair in running))
+        held = self._connection.execute(_HOLDS, {"incarnation": incarnation}).all()
+        pairs = [(row.job_id, row.attempt) for row in held]
+        moved = self._give_back(incarnation, pairs, struck=struck, ended="lost")
+        return LostJobs(True, _requeued(moved), tuple(self._finish(moved, lost.hostname)))
+
+    def expired_workers(self, pool: str) -> list[WorkerRow]:
+        """List the workers whose lease is over, and those that left with jobs in hand."""
+        return [to_worker(row) for row in self._connection.execute(_EXPIRED_WORKERS, {"pool": pool})]
+
+    def ready_workers(self, pool: str) -> list[WorkerRow]:
+        """List the workers that may be given jobs."""
+        return [to_worker(row) for row in self._connection.execute(_READY_WORKERS, {"pool": pool})]
+
+    def _give_back(
+        self,
+        incarnation: str,
+        pairs: Sequence[tuple[UUID, int]],
+        *,
+        struck: frozenset[tuple[UUID, int]],
+        ended: str,
+    ) -> Sequence[Row[Any]]:
+        if not pairs:
+            return []
+        lock_jobs(self._connection, [job_id for job_id, _ in pairs])
+        return self._connection.execute(
+            _GIVE_BACK,
+            {
+                "incarnation": incarnation,
+                "ids": [job_id for job_id, _ in pairs],
+                "attempts": [attempt for _, attempt in pairs],
+                "struck": [tuple(pair) in struck for pair in pairs],
+                "max_strikes": MAX_STRIKES,
+                "ended": ended,
+            },
+        ).all()
+
+    def _finish(self, moved: Sequence[Row[Any]], hostname: str) -> list[Any]:
+        dead = [row for row in moved if row.state == "dead"]
+        message = "its worker crashed while running it, {} times (last on {}): run it alone and look there"
+        finished = write_endings(
+            self._connection,
+            [row.job_id for row in dead],
+            [message.format(row.strikes, hostname) for row in dead],
+        )
+        cancelled = [row.job_id for row in moved if row.state == "cancelled"]
+        return finished + write_endings(self._connection, cancelled)
+
+
+def _requeued(moved: Sequence[Row[Any]]) -> tuple[JobAttempt, ...]:
+    return tuple(JobAttempt(row.job_id, row.attempt) for row in moved if row.state == "queued")
+
+
+def _to_leased(row: Row[Any]) -> LeasedJob:
+    messages = None if row.messages is None else tuple(Message(**message) for message in row.messages)
+    return LeasedJob(
+        job_id=row.job_id,
+        attempt=row.attempt,
+        strikes=row.strikes,
+        tenant=row.tenant,
+        adapter=row.adapter,
+        revision=row.revision,
+        prompt=row.prompt,
+        messages=messages,
+        max_tokens=row.max_tokens,
+        temperature=row.temperature,
+        top_p=row.top_p,
+        top_k=row.top_k,
+        seed=row.seed,
+        stop=tuple(row.stop),
+        queue_ms=row.queue_ms,
+        first_token_within_s=row.first_token_within_s,
+        reply_to=row.reply_to,
+        has_callback=row.has_callback,
+        metadata=row.metadata,
+    )

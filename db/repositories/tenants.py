@@ -1,0 +1,98 @@
+"""Tenants: who may submit, with what share, and with which secrets their webhooks are signed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from sqlalchemy import Connection, text
+
+from db.records import TenantRow
+
+_COLUMNS = "name, weight, secret_current IS NOT NULL AS has_secret, secret_previous IS NOT NULL AS rotating"
+
+_GET = text(f"SELECT {_COLUMNS} FROM tenants WHERE name = :name")  # noqa: S608
+_LIST = text(f"SELECT {_COLUMNS} FROM tenants ORDER BY name")  # noqa: S608
+_KNOWN = text("SELECT name FROM tenants WHERE name = ANY(CAST(:names AS text[]))")
+
+_INSERT = text("""
+    INSERT INTO tenants (name, secret_current)
+    SELECT name, secret FROM unnest(CAST(:names AS text[]), CAST(:secrets AS bytea[])) AS t(name, secret)
+    ORDER BY name
+    ON CONFLICT (name) DO NOTHING RETURNING name
+""")
+
+_SET_WEIGHT = text("UPDATE tenants SET weight = :weight WHERE name = :name RETURNING name")
+
+_ROTATE = text("""
+    UPDATE tenants SET secret_previous = secret_current, secret_current = :secret
+    WHERE name = :name RETURNING name
+""")
+
+_FILL = text("""
+    UPDATE tenants SET secret_current = :secret WHERE name = :name AND secret_current IS NULL
+""")
+
+_DROP_PREVIOUS = text("""
+    UPDATE tenants SET secret_previous = NULL
+    WHERE name = :name AND secret_previous IS NOT NULL RETURNING name
+""")
+
+_SECRETS = text("SELECT secret_current, secret_previous FROM tenants WHERE name = :name")
+
+
+class TenantRepository:
+    """Tenants by name; secrets come and go encrypted (`db.secrets.SecretBox`)."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def get(self, name: str) -> TenantRow | None:
+        """Read one tenant."""
+        row = self._connection.execute(_GET, {"name": name}).one_or_none()
+        return TenantRow(**row._mapping) if row else None  # noqa: SLF001
+
+    def all(self) -> list[TenantRow]:
+        """List all tenants by name."""
+        return [TenantRow(**row._mapping) for row in self._connection.execute(_LIST)]  # noqa: SLF001
+
+    def known(self, names: Collection[str]) -> set[str]:
+        """Tell which of some names are tenants."""
+        return set(self._connection.execute(_KNOWN, {"names": sorted(set(names))}).scalars())
+
+    def ensure_all(self, names: Collection[str], seal: Callable[[], bytes] | None = None) -> list[str]:
+        """Enter tenants that are not there yet, each with a secret from `seal`; answers the new ones."""
+        missing = sorted(set(names) - self.known(names))
+        if not missing:
+            return []
+        secrets = [seal() if seal else None for _ in missing]
+        return sorted(self._connection.execute(_INSERT, {"names": missing, "secrets": secrets}).scalars())
+
+    def ensure(self, name: str, seal: Callable[[], bytes] | None = None) -> TenantRow:
+        """Enter a tenant where it is not there yet, and give one without a secret its first."""
+        self.ensure_all([name], seal)
+        tenant = self.get(name)
+        assert tenant is not None, "a tenant just ensured is there"
+        if seal is None or tenant.has_secret:
+            return tenant
+        self._connection.execute(_FILL, {"name": name, "secret": seal()})
+        return self.get(name) or tenant
+
+    def set_weight(self, name: str, weight: float) -> bool:
+        """Set a tenant's share; False where there is no such tenant."""
+        return (
+            self._connection.execute(_SET_WEIGHT, {"name": name, "weight": weight}).one_or_none() is not None
+        )
+
+    def set_webhook_secret(self, name: str, ciphertext: bytes) -> bool:
+        """Make a secret the current one; the one before stays valid beside it. False: no such tenant."""
+        values = {"name": name, "secret": ciphertext}
+        return self._connection.execute(_ROTATE, values).one_or_none() is not None
+
+    def drop_previous_secret(self, name: str) -> bool:
+        """End a rotation; False where none was under way."""
+        return self._connection.execute(_DROP_PREVIOUS, {"name": name}).one_or_none() is not None
+
+    def webhook_secrets(self, name: str) -> tuple[bytes, ...]:
+        """Read the encrypted secrets that sign now, the current one first."""
+        row = self._connection.execute(_SECRETS, {"name": name}).one_or_none()
+        return tuple(bytes(secret) for secret in row if secret is not None) if row else ()

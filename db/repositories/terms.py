@@ -1,0 +1,62 @@
+"""Leadership of a pool: a term on the database's clock, taken and kept by guarded updates."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from sqlalchemy import Connection, text
+
+from db.errors import Deposed
+
+_TAKE = text("""
+    INSERT INTO scheduler_terms AS held (pool, term, holder, expires_at)
+    VALUES (:pool, 1, :holder, now() + make_interval(secs => :ttl_s))
+    ON CONFLICT (pool) DO UPDATE
+        SET term = held.term + 1, holder = excluded.holder, expires_at = excluded.expires_at
+        WHERE held.expires_at <= now()
+    RETURNING term
+""")
+
+_RENEW = text("""
+    UPDATE scheduler_terms SET expires_at = now() + make_interval(secs => :ttl_s)
+    WHERE pool = :pool AND holder = :holder AND term = :term
+    RETURNING term
+""")
+
+_RESIGN = text("""
+    UPDATE scheduler_terms SET expires_at = now()
+    WHERE pool = :pool AND holder = :holder AND term = :term AND expires_at > now()
+""")
+
+_CHECK = text("SELECT term FROM scheduler_terms WHERE pool = :pool AND term = :term FOR SHARE")
+
+
+class TermRepository:
+    """Who leads a pool."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def take(self, pool: str, holder: str, ttl_s: float) -> int | None:
+        """Take office where nobody holds it; answers the new term, or None while another leads."""
+        found = self._connection.execute(_TAKE, {"pool": pool, "holder": holder, "ttl_s": ttl_s})
+        return cast("int | None", found.scalar_one_or_none())
+
+    def renew(self, pool: str, holder: str, term: int, ttl_s: float) -> bool:
+        """Stay in office; False means that another has taken it.
+
+        An expired term may be renewed as long as nobody else has taken office since.
+        """
+        found = self._connection.execute(
+            _RENEW, {"pool": pool, "holder": holder, "term": term, "ttl_s": ttl_s}
+        )
+        return found.one_or_none() is not None
+
+    def check(self, pool: str, term: int) -> None:
+        """Hold the term until this transaction ends, so that nobody takes office under it; raises Deposed."""
+        if self._connection.execute(_CHECK, {"pool": pool, "term": term}).one_or_none() is None:
+            raise Deposed(f"term {term} of pool {pool} is over: another scheduler leads, stop acting for it")
+
+    def resign(self, pool: str, holder: str, term: int) -> None:
+        """Leave office at once, so that the next need not wait."""
+        self._connection.execute(_RESIGN, {"pool": pool, "holder": holder, "term": term})

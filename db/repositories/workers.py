@@ -1,0 +1,145 @@
+"""Workers: registered once for each start, alive as long as they renew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Row, text
+
+from db.records import JobAttempt, Renewal, WorkerLimits, WorkerRow
+from lorayard.contract.messages import HeldJob
+
+WORKER_COLUMNS = """
+    incarnation, pool, hostname, state, max_num_seqs, num_kv_blocks, block_size, max_model_len, max_loras,
+    max_lora_rank, extract(epoch FROM lease_expires_at - now())::float8 AS lease_left_s
+"""
+
+_REGISTER = text("""
+    INSERT INTO workers (
+        incarnation, pool, hostname, state, lease_expires_at, max_num_seqs, num_kv_blocks, block_size,
+        max_model_len, max_loras, max_lora_rank
+    )
+    VALUES (
+        :incarnation, :pool, :hostname, 'ready', now() + make_interval(secs => :lease_s), :max_num_seqs,
+        :num_kv_blocks, :block_size, :max_model_len, :max_loras, :max_lora_rank
+    )
+    ON CONFLICT (incarnation) DO NOTHING
+""")
+
+_RENEW = text("""
+    UPDATE workers
+    SET lease_expires_at = now() + make_interval(secs => :lease_s),
+        running_jobs = CAST(:running_jobs AS uuid[]), running_attempts = CAST(:running_attempts AS integer[])
+    WHERE incarnation = :incarnation AND state IN ('ready', 'draining')
+    RETURNING state
+""")
+
+_HELD = text("""
+    SELECT h.job_id, h.attempt, j.job_id IS NOT NULL AS mine, c.job_id IS NOT NULL AS cancelled
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:attempts AS integer[])) AS h(job_id, attempt)
+    LEFT JOIN jobs j ON j.job_id = h.job_id AND j.attempt = h.attempt
+        AND j.state = 'leased' AND j.incarnation = :incarnation
+    LEFT JOIN cancellations c ON c.job_id = h.job_id
+    WHERE j.job_id IS NULL OR c.job_id IS NOT NULL
+""")
+
+_SET_STATE = text("""
+    UPDATE workers SET state = :state
+    WHERE incarnation = :incarnation AND state = ANY(CAST(:before AS text[]))
+    RETURNING incarnation
+""")
+
+_GET = text(f"SELECT {WORKER_COLUMNS} FROM workers WHERE incarnation = :incarnation")  # noqa: S608
+
+STATES_BEFORE: dict[str, list[str]] = {"draining": ["ready", "draining"], "gone": ["ready", "draining"]}
+
+
+class WorkerRepository:
+    """One worker's own row."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def register(
+        self, incarnation: str, pool: str, hostname: str, limits: WorkerLimits, lease_s: float = 10.0
+    ) -> None:
+        """Enter a new start of a worker as ready, with its first lease."""
+        self._connection.execute(
+            _REGISTER,
+            {
+                "incarnation": incarnation,
+                "pool": pool,
+                "hostname": hostname,
+                "lease_s": lease_s,
+                "max_num_seqs": limits.max_num_seqs,
+                "num_kv_blocks": limits.num_kv_blocks,
+                "block_size": limits.block_size,
+                "max_model_len": limits.max_model_len,
+                "max_loras": limits.max_loras,
+                "max_lora_rank": limits.max_lora_rank,
+            },
+        )
+
+    def renew(self, incarnation: str, held: Sequence[HeldJob], lease_s: float = 10.0) -> Renewal:
+        """Prolong the lease and say what is on the device; answers what to abort.
+
+        A lease that ran out may still be renewed until the leader has called the worker lost.
+        """
+        running = [job for job in held if job.running]
+        renewed = self._connection.execute(
+            _RENEW,
+            {
+                "incarnation": incarnation,
+                "lease_s": lease_s,
+                "running_jobs": [job.job_id for job in running],
+                "running_attempts": [job.attempt for job in running],
+            },
+        ).one_or_none()
+        if renewed is None:
+            return Renewal(alive=False)
+        return self._answer(incarnation, held, renewed.state)
+
+    def set_state(self, incarnation: str, state: Literal["draining", "gone"]) -> bool:
+        """Announce that the worker takes no more jobs, or has left; False where it is lost already."""
+        before = STATES_BEFORE[state]
+        moved = self._connection.execute(
+            _SET_STATE, {"incarnation": incarnation, "state": state, "before": before}
+        )
+        return moved.one_or_none() is not None
+
+    def get(self, incarnation: str) -> WorkerRow | None:
+        """Read one start of a worker."""
+        row = self._connection.execute(_GET, {"incarnation": incarnation}).one_or_none()
+        return to_worker(row) if row else None
+
+    def _answer(self, incarnation: str, held: Sequence[HeldJob], state: Any) -> Renewal:
+        if not held:
+            return Renewal(alive=True, state=state)
+        rows = self._connection.execute(
+            _HELD,
+            {
+                "incarnation": incarnation,
+                "ids": [job.job_id for job in held],
+                "attempts": [job.attempt for job in held],
+            },
+        ).all()
+        return Renewal(
+            alive=True,
+            cancelled=tuple(row.job_id for row in rows if row.mine),
+            not_mine=tuple(JobAttempt(row.job_id, row.attempt) for row in rows if not row.mine),
+            state=state,
+        )
+
+
+def to_worker(row: Row[Any]) -> WorkerRow:
+    """Make the record of one row of the worker columns."""
+    limits = WorkerLimits(
+        max_num_seqs=row.max_num_seqs,
+        num_kv_blocks=row.num_kv_blocks,
+        block_size=row.block_size,
+        max_model_len=row.max_model_len,
+        max_loras=row.max_loras,
+        max_lora_rank=row.max_lora_rank,
+    )
+    return WorkerRow(row.incarnation, row.pool, row.hostname, row.state, limits, row.lease_left_s)

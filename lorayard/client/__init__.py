@@ -1,0 +1,7 @@
+"""The producer's side: submits jobs, hears how they end."""
+
+from lorayard.client.client import Client
+from lorayard.client.completion import as_completed
+from lorayard.client.handle import JobHandle
+
+__all__ = ["Client", "JobHandle", "as_completed"]

@@ -1,0 +1,41 @@
+"""Questions and cancels to the leaders, through the control streams."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from redis import Redis
+
+from lorayard.client.board import JobBoard
+from lorayard.client.directory import PoolDirectory
+from lorayard.client.watch import JobWatch
+from lorayard.contract.keys import PoolKeys
+from lorayard.contract.messages import ControlMessage
+
+MAX_CONTROL_ENTRIES = 100_000
+"""Bounds the stream while no leader reads it; about 20 MB."""
+
+
+class ControlDesk:
+    """Send control messages; answers come on the client's reply stream. Raises redis-py's errors."""
+
+    def __init__(self, client_id: str, directory: PoolDirectory, board: JobBoard) -> None:
+        self._client_id = client_id
+        self._directory = directory
+        self._board = board
+
+    def ask(self, redis: Redis, kind: Literal["cancel", "lookup"], watches: Sequence[JobWatch]) -> None:
+        """Ask for jobs in one round trip; a job of another process is asked for in every pool."""
+        pipeline = redis.pipeline(transaction=False)
+        for watch in watches:
+            message = ControlMessage(kind=kind, job_id=watch.job_id, reply_to=self._client_id)
+            self._board.asked(watch)
+            for pool in self._pools_of(watch):
+                pipeline.xadd(PoolKeys(pool).control, message.to_entry(), maxlen=MAX_CONTROL_ENTRIES)
+        pipeline.execute()
+
+    def _pools_of(self, watch: JobWatch) -> tuple[str, ...]:
+        if watch.pool is not None:
+            return (watch.pool,)
+        return tuple(pool.pool for pool in self._directory.pools())

@@ -1,0 +1,122 @@
+"""Which pool serves a job: pools and adapters as their leaders publish them in Redis, cached for a moment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from threading import Lock
+
+from pydantic import ValidationError
+from redis import Redis
+
+from lorayard.contract.errors import AdapterQuarantined, UnknownAdapter, UnknownPool
+from lorayard.contract.keys import POOLS_KEY, PoolKeys
+from lorayard.contract.messages import CatalogueEntry
+from lorayard.contract.pool import PoolInfo
+
+CACHE_S = 5.0
+
+
+class PoolDirectory:
+    """Resolve adapter names to pools; raises redis-py's errors besides its own. Thread-safe."""
+
+    def __init__(self, redis: Redis, model: str | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._redis = redis
+        self._model = model
+        self._clock = clock
+        self._lock = Lock()
+        self._pools: tuple[PoolInfo, ...] = ()
+        self._pools_until = float("-inf")
+        self._entries: dict[tuple[str, str], tuple[CatalogueEntry, float]] = {}
+
+    def pools(self) -> tuple[PoolInfo, ...]:
+        """List the pools that a job of this client may go to; raises UnknownPool where there is none."""
+        with self._lock:
+            if self._clock() < self._pools_until:
+                return self._pools
+        pools = self._choose(self._read_pools())
+        with self._lock:
+            self._pools, self._pools_until = pools, self._clock() + CACHE_S
+        return pools
+
+    def resolve(self, adapter: str | None) -> PoolInfo:
+        """Find the one pool that serves an adapter, or the base model where adapter is None."""
+        pools = self.pools()
+        if adapter is None:
+            return self._only(pools, "the base model")
+        found = [pool for pool in pools if (entry := self._entry(pool.pool, adapter)) and _is_served(entry)]
+        return self._only(tuple(found), f"adapter {adapter!r}") if found else self._refuse(pools, adapter)
+
+    def _read_pools(self) -> tuple[PoolInfo, ...]:
+        rows: Mapping[bytes, bytes] = self._redis.hgetall(POOLS_KEY)  # type: ignore[assignment]
+        try:
+            return tuple(PoolInfo.model_validate_json(row) for _, row in sorted(rows.items()))
+        except ValidationError as error:
+            raise UnknownPool(
+                f"a pool in {POOLS_KEY} is described in a way this client cannot read: use the same version "
+                "of lorayard in the client and in the scheduler"
+            ) from error
+
+    def _choose(self, pools: tuple[PoolInfo, ...]) -> tuple[PoolInfo, ...]:
+        if not pools:
+            raise UnknownPool(
+                f"no pool is registered in {POOLS_KEY}: start a scheduler on this Redis (`lorayard up`)"
+            )
+        if self._model is None:
+            return pools
+        chosen = tuple(pool for pool in pools if self._model in (pool.pool, pool.model_name))
+        if not chosen:
+            raise UnknownPool(f"no pool serves the model {self._model!r}: there are {_listed(pools)}")
+        return chosen
+
+    def _only(self, pools: tuple[PoolInfo, ...], what: str) -> PoolInfo:
+        if len(pools) == 1:
+            return pools[0]
+        raise UnknownPool(
+            f"{len(pools)} pools serve {what}: {_listed(pools)}; name one, Client(..., model=...) takes "
+            "the model name or the pool id"
+        )
+
+    def _entry(self, pool: str, adapter: str) -> CatalogueEntry | None:
+        """Look an adapter up; only what was found is cached, so that a miss is always read anew."""
+        with self._lock:
+            cached = self._entries.get((pool, adapter))
+        if cached is not None and self._clock() < cached[1]:
+            return cached[0]
+        row: bytes | None = self._redis.hget(PoolKeys(pool).catalogue, adapter)  # type: ignore[assignment]
+        if row is None:
+            return None
+        entry = CatalogueEntry.model_validate_json(row)
+        with self._lock:
+            self._entries[pool, adapter] = (entry, self._clock() + (CACHE_S if _is_served(entry) else 0.0))
+        return entry
+
+    def _refuse(self, pools: tuple[PoolInfo, ...], adapter: str) -> PoolInfo:
+        """Say why no pool serves the adapter."""
+        for pool in pools:
+            entry = self._entry(pool.pool, adapter)
+            if entry is not None and entry.state == "quarantined":
+                raise AdapterQuarantined(
+                    f"adapter {adapter!r} is quarantined in pool {pool.pool}: its files ({entry.revision}) "
+                    f"failed to load; repair them and run `lorayard adapters add {adapter} PATH`"
+                )
+        names = {name for pool in pools for name in self._names(pool.pool)}
+        near = get_close_matches(adapter, sorted(names), n=3)
+        hint = f"did you mean {', '.join(map(repr, near))}? " if near else ""
+        raise UnknownAdapter(
+            f"no pool serves an adapter named {adapter!r}: {hint}`lorayard adapters list` shows "
+            f"the {len(names)} there are, `lorayard adapters add {adapter} PATH` adds it"
+        )
+
+    def _names(self, pool: str) -> list[str]:
+        names: list[bytes] = self._redis.hkeys(PoolKeys(pool).catalogue)  # type: ignore[assignment]
+        return [name.decode() for name in names]
+
+
+def _is_served(entry: CatalogueEntry) -> bool:
+    return entry.state == "active"
+
+
+def _listed(pools: tuple[PoolInfo, ...]) -> str:
+    return ", ".join(f"{pool.model_name} ({pool.pool})" for pool in pools)

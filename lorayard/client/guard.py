@@ -1,0 +1,76 @@
+"""The submit guard: jobs enter the intake streams only while the backlog has room, decided inside Redis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from redis import Redis
+
+from lorayard.contract.errors import QueueFull
+from lorayard.contract.job import PRIORITIES, Priority
+from lorayard.contract.keys import PoolKeys
+
+# Where no leader has published its own bounds: what a Redis with 1 GB to spare holds without harm.
+DEFAULT_MAX_ENTRIES = 100_000
+DEFAULT_MAX_BYTES = 512 * 1024 * 1024
+DEFAULT_RETRY_AFTER_S = 1.0
+STALE_AFTER_MS = 5_000
+"""Ten publications missed: the leader is gone, its view of the ledger says nothing any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeEntry:
+    """One job ready to be appended."""
+
+    priority: Priority
+    tenant: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What the guard let in: the entry ids of the first jobs, and why the next one was refused, if it was."""
+
+    entry_ids: tuple[bytes, ...]
+    refusal: QueueFull | None
+
+
+class SubmitGuard:
+    """Append entries to a pool's intake, in the order given, up to the first that finds no room."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._script = redis.register_script(files("lorayard.client").joinpath("submit.lua").read_text())
+
+    def append(self, keys: PoolKeys, entries: Sequence[IntakeEntry]) -> Appended:
+        """Append in one atomic call; raises redis-py's errors."""
+        arguments: list[Any] = [DEFAULT_MAX_ENTRIES, DEFAULT_MAX_BYTES, STALE_AFTER_MS, DEFAULT_RETRY_AFTER_S]
+        for entry in entries:
+            arguments += (PRIORITIES.index(entry.priority) + 1, entry.tenant, entry.body)
+        names = [keys.intake_bytes, keys.admission, keys.tenant_room, *keys.all_jobs]
+        reply: list[Any] = self._script(keys=names, args=arguments)
+        return Appended(tuple(reply[0]), _refusal(reply[1:]) if len(reply) > 1 else None)
+
+
+def _refusal(parts: Sequence[bytes]) -> QueueFull:
+    reason, figure, limit, retry = (part.decode() for part in parts)
+    retry_after_s = _positive(retry)
+    meaning = {
+        "entries": f"{figure} jobs wait to be admitted, at most {limit} may",
+        "bytes": f"the intake would hold {figure} bytes, at most {limit} may wait",
+        "ledger": f"{figure} jobs wait for admission and the ledger has room for {limit}",
+        "tenant": f"tenant {figure!r} has all the jobs it may have unfinished",
+    }[reason]
+    return QueueFull(f"the queue is full: {meaning}; submit again in {retry_after_s:g} s", retry_after_s)
+
+
+def _positive(text: str) -> float:
+    """Read a published duration; nonsense must not become a busy loop at the producer."""
+    try:
+        value = float(text)
+    except ValueError:
+        return DEFAULT_RETRY_AFTER_S
+    return value if math.isfinite(value) and value > 0 else DEFAULT_RETRY_AFTER_S

@@ -1,0 +1,131 @@
+"""A job in the producer's hand: wait for it, ask for it, cancel it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from threading import Event
+from typing import Literal
+from uuid import UUID
+
+from lorayard.client.session import Session
+from lorayard.client.watch import JobWatch
+from lorayard.contract.errors import IdempotencyConflict, JobFailed, ResultTimeout, UnknownJob
+from lorayard.contract.result import JobResult
+from lorayard.contract.states import JobState
+
+
+class JobHandle:
+    """One job, submitted by this process or another; `Client.submit` and `Client.job` make it."""
+
+    def __init__(self, session: Session, watch: JobWatch, submission_id: UUID | None = None) -> None:
+        self._session = session
+        self._watch = watch
+        self._submission_id = submission_id
+
+    def __repr__(self) -> str:
+        return f"JobHandle({self.id}, {self._watch.state or 'unknown'})"
+
+    @property
+    def id(self) -> UUID:
+        """The job's id, by which any process finds it again."""
+        return self._watch.job_id
+
+    @property
+    def session(self) -> Session:
+        """What this handle shares with its client."""
+        return self._session
+
+    @property
+    def watch(self) -> JobWatch:
+        """What this process knows of the job."""
+        return self._watch
+
+    @property
+    def is_settled(self) -> bool:
+        """True when nothing more will be heard that concerns this handle."""
+        return self._watch.is_settled(self._submission_id)
+
+    def done(self) -> bool:
+        """Tell whether `result` would return or raise at once; never waits for the answer to a question."""
+        self._session.listen()
+        if not self.is_settled and self._session.board.take_due(self._watch):
+            self._session.ask("lookup", self._watch)
+        return self.is_settled
+
+    def result(self, timeout: float | None = None, *, raise_on_failure: bool = True) -> JobResult:
+        """Wait for the job's end, at most `timeout` seconds.
+
+        Raises JobFailed where it did not succeed (unless `raise_on_failure` is False), ResultTimeout,
+        IdempotencyConflict, UnknownJob. A Redis that restarts meanwhile only delays the answer.
+        """
+        self._wait(lambda: self.is_settled, timeout, "has not ended")
+        result = self._outcome()
+        if raise_on_failure and result.state is not JobState.SUCCEEDED:
+            raise JobFailed(result)
+        return result
+
+    def status(self) -> JobState:
+        """Ask for the job's state; raises ResultTimeout where no scheduler answers within the timeout."""
+        return self._watch.result.state if self._watch.result else self._ask("lookup")
+
+    def cancel(self) -> JobState:
+        """Ask for the job's end; answers the state found, the final one where the job has ended.
+
+        A running job ends a moment later: `result(raise_on_failure=False)` waits for that.
+        """
+        return self._watch.result.state if self._watch.result else self._ask("cancel")
+
+    def wait_admitted(self, timeout: float) -> None:
+        """Wait until the ledger holds the job; raises IdempotencyConflict, UnknownJob, ResultTimeout."""
+        self._wait(
+            lambda: self._watch.state is not None or self.is_settled,
+            timeout,
+            "is in Redis, but the ledger has not confirmed it",
+        )
+        self._raise_if_void()
+
+    def _ask(self, kind: Literal["cancel", "lookup"]) -> JobState:
+        before = self._watch.replies
+        self._session.ask(kind, self._watch)
+        self._wait(lambda: self._has_answer(before), self._session.timeout_s, "got no answer")
+        self._raise_if_void()
+        # A job of ours that the ledger does not know yet waits in the intake.
+        return self._watch.state or JobState.QUEUED
+
+    def _has_answer(self, before: int) -> bool:
+        if self.is_settled:
+            return True
+        known = self._watch.state is not None or self._watch.is_submitted_here
+        return known and self._watch.replies > before
+
+    def _wait(self, is_over: Callable[[], bool], timeout: float | None, complaint: str) -> None:
+        self._session.listen()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        heard = Event()
+        with self._session.board.awaiting(self._watch, heard.set):
+            while not is_over():
+                self._session.raise_if_deaf()
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise ResultTimeout(
+                        f"job {self.id} {complaint} within {timeout:g} s: {self._session.excuse()}"
+                    )
+                heard.wait(left)
+                heard.clear()
+
+    def _outcome(self) -> JobResult:
+        self._raise_if_void()
+        result = self._watch.result
+        assert result is not None
+        return result
+
+    def _raise_if_void(self) -> None:
+        """Raise where there is no job behind this handle."""
+        conflict = self._watch.conflicts.get(self._submission_id) if self._submission_id else None
+        if conflict is not None:
+            raise IdempotencyConflict(f"job {self.id}: {conflict.message}")
+        if self._watch.lost and self._watch.is_submitted_here:
+            raise UnknownJob(f"job {self.id} was lost by Redis before it was admitted: submit it again")
+        if self._watch.lost:
+            raise UnknownJob(f"no ledger knows job {self.id}: check the id and the Redis URL")

@@ -1,0 +1,104 @@
+"""The way to Redis: pooled connections whose failures are told as `Unavailable`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit, urlunsplit
+
+from redis import Redis
+from redis import exceptions as redis_errors
+from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.retry import Retry
+
+from lorayard.contract.errors import Unavailable
+
+_REMEDY = "check that it runs and that LORAYARD_REDIS_URL points at it; `lorayard up` starts one"
+_NOTHING_SENT = "nothing was submitted"
+_PERHAPS_SENT = (
+    "what was being sent may or may not have arrived, so submit again with an idempotency_key to be safe"
+)
+
+_MAX_CONNECTIONS = 10_000
+"""One a thread at work; redis-py's own bound of 100 would fail the 101st thread."""
+
+
+class RedisLink:
+    """One Redis server as the client reaches it; safe to share between threads."""
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self._url = url
+        self._timeout_s = timeout_s
+        self.display_url = without_password(url)
+        # Only refused connections are tried again: a timeout repeated would multiply the caller's wait.
+        retry = Retry(ExponentialBackoff(cap=0.5, base=0.05), 3, (redis_errors.ConnectionError,))
+        self.commands = self._connect(retry)
+
+    def for_blocking_reads(self) -> Redis:
+        """Make a connection pool of its own for a thread that deals with lost connections itself."""
+        return self._connect(Retry(NoBackoff(), 0, ()))
+
+    def close(self) -> None:
+        """Close the pooled connections."""
+        self.commands.close()
+
+    @contextmanager
+    def reaching(self) -> Iterator[None]:
+        """Turn every redis-py error below into `Unavailable`."""
+        try:
+            yield
+        except redis_errors.RedisError as error:
+            raise self._unavailable(error) from error
+
+    def _connect(self, retry: Retry) -> Redis:
+        try:
+            return Redis.from_url(
+                self._url,
+                protocol=2,
+                retry=retry,
+                socket_timeout=self._timeout_s,
+                socket_connect_timeout=self._timeout_s,
+                socket_keepalive=True,
+                max_connections=_MAX_CONNECTIONS,
+            )
+        except ValueError as error:
+            raise Unavailable(
+                f"{self.display_url!r} is no Redis URL ({error}): give e.g. redis://127.0.0.1:6379/0"
+            ) from error
+
+    def _unavailable(self, error: redis_errors.RedisError) -> Unavailable:
+        reason = str(error).rstrip(".") or type(error).__name__
+        if isinstance(error, redis_errors.ReadOnlyError) or "READONLY" in reason:
+            return self._refuses(reason, "point LORAYARD_REDIS_URL at the primary, not at a replica")
+        if "OOM" in reason:
+            return self._refuses(reason, "raise maxmemory or let the backlog drain")
+        if isinstance(error, redis_errors.AuthenticationError):
+            return self._refuses(reason, "check the user and the password in LORAYARD_REDIS_URL")
+        if isinstance(error, redis_errors.ResponseError):
+            return self._refuses(reason, "check the server's version (6.2 or newer) and its access rules")
+        sent = _NOTHING_SENT if _never_connected(error) else _PERHAPS_SENT
+        return Unavailable(f"Redis at {self.display_url} cannot be reached ({reason}): {sent}; {_REMEDY}")
+
+    def _refuses(self, reason: str, remedy: str) -> Unavailable:
+        return Unavailable(
+            f"Redis at {self.display_url} refuses commands ({reason}): {_NOTHING_SENT}; {remedy}"
+        )
+
+
+def _never_connected(error: redis_errors.RedisError) -> bool:
+    """Tell a connection that was never made, so that nothing can have been sent."""
+    return isinstance(error.__context__, OSError) and "connecting" in str(error)
+
+
+def without_password(url: str) -> str:
+    """Render a URL for messages: passwords in it are replaced by `***`."""
+    parts = urlsplit(url)
+    location = parts.netloc
+    if "@" in location:
+        user_part, _, host = location.rpartition("@")
+        user, colon, _ = user_part.partition(":")
+        location = f"{user}:***@{host}" if colon else f"{user}@{host}"
+    query = "&".join(
+        f"{item.partition('=')[0]}=***" if "password" in item else item for item in parts.query.split("&")
+    )
+    return urlunsplit(parts._replace(netloc=location, query=query))

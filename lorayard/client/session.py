@@ -1,0 +1,79 @@
+"""What a client and its handles share: the link, the board and the listener of one process."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import Literal
+
+from redis import exceptions as redis_errors
+
+from lorayard.client.board import JobBoard
+from lorayard.client.control import ControlDesk
+from lorayard.client.directory import PoolDirectory
+from lorayard.client.listener import ReplyListener
+from lorayard.client.redis_link import RedisLink
+from lorayard.client.watch import JobWatch
+from lorayard.contract.errors import LorayardError
+from lorayard.contract.ids import uuid7
+from lorayard.contract.keys import reply_key
+
+
+class Session:
+    """One client's open business; thread-safe, bound to the process that made it."""
+
+    def __init__(self, redis_url: str, model: str | None, timeout_s: float) -> None:
+        self.client_id = uuid7().hex
+        self.timeout_s = timeout_s
+        self.link = RedisLink(redis_url, timeout_s)
+        self.directory = PoolDirectory(self.link.commands, model)
+        self.board = JobBoard()
+        self._desk = ControlDesk(self.client_id, self.directory, self.board)
+        self.listener = ReplyListener(self.client_id, self.link, self.board, self._desk)
+        self._process = os.getpid()
+        self._is_closed = False
+
+    def check_usable(self) -> None:
+        """Refuse use after close and in a forked child, whose threads and sockets are not its own."""
+        if self._is_closed:
+            raise LorayardError("this client is closed: make a new one")
+        if os.getpid() != self._process:
+            raise LorayardError(
+                f"this client was made in process {self._process} and is used in its fork {os.getpid()}: "
+                "make one Client in each process, after the fork"
+            )
+
+    def listen(self) -> None:
+        """Have replies read from now on."""
+        self.check_usable()
+        self.listener.start()
+
+    def ask(self, kind: Literal["cancel", "lookup"], watch: JobWatch) -> None:
+        """Send one question now; raises Unavailable, UnknownPool."""
+        self.listen()
+        with self.link.reaching():
+            self._desk.ask(self.link.commands, kind, [watch])
+
+    def raise_if_deaf(self) -> None:
+        """Raise where no reply can come any more."""
+        self.check_usable()
+        if self.board.failure is not None:
+            raise LorayardError(f"the reply listener failed: {self.board.failure!r}") from self.board.failure
+
+    def excuse(self) -> str:
+        """Say what a caller who waited in vain should look at."""
+        if self.listener.unreachable is not None:
+            return f"Redis at {self.link.display_url} is out of reach ({self.listener.unreachable})"
+        return "it goes on, wait again; check that a scheduler and a worker run"
+
+    def close(self) -> None:
+        """Stop listening and give back what Redis and the process held; a second call does nothing."""
+        if self._is_closed or os.getpid() != self._process:
+            return
+        self._is_closed = True
+        self.listener.stop()
+        self.board.wake_all()
+        if self.listener.unreachable is None:
+            with suppress(redis_errors.RedisError):
+                self.link.commands.unlink(reply_key(self.client_id))
+        self.link.close()

@@ -1,0 +1,46 @@
+"""What a stack is made of; everything optional has the value that suits one machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from lorayard.local.environment import inherited_environment
+
+PartKind = Literal["redis", "postgres", "migrate", "scheduler", "workers", "relay", "flower"]
+
+SERVERS: frozenset[PartKind] = frozenset({"redis", "postgres"})
+EVERYTHING: frozenset[PartKind] = SERVERS | {"migrate", "scheduler", "workers", "relay", "flower"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackConfig:
+    """One stack: which parts run, where they keep their state, how Lorayard's own are configured."""
+
+    state_dir: Path
+    parts: frozenset[PartKind] = EVERYTHING
+    # The environment that every process starts from; ours is added to it.
+    inherited_env: Mapping[str, str] = field(default_factory=inherited_environment, repr=False)
+
+    redis_url: str | None = field(default=None, repr=False)  # given: used, and no Redis is started
+    database_url: str | None = field(default=None, repr=False)  # given: used, and no Postgres is started
+    durable: bool = True  # False: a crash of the machine may lose data, a crash of a process may not
+    num_workers: int = 2
+    flower_port: int | None = None  # None: a free one
+    start_timeout_s: float = 120.0
+    drain_grace_s: float = 30.0
+
+    model: Path | None = None
+    adapter_store: Path | None = None  # None: in the state directory
+    secret_key: str | None = field(default=None, repr=False)  # None: made once, kept in the state directory
+    webhook_allow: str = "127.0.0.0/8"
+    auto_tenants: bool = True
+    dtype: str | None = None
+    max_num_seqs: int | None = None
+    max_loras: int | None = None
+    max_lora_rank: int | None = None
+    max_cpu_loras: int | None = None
+    max_model_len: int | None = None
+    extra_env: Mapping[str, str] = field(default_factory=dict)  # for Lorayard's own processes, last word

@@ -1,0 +1,95 @@
+"""Runs redis-server in the foreground with its append-only file on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from lorayard.local.binaries import find_redis_server
+from lorayard.local.child import ChildSpec
+from lorayard.local.part import Server, Spawn
+from lorayard.local.ports import LOOPBACK, free_port
+from lorayard.local.private_files import new_password, read_or_create, write_private
+
+_DATABASES = 64
+# Redis' default of 8 MB for 60 s cuts off Flower in a burst of task events (seen with 160,000 of them).
+_PUBSUB_BUFFER_LIMIT = "256mb 128mb 60"
+
+
+class RedisServer(Server):
+    """One Redis on loopback; a restart on the same folder finds what was written."""
+
+    def __init__(
+        self,
+        folder: Path,
+        log_path: Path,
+        spawn: Spawn,
+        *,
+        env: Mapping[str, str],
+        durable: bool = True,
+        port: int | None = None,
+        choose_port: Callable[[], int] = free_port,
+    ) -> None:
+        super().__init__("redis", spawn, port=port, choose_port=choose_port)
+        self._program = find_redis_server()
+        self._folder = folder
+        self._log_path = log_path
+        self._env = env
+        self._durable = durable
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._password = read_or_create(folder / "password", new_password)
+
+    @property
+    def url(self) -> str:
+        """The server's address, password included, for database 0."""
+        return self.url_of(0)
+
+    def url_of(self, database: int) -> str:
+        """The server's address for one of its 64 logical databases."""
+        return f"redis://:{self._password}@{LOOPBACK}:{self.port}/{database}"
+
+    def is_ready(self) -> bool:
+        return answers_ping(self.url)
+
+    def _spec(self) -> ChildSpec:
+        # In a private file and not in the arguments, which every user of the machine can read.
+        config = self._folder / "redis.conf"
+        write_private(config, self._config())
+        return ChildSpec(
+            name=self.name,
+            argv=(str(self._program), str(config)),
+            log_path=self._log_path,
+            env=self._env,
+            cwd=self._folder,
+        )
+
+    def _config(self) -> str:
+        settings = {
+            "bind": LOOPBACK,
+            "port": str(self.port),
+            "requirepass": self._password,
+            "daemonize": "no",
+            "databases": str(_DATABASES),
+            "dir": f'"{self._folder}"',
+            "appendonly": "yes",
+            # What a reply confirmed survives a SIGKILL either way; fsync is for the machine's own crash.
+            "appendfsync": "everysec" if self._durable else "no",
+            "save": '""',
+            "client-output-buffer-limit": f"pubsub {_PUBSUB_BUFFER_LIMIT}",
+            "maxmemory-policy": "noeviction",
+        }
+        return "".join(f"{name} {value}\n" for name, value in settings.items())
+
+
+def answers_ping(url: str) -> bool:
+    """Whether a Redis at `url` has its data loaded and accepts our password."""
+    once = Retry(NoBackoff(), 0)  # the client's default would hold a probe of a dead server for seconds
+    with redis.Redis.from_url(url, retry=once, socket_connect_timeout=1.0, socket_timeout=1.0) as client:
+        try:
+            return bool(client.ping())
+        except redis.RedisError:
+            return False

@@ -1,0 +1,140 @@
+"""Declares Lorayard's own processes: what runs each, with which environment, and when it serves."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from lorayard.local.child import ChildSpec
+from lorayard.local.config import StackConfig
+from lorayard.local.part import Part, Server, Spawn
+from lorayard.local.ports import LOOPBACK
+
+_PYTHON = (sys.executable, "-m")
+MIGRATE = (*_PYTHON, "db.migrate")
+SCHEDULER = (*_PYTHON, "scheduler")
+WORKER = (*_PYTHON, "workers")
+RELAY = (*_PYTHON, "workers.webhooks")
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the processes find each other, and the key that they share."""
+
+    redis_url: str = field(repr=False)
+    database_url: str = field(repr=False)
+    adapter_store: Path
+    secret_key: str = field(repr=False)
+
+
+class Service(Part):
+    """A process of ours that touches a file once it serves."""
+
+    def __init__(
+        self,
+        name: str,
+        argv: tuple[str, ...],
+        spawn: Spawn,
+        *,
+        env: Mapping[str, str],
+        log_path: Path,
+        ready_path: Path,
+        start_timeout_s: float,
+        stop_grace_s: float,
+    ) -> None:
+        super().__init__(name, spawn, start_timeout_s=start_timeout_s, stop_grace_s=stop_grace_s)
+        self._argv = argv
+        self._env = {**env, "LORAYARD_READY_FILE": str(ready_path)}
+        self._log_path = log_path
+        self._ready_path = ready_path
+
+    def is_ready(self) -> bool:
+        return self._ready_path.exists()
+
+    def _spec(self) -> ChildSpec:
+        self._ready_path.unlink(missing_ok=True)  # an earlier run's
+        return ChildSpec(name=self.name, argv=self._argv, log_path=self._log_path, env=self._env)
+
+
+class FlowerServer(Server):
+    """Flower on loopback, with its API open: whoever reaches it here could as well read our files."""
+
+    def __init__(
+        self,
+        spawn: Spawn,
+        *,
+        env: Mapping[str, str],
+        log_path: Path,
+        port: int | None,
+        start_timeout_s: float,
+    ) -> None:
+        super().__init__("flower", spawn, port=port, start_timeout_s=start_timeout_s)
+        self._env = {**env, "FLOWER_UNAUTHENTICATED_API": "true"}
+        self._log_path = log_path
+
+    @property
+    def url(self) -> str:
+        return f"http://{LOOPBACK}:{self.port}"
+
+    def is_ready(self) -> bool:
+        return answers_healthcheck(self.url)
+
+    def _spec(self) -> ChildSpec:
+        celery = (*_PYTHON, "celery", "-A", "workers.app", "flower")
+        options = (f"--address={LOOPBACK}", f"--port={self.port}", "--persistent=False")
+        return ChildSpec(name=self.name, argv=(*celery, *options), log_path=self._log_path, env=self._env)
+
+
+def answers_healthcheck(url: str) -> bool:
+    """Whether the Flower at `url` serves."""
+    try:
+        # No proxy that the environment names can lie between two processes of one machine.
+        with httpx.Client(trust_env=False, timeout=2.0) as client:
+            return client.get(f"{url}/healthcheck").status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False
+
+
+def client_environment(config: StackConfig, addresses: Addresses) -> dict[str, str]:
+    """Return what producers and the `lorayard` command need to find this stack."""
+    variables = {
+        "LORAYARD_REDIS_URL": addresses.redis_url,
+        "LORAYARD_DATABASE_URL": addresses.database_url,
+        "LORAYARD_ADAPTER_STORE": str(addresses.adapter_store),
+        "LORAYARD_SECRET_KEY": addresses.secret_key,
+    }
+    if config.model is not None:
+        variables["LORAYARD_MODEL"] = str(config.model.resolve())
+    return variables
+
+
+def service_environment(config: StackConfig, addresses: Addresses) -> dict[str, str]:
+    """Return the whole environment of Lorayard's own processes, but for what each has of its own."""
+    limits = {
+        "LORAYARD_DTYPE": config.dtype,
+        "LORAYARD_MAX_NUM_SEQS": config.max_num_seqs,
+        "LORAYARD_MAX_LORAS": config.max_loras,
+        "LORAYARD_MAX_LORA_RANK": config.max_lora_rank,
+        "LORAYARD_MAX_CPU_LORAS": config.max_cpu_loras,
+        "LORAYARD_MAX_MODEL_LEN": config.max_model_len,
+    }
+    return {
+        "OMP_NUM_THREADS": _threads_per_worker(config.num_workers),
+        **config.inherited_env,
+        "PYTHONUNBUFFERED": "1",
+        **client_environment(config, addresses),
+        "LORAYARD_WEBHOOK_ALLOW": config.webhook_allow,
+        "LORAYARD_AUTO_TENANTS": str(config.auto_tenants).lower(),
+        **{name: str(value) for name, value in limits.items() if value is not None},
+        **config.extra_env,
+    }
+
+
+def _threads_per_worker(num_workers: int) -> str:
+    """Share the cores out: torch would start one thread a core in each worker, and they would thrash."""
+    return str(max(1, len(os.sched_getaffinity(0)) // max(1, num_workers)))

@@ -1,0 +1,58 @@
+"""Tells clients, on the reply streams they named, what the ledger already knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+from uuid import UUID
+
+from redis import Redis
+
+from db.records import FinishedJob
+from lorayard.contract.errors import LorayardError
+from lorayard.contract.keys import reply_key
+from lorayard.contract.messages import MAX_INLINE_OUTPUT_BYTES, JobReply
+from lorayard.contract.result import JobResult
+
+REPLY_STREAM_MAXLEN: Final = 10_000
+REPLY_STREAM_TTL_S: Final = 3600
+"""A client gone for so long looks its jobs up."""
+
+
+class UnendedJob(LorayardError, ValueError):
+    """A job that may still change was announced as ended."""
+
+
+def reply_to_end(result: JobResult, *, whole: bool = False, submission_id: UUID | None = None) -> JobReply:
+    """Render an end; an output above the inline limit is left out unless the `whole` was asked for."""
+    if not result.state.is_terminal:
+        raise UnendedJob(f"job {result.job_id} is {result.state}: announce only what is terminal")
+    output = result.output
+    omitted = not whole and output is not None and len(output.encode()) > MAX_INLINE_OUTPUT_BYTES
+    return JobReply(
+        job_id=result.job_id,
+        state=result.state,
+        attempt=result.attempt,
+        result=result.model_copy(update={"output": None}) if omitted else result,
+        output_omitted=omitted,
+        submission_id=submission_id,
+    )
+
+
+def send_replies(redis: Redis, replies: Iterable[tuple[str, JobReply]]) -> None:
+    """Append replies to their clients' streams.
+
+    Given a pipeline, this only queues the commands: its owner executes it, in one round trip for all.
+    """
+    clients: dict[str, None] = {}
+    for client_id, reply in replies:
+        clients[client_id] = None
+        fields: dict[Any, Any] = dict(reply.to_entry())
+        redis.xadd(reply_key(client_id), fields, maxlen=REPLY_STREAM_MAXLEN, approximate=True)
+    for client_id in clients:
+        redis.expire(reply_key(client_id), REPLY_STREAM_TTL_S)
+
+
+def announce(redis: Redis, finished: Iterable[FinishedJob]) -> None:
+    """Tell of ended jobs those who asked for them; a pipeline is only filled, not executed."""
+    send_replies(redis, [(job.reply_to, reply_to_end(job.result)) for job in finished if job.reply_to])

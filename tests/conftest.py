@@ -1,0 +1,94 @@
+"""Gives tests real servers: one Redis and one Postgres a run, a database of each to every test.
+
+Imports are inside the fixtures, so that a unit test neither pays for the servers nor depends on them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from lorayard.local import Stack
+
+_TEMPLATE = "lorayard_template"
+# Database 0 is left to whoever looks at the server by hand.
+_REDIS_DATABASES = itertools.cycle(range(1, 64))
+_NUMBERS = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def new_state_dir() -> Iterator[Callable[[], Path]]:
+    """Make state directories that Postgres, under its own user, can reach; pytest's folders it cannot."""
+    with tempfile.TemporaryDirectory(prefix="lorayard-tests-") as folder:
+        Path(folder).chmod(0o711)
+        yield lambda: Path(folder) / f"state-{next(_NUMBERS)}"
+
+
+@pytest.fixture
+def state_dir(new_state_dir: Callable[[], Path]) -> Path:
+    """A state directory for a stack of the test's own."""
+    return new_state_dir()
+
+
+@pytest.fixture(scope="session")
+def servers(new_state_dir: Callable[[], Path]) -> Iterator[Stack]:
+    """One Redis and one Postgres for the whole run; a test that stops servers starts its own stack."""
+    from lorayard.local import SERVERS, Stack, StackConfig
+
+    with Stack(StackConfig(state_dir=new_state_dir(), parts=SERVERS, durable=False)) as stack:
+        yield stack
+
+
+@pytest.fixture
+def redis_url(servers: Stack) -> str:
+    """An empty logical database of the run's Redis."""
+    import redis
+
+    url = servers.redis.url_of(next(_REDIS_DATABASES))
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+    return url
+
+
+@pytest.fixture
+def empty_database_url(servers: Stack) -> Iterator[str]:
+    """A database without tables in the run's Postgres."""
+    yield from _database(servers, "template0")
+
+
+@pytest.fixture
+def database_url(servers: Stack, migrated_template: str) -> Iterator[str]:
+    """A database with the newest schema and no rows in the run's Postgres."""
+    yield from _database(servers, migrated_template)
+
+
+@pytest.fixture(scope="session")
+def migrated_template(servers: Stack) -> str:
+    """The name of a migrated database, copied for every test because a copy is quicker than a migration."""
+    from db.migrate import upgrade
+
+    _execute(servers, f"CREATE DATABASE {_TEMPLATE} TEMPLATE template0")
+    upgrade(servers.postgres.url_of(_TEMPLATE))
+    return _TEMPLATE
+
+
+def _database(servers: Stack, template: str) -> Iterator[str]:
+    name = f"test_{next(_NUMBERS)}"
+    _execute(servers, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield servers.postgres.url_of(name)
+    _execute(servers, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _execute(servers: Stack, statement: str) -> None:
+    import psycopg
+
+    from lorayard.local.postgres_server import plain_url
+
+    with psycopg.connect(plain_url(servers.postgres.url), autocommit=True) as connection:
+        connection.execute(statement)

@@ -1,0 +1,181 @@
+"""Redis and Postgres start fast, keep their data and their port, and find a port when one is taken."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from lorayard.local import SERVERS, ChildFailed, PortUnavailable, Stack, StackConfig
+from lorayard.local.child import Child
+from lorayard.local.environment import inherited_environment
+from lorayard.local.ports import LOOPBACK, free_port
+from lorayard.local.postgres_server import PostgresServer, plain_url
+from lorayard.local.redis_server import RedisServer
+
+Down = Callable[[Stack, str], object]
+
+
+@pytest.fixture(params=[True, False], ids=["durable", "fast"])
+def stack(state_dir: Path, request: pytest.FixtureRequest) -> Iterator[Stack]:
+    with Stack(StackConfig(state_dir=state_dir, parts=SERVERS, durable=request.param)) as stack:
+        yield stack
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.create_server((LOOPBACK, free_port())) as listener:
+        yield listener.getsockname()[1]
+
+
+def query(stack: Stack, statement: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(plain_url(stack.postgres.url), autocommit=True) as connection:
+        cursor = connection.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+def test_both_servers_are_up_within_five_seconds(state_dir: Path) -> None:
+    began = time.monotonic()
+
+    with Stack(StackConfig(state_dir=state_dir, parts=SERVERS)) as stack:
+        took_s = time.monotonic() - began
+        with redis.Redis.from_url(stack.redis.url) as client:
+            assert client.ping()
+        assert query(stack, "SELECT 1") == [(1,)]
+
+    assert took_s < 5.0
+
+
+def test_redis_runs_with_the_settings_that_jobs_rely_on(stack: Stack) -> None:
+    with redis.Redis.from_url(stack.redis.url) as client:
+        settings = client.config_get("*")
+
+    assert settings["appendonly"] == "yes"
+    assert settings["appendfsync"] == ("everysec" if stack.config.durable else "no")
+    assert settings["maxmemory-policy"] == "noeviction"
+    assert settings["databases"] == "64"
+    assert settings["bind"] == LOOPBACK
+    assert f"pubsub {256 << 20} {128 << 20} 60" in settings["client-output-buffer-limit"]
+
+
+def test_postgres_runs_with_the_settings_that_the_ledger_relies_on(stack: Stack) -> None:
+    assert query(stack, "SHOW fsync") == [("on" if stack.config.durable else "off",)]
+    assert query(stack, "SHOW synchronous_commit") == [("on",)]
+    assert query(stack, "SHOW server_encoding") == [("UTF8",)]
+    assert query(stack, "SHOW listen_addresses") == [(LOOPBACK,)]
+
+
+def test_both_servers_refuse_a_wrong_password(stack: Stack) -> None:
+    with (
+        redis.Redis(host=LOOPBACK, port=stack.redis.port, password="wrong") as client,
+        pytest.raises(redis.AuthenticationError),
+    ):
+        client.ping()
+    with pytest.raises(psycopg.OperationalError, match="password"):
+        psycopg.connect(f"postgresql://lorayard:wrong@{LOOPBACK}:{stack.postgres.port}/postgres")
+
+
+@pytest.mark.parametrize("down", [Stack.stop_part, Stack.kill], ids=["stopped", "killed"])
+def test_redis_keeps_its_data_and_its_address_over_a_restart(stack: Stack, down: Down) -> None:
+    url, pid = stack.redis.url, stack.children["redis"].pid
+    with redis.Redis.from_url(url) as client:
+        client.xadd("jobs", {"prompt": "hello"}, id="1-0")
+
+    down(stack, "redis")
+    stack.restart("redis")
+
+    assert stack.redis.url == url
+    assert stack.children["redis"].pid != pid
+    with redis.Redis.from_url(url) as client:
+        assert client.xrange("jobs") == [(b"1-0", {b"prompt": b"hello"})]
+
+
+@pytest.mark.parametrize("down", [Stack.stop_part, Stack.kill], ids=["stopped", "killed"])
+def test_postgres_keeps_its_data_and_its_address_over_a_restart(stack: Stack, down: Down) -> None:
+    url, pid = stack.postgres.url, stack.children["postgres"].pid
+    query(stack, "CREATE TABLE jobs (id int)")
+    query(stack, "INSERT INTO jobs VALUES (7)")
+
+    down(stack, "postgres")
+    stack.restart("postgres")
+
+    assert stack.postgres.url == url
+    assert stack.children["postgres"].pid != pid
+    assert query(stack, "SELECT id FROM jobs") == [(7,)]
+
+
+def test_postgres_restarts_while_a_client_is_connected(stack: Stack) -> None:
+    with psycopg.connect(plain_url(stack.postgres.url)) as connection:
+        connection.execute("SELECT 1")
+        stack.restart("postgres")
+
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("SELECT 1")
+
+    assert query(stack, "SELECT 1") == [(1,)]
+
+
+def test_data_outlives_the_stack_and_serves_the_next_one(state_dir: Path) -> None:
+    config = StackConfig(state_dir=state_dir, parts=SERVERS)
+    with Stack(config) as stack:
+        query(stack, "CREATE TABLE kept (id int)")
+        with redis.Redis.from_url(stack.redis.url) as client:
+            client.set("kept", "yes")
+
+    with Stack(config) as stack:
+        assert query(stack, "SELECT count(*) FROM kept") == [(0,)]
+        with redis.Redis.from_url(stack.redis.url) as client:
+            assert client.get("kept") == b"yes"
+
+
+def test_redis_tries_another_port_when_the_chosen_one_is_taken(tmp_path: Path, taken_port: int) -> None:
+    ports = iter([taken_port, free_port()])
+    env = inherited_environment()
+    server = RedisServer(tmp_path, tmp_path / "log", Child, env=env, choose_port=lambda: next(ports))
+    server.start()
+
+    try:
+        assert server.port != taken_port
+        assert server.is_ready()
+    finally:
+        server.stop()
+
+
+def test_postgres_tries_another_port_when_the_chosen_one_is_taken(state_dir: Path, taken_port: int) -> None:
+    state_dir.mkdir(mode=0o711)
+    ports = iter([taken_port, free_port()])
+    env = inherited_environment()
+    server = PostgresServer(state_dir, state_dir / "log", Child, env=env, choose_port=lambda: next(ports))
+    server.start()
+
+    try:
+        assert server.port != taken_port
+        assert server.is_ready()
+    finally:
+        server.stop()
+
+
+def test_a_port_that_was_asked_for_and_is_taken_is_an_error_that_names_it(tmp_path: Path, taken_port: int) -> None:
+    env = inherited_environment()
+    server = RedisServer(tmp_path, tmp_path / "log", Child, env=env, port=taken_port)
+
+    with pytest.raises(PortUnavailable, match=f"{LOOPBACK}:{taken_port}"):
+        server.start()
+
+
+def test_a_data_folder_that_postgres_refuses_fails_at_once_with_its_words(state_dir: Path) -> None:
+    config = StackConfig(state_dir=state_dir, parts=SERVERS, durable=False)
+    with Stack(config) as stack:
+        [(data,)] = query(stack, "SHOW data_directory")
+    (Path(str(data)) / "PG_VERSION").write_text("9.1\n")
+    began = time.monotonic()
+
+    with pytest.raises(ChildFailed, match=r"(?s)postgres .*exited with status 1.*incompatible with server"):
+        Stack(config).start()
+
+    assert time.monotonic() - began < 5.0

@@ -1,0 +1,1 @@
+"""Acts: the Celery application, the micro-batch task, webhook delivery and, fenced off, the engine."""

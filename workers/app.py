@@ -1,0 +1,8 @@
+"""The Celery application as Flower and the worker share it: `celery -A workers.app flower`."""
+
+from __future__ import annotations
+
+from scheduler.celery_app import make_app
+from workers.settings import BrokerSettings
+
+app = make_app(BrokerSettings().redis_url)

@@ -1,0 +1,72 @@
+"""What a worker tells the leader, as one message made of everything that has happened since the last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from db.records import FinishedJob
+from lorayard.contract.messages import AdapterFailure, EndedJob, HeldJob, WorkerEvent
+from workers.vitals import ResidencyNews, Room, Vitals
+
+
+@dataclass(slots=True)
+class Bulletin:
+    """News not yet told; it grows while Redis is away and shrinks to its newest `limit` ends."""
+
+    finished: list[FinishedJob] = field(default_factory=list)
+    failures: list[AdapterFailure] = field(default_factory=list)
+    held: tuple[HeldJob, ...] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.finished or self.failures or self.held is not None)
+
+    def merge(self, later: Bulletin) -> None:
+        """Append what happened after this."""
+        self.finished += later.finished
+        self.failures += later.failures
+        self.held = self.held if later.held is None else later.held
+
+    def trim(self, limit: int) -> int:
+        """Forget the oldest ends above the limit: clients look up, heartbeats repair; returns how many."""
+        excess = max(0, len(self.finished) - limit)
+        del self.finished[:excess]
+        return excess
+
+
+@dataclass(slots=True)
+class Reporter:
+    """Renders bulletins for one incarnation."""
+
+    incarnation: str
+    vitals: Vitals
+    draining: bool = False
+
+    def events(self, bulletin: Bulletin) -> list[WorkerEvent]:
+        """Render ends with residency's changes, and a heartbeat with the whole of it."""
+        events = []
+        if bulletin.finished or bulletin.failures or self.vitals.has_news:
+            events.append(self._event(self.vitals.take_changes(), bulletin))
+        if bulletin.held is not None:
+            heartbeat = Bulletin(held=bulletin.held)
+            events.append(self._event(self.vitals.whole(), heartbeat))
+        return events
+
+    def _event(self, news: ResidencyNews, bulletin: Bulletin) -> WorkerEvent:
+        room = Room(0, 0) if self.draining else self.vitals.room
+        return WorkerEvent(
+            incarnation=self.incarnation,
+            free_seqs=room.free_seqs,
+            free_kv_blocks=room.free_kv_blocks,
+            residency_epoch=news.epoch,
+            residency=news.residency,
+            ended=ended_jobs(bulletin.finished),
+            held=bulletin.held,
+            failures=tuple(bulletin.failures),
+            draining=self.draining,
+        )
+
+
+def ended_jobs(finished: Sequence[FinishedJob]) -> tuple[EndedJob, ...]:
+    """Name the jobs this worker holds no longer."""
+    return tuple(EndedJob(job_id=job.job_id, attempt=job.attempt, state=job.state) for job in finished)

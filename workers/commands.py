@@ -1,0 +1,88 @@
+"""Reads the leader's commands from this incarnation's own stream."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from redis import Redis
+from redis.exceptions import RedisError
+
+from lorayard.contract.messages import Command
+from workers.engine_host import EngineHost
+
+BLOCK_MS = 1000
+RETRY_S = 0.5
+BATCH = 100
+
+logger = structlog.get_logger(__name__)
+
+
+class CommandReader:
+    """Obeys the highest term it has seen; what an older leader still sends is ignored."""
+
+    def __init__(self, redis: Redis, stream: str, host: EngineHost, *, on_drain: Callable[[], None]) -> None:
+        self._redis = redis
+        self._stream = stream
+        self._host = host
+        self._on_drain = on_drain
+        self._term = 0
+        self._last_id: bytes | str = "0"
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="commands", daemon=True)
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._closed.set()
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            try:
+                self._read_once()
+            except RedisError as error:
+                logger.warning("commands.redis_unavailable", error=str(error))
+                self._closed.wait(RETRY_S)
+
+    def _read_once(self) -> None:
+        answer: Any = self._redis.xread({self._stream: self._last_id}, count=BATCH, block=BLOCK_MS)
+        for entry_id, fields in entries_of(answer):
+            self._last_id = entry_id
+            try:
+                command = Command.from_entry(fields)
+            except ValueError as error:
+                logger.error("commands.malformed", entry_id=entry_id, error=str(error))
+                continue
+            self.obey(command)
+
+    def obey(self, command: Command) -> None:
+        """Carry out one command, unless a later leader has spoken since."""
+        if command.term < self._term:
+            logger.warning("commands.stale", kind=command.kind, term=command.term, current=self._term)
+            return
+        self._term = command.term
+        match command.kind:
+            case "cancel":
+                self._host.cancel(frozenset(command.job_ids))
+            case "recall":
+                self._host.release_waiting(frozenset(command.job_ids))
+            case "drain":
+                self._on_drain()
+            case "prefetch":
+                self._host.prefetch(command.revisions)
+            case "drop":
+                self._host.drop(command.revisions)
+
+
+def entries_of(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """Flatten XREAD's answer for one stream: a list of pairs (RESP2) or a mapping (RESP3)."""
+    if not answer:
+        return []
+    if isinstance(answer, dict):
+        return [entry for batches in answer.values() for batch in batches for entry in batch]
+    return [entry for _, entries in answer for entry in entries]

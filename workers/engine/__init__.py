@@ -1,0 +1,25 @@
+"""The multi-LoRA inference engine: one base model, many adapters, one mixed batch."""
+
+from __future__ import annotations
+
+from workers.engine.assembly import EngineInfo
+from workers.engine.config import EngineConfig
+from workers.engine.engine import EngineStats, LLMEngine
+from workers.engine.lora import LoRARequest
+from workers.engine.outputs import CompletionOutput, RequestFailure, RequestMetrics, RequestOutput
+from workers.engine.process import EngineProcess
+from workers.engine.sampling_params import SamplingParams
+
+__all__ = [
+    "EngineConfig",
+    "LLMEngine",
+    "LoRARequest",
+    "SamplingParams",
+    "RequestOutput",
+    "CompletionOutput",
+    "RequestMetrics",
+    "RequestFailure",
+    "EngineInfo",
+    "EngineStats",
+    "EngineProcess",
+]

@@ -1,0 +1,178 @@
+"""Builds an engine's parts from its configuration and the checkpoint it names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from workers.engine.batching import Batcher
+from workers.engine.config import EngineConfig
+from workers.engine.errors import ConfigError
+from workers.engine.executor import Executor, LocalExecutor
+from workers.engine.finishing import Finisher
+from workers.engine.kv_cache import BlockAllocator, KVCache
+from workers.engine.lora.base import describe_base
+from workers.engine.lora.manager import LoRAManager
+from workers.engine.model.config import ModelConfig, load_model_config
+from workers.engine.model.decoder import Decoder
+from workers.engine.model.weights import load_weights
+from workers.engine.requests import RequestChecker
+from workers.engine.step_builder import StepBuilder
+from workers.engine.tokenizer import Tokenizer
+
+_DEFAULT_MAX_MODEL_LEN = 2048
+_DEFAULT_KV_CACHE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """The limits an engine ended up with, for those who send it work."""
+
+    model: str
+    served_model_name: str
+    dtype: str
+    vocab_size: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    num_kv_blocks: int
+    max_loras: int  # 0 = LoRA is off
+    max_lora_rank: int
+
+
+class EngineParts(NamedTuple):
+    """What the engine's loop works with."""
+
+    info: EngineInfo
+    adapters: LoRAManager | None
+    allocator: BlockAllocator
+    batcher: Batcher
+    builder: StepBuilder
+    executor: Executor
+    checker: RequestChecker
+    finisher: Finisher
+
+
+def assemble(config: EngineConfig) -> EngineParts:
+    """Load the checkpoint and connect the parts; raises `ConfigError` or `CheckpointError`."""
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    folder = Path(config.model)
+    model = load_model_config(folder)
+    info = _engine_info(config, model)
+    dtype = getattr(torch, config.dtype)
+    tokenizer = Tokenizer.from_folder(folder)
+    adapters = _adapters(config, folder, dtype) if config.enable_lora else None
+    allocator = BlockAllocator(info.num_kv_blocks + 1)
+    weights = load_weights(folder, model, dtype)
+    decoder = Decoder(model, weights, max_model_len=info.max_model_len, adapters=adapters)
+    return EngineParts(
+        info=info,
+        adapters=adapters,
+        allocator=allocator,
+        batcher=_batcher(config, allocator, adapters),
+        builder=StepBuilder(
+            block_size=config.block_size,
+            num_kv_heads=model.num_kv_heads,
+            vocab_size=model.vocab_size,
+            dtype=dtype,
+        ),
+        executor=LocalExecutor(decoder, _kv_cache(config, model, allocator.num_blocks, dtype)),
+        checker=RequestChecker(
+            tokenizer,
+            vocab_size=model.vocab_size,
+            max_model_len=info.max_model_len,
+            enable_lora=config.enable_lora,
+            seed=config.seed,
+        ),
+        finisher=Finisher(tokenizer, model.eos_token_ids),
+    )
+
+
+def _engine_info(config: EngineConfig, model: ModelConfig) -> EngineInfo:
+    max_model_len = _max_model_len(config, model)
+    return EngineInfo(
+        model=config.model,
+        served_model_name=config.served_model_name or Path(config.model).name,
+        dtype=config.dtype,
+        vocab_size=model.vocab_size,
+        max_model_len=max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        block_size=config.block_size,
+        num_kv_blocks=_num_kv_blocks(config, model, max_model_len),
+        max_loras=config.max_loras if config.enable_lora else 0,
+        max_lora_rank=config.max_lora_rank,
+    )
+
+
+def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
+    limit = model.max_position_embeddings
+    if config.max_model_len is None:
+        return min(limit, _DEFAULT_MAX_MODEL_LEN)
+    if config.max_model_len > limit:
+        raise ConfigError(
+            f"max_model_len is {config.max_model_len}, but {config.model} was made for {limit} positions; "
+            f"lower it to {limit}"
+        )
+    return config.max_model_len
+
+
+def _num_kv_blocks(config: EngineConfig, model: ModelConfig, max_model_len: int) -> int:
+    """Return the usable blocks, scratch not counted; one sequence of full length must fit."""
+    needed = -(-max_model_len // config.block_size)
+    element_bytes = getattr(torch, config.dtype).itemsize
+    block_bytes = 2 * model.num_layers * model.num_kv_heads * config.block_size * model.head_dim * element_bytes
+    if config.num_kv_blocks is not None:
+        num_blocks = config.num_kv_blocks
+    elif config.kv_cache_bytes is not None:
+        num_blocks = config.kv_cache_bytes // block_bytes
+    else:
+        affordable = max(needed, _DEFAULT_KV_CACHE_BYTES // block_bytes)
+        num_blocks = min(affordable, needed * config.max_num_seqs)
+    if num_blocks < needed:
+        raise ConfigError(
+            f"the KV cache has {num_blocks} blocks, one sequence of max_model_len ({max_model_len}) needs {needed} "
+            f"({needed * block_bytes} bytes); raise num_kv_blocks or kv_cache_bytes, or lower max_model_len"
+        )
+    return num_blocks
+
+
+def _adapters(config: EngineConfig, folder: Path, dtype: torch.dtype) -> LoRAManager:
+    base = describe_base(folder, name=config.served_model_name)
+    return LoRAManager(
+        base.shapes,
+        num_layers=base.num_layers,
+        max_loras=config.max_loras,
+        max_cpu_loras=config.host_cache_capacity,
+        max_lora_rank=config.max_lora_rank,
+        dtype=dtype,
+        device=torch.device(config.device),
+        base_name=base.name,
+    )
+
+
+def _batcher(config: EngineConfig, allocator: BlockAllocator, adapters: LoRAManager | None) -> Batcher:
+    return Batcher(
+        allocator,
+        adapters,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+    )
+
+
+def _kv_cache(config: EngineConfig, model: ModelConfig, num_blocks: int, dtype: torch.dtype) -> KVCache:
+    return KVCache(
+        num_layers=model.num_layers,
+        num_blocks=num_blocks,
+        num_kv_heads=model.num_kv_heads,
+        block_size=config.block_size,
+        head_dim=model.head_dim,
+        dtype=dtype,
+        device=torch.device(config.device),
+    )

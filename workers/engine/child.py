@@ -1,0 +1,190 @@
+"""The engine's side of its process: obey commands between steps, step while there is work, sleep otherwise."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from workers.engine.config import EngineConfig
+from workers.engine.engine import LLMEngine
+from workers.engine.errors import AdapterInUse, EngineError
+from workers.engine.messages import (
+    AbortRequest,
+    AddRequest,
+    DropAdapter,
+    EngineEvents,
+    PrefetchAdapter,
+    Ready,
+    ReportStats,
+    Started,
+    StartFailed,
+    Stop,
+)
+from workers.engine.outputs import CompletionOutput, RequestFailure, RequestMetrics, RequestOutput
+
+_PR_SET_PDEATHSIG = 1
+_LOADING_POLL_S = 0.01
+"""How often an idle engine looks whether a prefetched adapter has arrived."""
+
+
+def serve(connection: Connection, config: EngineConfig, parent_pid: int) -> None:
+    """Run the child process until it is told to stop or its parent is gone."""
+    _die_with_parent(parent_pid)
+    # The parent decides when to stop; a terminal's Ctrl-C reaches the whole process group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    engine = _build(connection, config)
+    if engine is None:
+        return
+    try:
+        EngineServer(engine, connection).run()
+    except (EOFError, OSError):
+        return  # the parent closed the connection: nobody is left to serve
+    finally:
+        engine.close()
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    """Ask Linux to kill this process with its parent; elsewhere the closed connection ends it between steps."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(1)  # the parent died before the request was in place
+
+
+def _build(connection: Connection, config: EngineConfig) -> LLMEngine | None:
+    try:
+        engine = LLMEngine(config)
+    except EngineError as error:
+        connection.send(StartFailed(error.code, str(error)))
+        return None
+    except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
+        connection.send(StartFailed("engine_start", f"{type(error).__name__}: {error}"))
+        return None
+    connection.send(Ready(engine.info))
+    return engine
+
+
+class EngineServer:
+    """Drives one engine by the commands that arrive on a connection."""
+
+    def __init__(self, engine: LLMEngine, connection: Connection) -> None:
+        self._engine = engine
+        self._connection = connection
+        self._finished: list[RequestOutput] = []
+        self._is_stopped = False
+        self._owes_stats = False
+        self._obey: dict[type[Any], Callable[[Any], None]] = {
+            AddRequest: self._add,
+            AbortRequest: self._abort,
+            PrefetchAdapter: self._prefetch,
+            DropAdapter: self._drop,
+            ReportStats: self._report_stats,
+            Stop: self._stop,
+        }
+
+    def run(self) -> None:
+        """Serve until told to stop; raises EOFError when the other side is gone."""
+        while True:
+            self._obey_commands()
+            if self._is_stopped:
+                return
+            if self._engine.has_unfinished_requests():
+                self._finished += self._engine.step()
+            self._send_events()
+
+    def _obey_commands(self) -> None:
+        timeout_s = self._patience_s()
+        while not self._is_stopped and self._connection.poll(timeout_s):
+            command = self._connection.recv()
+            self._obey[type(command)](command)
+            timeout_s = 0.0
+
+    def _patience_s(self) -> float | None:
+        """Return how long to wait for a command: not at all beside work, for ever without any."""
+        if self._engine.has_unfinished_requests():
+            return 0.0
+        adapters = self._engine.stats().adapters
+        return _LOADING_POLL_S if adapters is not None and adapters.num_loading else None
+
+    def _send_events(self) -> None:
+        engine = self._engine
+        started = tuple(Started(request_id) for request_id in engine.drain_started())
+        residency = tuple(engine.drain_residency_changes())
+        if not (started or residency or self._finished or self._owes_stats):
+            return
+        finished, self._finished = tuple(self._finished), []
+        room = engine.room()
+        events = EngineEvents(
+            started=started,
+            finished=finished,
+            residency=residency,
+            epoch=engine.residency_epoch,
+            free_seqs=room.free_seqs,
+            free_kv_blocks=room.free_kv_blocks,
+            busy_ms=room.busy_ms,
+            waiting=room.waiting,
+            stats=engine.stats() if self._owes_stats else None,
+        )
+        self._owes_stats = False
+        self._connection.send(events)
+
+    def _add(self, command: AddRequest) -> None:
+        try:
+            prompt = command.messages if command.prompt is None else command.prompt
+            self._engine.add_request(command.request_id, prompt, command.params, command.lora)  # type: ignore[arg-type]
+        except EngineError as error:
+            self._finished.append(_refused(command, error.code, str(error), retryable=error.retryable))
+        except Exception as error:  # noqa: BLE001 - a bad command must not end the other requests
+            reason = f"{type(error).__name__}: {error}"
+            self._finished.append(_refused(command, "invalid_command", reason, retryable=False))
+
+    def _abort(self, command: AbortRequest) -> None:
+        output = self._engine.abort_request(command.request_id)
+        if output is not None:
+            self._finished.append(output)
+
+    def _prefetch(self, command: PrefetchAdapter) -> None:
+        self._engine.prefetch_lora(command.lora)
+
+    def _drop(self, command: DropAdapter) -> None:
+        try:
+            self._engine.remove_lora(command.lora.lora_int_id)
+        except AdapterInUse:
+            return  # a wrong guess of the sender: the sequences in flight matter more
+
+    def _report_stats(self, _: ReportStats) -> None:
+        self._owes_stats = True
+
+    def _stop(self, _: Stop) -> None:
+        self._is_stopped = True
+
+
+def _refused(command: AddRequest, code: str, message: str, *, retryable: bool) -> RequestOutput:
+    now_s = time.monotonic()
+    return RequestOutput(
+        request_id=command.request_id,
+        prompt=command.prompt if isinstance(command.prompt, str) else None,
+        prompt_token_ids=[],
+        outputs=[CompletionOutput(index=0, text="", token_ids=[], finish_reason="error")],
+        finished=True,
+        lora_request=command.lora,
+        metrics=RequestMetrics(
+            arrival_time_s=now_s,
+            started_time_s=None,
+            first_token_time_s=None,
+            finished_time_s=now_s,
+            num_prompt_tokens=0,
+            num_completion_tokens=0,
+            device_ms=0.0,
+            num_preemptions=0,
+        ),
+        error=RequestFailure(code, message, retryable),
+    )

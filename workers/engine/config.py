@@ -1,0 +1,72 @@
+"""What the engine is told once, at its start; checked here, never changed afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from workers.engine.errors import ConfigError
+
+_DTYPES = ("float32", "bfloat16")
+_DEVICES = ("cpu",)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Limits and places; `max_model_len=None` means the checkpoint's own limit, at most 2048."""
+
+    model: str
+    device: str = "cpu"
+    dtype: str = "float32"
+    max_num_seqs: int = 32
+    max_model_len: int | None = None
+    max_num_batched_tokens: int = 2048
+    block_size: int = 16
+    kv_cache_bytes: int | None = None
+    num_kv_blocks: int | None = None
+    enable_lora: bool = False
+    max_loras: int = 4
+    max_lora_rank: int = 64
+    max_cpu_loras: int | None = None
+    seed: int = 0
+    served_model_name: str | None = None
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "max_loras", "max_lora_rank"):
+            self._require_positive(name)
+        for name in ("max_model_len", "kv_cache_bytes", "num_kv_blocks", "max_cpu_loras", "num_threads"):
+            if getattr(self, name) is not None:
+                self._require_positive(name)
+        self._require_one_of("dtype", _DTYPES)
+        self._require_one_of("device", _DEVICES)
+        self._require_consistent()
+
+    @property
+    def host_cache_capacity(self) -> int:
+        """Number of adapters kept in host memory."""
+        return self.max_loras if self.max_cpu_loras is None else self.max_cpu_loras
+
+    def _require_positive(self, name: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name} is {value!r}; give a positive integer")
+
+    def _require_one_of(self, name: str, allowed: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in allowed:
+            raise ConfigError(f"{name} is {value!r}; this engine serves {', '.join(allowed)}")
+
+    def _require_consistent(self) -> None:
+        if self.block_size % 16:
+            raise ConfigError(f"block_size is {self.block_size}; give a multiple of 16")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens is {self.max_num_batched_tokens}, below max_num_seqs ({self.max_num_seqs}): "
+                "every running sequence needs one token a step; raise the first or lower the second"
+            )
+        if self.host_cache_capacity < self.max_loras:
+            raise ConfigError(
+                f"max_cpu_loras is {self.max_cpu_loras}, below max_loras ({self.max_loras}); raise it to {self.max_loras}"
+            )
+        if self.kv_cache_bytes is not None and self.num_kv_blocks is not None:
+            raise ConfigError("kv_cache_bytes and num_kv_blocks both set the size of the KV cache; give one of them")

@@ -1,0 +1,169 @@
+"""Every way the engine can refuse or fail; each error carries a stable `code` for the job row.
+
+EngineError
+├── ConfigError                  the engine's own configuration
+├── CheckpointError              the base model's files
+├── RequestError
+│   ├── InvalidPrompt
+│   └── InvalidParams
+├── NonFiniteLogits              one request's forward pass produced NaN or infinity
+├── EngineProcessError
+│   ├── EngineStartError
+│   └── EngineDied
+└── AdapterError
+    ├── AdapterNotFound
+    ├── AdapterFileError         corrupt, truncated, missing or pickled weights
+    ├── AdapterConfigError       missing or unsupported key of adapter_config.json
+    ├── AdapterShapeError
+    ├── AdapterRankError
+    ├── AdapterMatchesNothing
+    ├── AdapterBaseMismatch
+    ├── AdapterDigestMismatch
+    ├── AdapterIOError           (retryable)
+    ├── AdapterInUse             (retryable) running sequences still need it
+    └── AllSlotsPinned           also a RuntimeError
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EngineError(Exception):
+    """Base of everything the engine raises on purpose."""
+
+    code: ClassVar[str] = "engine"
+    retryable: ClassVar[bool] = False
+
+
+class ConfigError(EngineError, ValueError):
+    """A configuration value is impossible, alone or for this checkpoint."""
+
+    code = "engine_config"
+
+
+class CheckpointError(EngineError):
+    """The base model's files are missing, corrupt or of an unsupported kind."""
+
+    code = "checkpoint"
+
+
+class RequestError(EngineError, ValueError):
+    """One request cannot be served as asked."""
+
+    code = "request"
+
+
+class InvalidPrompt(RequestError):
+    """The prompt is empty, too long, or not made of this model's tokens."""
+
+    code = "invalid_prompt"
+
+
+class InvalidParams(RequestError):
+    """A sampling parameter is outside what the engine serves."""
+
+    code = "invalid_params"
+
+
+class NonFiniteLogits(EngineError):
+    """A request's logits were NaN or infinite, so no token can be chosen."""
+
+    code = "non_finite_logits"
+
+
+class EngineProcessError(EngineError):
+    """The engine's child process could not be used."""
+
+    code = "engine_process"
+    retryable = True
+
+
+class EngineStartError(EngineProcessError):
+    """The child process ended or refused before it was ready."""
+
+    code = "engine_start"
+
+
+class EngineDied(EngineProcessError):
+    """The child process is gone; everything it held is lost."""
+
+    code = "engine_died"
+
+    def __init__(self, exitcode: int | None) -> None:
+        super().__init__(f"engine process ended with exit code {exitcode}; start a new one and resubmit its requests")
+        self.exitcode = exitcode
+
+
+class AdapterError(EngineError):
+    """An adapter cannot be used; the request that asked for it fails, others do not."""
+
+    code = "adapter"
+
+
+class AdapterNotFound(AdapterError):
+    """There is no adapter at the given path."""
+
+    code = "adapter_not_found"
+
+
+class AdapterFileError(AdapterError):
+    """The adapter's weight files are corrupt, truncated, missing or pickled."""
+
+    code = "adapter_file"
+
+
+class AdapterConfigError(AdapterError):
+    """adapter_config.json lacks a key or asks for something this engine does not honour."""
+
+    code = "adapter_config"
+
+
+class AdapterShapeError(AdapterError):
+    """A LoRA matrix does not fit the base model's module."""
+
+    code = "adapter_shape"
+
+
+class AdapterRankError(AdapterError):
+    """The adapter's rank exceeds `max_lora_rank`."""
+
+    code = "adapter_rank"
+
+
+class AdapterMatchesNothing(AdapterError):
+    """No weight of the adapter belongs to a module of the base model."""
+
+    code = "adapter_matches_nothing"
+
+
+class AdapterBaseMismatch(AdapterError):
+    """The adapter was trained on another base model."""
+
+    code = "adapter_base_mismatch"
+
+
+class AdapterDigestMismatch(AdapterError):
+    """The files on disk are not the revision the request pinned."""
+
+    code = "adapter_digest_mismatch"
+
+
+class AdapterIOError(AdapterError):
+    """Reading the adapter failed for a reason that may pass."""
+
+    code = "adapter_io"
+    retryable = True
+
+
+class AdapterInUse(AdapterError):
+    """An adapter cannot be dropped while running sequences need it."""
+
+    code = "adapter_in_use"
+    retryable = True
+
+
+class AllSlotsPinned(AdapterError, RuntimeError):
+    """Every adapter slot is pinned, so none can be given up."""
+
+    code = "all_slots_pinned"

@@ -1,0 +1,38 @@
+"""Runs steps on this process's device: the seam behind which other devices and ranks can stand."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from workers.engine.kv_cache import KVCache
+from workers.engine.model.decoder import Decoder
+from workers.engine.sampler import sample
+from workers.engine.step_input import StepInput, StepOutput
+
+
+class Executor(Protocol):
+    """Anything that turns a step's description into its tokens."""
+
+    def execute(self, step: StepInput) -> StepOutput:
+        """Run one step to its end."""
+        ...
+
+
+class LocalExecutor:
+    """The decoder and its cache in this process."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
+        self._decoder = decoder
+        self._cache = cache
+
+    def execute(self, step: StepInput) -> StepOutput:
+        """Run one step; the cache keeps what later steps need."""
+        with torch.inference_mode():
+            if step.fresh_blocks is not None:
+                self._cache.zero(step.fresh_blocks)
+            logits = self._decoder.forward(step, self._cache)
+            if step.sampling is None:
+                return StepOutput([], [])
+            return sample(logits, step.sampling)

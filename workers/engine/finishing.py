@@ -1,0 +1,66 @@
+"""Decides when a sequence has ended and what its output then looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from workers.engine.errors import EngineError
+from workers.engine.outputs import CompletionOutput, FinishReason, RequestFailure, RequestOutput
+from workers.engine.sequence import Sequence
+from workers.engine.tokenizer import Tokenizer
+
+
+class Ending(NamedTuple):
+    """Why a sequence ended."""
+
+    finish_reason: FinishReason
+    stop_reason: int | str | None = None
+
+
+class Finisher:
+    """Applies the checkpoint's end-of-sequence tokens and the request's own limits."""
+
+    def __init__(self, tokenizer: Tokenizer, eos_token_ids: Iterable[int]) -> None:
+        self._tokenizer = tokenizer
+        self._eos_token_ids = frozenset(eos_token_ids)
+
+    def ending(self, sequence: Sequence) -> Ending | None:
+        """Look at the token just appended; return why the sequence ends with it, None if it goes on."""
+        token_id, params = sequence.token_ids[-1], sequence.params
+        if token_id in self._eos_token_ids and not params.ignore_eos:
+            return Ending("stop")
+        if params.stop_token_ids and token_id in params.stop_token_ids:
+            return Ending("stop", token_id)
+        if sequence.stop_checker is not None and (stop := sequence.stop_checker.push(token_id)) is not None:
+            return Ending("stop", stop)
+        if sequence.num_tokens >= sequence.max_total_tokens:
+            return Ending("length")
+        return None
+
+    def output(
+        self, sequence: Sequence, ending: Ending, now_s: float, error: EngineError | None = None
+    ) -> RequestOutput:
+        """Return the final output of a sequence."""
+        completion = CompletionOutput(
+            index=0,
+            text=self._text(sequence, ending),
+            token_ids=sequence.output_token_ids,
+            finish_reason=ending.finish_reason,
+            stop_reason=ending.stop_reason,
+        )
+        return RequestOutput(
+            request_id=sequence.request_id,
+            prompt=sequence.prompt,
+            prompt_token_ids=sequence.token_ids[: sequence.num_prompt_tokens],
+            outputs=[completion],
+            finished=True,
+            lora_request=sequence.lora,
+            metrics=sequence.metrics(now_s),
+            error=None if error is None else RequestFailure(error.code, str(error), error.retryable),
+        )
+
+    def _text(self, sequence: Sequence, ending: Ending) -> str:
+        if isinstance(ending.stop_reason, str) and sequence.stop_checker is not None:
+            return sequence.stop_checker.text
+        return self._tokenizer.decode(sequence.output_token_ids)

@@ -1,0 +1,28 @@
+"""The engine's LoRA adapters: read, checked, kept on the host, given slots."""
+
+from __future__ import annotations
+
+from workers.engine.lora.base import BaseDescription, ModuleShape, describe_base
+from workers.engine.lora.digest import adapter_digest
+from workers.engine.lora.manager import LoRAManager
+from workers.engine.lora.packed_slots import PackedModule
+from workers.engine.lora.request import LoRARequest
+from workers.engine.lora.residency import ResidencyChange, Tier
+from workers.engine.lora.stats import AdapterStats, RevisionStats
+from workers.engine.lora.validate import AdapterDescription, validate_adapter
+
+__all__ = [
+    "LoRARequest",
+    "LoRAManager",
+    "ModuleShape",
+    "PackedModule",
+    "BaseDescription",
+    "describe_base",
+    "AdapterDescription",
+    "validate_adapter",
+    "adapter_digest",
+    "AdapterStats",
+    "RevisionStats",
+    "ResidencyChange",
+    "Tier",
+]

@@ -1,0 +1,108 @@
+"""One load per revision however many requests want it, and one answer to all of them when it fails."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from workers.engine.errors import AdapterError
+from workers.engine.lora.adapter_files import stamp
+from workers.engine.lora.loader import Loader, LoadResult
+from workers.engine.lora.request import LoRARequest
+from workers.engine.lora.weights import AdapterWeights
+
+# After a failure that may pass, requests already waiting are told so; later ones start a new attempt.
+RETRY_AFTER_S = 1.0
+_MAX_REMEMBERED_FAILURES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    error: AdapterError
+    result: LoadResult
+    at: float
+
+
+class Loads:
+    """Loads under way, those that arrived and wait for a place, and failures that stand."""
+
+    def __init__(self, load: Callable[[LoRARequest], AdapterWeights], *, clock: Callable[[], float]) -> None:
+        self._loader = Loader(load)
+        self._clock = clock
+        self._loading: set[str] = set()  # revisions, or paths where no revision was asked for
+        self._failures: OrderedDict[tuple[str, str | None], _Failure] = OrderedDict()
+        self.arrivals: deque[LoadResult] = deque()
+
+    @property
+    def num_underway(self) -> int:
+        """How many loads will need a place on the host."""
+        return len(self._loading) + len(self.arrivals)
+
+    def is_underway(self, request: LoRARequest) -> bool:
+        """Tell whether this request's load is queued, running, or has arrived and waits for a place."""
+        key = _key(request)
+        return key in self._loading or any(_key(arrival.request) == key for arrival in self.arrivals)
+
+    def start(self, request: LoRARequest) -> None:
+        """Queue the load of a request for which none is under way."""
+        self._loading.add(_key(request))
+        self._loader.submit(request)
+
+    def collect(self) -> list[LoadResult]:
+        """Return the loads that finished since the last call; the good ones are in `arrivals` too."""
+        finished = []
+        while (result := self._loader.poll()) is not None:
+            self._settle(result)
+            finished.append(result)
+        return finished
+
+    def finish(self, request: LoRARequest) -> list[LoadResult]:
+        """Wait for a request's load, starting it if need be; returns what finished, its own last."""
+        if arrived := [arrival for arrival in self.arrivals if _key(arrival.request) == _key(request)]:
+            return arrived
+        if _key(request) not in self._loading:
+            self.start(request)
+        finished: list[LoadResult] = []
+        while not finished or _key(finished[-1].request) != _key(request):
+            finished.append(self._loader.wait())
+            self._settle(finished[-1])
+        return finished
+
+    def raise_failure(self, request: LoRARequest) -> None:
+        """Raise this request's failure if it stands: its files are as they were, or it was a moment ago."""
+        failure = self._failures.get((request.lora_path, request.revision))
+        if failure is None:
+            return
+        if self._stands(failure):
+            raise type(failure.error)(str(failure.error)) from failure.error
+        del self._failures[request.lora_path, request.revision]
+
+    def forget_retryable(self, request: LoRARequest) -> None:
+        """Let a newly arrived request make a new attempt after a failure that may pass."""
+        failure = self._failures.get((request.lora_path, request.revision))
+        if failure is not None and failure.error.retryable:
+            del self._failures[request.lora_path, request.revision]
+
+    def close(self) -> None:
+        self._loader.close()
+
+    def _settle(self, result: LoadResult) -> None:
+        self._loading.discard(_key(result.request))
+        if result.error is None:
+            self.arrivals.append(result)
+            return
+        at = (result.request.lora_path, result.request.revision)
+        self._failures[at] = _Failure(result.error, result, self._clock())
+        if len(self._failures) > _MAX_REMEMBERED_FAILURES:
+            self._failures.popitem(last=False)
+
+    def _stands(self, failure: _Failure) -> bool:
+        if failure.error.retryable:
+            return self._clock() < failure.at + RETRY_AFTER_S
+        return stamp(Path(failure.result.request.lora_path)) == failure.result.files
+
+
+def _key(request: LoRARequest) -> str:
+    return request.revision or request.lora_path

@@ -1,0 +1,269 @@
+"""Adapters between disk, host memory and slots, as the engine and its owner ask for them."""
+
+from __future__ import annotations
+
+import builtins
+import time
+from collections.abc import Callable, Mapping
+
+import structlog
+import torch
+
+from kernels.lora_slots import PackedModuleSlots
+from workers.engine.errors import AdapterInUse, AllSlotsPinned, ConfigError
+from workers.engine.lora.base import BaseDescription, ModuleShape
+from workers.engine.lora.identities import Identities
+from workers.engine.lora.loader import LoadResult
+from workers.engine.lora.loads import Loads
+from workers.engine.lora.packed_slots import PackedModule, packed_layout
+from workers.engine.lora.request import LoRARequest
+from workers.engine.lora.residency import ResidencyChange, Tier
+from workers.engine.lora.stats import AdapterStats
+from workers.engine.lora.tiers import Tiers
+from workers.engine.lora.validate import check_adapter
+from workers.engine.lora.weights import AdapterWeights, pack_adapter
+
+__all__ = ["LoRAManager", "ModuleShape"]
+
+log = structlog.get_logger(__name__)
+
+
+class LoRAManager:
+    """Host cache and slots of one engine; every method is for the engine's own thread."""
+
+    def __init__(
+        self,
+        shapes: Mapping[str, ModuleShape],
+        *,
+        num_layers: int,
+        max_loras: int,
+        max_cpu_loras: int | None,
+        max_lora_rank: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        base_name: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`shapes` are the base's linear layers by module path; an empty `base_name` means unknown."""
+        host_capacity = max_loras if max_cpu_loras is None else max_cpu_loras
+        _check_limits(max_loras, host_capacity, max_lora_rank, torch.device(device))
+        self._base = BaseDescription(base_name, num_layers, shapes)
+        self._max_lora_rank = max_lora_rank
+        self._dtype = dtype
+        self._layout = packed_layout(shapes, num_layers)
+        self._tiers = Tiers(
+            shapes, self._layout, num_slots=max_loras, host_capacity=host_capacity, clock=clock
+        )
+        self._loads = Loads(self._load, clock=clock)
+        self._identities = Identities()
+
+    # What the engine asks for its sequences
+
+    def acquire(self, request: LoRARequest) -> int | None:
+        """Return the adapter's slot, now counted in use; None if it is not there yet: ask again next step.
+
+        Raises the AdapterError for which this request cannot be served.
+        """
+        self._collect()
+        revision = self._identities.revision_of(request)
+        if revision is not None and revision in self._tiers:
+            self._identities.register(request.lora_int_id, revision)
+            slot = self._tiers.use(revision)
+            if slot is not None:
+                self._identities.hold(request, revision)
+            return slot
+        self._loads.raise_failure(request)
+        self._start_if_room(request)
+        return None
+
+    def release(self, request: LoRARequest) -> None:
+        """Count one sequence less on the adapter; call it once for each `acquire` that gave a slot."""
+        revision = self._identities.revision_of(request)
+        if revision is None:
+            raise ValueError(f"adapter {request.lora_name!r} runs nowhere; release only what was acquired")
+        self._tiers.slots.release(revision)
+        if self._tiers.slots.num_uses(revision) == 0:
+            self._identities.let_go(revision)
+
+    def prefetch(self, request: LoRARequest) -> None:
+        """Start loading an adapter into host memory if there is a place; `acquire` tells if that failed."""
+        self._collect()
+        revision = self._identities.revision_of(request)
+        if revision is not None and revision in self._tiers:
+            self._tiers.host.want(revision)
+            return
+        self._loads.forget_retryable(request)
+        self._start_if_room(request)
+
+    def revision_of(self, request: LoRARequest) -> str | None:
+        """Return the digest a request means, once known; it is known when `acquire` has given a slot."""
+        return self._identities.revision_of(request)
+
+    def packed(self, layer: int, module: PackedModule) -> PackedModuleSlots:
+        """Return a packed module's slot table for `kernels.lora`; the same object for the engine's life."""
+        return self._tiers.table(layer, module)
+
+    # What the engine's owner asks
+
+    def add(self, request: LoRARequest) -> bool:
+        """Load an adapter now and give it a slot if one is idle; False if it had one. Waits for the disk."""
+        self._collect()
+        revision = self._identities.revision_of(request)
+        if revision is None or revision not in self._tiers:
+            revision = self._load_now(request)
+        self._identities.register(request.lora_int_id, revision)
+        if revision in self._tiers.slots:
+            self._tiers.touch(revision)
+            return False
+        self._tiers.activate(revision)
+        return True
+
+    def remove(self, lora_int_id: int) -> bool:
+        """Drop an adapter from slot and host, pinned or not; False if unknown, AdapterInUse while it runs."""
+        self._collect()
+        revision = self._identities.revision_by_id(lora_int_id)
+        if revision is None:
+            return False
+        num_uses = self._tiers.slots.num_uses(revision)
+        if num_uses:
+            raise AdapterInUse(
+                f"adapter id {lora_int_id} ({revision}) is used by {num_uses} running sequences; remove it "
+                "when they have ended, or abort them"
+            )
+        self._identities.unregister(lora_int_id)
+        if not self._identities.ids_of(revision):
+            self._tiers.drop(revision)
+        return True
+
+    def pin(self, lora_int_id: int) -> bool:
+        """Keep an adapter in a slot, giving it one; ValueError if unknown, AllSlotsPinned if none is free."""
+        self._collect()
+        revision = self._identities.revision_by_id(lora_int_id)
+        if revision is None:
+            raise ValueError(f"adapter id {lora_int_id} is not loaded; add it before pinning it")
+        if revision not in self._tiers.slots and not self._tiers.activate(revision):
+            raise AllSlotsPinned(f"no slot to pin adapter id {lora_int_id}: all are in use; try again later")
+        self._tiers.slots.pin(revision)
+        return True
+
+    def unpin(self, lora_int_id: int) -> bool:
+        """Let a pinned adapter be given up again; False if it was not pinned."""
+        revision = self._identities.revision_by_id(lora_int_id)
+        return revision is not None and self._tiers.slots.unpin(revision)
+
+    def list(self) -> set[int]:
+        """Return the ids of the adapters in host memory."""
+        self._collect()
+        return self._identities.ids()
+
+    @property
+    def epoch(self) -> int:
+        """The number of the latest residency change."""
+        return self._tiers.residency.epoch
+
+    def drain_changes(self) -> builtins.list[ResidencyChange]:
+        """Return the residency changes since the last call, oldest first."""
+        self._collect()
+        return self._tiers.residency.drain()
+
+    def residency(self) -> dict[str, Tier]:
+        """Return the tier of every revision on host or device."""
+        self._collect()
+        return self._tiers.residency.tiers()
+
+    def stats(self) -> AdapterStats:
+        """Return what loading and keeping adapters has cost so far."""
+        self._collect()
+        return self._tiers.stats(num_loading=self._loads.num_underway)
+
+    def close(self) -> None:
+        """End the loader; the manager is of no use afterwards."""
+        self._loads.close()
+
+    # Loading
+
+    def _load(self, request: LoRARequest) -> AdapterWeights:
+        """Read, check and pack an adapter; runs on the loader's thread and reads only what never changes."""
+        checked = check_adapter(
+            request.lora_path,
+            base=self._base,
+            max_rank=self._max_lora_rank,
+            name=request.lora_name,
+            revision=request.revision,
+        )
+        return pack_adapter(checked, shapes=self._base.shapes, layout=self._layout, dtype=self._dtype)
+
+    def _start_if_room(self, request: LoRARequest) -> None:
+        # Only for a place that can be had: what is loaded beyond that would use memory for nothing.
+        if not self._loads.is_underway(request) and self._tiers.host.has_room_for(
+            self._loads.num_underway + 1
+        ):
+            self._loads.start(request)
+
+    def _load_now(self, request: LoRARequest) -> str:
+        finished = self._loads.finish(request)
+        for result in finished:
+            self._note(result)
+        mine = finished[-1]
+        if mine.weights is None:
+            assert mine.error is not None
+            raise mine.error
+        self._loads.arrivals.remove(mine)
+        if mine.weights.digest not in self._tiers and not self._place(mine, mine.weights, even_wanted=True):
+            raise AllSlotsPinned(
+                f"adapter {request.lora_name!r} has no place on the host: all there are in use or pinned; "
+                "raise max_cpu_loras or try again later"
+            )
+        return mine.weights.digest
+
+    def _collect(self) -> None:
+        """Take in what the loader finished; what finds no place waits, and keeps others from being loaded."""
+        for result in self._loads.collect():
+            self._note(result)
+        arrivals = self._loads.arrivals
+        while arrivals:
+            weights = arrivals[0].weights
+            assert weights is not None
+            if weights.digest not in self._tiers and not self._place(arrivals[0], weights):
+                return
+            arrivals.popleft()
+
+    def _place(self, result: LoadResult, weights: AdapterWeights, *, even_wanted: bool = False) -> bool:
+        left = self._tiers.admit(weights, even_wanted=even_wanted)
+        if left is None:
+            return False
+        for revision in left:
+            self._identities.forget(revision)
+            log.info("adapter.evicted", revision=revision)
+        self._identities.register(result.request.lora_int_id, weights.digest)
+        return True
+
+    def _note(self, result: LoadResult) -> None:
+        request, error, weights = result.request, result.error, result.weights
+        if weights is None:
+            self._tiers.counters.failed(request.revision or request.lora_path)
+            log.warning(
+                "adapter.load_failed", adapter=request.lora_name, path=request.lora_path, error=str(error)
+            )
+            return
+        self._identities.learn(request.lora_path, result.files, weights.digest)
+        self._tiers.counters.loaded(weights.digest, result.load_ms)
+        log.info(
+            "adapter.loaded",
+            adapter=request.lora_name,
+            revision=weights.digest,
+            load_ms=round(result.load_ms, 1),
+            num_bytes=weights.num_bytes,
+        )
+
+
+def _check_limits(max_loras: int, host_capacity: int, max_lora_rank: int, device: torch.device) -> None:
+    if max_loras < 1 or max_lora_rank < 1:
+        raise ConfigError(f"max_loras={max_loras} and max_lora_rank={max_lora_rank} must be at least 1")
+    if host_capacity < max_loras:
+        raise ConfigError(
+            f"max_cpu_loras={host_capacity} is below max_loras={max_loras}: slots need the host copy; "
+            f"raise max_cpu_loras to {max_loras}"
+        )
+    if device.type != "cpu":
+        raise ConfigError(f"adapters on device {str(device)!r} are not supported; use device='cpu'")

@@ -1,0 +1,89 @@
+"""What loading and keeping adapters has cost so far, in all and per revision."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionStats:
+    """Counts since start: a hit is an acquire that found a slot, an eviction a fall off the host."""
+
+    loads: int = 0
+    load_ms: float = 0.0
+    hits: int = 0
+    evictions: int = 0
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterStats:
+    """The same counts in all, and what is held now; a failure without a known digest counts for the path."""
+
+    loads: int
+    load_ms: float
+    hits: int
+    evictions: int
+    slot_evictions: int
+    failures: int
+    num_on_device: int
+    num_on_host: int
+    host_bytes: int
+    num_loading: int
+    revisions: Mapping[str, RevisionStats]
+
+
+@dataclass(slots=True)
+class _Counts:
+    loads: int = 0
+    load_ms: float = 0.0
+    hits: int = 0
+    evictions: int = 0
+    failures: int = 0
+
+    def frozen(self) -> RevisionStats:
+        return RevisionStats(self.loads, self.load_ms, self.hits, self.evictions, self.failures)
+
+
+@dataclass(slots=True)
+class AdapterCounters:
+    """The running counts behind `AdapterStats`."""
+
+    slot_evictions: int = 0
+    _by_revision: dict[str, _Counts] = field(default_factory=lambda: defaultdict(_Counts))
+
+    def loaded(self, revision: str, load_ms: float) -> None:
+        counts = self._by_revision[revision]
+        counts.loads += 1
+        counts.load_ms += load_ms
+
+    def hit(self, revision: str) -> None:
+        self._by_revision[revision].hits += 1
+
+    def evicted(self, revision: str) -> None:
+        self._by_revision[revision].evictions += 1
+
+    def failed(self, revision_or_path: str) -> None:
+        self._by_revision[revision_or_path].failures += 1
+
+    def freeze(
+        self, *, num_on_device: int, num_on_host: int, host_bytes: int, num_loading: int
+    ) -> AdapterStats:
+        """Return the counts as they are now."""
+        revisions = {revision: counts.frozen() for revision, counts in self._by_revision.items()}
+        every = revisions.values()
+        return AdapterStats(
+            loads=sum(counts.loads for counts in every),
+            load_ms=sum(counts.load_ms for counts in every),
+            hits=sum(counts.hits for counts in every),
+            evictions=sum(counts.evictions for counts in every),
+            slot_evictions=self.slot_evictions,
+            failures=sum(counts.failures for counts in every),
+            num_on_device=num_on_device,
+            num_on_host=num_on_host,
+            host_bytes=host_bytes,
+            num_loading=num_loading,
+            revisions=revisions,
+        )

@@ -1,0 +1,96 @@
+"""The two places a revision can be: host memory, and a slot as well; none has a slot alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from kernels.lora_slots import PackedModuleSlots
+from workers.engine.lora.base import ModuleShape
+from workers.engine.lora.host_cache import HostCache
+from workers.engine.lora.packed_slots import PackedLayout, PackedModule, PackedSlotTables
+from workers.engine.lora.residency import ResidencyLog
+from workers.engine.lora.slots import SlotTable
+from workers.engine.lora.stats import AdapterCounters, AdapterStats
+from workers.engine.lora.weights import AdapterWeights
+
+
+class Tiers:
+    """Host cache, slots and slot tables, kept in step; every move is recorded and counted here only."""
+
+    def __init__(
+        self,
+        shapes: Mapping[str, ModuleShape],
+        layout: PackedLayout,
+        *,
+        num_slots: int,
+        host_capacity: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self.slots = SlotTable(num_slots)
+        self.host = HostCache(host_capacity, is_busy=self.slots.is_busy, clock=clock)
+        self.residency = ResidencyLog()
+        self.counters = AdapterCounters()
+        self._tables = PackedSlotTables(shapes, layout, num_slots)
+
+    def __contains__(self, revision: str) -> bool:
+        return revision in self.host
+
+    def table(self, layer: int, module: PackedModule) -> PackedModuleSlots:
+        return self._tables.table(layer, module)
+
+    def use(self, revision: str) -> int | None:
+        """Count one more sequence on a host revision's slot; None if it has none and every slot is in use."""
+        if revision in self.slots:
+            self.counters.hit(revision)
+        elif not self.activate(revision):
+            self.host.want(revision)
+            return None
+        self.host.use(revision)
+        return self.slots.use(revision)
+
+    def activate(self, revision: str) -> bool:
+        """Give a host revision a slot; False while every slot is in use, AllSlotsPinned if all are pinned."""
+        assignment = self.slots.assign(revision)
+        if assignment is None:
+            return False
+        if assignment.evicted is not None:
+            self.counters.slot_evictions += 1
+            self.residency.record(assignment.evicted, "host")
+        self._tables.point(assignment.slot, self.host.use(revision).modules)
+        self.residency.record(revision, "device")
+        return True
+
+    def touch(self, revision: str) -> None:
+        """Make a revision that has a slot the most recently used."""
+        self.host.use(revision)
+        self.slots.touch(revision)
+
+    def admit(self, weights: AdapterWeights, *, even_wanted: bool = False) -> list[str] | None:
+        """Keep a loaded revision on the host; returns which left for it, or None if there is no room."""
+        leaving = self.host.put(weights, even_wanted=even_wanted)
+        if leaving is None:
+            return None
+        for revision in leaving:
+            self.counters.evicted(revision)
+            self._left_host(revision)
+        self.residency.record(weights.digest, "host")
+        return leaving
+
+    def drop(self, revision: str) -> None:
+        """Take a revision that nobody uses out of slot and host."""
+        self.host.drop(revision)
+        self._left_host(revision)
+
+    def stats(self, *, num_loading: int) -> AdapterStats:
+        """Return the counts so far, with what is held now."""
+        return self.counters.freeze(
+            num_on_device=len(self.slots),
+            num_on_host=len(self.host),
+            host_bytes=self.host.num_bytes,
+            num_loading=num_loading,
+        )
+
+    def _left_host(self, revision: str) -> None:
+        if revision in self.slots:
+            self._tables.clear(self.slots.free(revision))
+        self.residency.record(revision, "none")

@@ -1,0 +1,147 @@
+"""Whether an adapter can be served on a base: every check there is, before anything is given up for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from workers.engine.errors import (
+    AdapterBaseMismatch,
+    AdapterDigestMismatch,
+    AdapterFileError,
+    AdapterMatchesNothing,
+    AdapterRankError,
+    AdapterShapeError,
+)
+from workers.engine.lora.adapter_files import CONFIG_NAME, read_files
+from workers.engine.lora.base import BaseDescription, ModuleShape, same_base
+from workers.engine.lora.digest import digest_of
+from workers.engine.lora.peft_config import PeftLoraConfig, parse_config
+from workers.engine.lora.peft_file import LoRAPair, read_pairs
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterDescription:
+    """What is known of a valid adapter without keeping its weights."""
+
+    digest: str
+    rank: int  # the largest of any module
+    targets: tuple[str, ...]  # last parts of the module paths, sorted
+    bytes: int  # of all its files
+    num_modules: int
+    base_model_name: str | None
+    peft_version: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedAdapter:
+    """An adapter that fits its base, with the weights as trained."""
+
+    description: AdapterDescription
+    config: PeftLoraConfig
+    pairs: Mapping[str, LoRAPair]  # by module path
+
+
+def adapter_label(name: str, path: str | Path) -> str:
+    """Return how messages call an adapter."""
+    return f"adapter {name!r} ({path})" if name else f"adapter at {path}"
+
+
+def validate_adapter(
+    path: str | Path, *, base: BaseDescription, max_rank: int, name: str = "", revision: str | None = None
+) -> AdapterDescription:
+    """Check an adapter's files against a base without activating it; raises the AdapterError that fits."""
+    return check_adapter(path, base=base, max_rank=max_rank, name=name, revision=revision).description
+
+
+def check_adapter(
+    path: str | Path, *, base: BaseDescription, max_rank: int, name: str = "", revision: str | None = None
+) -> CheckedAdapter:
+    """Read an adapter once, check all of it and return its weights; what is hashed is what is checked."""
+    label = adapter_label(name, path)
+    files = read_files(Path(path), label)
+    digest = digest_of(files)
+    if revision is not None and digest != revision:
+        raise AdapterDigestMismatch(
+            f"{label}: its files have digest {digest}, but revision {revision} was asked for; restore those "
+            "files or ask for the new revision"
+        )
+    config = parse_config(files[CONFIG_NAME], label)
+    _check_base_name(config, base, label)
+    pairs = read_pairs(files, label)
+    _check_modules(config, pairs, base, label)
+    for module, pair in sorted(pairs.items()):
+        _check_rank(module, config.rank_of(module), max_rank, label)
+        _check_shapes(module, pair, config.rank_of(module), base.shapes[module], label)
+    return CheckedAdapter(_describe(digest, files, config, pairs), config, pairs)
+
+
+def _describe(
+    digest: str, files: Mapping[str, bytes], config: PeftLoraConfig, pairs: Mapping[str, LoRAPair]
+) -> AdapterDescription:
+    version = (config.model_extra or {}).get("peft_version")
+    return AdapterDescription(
+        digest=digest,
+        rank=max(config.rank_of(module) for module in pairs),
+        targets=tuple(sorted({module.rpartition(".")[2] for module in pairs})),
+        bytes=sum(len(content) for content in files.values()),
+        num_modules=len(pairs),
+        base_model_name=config.base_model_name_or_path,
+        peft_version=version if isinstance(version, str) else None,
+    )
+
+
+def _check_base_name(config: PeftLoraConfig, base: BaseDescription, label: str) -> None:
+    trained_on = config.base_model_name_or_path or ""
+    if not same_base(trained_on, base.name):
+        raise AdapterBaseMismatch(
+            f"{label}: it was trained on {trained_on!r}, but {base.name!r} is served; use an adapter of it, "
+            "or, if both are one model, set base_model_name_or_path in adapter_config.json to the served name"
+        )
+
+
+def _check_modules(
+    config: PeftLoraConfig, pairs: Mapping[str, LoRAPair], base: BaseDescription, label: str
+) -> None:
+    """Require that the configuration and the file speak of the same modules, all of them in the base."""
+    targeted = {module for module in base.shapes if config.targets(module)}
+    known = pairs.keys() & base.shapes.keys()
+    if not targeted or not known:
+        raise AdapterMatchesNothing(
+            f"{label}: no module of the base matches; target_modules={config.target_modules!r}, {len(pairs)} "
+            f"modules in the file, the base has such as {next(iter(base.shapes))!r}; train it on this base"
+        )
+    if strangers := sorted(pairs.keys() - base.shapes.keys()):
+        raise AdapterBaseMismatch(
+            f"{label}: it changes {strangers[0]!r} ({len(strangers)} such modules), which this base of "
+            f"{base.num_layers} layers lacks; train the adapter on this base"
+        )
+    if untrained := sorted(targeted - pairs.keys()):
+        raise AdapterFileError(
+            f"{label}: no weights for {untrained[0]!r} ({len(untrained)} such modules), which target_modules "
+            "names; the file is incomplete: copy or save the adapter again"
+        )
+    if unnamed := sorted(pairs.keys() - targeted):
+        raise AdapterFileError(
+            f"{label}: weights for {unnamed[0]!r} ({len(unnamed)} such modules), which adapter_config.json "
+            "does not target; pair the weights with their own configuration"
+        )
+
+
+def _check_rank(module: str, rank: int, max_rank: int, label: str) -> None:
+    if rank > max_rank:
+        raise AdapterRankError(
+            f"{label}: rank {rank} of {module} is over max_lora_rank={max_rank}; raise max_lora_rank or "
+            "train with a lower r"
+        )
+
+
+def _check_shapes(module: str, pair: LoRAPair, rank: int, shape: ModuleShape, label: str) -> None:
+    expected_a, expected_b = (rank, shape.in_features), (shape.out_features, rank)
+    found_a, found_b = tuple(pair.a.shape), tuple(pair.b.shape)
+    if (found_a, found_b) != (expected_a, expected_b):
+        raise AdapterShapeError(
+            f"{label}: {module} has lora_A {found_a} and lora_B {found_b}, but rank {rank} on this "
+            f"base needs {expected_a} and {expected_b}; train it on this base, or correct r or rank_pattern"
+        )

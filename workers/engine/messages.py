@@ -1,0 +1,95 @@
+"""What is said to an engine in another process, and what it answers: plain values only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from workers.engine.assembly import EngineInfo
+from workers.engine.engine import EngineStats
+from workers.engine.lora.request import LoRARequest
+from workers.engine.lora.residency import ResidencyChange
+from workers.engine.outputs import RequestOutput
+from workers.engine.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class AddRequest:
+    """Serve a request; exactly one of `prompt` and `messages` is given."""
+
+    request_id: str
+    prompt: str | list[int] | None
+    messages: list[dict[str, Any]] | None
+    params: SamplingParams
+    lora: LoRARequest | None
+
+
+@dataclass(frozen=True, slots=True)
+class AbortRequest:
+    """End a request; it answers with finish_reason "abort", unless it had ended already."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrefetchAdapter:
+    """Load an adapter into the host cache, if there is room."""
+
+    lora: LoRARequest
+
+
+@dataclass(frozen=True, slots=True)
+class DropAdapter:
+    """Forget an adapter, unless sequences are using it."""
+
+    lora: LoRARequest
+
+
+@dataclass(frozen=True, slots=True)
+class ReportStats:
+    """Answer with an event that carries the engine's counters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the process, whatever it holds."""
+
+
+Command = AddRequest | AbortRequest | PrefetchAdapter | DropAdapter | ReportStats | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A request joined the running batch for the first time."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEvents:
+    """What changed with a step or a command, and how much room there is now."""
+
+    started: tuple[Started, ...]
+    finished: tuple[RequestOutput, ...]
+    residency: tuple[ResidencyChange, ...]
+    epoch: int
+    free_seqs: int
+    free_kv_blocks: int
+    busy_ms: float  # since the start
+    waiting: int
+    stats: EngineStats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The engine is built and takes commands."""
+
+    info: EngineInfo
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed:
+    """The engine could not be built."""
+
+    code: str
+    message: str

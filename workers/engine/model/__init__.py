@@ -1,0 +1,1 @@
+"""The decoder: config, checkpoint files, and the forward pass they describe."""

@@ -1,0 +1,105 @@
+"""Reads a checkpoint's safetensors files by tensor name, checking every name and shape."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from workers.engine.errors import CheckpointError
+
+_FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)  # recomputed from rope_theta; old exports still carry it
+
+
+class CheckpointReader:
+    """Gives out each tensor once; `require_all_read` then refuses leftovers, which would be silently ignored."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        self._folder = folder
+        self._dtype = dtype
+        self._files: dict[Path, Any] = {}
+        self._place_of = self._locate()
+        self._unread = {name for name in self._place_of if not name.endswith(_IGNORED_SUFFIXES)}
+
+    def __enter__(self) -> CheckpointReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.clear()
+
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint holds a tensor of this name."""
+        return name in self._place_of
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Return the tensor in the engine's dtype, or refuse it with the shape that was expected."""
+        path = self._place_of.get(name)
+        if path is None:
+            raise CheckpointError(f"{self._folder}: tensor {name!r} is missing; download the checkpoint again")
+        tensor = self._get(path, name)
+        if tuple(tensor.shape) != shape:
+            raise CheckpointError(
+                f"{path}: {name!r} has shape {tuple(tensor.shape)}, config.json implies {shape}; "
+                "use the config and the weights of the same checkpoint"
+            )
+        if tensor.dtype not in _FLOAT_DTYPES:
+            raise CheckpointError(f"{path}: {name!r} has dtype {tensor.dtype}; give float32, float16 or bfloat16")
+        self._unread.discard(name)
+        return tensor.to(self._dtype)
+
+    def ignore(self, name: str) -> None:
+        """Mark a tensor as known and not needed."""
+        self._unread.discard(name)
+
+    def require_all_read(self) -> None:
+        """Refuse a checkpoint with tensors that this model has no place for."""
+        if self._unread:
+            first = ", ".join(sorted(self._unread)[:5])
+            raise CheckpointError(
+                f"{self._folder}: {len(self._unread)} tensors have no place in this model ({first}); "
+                "the checkpoint is of another architecture"
+            )
+
+    def _get(self, path: Path, name: str) -> Tensor:
+        try:
+            return self._open(path).get_tensor(name)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path}: cannot read {name!r}: {error}; download the file again") from error
+
+    def _open(self, path: Path) -> Any:
+        if path not in self._files:
+            try:
+                self._files[path] = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{path} cannot be opened: {error}; download the file again") from error
+        return self._files[path]
+
+    def _locate(self) -> dict[str, Path]:
+        index = self._folder / "model.safetensors.index.json"
+        if index.is_file():
+            return self._locate_by_index(index)
+        single = self._folder / "model.safetensors"
+        if not single.is_file():
+            raise CheckpointError(
+                f"{self._folder} holds no model.safetensors and no index; convert the checkpoint to safetensors"
+            )
+        return dict.fromkeys(self._open(single).keys(), single)
+
+    def _locate_by_index(self, index: Path) -> dict[str, Path]:
+        try:
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            place_of = {name: self._folder / Path(file).name for name, file in weight_map.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index} is no index: {error!r}; download the file again") from error
+        for path in sorted(set(place_of.values())):
+            if not path.is_file():
+                raise CheckpointError(f"{path} is missing, though the index names it; download the file again")
+        return place_of

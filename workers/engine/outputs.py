@@ -1,0 +1,62 @@
+"""What the engine hands back for a request, shaped as vLLM's users know it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from workers.engine.lora.request import LoRARequest
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionOutput:
+    """The generated part; `token_ids` keeps the end-of-sequence token, `text` does not."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    stop_reason: int | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailure:
+    """Why a request ended with finish_reason "error"."""
+
+    code: str
+    message: str
+    retryable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RequestMetrics:
+    """When things happened (monotonic seconds) and what they cost.
+
+    `device_ms` is this request's share of the steps it took part in: a step's wall time is split
+    over its rows' tokens, so the shares of all requests add up to the engine's `busy_ms`.
+    """
+
+    arrival_time_s: float
+    started_time_s: float | None  # joined the running batch for the first time
+    first_token_time_s: float | None
+    finished_time_s: float
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    device_ms: float
+    num_preemptions: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """A request that has ended, one way or another."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool
+    lora_request: LoRARequest | None
+    metrics: RequestMetrics
+    error: RequestFailure | None = None

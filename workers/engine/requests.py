@@ -1,0 +1,92 @@
+"""The engine's door for requests: text to tokens, limits checked, a `Sequence` made or the request refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from workers.engine.chat_template import Message
+from workers.engine.errors import InvalidParams, InvalidPrompt, RequestError
+from workers.engine.lora.request import LoRARequest
+from workers.engine.sampler import derive_seed
+from workers.engine.sampling_params import SamplingParams
+from workers.engine.sequence import Sequence
+from workers.engine.tokenizer import Tokenizer
+
+Prompt = str | list[int] | list[dict[str, Any]]
+"""Text, token ids, or chat messages for the checkpoint's template."""
+
+
+class RequestChecker:
+    """Knows the limits of one engine and turns what fits them into sequences."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, vocab_size: int, max_model_len: int, enable_lora: bool, seed: int
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._max_model_len = max_model_len
+        self._enable_lora = enable_lora
+        self._seed = seed
+
+    def sequence(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams,
+        lora: LoRARequest | None,
+        *,
+        arrival_time_s: float,
+    ) -> Sequence:
+        """Return the request as a sequence, or raise the `RequestError` that says what is wrong with it."""
+        if lora is not None and not self._enable_lora:
+            raise RequestError(
+                f"request {request_id!r} asks for adapter {lora.lora_name!r}, but enable_lora is False; enable it"
+            )
+        text, token_ids = self._tokenize(prompt)
+        self._check_tokens(token_ids)
+        self._check_stop_tokens(params)
+        stops = params.stop_strings
+        return Sequence(
+            request_id,
+            text,
+            token_ids,
+            params,
+            lora,
+            seed=derive_seed(self._seed, request_id) if params.seed is None else params.seed,
+            max_total_tokens=min(len(token_ids) + params.max_tokens, self._max_model_len),
+            stop_checker=self._tokenizer.stop_checker(stops) if stops else None,
+            arrival_time_s=arrival_time_s,
+        )
+
+    def _tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+        if isinstance(prompt, str):
+            return prompt, self._tokenizer.encode(prompt)
+        if not isinstance(prompt, list):
+            raise InvalidPrompt(f"prompt is {type(prompt).__name__}; give text, token ids or chat messages")
+        if prompt and all(isinstance(part, Mapping) for part in prompt):
+            messages: list[Message] = [part for part in prompt if isinstance(part, Mapping)]
+            return self._tokenizer.encode_messages(messages)
+        token_ids = [part for part in prompt if isinstance(part, int) and not isinstance(part, bool)]
+        if len(token_ids) != len(prompt):
+            raise InvalidPrompt("prompt mixes kinds; give text, token ids (integers) or chat messages (dicts)")
+        return None, token_ids
+
+    def _check_tokens(self, token_ids: list[int]) -> None:
+        if not token_ids:
+            raise InvalidPrompt("the prompt has no tokens; give at least one")
+        if len(token_ids) >= self._max_model_len:
+            raise InvalidPrompt(
+                f"the prompt has {len(token_ids)} tokens and max_model_len is {self._max_model_len}, which must "
+                f"also hold the answer; shorten the prompt to at most {self._max_model_len - 1} tokens"
+            )
+        if min(token_ids) < 0 or max(token_ids) >= self._vocab_size:
+            bad = next(token for token in token_ids if not 0 <= token < self._vocab_size)
+            raise InvalidPrompt(f"token id {bad} is not of this model; give ids from 0 to {self._vocab_size - 1}")
+
+    def _check_stop_tokens(self, params: SamplingParams) -> None:
+        for token_id in params.stop_token_ids or ():
+            if token_id >= self._vocab_size:
+                raise InvalidParams(
+                    f"stop token id {token_id} is not of this model; give ids below {self._vocab_size}"
+                )

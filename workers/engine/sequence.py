@@ -1,0 +1,99 @@
+"""The mutable state of one request while the engine holds it."""
+
+from __future__ import annotations
+
+from kernels.segments import BASE_SLOT
+from workers.engine.detokenizer import StopChecker
+from workers.engine.lora.request import LoRARequest
+from workers.engine.outputs import RequestMetrics
+from workers.engine.sampling_params import SamplingParams
+
+
+class Sequence:
+    """Tokens, cache blocks, adapter slot and accounts of one request; changed only by the engine's loop."""
+
+    __slots__ = (
+        "arrival_time_s",
+        "block_table",
+        "device_ms",
+        "first_token_time_s",
+        "lora",
+        "max_total_tokens",
+        "num_computed_tokens",
+        "num_preemptions",
+        "num_prompt_tokens",
+        "num_slot_waits",
+        "params",
+        "prompt",
+        "request_id",
+        "seed",
+        "slot",
+        "started_time_s",
+        "stop_checker",
+        "token_ids",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt: str | None,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        lora: LoRARequest | None,
+        *,
+        seed: int,
+        max_total_tokens: int,
+        stop_checker: StopChecker | None,
+        arrival_time_s: float,
+    ) -> None:
+        self.request_id = request_id
+        self.prompt = prompt
+        self.token_ids = list(prompt_token_ids)
+        self.num_prompt_tokens = len(prompt_token_ids)
+        self.params = params
+        self.lora = lora
+        self.seed = seed
+        self.max_total_tokens = max_total_tokens
+        self.stop_checker = stop_checker
+        self.arrival_time_s = arrival_time_s
+        self.started_time_s: float | None = None
+        self.first_token_time_s: float | None = None
+        self.block_table: list[int] = []
+        self.num_computed_tokens = 0
+        self.slot = BASE_SLOT
+        self.num_slot_waits = 0
+        self.num_preemptions = 0
+        self.device_ms = 0.0
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and generated tokens."""
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Generated tokens."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens whose keys and values are not in the cache yet."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        """A copy of the generated tokens."""
+        return self.token_ids[self.num_prompt_tokens :]
+
+    def metrics(self, finished_time_s: float) -> RequestMetrics:
+        """Return this request's accounts, closed at `finished_time_s`."""
+        return RequestMetrics(
+            arrival_time_s=self.arrival_time_s,
+            started_time_s=self.started_time_s,
+            first_token_time_s=self.first_token_time_s,
+            finished_time_s=finished_time_s,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_completion_tokens=self.num_output_tokens,
+            device_ms=self.device_ms,
+            num_preemptions=self.num_preemptions,
+        )

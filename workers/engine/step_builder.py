@@ -1,0 +1,180 @@
+"""Turns a schedule into the tensors of one step: rows in order, block tables, masks, sampling parameters."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels.segments import BASE_SLOT, Segments
+from workers.engine.batching import Schedule, ScheduledRows
+from workers.engine.kv_cache import SCRATCH_BLOCK
+from workers.engine.sampler import uniform
+from workers.engine.sequence import Sequence
+from workers.engine.step_input import AttentionGroup, SamplingInput, StepInput
+
+MIN_ROWS = 4
+"""fp32 matrix products on CPUs change their summation order below four rows; padding keeps results equal."""
+
+_MIN_QUERY_BUCKET = 32
+_MIN_KV_BUCKET = 16
+
+Ints = NDArray[np.int64]
+
+
+class BuiltStep(NamedTuple):
+    """A step and the sequences whose next tokens it yields, in the order of its sampled rows."""
+
+    step: StepInput
+    sampled: list[Sequence]
+
+
+class _Span(NamedTuple):
+    """One sequence's rows in the step."""
+
+    sequence: Sequence
+    first_row: int
+    num_rows: int
+
+
+class StepBuilder:
+    """Builds steps for one cache layout and vocabulary."""
+
+    def __init__(
+        self, *, block_size: int, num_kv_heads: int, vocab_size: int, dtype: torch.dtype
+    ) -> None:
+        self._block_size = block_size
+        self._num_kv_heads = num_kv_heads
+        self._vocab_size = vocab_size
+        self._dtype = dtype
+        self._heads = np.arange(num_kv_heads, dtype=np.int64)
+
+    def build(self, schedule: Schedule) -> BuiltStep:
+        """Lay out the scheduled rows, decode rows first, and by adapter slot within decode and prefill."""
+        rows = sorted(schedule.rows, key=lambda row: (row.num_tokens > 1, row.sequence.slot))
+        spans = _spans(rows)
+        num_real = sum(row.num_tokens for row in rows)
+        num_tokens = max(num_real, MIN_ROWS)
+        token_ids, positions, places = self._rows(spans, num_tokens)
+        sampled = [span for span in spans if _is_complete(span)]
+        step = StepInput(
+            num_tokens=num_tokens,
+            token_ids=torch.from_numpy(token_ids),
+            positions=torch.from_numpy(positions),
+            write_rows=torch.from_numpy(self._write_rows(places)),
+            fresh_blocks=_tensor(schedule.fresh_blocks) if schedule.fresh_blocks else None,
+            groups=self._groups(spans, num_tokens, positions),
+            segments=_segments(spans, num_tokens - num_real),
+            sampling=self._sampling(sampled) if sampled else None,
+        )
+        return BuiltStep(step, [span.sequence for span in sampled])
+
+    def _rows(self, spans: list[_Span], num_tokens: int) -> tuple[Ints, Ints, Ints]:
+        """Return token ids, positions and cache places (block * block_size + offset) of every row."""
+        token_ids: list[int] = []
+        positions: list[int] = []
+        places: list[int] = []
+        size = self._block_size
+        for sequence, _, num_rows in spans:
+            first = sequence.num_computed_tokens
+            table = sequence.block_table
+            token_ids += sequence.token_ids[first : first + num_rows]
+            positions += range(first, first + num_rows)
+            places += [table[at // size] * size + at % size for at in range(first, first + num_rows)]
+        num_padding = num_tokens - len(token_ids)
+        token_ids += [0] * num_padding
+        positions += [0] * num_padding
+        places += [SCRATCH_BLOCK * size] * num_padding
+        return np.array(token_ids), np.array(positions), np.array(places)
+
+    def _write_rows(self, places: Ints) -> Ints:
+        blocks, offsets = np.divmod(places, self._block_size)
+        heads = blocks[:, None] * self._num_kv_heads + self._heads
+        return (heads * self._block_size + offsets[:, None]).ravel()
+
+    def _groups(self, spans: list[_Span], num_tokens: int, positions: Ints) -> tuple[AttentionGroup, ...]:
+        groups: dict[tuple[int, int], list[_Span]] = {}
+        for span in spans:
+            num_blocks = -(-(span.sequence.num_computed_tokens + span.num_rows) // self._block_size)
+            query_bucket = 1 if span.num_rows == 1 else _bucket(span.num_rows, _MIN_QUERY_BUCKET)
+            groups.setdefault((query_bucket, _bucket(num_blocks, _MIN_KV_BUCKET)), []).append(span)
+        return tuple(self._group(members, num_tokens, positions) for members in groups.values())
+
+    def _group(self, spans: list[_Span], num_tokens: int, positions: Ints) -> AttentionGroup:
+        query_len = max(span.num_rows for span in spans)
+        first_rows = np.array([span.first_row for span in spans])[:, None]
+        num_rows = np.array([span.num_rows for span in spans])[:, None]
+        offsets = np.arange(query_len)
+        query_rows = first_rows + np.minimum(offsets, num_rows - 1)
+        output_rows = np.where(offsets < num_rows, query_rows, num_tokens)
+        query_positions = positions[query_rows]
+        num_blocks = int(query_positions.max()) // self._block_size + 1
+        return AttentionGroup(
+            num_seqs=len(spans),
+            query_len=query_len,
+            query_rows=torch.from_numpy(query_rows.ravel()),
+            output_rows=torch.from_numpy(output_rows.ravel()),
+            kv_rows=torch.from_numpy(self._kv_rows(spans, num_blocks)),
+            mask=self._mask(query_positions, num_blocks),
+        )
+
+    def _kv_rows(self, spans: list[_Span], num_blocks: int) -> Ints:
+        tables = np.full((len(spans), 1, num_blocks), SCRATCH_BLOCK)
+        for index, span in enumerate(spans):
+            table = span.sequence.block_table[:num_blocks]
+            tables[index, 0, : len(table)] = table
+        return (tables * self._num_kv_heads + self._heads[:, None]).ravel()
+
+    def _mask(self, query_positions: Ints, num_blocks: int) -> Tensor:
+        limits = torch.from_numpy(query_positions)[:, None, :, None]
+        is_hidden = torch.arange(num_blocks * self._block_size) > limits
+        return torch.zeros(is_hidden.shape, dtype=self._dtype).masked_fill_(is_hidden, float("-inf"))
+
+    def _sampling(self, sampled: list[_Span]) -> SamplingInput:
+        params = [span.sequence.params for span in sampled]
+        rows = [span.first_row + span.num_rows - 1 for span in sampled]
+        all_greedy = all(param.is_greedy for param in params)
+        return SamplingInput(
+            num_rows=len(rows),
+            rows=_tensor(rows + rows[-1:] * (MIN_ROWS - len(rows))),
+            all_greedy=all_greedy,
+            temperatures=torch.tensor([param.temperature for param in params], dtype=torch.float32),
+            top_ks=_tensor([param.top_k if param.top_k > 0 else self._vocab_size for param in params]),
+            top_ps=torch.tensor([param.top_p for param in params], dtype=torch.float64),
+            uniforms=torch.tensor([_uniform(span.sequence) for span in sampled], dtype=torch.float64),
+        )
+
+
+def _spans(rows: list[ScheduledRows]) -> list[_Span]:
+    spans, first_row = [], 0
+    for sequence, num_tokens in rows:
+        spans.append(_Span(sequence, first_row, num_tokens))
+        first_row += num_tokens
+    return spans
+
+
+def _segments(spans: list[_Span], num_padding: int) -> Segments | None:
+    if all(span.sequence.slot == BASE_SLOT for span in spans):
+        return None
+    runs = [(span.num_rows, span.sequence.slot) for span in spans]
+    return Segments.from_runs([*runs, (num_padding, BASE_SLOT)])
+
+
+def _is_complete(span: _Span) -> bool:
+    return span.sequence.num_uncomputed_tokens == span.num_rows
+
+
+def _uniform(sequence: Sequence) -> float:
+    return 0.0 if sequence.params.is_greedy else uniform(sequence.seed, sequence.num_tokens)
+
+
+def _bucket(value: int, smallest: int) -> int:
+    """Return the next power of two, at least `smallest`: within a bucket, padding at most doubles the work."""
+    return max(smallest, 1 << (value - 1).bit_length())
+
+
+def _tensor(values: list[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64)

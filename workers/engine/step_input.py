@@ -1,0 +1,56 @@
+"""What one forward pass needs, as plain tensors; executors see this and nothing of sequences or requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kernels.segments import Segments
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionGroup:
+    """Sequences of like length whose attention runs as one padded batch."""
+
+    num_seqs: int
+    query_len: int
+    query_rows: Tensor  # [num_seqs * query_len] int64, rows of the step; padding repeats the last one
+    output_rows: Tensor  # [num_seqs * query_len] int64, where results go; padding goes to row num_tokens
+    kv_rows: Tensor  # [num_seqs * num_kv_heads * num_blocks] int64, block * num_kv_heads + head
+    mask: Tensor  # [num_seqs, 1, query_len, num_blocks * block_size] added to the scores
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingInput:
+    """How each sampled row chooses its token; `None` tensors mean that no row needs them."""
+
+    num_rows: int
+    rows: Tensor  # [max(num_rows, MIN_ROWS)] int64, rows of the step; padding repeats the last one
+    all_greedy: bool
+    temperatures: Tensor  # [num_rows] float32, 0 = greedy
+    top_ks: Tensor  # [num_rows] int64, vocab_size = no limit
+    top_ps: Tensor  # [num_rows] float64
+    uniforms: Tensor  # [num_rows] float64 in [0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class StepInput:
+    """One step: rows ordered decode first, then prefill chunks, by adapter slot within each."""
+
+    num_tokens: int  # padding included
+    token_ids: Tensor  # [num_tokens] int64
+    positions: Tensor  # [num_tokens] int64
+    write_rows: Tensor  # [num_tokens * num_kv_heads] int64, (block * num_kv_heads + head) * block_size + offset
+    fresh_blocks: Tensor | None  # [num_fresh_blocks] int64, cleared before use
+    groups: tuple[AttentionGroup, ...]
+    segments: Segments | None  # None: no row has an adapter
+    sampling: SamplingInput | None  # None: every row is a prefill chunk with more to come
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """One token per sampled row, in the order of `SamplingInput.rows`."""
+
+    token_ids: list[int]
+    failed: list[bool]  # the row's logits were not finite; its token id means nothing

@@ -1,0 +1,74 @@
+"""Text to tokens and back, by the checkpoint's own tokenizer files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from workers.engine.chat_template import ChatTemplate, Message, load_chat_template
+from workers.engine.detokenizer import IncrementalDetokenizer, StopChecker
+from workers.engine.errors import CheckpointError, InvalidPrompt
+
+
+class Tokenizer:
+    """A tokenizer.json with, where the checkpoint has one, its chat template."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, chat_template: ChatTemplate | None) -> None:
+        self._backend = backend
+        self._chat_template = chat_template
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Tokenizer:
+        """Load the tokenizer beside the checkpoint's weights."""
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing; save the checkpoint together with its fast tokenizer")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # noqa: BLE001 - the Rust side raises bare Exception
+            raise CheckpointError(f"{path} is not a tokenizer: {error}; save the tokenizer again") from error
+        backend.no_truncation()
+        backend.no_padding()
+        return cls(backend, load_chat_template(folder, _read_tokenizer_config(folder)))
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a prompt, special tokens added as the checkpoint asks."""
+        return self._encode(text, add_special_tokens=True)
+
+    def encode_messages(self, messages: Sequence[Message]) -> tuple[str, list[int]]:
+        """Return the rendered prompt and its tokens; the template itself places the special tokens."""
+        if self._chat_template is None:
+            raise InvalidPrompt("the checkpoint has no chat template; send a prompt instead of messages")
+        text = self._chat_template.render(messages)
+        return text, self._encode(text, add_special_tokens=False)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of `token_ids` without special tokens."""
+        return self._backend.decode(token_ids, skip_special_tokens=True)
+
+    def stop_checker(self, stops: Sequence[str]) -> StopChecker:
+        """Return a watcher for `stops` in a generated text."""
+        return StopChecker(stops, IncrementalDetokenizer(self.decode))
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        except (TypeError, ValueError) as error:  # lone surrogates are ValueErrors
+            raise InvalidPrompt(f"the prompt cannot be tokenised: {error}; send valid Unicode text") from error
+
+
+def _read_tokenizer_config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}; save the tokenizer again") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds no JSON object; save the tokenizer again")
+    return config

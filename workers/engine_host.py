@@ -1,0 +1,212 @@
+"""Owns the engine's child process: jobs go in as requests, outcomes come out to the committer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable
+from typing import Protocol
+from uuid import UUID
+
+import structlog
+
+from db.records import JobAttempt
+from lorayard.contract.messages import BatchJob, Residency
+from workers.engine.errors import EngineDied, RequestError
+from workers.engine.process import AbortRequest, DropAdapter, EngineEvents, EngineProcess, PrefetchAdapter
+from workers.feeder import Feeder
+from workers.holding import HeldAttempt, HoldingTable, Phase, StopReason
+from workers.outcomes import Outcome, outcome_of, outcome_refused, outcome_unrun
+from workers.requests import AdapterIds, add_request, parse_request_id, request_id
+from workers.vitals import Room, Vitals
+
+RECEIVE_S = 0.05
+WATCH_EVERY_S = 0.05
+
+logger = structlog.get_logger(__name__)
+
+
+class OutcomeSink(Protocol):
+    """Where ended attempts go."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more results can be kept."""
+        ...
+
+    def put(self, outcome: Outcome) -> None:
+        """Take one end; never blocks."""
+        ...
+
+
+class JobWatcher(Protocol):
+    """Who hears of jobs on their way (Flower)."""
+
+    def received(self, job: BatchJob) -> None:
+        """A job has come in."""
+        ...
+
+    def started(self, job: BatchJob) -> None:
+        """The engine has begun a job."""
+        ...
+
+
+class EngineHost:
+    """The batch in flight; micro-batches join it, and it is never a barrier."""
+
+    def __init__(
+        self,
+        engine: EngineProcess,
+        holding: HoldingTable,
+        sink: OutcomeSink,
+        watcher: JobWatcher,
+        adapters: AdapterIds,
+        vitals: Vitals,
+        *,
+        is_revoked: Callable[[str], bool],
+        on_died: Callable[[EngineDied], None],
+    ) -> None:
+        self._engine = engine
+        self._holding = holding
+        self._sink = sink
+        self._watcher = watcher
+        self._adapters = adapters
+        self._vitals = vitals
+        self._is_revoked = is_revoked
+        self._on_died = on_died
+        self._feeder = Feeder(engine.send, lambda: sink.has_room)
+        self._refusing = False
+        self._closed = threading.Event()
+        self._pump = threading.Thread(target=self._run, name="engine-pump", daemon=True)
+        self._next_watch_at = 0.0
+
+    def start(self) -> None:
+        """Begin to feed the engine and to hear from it."""
+        self._feeder.start()
+        self._pump.start()
+
+    def close(self) -> None:
+        """Stop both threads, then end the engine's process."""
+        self._closed.set()
+        self._feeder.close()
+        if self._pump.is_alive() and threading.current_thread() is not self._pump:
+            self._pump.join(timeout=5.0)
+        self._engine.close()
+
+    def refuse(self) -> None:
+        """From now on give every arriving job straight back (the worker is draining)."""
+        self._refusing = True
+
+    def join(self, task_id: str, jobs: Iterable[BatchJob]) -> int:
+        """Let the jobs of a micro-batch join the batch in flight; returns how many were new here."""
+        taken = self._holding.take(task_id, jobs, time.monotonic())
+        for held in taken:
+            self._watcher.received(held.job)
+            if self._refusing:
+                self._end(held, outcome_unrun)
+            else:
+                self._feed(held)
+        return len(taken)
+
+    def cancel(self, job_ids: Collection[UUID]) -> None:
+        """Cancel the given jobs, wherever they are on this worker."""
+        for held in self._holding.live(job_ids=job_ids):
+            self.stop(held, StopReason.CANCELLED)
+
+    def cancel_task(self, task_id: str) -> None:
+        """Cancel every job that came with one micro-batch."""
+        for held in self._holding.live(task_id=task_id):
+            self.stop(held, StopReason.CANCELLED)
+
+    def release_waiting(self, job_ids: Collection[UUID] | None = None) -> None:
+        """Give back the jobs that have not started: some of them, or all."""
+        for held in self._holding.live(job_ids=job_ids):
+            if held.phase is Phase.WAITING:
+                self.stop(held, StopReason.RELEASED)
+
+    def release_all(self) -> None:
+        """Give back everything, started or not."""
+        for held in self._holding.live():
+            self.stop(held, StopReason.RELEASED)
+
+    def fence(self, keys: Iterable[JobAttempt]) -> None:
+        """Abort attempts whose lease is over."""
+        for key in keys:
+            if (held := self._holding.get(key)) is not None:
+                self.stop(held, StopReason.FENCED)
+
+    def prefetch(self, revisions: Iterable[str]) -> None:
+        """Begin to load adapters that are about to be wanted."""
+        for revision in revisions:
+            self._feeder.command(PrefetchAdapter(self._adapters.request(revision)))
+
+    def drop(self, revisions: Iterable[str]) -> None:
+        """Forget adapters that nobody will want soon."""
+        for revision in revisions:
+            self._feeder.command(DropAdapter(self._adapters.request(revision)))
+
+    def stop(self, held: HeldAttempt, reason: StopReason) -> None:
+        """Stop one attempt; its end comes through the engine unless it never got there."""
+        if self._holding.stop(held.key, reason) is not None:
+            self._call_back(held)
+
+    def _call_back(self, held: HeldAttempt) -> None:
+        if self._feeder.withdraw(held.key):
+            self._end(held, outcome_unrun)
+        else:
+            self._feeder.command(AbortRequest(request_id(held.key)))
+
+    def _feed(self, held: HeldAttempt) -> None:
+        try:
+            request = add_request(held.job, self._adapters)
+        except RequestError as error:
+            refusal = error
+            self._end(held, lambda ended, now: outcome_refused(ended, refusal, now))
+            return
+        self._feeder.add(held.key, request)
+        if held.stop_reason is not None:
+            # It was stopped while it was being added: that abort went ahead of the request.
+            self._call_back(held)
+
+    def _end(self, held: HeldAttempt, judge: Callable[[HeldAttempt, float], Outcome]) -> None:
+        if self._holding.end(held.key) is not None:
+            self._sink.put(judge(held, time.monotonic()))
+
+    def _run(self) -> None:
+        try:
+            while not self._closed.is_set():
+                events = self._engine.receive(RECEIVE_S)
+                if events is not None:
+                    self._digest(events)
+                self._watch(time.monotonic())
+        except EngineDied as error:
+            if not self._closed.is_set():
+                logger.error("engine.died", exitcode=error.exitcode, held=len(self._holding))
+                self._on_died(error)
+
+    def _digest(self, events: EngineEvents) -> None:
+        now = time.monotonic()
+        for name in events.started:
+            held = self._holding.start(parse_request_id(name), now)
+            if held is not None:
+                self._watcher.started(held.job)
+        for output in events.finished:
+            held = self._holding.end(parse_request_id(output.request_id))
+            if held is not None:
+                self._sink.put(outcome_of(held, output, now))
+        self._vitals.update(
+            Room(events.free_seqs, events.free_kv_blocks),
+            events.epoch,
+            [Residency(revision=change.revision, tier=change.tier) for change in events.residency],
+        )
+
+    def _watch(self, now: float) -> None:
+        """Stop what has missed its deadline or was revoked in Flower."""
+        if now < self._next_watch_at:
+            return
+        self._next_watch_at = now + WATCH_EVERY_S
+        for held in self._holding.overdue(now):
+            self.stop(held, StopReason.EXPIRED)
+        for held in self._holding.live():
+            if self._is_revoked(str(held.job.job_id)) or self._is_revoked(held.task_id):
+                self.stop(held, StopReason.CANCELLED)

@@ -1,0 +1,67 @@
+"""Turns a job of a micro-batch into what the engine is asked, and names it there."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from pathlib import Path
+from uuid import UUID
+
+from db.records import JobAttempt
+from lorayard.contract.messages import BatchJob
+from workers.engine.lora.request import LoRARequest
+from workers.engine.process import AddRequest
+from workers.engine.sampling_params import SamplingParams
+
+
+def request_id(key: JobAttempt) -> str:
+    """Name an attempt for the engine."""
+    return f"{key.job_id}:{key.attempt}"
+
+
+def parse_request_id(text: str) -> JobAttempt:
+    """Read back what `request_id` wrote."""
+    job_id, _, attempt = text.rpartition(":")
+    return JobAttempt(UUID(job_id), int(attempt))
+
+
+class AdapterIds:
+    """Gives each revision the integer by which the engine's interface knows it, the same for life."""
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._ids: dict[str, int] = {}
+        self._next = itertools.count(1)
+
+    def request(self, revision: str, name: str | None = None) -> LoRARequest:
+        """Ask for one revision: its folder in the store, and the digest its files must have."""
+        with self._lock:
+            number = self._ids.setdefault(revision, 0) or next(self._next)
+            self._ids[revision] = number
+        folder = self._store / revision.rpartition(":")[2]
+        return LoRARequest(name or revision, number, str(folder), revision=revision)
+
+
+def add_request(job: BatchJob, adapters: AdapterIds) -> AddRequest:
+    """Ask the engine for one job; raises the engine's InvalidParams for parameters it does not serve."""
+    return AddRequest(
+        request_id=request_id(JobAttempt(job.job_id, job.attempt)),
+        prompt=job.prompt,
+        messages=_messages(job),
+        params=SamplingParams(
+            max_tokens=job.max_tokens,
+            temperature=job.temperature,
+            top_p=job.top_p,
+            top_k=job.top_k,
+            seed=job.seed,
+            stop=job.stop or None,
+        ),
+        lora=None if job.revision is None else adapters.request(job.revision, job.adapter),
+    )
+
+
+def _messages(job: BatchJob) -> list[dict[str, str]] | None:
+    if job.messages is None:
+        return None
+    return [{"role": message.role, "content": message.content} for message in job.messages]

@@ -1,0 +1,47 @@
+"""Reads the environment once: what a worker process is told at its edge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from lorayard.contract.pool import pool_id
+
+
+class BrokerSettings(BaseSettings):
+    """What the Celery application alone needs; Flower runs with no more than this."""
+
+    model_config = SettingsConfigDict(env_prefix="LORAYARD_", extra="ignore", frozen=True)
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+
+
+class WorkerSettings(BrokerSettings):
+    """Everything a worker process is told; durations in seconds."""
+
+    database_url: str = "postgresql+psycopg://lorayard@127.0.0.1:5432/lorayard"
+    model: Path
+    adapter_store: Path
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"
+    worker_name: str = Field(default="worker", min_length=1, max_length=64, pattern=r"^[\w.-]+$")
+    ready_file: Path | None = None
+    max_num_seqs: int = Field(default=32, ge=1)
+    max_loras: int = Field(default=4, ge=1)
+    max_lora_rank: int = Field(default=64, ge=1)
+    max_cpu_loras: int | None = Field(default=None, ge=1)
+    max_model_len: int | None = Field(default=None, ge=1)
+    num_kv_blocks: int | None = Field(default=None, ge=1)
+    num_threads: int | None = Field(default=None, ge=1)
+    engine_start_s: float = Field(default=600.0, gt=0)
+    drain_grace_s: float = Field(default=60.0, ge=0, description="what running jobs get after SIGTERM")
+    flush_s: float = Field(default=20.0, gt=0, description="what the last commits get after that")
+    max_uncommitted: int = Field(default=2000, ge=1, description="results kept through a Postgres outage")
+
+    @property
+    def pool(self) -> str:
+        """The pool whose jobs this worker may run."""
+        return pool_id(self.model, self.dtype)
