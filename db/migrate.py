@@ -87,7 +87,7 @@ def _wait_at_most(connection: Connection, seconds: int) -> None:
 def main() -> int:
     """Migrate the database that the environment names, and say what was done."""
     try:
-        settings = DatabaseSettings()  # type: ignore[call-arg]
+        settings = DatabaseSettings()
         done = upgrade(settings.database_url.get_secret_value())
     except ValidationError as error:
         print(f"db.migrate: {_missing(error)}", file=sys.stderr)  # noqa: T201

@@ -106,6 +106,7 @@ def lora_expand(
         BLOCK_M=tiles.block_rows,
         BLOCK_N=BLOCK_OUT,
         num_warps=NUM_WARPS,
+        enable_fp_fusion=True,
     )
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from kernels.segments import Tiles
 
 PAGE_RANKS = 16
-MIN_BLOCK_ROWS = 16  # the least that tl.dot takes
+# tl.dot takes 16 rows at least; 64 spill on sm_80 and sm_90, as do 32 in float32 (triton 3.9, 2026-11).
+BLOCK_ROWS = (16, 32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +91,8 @@ class DeviceTiles:
 
     def check(self) -> None:
         """Raise ValueError, with the values, unless the kernels can read the tiles."""
-        if self.block_rows < MIN_BLOCK_ROWS or self.block_rows & (self.block_rows - 1):
-            raise ValueError(f"block_rows is {self.block_rows}; give a power of two from {MIN_BLOCK_ROWS}")
+        if self.block_rows not in BLOCK_ROWS:
+            raise ValueError(f"block_rows is {self.block_rows}; give one of {BLOCK_ROWS}")
         for name, column in (("starts", self.starts), ("ends", self.ends), ("slots", self.slots)):
             if column.dtype is not torch.int32 or column.shape != self.starts.shape or column.dim() != 1:
                 raise ValueError(

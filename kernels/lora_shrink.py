@@ -107,6 +107,7 @@ def lora_shrink(
         BLOCK_M=tiles.block_rows,
         BLOCK_K=BLOCK_IN,
         num_warps=NUM_WARPS,
+        enable_fp_fusion=True,
     )
     return shrunk
 

@@ -1,1 +1,1 @@
-"""Decides which job goes to which worker, and when: pure policies, and one process that feeds and obeys them."""
+"""Decides which job goes to which worker and when: pure policies, and a process that obeys them."""

@@ -9,7 +9,6 @@ from uuid import UUID
 from redis import Redis
 
 from db.records import FinishedJob
-from lorayard.contract.errors import LorayardError
 from lorayard.contract.keys import reply_key
 from lorayard.contract.messages import MAX_INLINE_OUTPUT_BYTES, JobReply
 from lorayard.contract.result import JobResult
@@ -19,21 +18,19 @@ REPLY_STREAM_TTL_S: Final = 3600
 """A client gone for so long looks its jobs up."""
 
 
-class UnendedJob(LorayardError, ValueError):
-    """A job that may still change was announced as ended."""
+def state_reply(result: JobResult, *, whole: bool = False, submission_id: UUID | None = None) -> JobReply:
+    """Render a job's state, with its result once it has ended.
 
-
-def reply_to_end(result: JobResult, *, whole: bool = False, submission_id: UUID | None = None) -> JobReply:
-    """Render an end; an output above the inline limit is left out unless the `whole` was asked for."""
-    if not result.state.is_terminal:
-        raise UnendedJob(f"job {result.job_id} is {result.state}: announce only what is terminal")
+    An output above the inline limit is left out unless the `whole` was asked for.
+    """
     output = result.output
     omitted = not whole and output is not None and len(output.encode()) > MAX_INLINE_OUTPUT_BYTES
+    shown = result.model_copy(update={"output": None}) if omitted else result
     return JobReply(
         job_id=result.job_id,
         state=result.state,
         attempt=result.attempt,
-        result=result.model_copy(update={"output": None}) if omitted else result,
+        result=shown if result.state.is_terminal else None,
         output_omitted=omitted,
         submission_id=submission_id,
     )
@@ -55,4 +52,4 @@ def send_replies(redis: Redis, replies: Iterable[tuple[str, JobReply]]) -> None:
 
 def announce(redis: Redis, finished: Iterable[FinishedJob]) -> None:
     """Tell of ended jobs those who asked for them; a pipeline is only filled, not executed."""
-    send_replies(redis, [(job.reply_to, reply_to_end(job.result)) for job in finished if job.reply_to])
+    send_replies(redis, [(job.reply_to, state_reply(job.result)) for job in finished if job.reply_to])

@@ -15,8 +15,8 @@ class EventPacer:
     """Mutable: decides once for each job whether its events are sent, from a hash of its id.
 
     The kept share is 1, 1/2, 1/4, ... of the ids, and each share lies within the one before: processes that
-    have halved equally often keep the same jobs. It halves as soon as a window is over the budget, and doubles
-    when a window used less than a quarter of it.
+    have halved equally often keep the same jobs. It halves as soon as a window is over the budget, and
+    doubles when a window used less than a quarter of it.
     """
 
     def __init__(self, max_events_per_s: float) -> None:

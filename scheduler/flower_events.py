@@ -1,4 +1,4 @@
-"""Makes every job a task of its own in Flower, by standard task events; best effort, Postgres is the truth."""
+"""Makes every job a task of its own in Flower, by standard task events: best effort, never in the way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uuid import UUID
 import structlog
 from celery import Celery
 from celery.events import EventDispatcher
-from kombu import Connection
+from kombu.connection import Connection
 
 from lorayard.contract.tasks import GENERATE
 from scheduler.event_pacer import EventPacer
@@ -149,7 +149,7 @@ class JobEvents:
         if connection is None:
             return
         try:
-            connection.release()
+            connection.release()  # type: ignore[no-untyped-call]
         except Exception as error:  # noqa: BLE001 - the connection is given up either way
             logger.debug("flower_events.release_failed", error=str(error))
 

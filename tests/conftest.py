@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,25 +25,36 @@ _NUMBERS = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def new_state_dir() -> Iterator[Callable[[], Path]]:
-    """Make state directories that Postgres, under its own user, can reach; pytest's folders it cannot."""
-    with tempfile.TemporaryDirectory(prefix="lorayard-tests-") as folder:
-        Path(folder).chmod(0o711)
-        yield lambda: Path(folder) / f"state-{next(_NUMBERS)}"
+    """Make state directories for stacks that outlive a test; they go with the run."""
+    with _reachable_folder() as folder:
+        yield lambda: folder / f"state-{next(_NUMBERS)}"
 
 
 @pytest.fixture
-def state_dir(new_state_dir: Callable[[], Path]) -> Path:
+def state_dir() -> Iterator[Path]:
     """A state directory for a stack of the test's own."""
-    return new_state_dir()
+    with _reachable_folder() as folder:
+        yield folder / "state"
 
 
 @pytest.fixture(scope="session")
-def servers(new_state_dir: Callable[[], Path]) -> Iterator[Stack]:
+def servers() -> Iterator[Stack]:
     """One Redis and one Postgres for the whole run; a test that stops servers starts its own stack."""
     from lorayard.local import SERVERS, Stack, StackConfig
 
-    with Stack(StackConfig(state_dir=new_state_dir(), parts=SERVERS, durable=False)) as stack:
+    with (
+        _reachable_folder() as folder,
+        Stack(StackConfig(state_dir=folder / "state", parts=SERVERS, durable=False)) as stack,
+    ):
         yield stack
+
+
+@contextmanager
+def _reachable_folder() -> Iterator[Path]:
+    """A folder that Postgres, under a user of its own, can reach; pytest's folders it cannot."""
+    with tempfile.TemporaryDirectory(prefix="lorayard-tests-") as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
 
 
 @pytest.fixture
@@ -88,7 +100,7 @@ def _database(servers: Stack, template: str) -> Iterator[str]:
 def _execute(servers: Stack, statement: str) -> None:
     import psycopg
 
-    from lorayard.local.postgres_server import plain_url
+    from lorayard.local import plain_url
 
     with psycopg.connect(plain_url(servers.postgres.url), autocommit=True) as connection:
         connection.execute(statement)

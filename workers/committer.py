@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import deque
@@ -48,6 +49,7 @@ class Committer:
         self._wake = threading.Condition()
         self._waiting: deque[Outcome] = deque()
         self._in_flight = 0
+        self._seq = itertools.count(1)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
 
@@ -113,9 +115,11 @@ class Committer:
     def _write(self, ended: Sequence[EndedAttempt]) -> list[FinishedJob] | None:
         """Write until the ledger answers; None when the worker is closed first."""
         retry_s = FIRST_RETRY_S
+        # A commit of unknown fate is repeated under its own number, which the ledger then knows.
+        seq = next(self._seq)
         while not self._closed.is_set():
             try:
-                return self._finish(ended)
+                return self._finish(seq, ended)
             except DatabaseUnavailable as error:
                 logger.warning("commit.database_unavailable", kept=len(ended), error=str(error))
                 self._closed.wait(retry_s)
@@ -124,9 +128,9 @@ class Committer:
                 return self._write_apart(ended, error)
         return None
 
-    def _finish(self, ended: Sequence[EndedAttempt]) -> list[FinishedJob]:
+    def _finish(self, seq: int, ended: Sequence[EndedAttempt]) -> list[FinishedJob]:
         return self._database.run(
-            lambda connection: FinishRepository(connection).finish(self._incarnation, ended)
+            lambda connection: FinishRepository(connection).finish(self._incarnation, seq, ended)
         )
 
     def _write_apart(self, ended: Sequence[EndedAttempt], error: Exception) -> list[FinishedJob] | None:

@@ -91,7 +91,7 @@ class EngineHost:
         self._feeder.close()
         if self._pump.is_alive() and threading.current_thread() is not self._pump:
             self._pump.join(timeout=5.0)
-        self._engine.close()
+        self._engine.stop()
 
     def refuse(self) -> None:
         """From now on give every arriving job straight back (the worker is draining)."""

@@ -21,7 +21,9 @@ logger = structlog.get_logger(__name__)
 class Feeder:
     """Commands go out at once; requests wait while the gate is shut (a Postgres outage fills the committer)."""
 
-    def __init__(self, send: Callable[[AddRequest | Command], None], gate_is_open: Callable[[], bool]) -> None:
+    def __init__(
+        self, send: Callable[[AddRequest | Command], None], gate_is_open: Callable[[], bool]
+    ) -> None:
         self._send = send
         self._gate_is_open = gate_is_open
         self._wake = threading.Condition()

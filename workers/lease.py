@@ -8,15 +8,13 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from db.database import Database
 from db.errors import DatabaseUnavailable
 from db.records import Renewal
-from db.repositories.workers import WorkerRepository
 from lorayard.contract.messages import HeldJob
 from workers.engine_host import EngineHost
 from workers.holding import HoldingTable
+from workers.registration import Registration
 
-LEASE_S = 10.0
 RENEW_EVERY_S = 2.0
 RETRY_S = 0.5
 
@@ -28,18 +26,18 @@ class LeaseKeeper:
 
     def __init__(
         self,
-        database: Database,
-        incarnation: str,
+        registration: Registration,
         holding: HoldingTable,
         host: EngineHost,
         *,
+        on_registered: Callable[[], None],
         heartbeat: Callable[[Sequence[HeldJob]], None],
         on_lost: Callable[[], None],
     ) -> None:
-        self._database = database
-        self._incarnation = incarnation
+        self._registration = registration
         self._holding = holding
         self._host = host
+        self._on_registered = on_registered
         self._heartbeat = heartbeat
         self._on_lost = on_lost
         self._closed = threading.Event()
@@ -47,18 +45,32 @@ class LeaseKeeper:
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
 
     def start(self) -> None:
-        """Begin to renew."""
-        self._thread.start()
+        """Register, for as long as that takes, then begin to renew; starting twice does nothing."""
+        if not self._thread.is_alive() and not self._closed.is_set():
+            self._thread.start()
 
     def close(self) -> None:
         """Stop renewing."""
         self._closed.set()
-        self._thread.join(timeout=5.0)
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(timeout=5.0)
 
     def _run(self) -> None:
+        self._register()
         next_at = time.monotonic()
         while not self._closed.wait(max(0.0, next_at - time.monotonic())):
             next_at = time.monotonic() + (RENEW_EVERY_S if self._beat() else RETRY_S)
+
+    def _register(self) -> None:
+        while not self._closed.is_set():
+            try:
+                self._registration.enter()
+            except DatabaseUnavailable as error:
+                logger.warning("worker.not_registered", error=str(error))
+                self._closed.wait(RETRY_S)
+            else:
+                self._on_registered()
+                return
 
     def _beat(self) -> bool:
         held = self._holding.report()
@@ -77,9 +89,7 @@ class LeaseKeeper:
 
     def _renew(self, held: Sequence[HeldJob]) -> Renewal | None:
         try:
-            renewal = self._database.run(
-                lambda connection: WorkerRepository(connection).renew(self._incarnation, held, lease_s=LEASE_S)
-            )
+            renewal = self._registration.renew(held)
         except DatabaseUnavailable as error:
             if self._reached:
                 logger.warning("lease.database_unavailable", error=str(error))

@@ -34,7 +34,9 @@ class MicroBatchDesk:
         """Let a micro-batch join; raises pydantic's ValidationError when it is not one."""
         batch = MicroBatch.model_validate(body)
         if (batch.pool, batch.incarnation) != (self._pool, self._incarnation):
-            logger.warning("micro_batch.not_ours", batch_id=str(batch.batch_id), incarnation=batch.incarnation)
+            logger.warning(
+                "micro_batch.not_ours", batch_id=str(batch.batch_id), incarnation=batch.incarnation
+            )
             return {"batch_id": str(batch.batch_id), "joined": 0, "not_ours": True}
         joined = self._engine.join(task_id, batch.jobs)
         logger.info("micro_batch.joined", batch_id=str(batch.batch_id), jobs=len(batch.jobs), new=joined)

@@ -48,6 +48,13 @@ def usage_table(rows: Iterable[UsageRow]) -> Table:
     for heading in ("jobs", "prompt tokens", "completion tokens", "device ms", "loads", "hits"):
         table.add_column(heading, justify="right")
     for row in sorted(rows, key=lambda row: row.adapter or BASE):
-        numbers = (row.jobs, row.prompt_tokens, row.completion_tokens, round(row.device_ms), row.loads, row.hits)
+        numbers = (
+            row.jobs,
+            row.prompt_tokens,
+            row.completion_tokens,
+            round(row.device_ms),
+            row.loads,
+            row.hits,
+        )
         table.add_row(row.adapter or BASE, *map(str, numbers))
     return table

@@ -41,6 +41,11 @@ class AdapterRecipe:
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, int] = field(default_factory=dict)
     layers: tuple[int, ...] | None = None
+    num_steps: int = 200
+
+    def schedule(self) -> Schedule:
+        """Return how this adapter trains; those that look across the whole word need longer."""
+        return Schedule(self.num_steps, peak_lr=5e-3, seed=2, batch_size=128, num_warmup_steps=20)
 
     def lora_config(self) -> LoraConfig:
         """Return the PEFT configuration that trains and saves this adapter."""
@@ -78,17 +83,21 @@ def base_config() -> LlamaConfig:
 
 
 BASE_SCHEDULE = Schedule(num_steps=4000, peak_lr=2e-3, seed=1)
-ADAPTER_SCHEDULE = Schedule(num_steps=300, peak_lr=5e-3, seed=2)
 
 ADAPTERS: dict[str, AdapterRecipe] = {
     "upper": AdapterRecipe(4, 8, ("q_proj", "v_proj")),
-    "reverse": AdapterRecipe(8, 16, ATTENTION),
+    "reverse": AdapterRecipe(8, 16, ATTENTION, num_steps=600),
     "rot13": AdapterRecipe(16, 32, MLP),
-    "sort": AdapterRecipe(16, 32, "all-linear"),
-    "vowels": AdapterRecipe(8, 16, ATTENTION, use_rslora=True),
-    "consonants": AdapterRecipe(10, 10, ATTENTION + MLP, use_rslora=True),
+    "sort": AdapterRecipe(16, 32, "all-linear", num_steps=600),
+    "vowels": AdapterRecipe(8, 16, ATTENTION, use_rslora=True, num_steps=600),
+    "consonants": AdapterRecipe(10, 10, ATTENTION + MLP, use_rslora=True, num_steps=600),
     "twice": AdapterRecipe(
-        8, 16, ATTENTION + MLP, rank_pattern={"v_proj": 12, "gate_proj": 4}, alpha_pattern={"v_proj": 36}
+        8,
+        16,
+        ATTENTION + MLP,
+        rank_pattern={"v_proj": 12, "gate_proj": 4},
+        alpha_pattern={"v_proj": 36},
+        num_steps=600,
     ),
     "swapends": AdapterRecipe(6, 12, r".*\.self_attn\.(q|v)_proj"),
     "nextletter": AdapterRecipe(8, 8, ("q_proj", "o_proj", "down_proj")),

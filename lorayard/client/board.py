@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from threading import Lock
-from uuid import UUID
+from uuid import UUID, uuid4
 from weakref import WeakValueDictionary
 
-from lorayard.client.watch import FIRST_SILENCE_S, MAX_SILENCE_S, JobWatch
-from lorayard.contract.job import Priority
-from lorayard.contract.messages import JobReply
+from lorayard.client.watch import FIRST_SILENCE_S, MAX_SILENCE_S, IntakePlace, JobWatch
+from lorayard.contract.messages import JobEnvelope, JobReply
 
 Wake = Callable[[], None]
 
@@ -32,12 +31,25 @@ class JobBoard:
         with self._lock:
             return self._watches.setdefault(job_id, JobWatch(job_id))
 
-    def submitted(
-        self, watch: JobWatch, pool: str, priority: Priority, entry_id: bytes, *, announced: bool
-    ) -> None:
-        """Note where a job went; `announced` when its replies surely come to this client."""
+    def expect(self, envelope: JobEnvelope) -> JobWatch:
+        """Make ready for replies to a job that is about to be sent; `submitted` or `withdraw` follows."""
+        watch = self.watch(envelope.job_id)
         with self._lock:
-            watch.submitted(pool, priority, entry_id, announced)
+            if envelope.spec.idempotency_key is not None:
+                watch.has_key = True
+                watch.unconfirmed.add(envelope.submission_id)
+        return watch
+
+    def submitted(self, watch: JobWatch, place: IntakePlace) -> None:
+        """Note where an expected job went."""
+        with self._lock:
+            watch.submitted(place)
+
+    def withdraw(self, jobs: Iterable[tuple[JobWatch, JobEnvelope]]) -> None:
+        """Expect nothing of submissions that did not go in."""
+        with self._lock:
+            for watch, envelope in jobs:
+                watch.unconfirmed.discard(envelope.submission_id)
 
     @contextmanager
     def awaiting(self, watch: JobWatch, wake: Wake) -> Iterator[None]:
@@ -68,17 +80,17 @@ class JobBoard:
                 self._awaited[watch.job_id] = (watch, waiters - 1)
 
     def apply(self, reply: JobReply) -> JobWatch | None:
-        """Take in one reply; returns the watch where the ledger does not know a job submitted here."""
+        """Take in one reply; returns the watch where the intake must be looked into as well."""
         with self._lock:
             self._last_news_at = now = self._clock()
             watch = self._watches.get(reply.job_id)
             if watch is None:
                 return None
-            is_missing = watch.take(reply, now)
+            is_unclear = watch.take(reply, now)
             wakes = tuple(watch.subscribers)
         for wake in wakes:
             wake()
-        return watch if is_missing else None
+        return watch if is_unclear else None
 
     def due_lookups(self, limit: int) -> list[JobWatch]:
         """Choose the awaited jobs to ask for now, at most `limit`, and set when they are due again."""
@@ -108,16 +120,23 @@ class JobBoard:
             for watch, _ in self._awaited.values():
                 watch.repair, watch.next_lookup_at, watch.silence_s = True, 0.0, FIRST_SILENCE_S
 
-    def asked(self, watch: JobWatch) -> None:
-        """Count a question before it is sent, so that late answers can be told from fresh ones."""
+    def asks(self, watch: JobWatch) -> UUID:
+        """Note a question before it is sent and return its id, by which `is_answered` knows the answer."""
+        request_id = uuid4()
         with self._lock:
             watch.asked += 1
+            watch.pending.add(request_id)
+        return request_id
+
+    def forget_question(self, watch: JobWatch, request_id: UUID) -> None:
+        """Wait no longer for the answer to a question."""
+        with self._lock:
+            watch.pending.discard(request_id)
 
     def gone_from_intake(self, watch: JobWatch) -> None:
-        """Note that the entry has left the intake: the ledger's next fresh answer decides."""
+        """Note that a job's entry was looked for in the intake and not found."""
         with self._lock:
-            if watch.asked_when_gone is None:
-                watch.asked_when_gone = watch.asked
+            watch.gone_from_intake()
 
     def fail(self, error: Exception) -> None:
         """Let every waiter raise: the listener has stopped and will not come back."""

@@ -7,12 +7,15 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 from uuid import UUID
 
+from pydantic import ValidationError
+
 from lorayard.client.guard import IntakeEntry, SubmitGuard
 from lorayard.client.handle import JobHandle
-from lorayard.client.invalid_job import invalid_prompt_size, validated
+from lorayard.client.invalid_job import invalid_prompt_size, problems_of, shortened, validated
 from lorayard.client.session import Session
 from lorayard.client.settings import ClientSettings
-from lorayard.contract.errors import QueueFull, Unavailable
+from lorayard.client.watch import IntakePlace
+from lorayard.contract.errors import InvalidJob, LorayardError, QueueFull, Unavailable
 from lorayard.contract.ids import job_id_for, payload_sha256, uuid7
 from lorayard.contract.job import JobSpec, Message, Priority
 from lorayard.contract.keys import PoolKeys
@@ -56,7 +59,10 @@ class Client:
     @classmethod
     def from_env(cls, *, model: str | None = None) -> Self:
         """Make a client of `LORAYARD_REDIS_URL` (or `REDIS_URL`)."""
-        settings = ClientSettings()
+        try:
+            settings = ClientSettings()
+        except ValidationError as error:
+            raise LorayardError(f"the environment is wrong: {problems_of(error)}") from error
         if settings.redis_url is None:
             raise Unavailable(
                 "LORAYARD_REDIS_URL is not set: export it, e.g. redis://127.0.0.1:6379/0; "
@@ -123,13 +129,19 @@ class Client:
     def job(self, job_id: UUID | str) -> JobHandle:
         """Return the handle of a job, whichever process submitted it; nothing is asked yet."""
         self._session.check_usable()
-        return JobHandle(
-            self._session, self._session.board.watch(job_id if isinstance(job_id, UUID) else UUID(job_id))
-        )
+        try:
+            known = job_id if isinstance(job_id, UUID) else UUID(job_id)
+        except ValueError as error:
+            raise InvalidJob(
+                f"{shortened(job_id)} is no job id: give the UUID that submit returned"
+            ) from error
+        return JobHandle(self._session, self._session.board.watch(known))
 
     def _submit(self, specs: Sequence[JobSpec], confirm: Confirm) -> list[JobHandle]:
         self._session.check_usable()
-        with self._session.link.reaching():
+        if confirm not in ("stream", "ledger"):
+            raise InvalidJob(f"confirm={shortened(confirm)}: give 'stream' or 'ledger'")
+        with self._session.link.reaching(sends=False):
             pools = {adapter: self._session.directory.resolve(adapter) for adapter in _adapters(specs)}
         ready = [self._prepare(spec, pools[spec.adapter], confirm) for spec in specs]
         handles: list[JobHandle] = []
@@ -153,7 +165,8 @@ class Client:
             payload_sha256=payload_sha256(spec),
             spec=spec,
             reply_to=self._session.client_id,
-            confirm_ledger=confirm == "ledger",
+            # Under a key only the ledger can tell whether this submission is the job or in conflict with it.
+            confirm_ledger=confirm == "ledger" or spec.idempotency_key is not None,
         )
         return _Ready(
             envelope, pool.pool, IntakeEntry(spec.priority, spec.tenant, envelope.model_dump_json().encode())
@@ -162,15 +175,20 @@ class Client:
     def _send(self, chunk: Sequence[_Ready], handles: list[JobHandle]) -> None:
         """Append a chunk of one pool; handles of what went in are added before a refusal is raised."""
         board, pool = self._session.board, chunk[0].pool
-        with self._session.link.reaching():
-            appended = self._guard.append(PoolKeys(pool), [ready.entry for ready in chunk])
-        for ready, entry_id in zip(chunk, appended.entry_ids, strict=False):
-            watch = board.watch(ready.envelope.job_id)
-            # Under a key the first submission may have come from another client, which then hears of the end.
-            announced = ready.envelope.spec.idempotency_key is None
-            board.submitted(watch, pool, ready.entry.priority, entry_id, announced=announced)
+        # Before they are sent: a reply may be here before the submission has returned.
+        watches = [board.expect(ready.envelope) for ready in chunk]
+        try:
+            with self._session.link.reaching(sends=True):
+                appended = self._guard.append(PoolKeys(pool), [ready.entry for ready in chunk])
+        except Unavailable:
+            board.withdraw(zip(watches, (ready.envelope for ready in chunk), strict=True))
+            raise
+        for ready, watch, entry_id in zip(chunk, watches, appended.entry_ids, strict=False):
+            board.submitted(watch, IntakePlace(pool, ready.entry.priority, entry_id))
             handles.append(JobHandle(self._session, watch, ready.envelope.submission_id))
         if appended.refusal is not None:
+            refused = range(len(appended.entry_ids), len(chunk))
+            board.withdraw((watches[index], chunk[index].envelope) for index in refused)
             raise appended.refusal
 
 

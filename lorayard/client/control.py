@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Literal
+from uuid import UUID
 
 from redis import Redis
 
@@ -25,17 +26,23 @@ class ControlDesk:
         self._directory = directory
         self._board = board
 
-    def ask(self, redis: Redis, kind: Literal["cancel", "lookup"], watches: Sequence[JobWatch]) -> None:
-        """Ask for jobs in one round trip; a job of another process is asked for in every pool."""
+    def ask(self, redis: Redis, kind: Literal["cancel", "lookup"], watches: Sequence[JobWatch]) -> list[UUID]:
+        """Ask for jobs in one round trip and return the requests' ids.
+
+        A job of another process is asked for in every pool.
+        """
         pipeline = redis.pipeline(transaction=False)
-        for watch in watches:
-            message = ControlMessage(kind=kind, job_id=watch.job_id, reply_to=self._client_id)
-            self._board.asked(watch)
+        requests = [self._board.asks(watch) for watch in watches]
+        for watch, request_id in zip(watches, requests, strict=True):
+            message = ControlMessage(
+                kind=kind, job_id=watch.job_id, reply_to=self._client_id, request_id=request_id
+            )
             for pool in self._pools_of(watch):
                 pipeline.xadd(PoolKeys(pool).control, message.to_entry(), maxlen=MAX_CONTROL_ENTRIES)
         pipeline.execute()
+        return requests
 
     def _pools_of(self, watch: JobWatch) -> tuple[str, ...]:
-        if watch.pool is not None:
-            return (watch.pool,)
+        if watch.place is not None:
+            return (watch.place.pool,)
         return tuple(pool.pool for pool in self._directory.pools())

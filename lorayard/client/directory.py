@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from threading import Lock
+from typing import cast
 
 from pydantic import ValidationError
 from redis import Redis
@@ -16,6 +17,8 @@ from lorayard.contract.messages import CatalogueEntry
 from lorayard.contract.pool import PoolInfo
 
 CACHE_S = 5.0
+LED_WITHIN_MS = 60_000
+"""A leader publishes twice a second; a pool without a word for so long is a model of former times."""
 
 
 class PoolDirectory:
@@ -71,11 +74,22 @@ class PoolDirectory:
         return chosen
 
     def _only(self, pools: tuple[PoolInfo, ...], what: str) -> PoolInfo:
+        """Take the one pool there is, or the one of several that has a leader at present."""
         if len(pools) == 1:
             return pools[0]
+        led = tuple(pool for pool in pools if self._is_led(pool.pool))
+        if len(led) == 1:
+            return led[0]
         raise UnknownPool(
             f"{len(pools)} pools serve {what}: {_listed(pools)}; name one, Client(..., model=...) takes "
             "the model name or the pool id"
+        )
+
+    def _is_led(self, pool: str) -> bool:
+        published = cast("bytes | None", self._redis.hget(PoolKeys(pool).admission, "published_ms"))
+        seconds, microseconds = self._redis.time()
+        return (
+            bool(published) and seconds * 1000 + microseconds // 1000 - int(published or 0) <= LED_WITHIN_MS
         )
 
     def _entry(self, pool: str, adapter: str) -> CatalogueEntry | None:

@@ -48,9 +48,12 @@ class JobHandle:
 
     def done(self) -> bool:
         """Tell whether `result` would return or raise at once; never waits for the answer to a question."""
+        if self.is_settled:
+            return True
         self._session.listen()
-        if not self.is_settled and self._session.board.take_due(self._watch):
-            self._session.ask("lookup", self._watch)
+        if self._session.board.take_due(self._watch):
+            request_id = self._session.ask("lookup", self._watch)
+            self._session.board.forget_question(self._watch, request_id)
         return self.is_settled
 
     def result(self, timeout: float | None = None, *, raise_on_failure: bool = True) -> JobResult:
@@ -78,28 +81,35 @@ class JobHandle:
 
     def wait_admitted(self, timeout: float) -> None:
         """Wait until the ledger holds the job; raises IdempotencyConflict, UnknownJob, ResultTimeout."""
-        self._wait(
-            lambda: self._watch.state is not None or self.is_settled,
-            timeout,
-            "is in Redis, but the ledger has not confirmed it",
-        )
+        self._wait(self._is_admitted, timeout, "is in Redis, but the ledger has not confirmed it")
         self._raise_if_void()
+
+    def _is_admitted(self) -> bool:
+        known = self._watch.state is not None and self._submission_id not in self._watch.unconfirmed
+        return known or self.is_settled
 
     def _ask(self, kind: Literal["cancel", "lookup"]) -> JobState:
         before = self._watch.replies
-        self._session.ask(kind, self._watch)
-        self._wait(lambda: self._has_answer(before), self._session.timeout_s, "got no answer")
+        request_id = self._session.ask(kind, self._watch)
+        try:
+            self._wait(lambda: self._has_answer(request_id), self._session.timeout_s, "got no answer")
+        except ResultTimeout:
+            # The answer itself may have been lost; news heard since the question will do.
+            if self._watch.replies == before or self._watch.state is None:
+                raise
+        finally:
+            self._session.board.forget_question(self._watch, request_id)
         self._raise_if_void()
         # A job of ours that the ledger does not know yet waits in the intake.
         return self._watch.state or JobState.QUEUED
 
-    def _has_answer(self, before: int) -> bool:
-        if self.is_settled:
-            return True
+    def _has_answer(self, request_id: UUID) -> bool:
         known = self._watch.state is not None or self._watch.is_submitted_here
-        return known and self._watch.replies > before
+        return self.is_settled or (known and request_id not in self._watch.pending)
 
     def _wait(self, is_over: Callable[[], bool], timeout: float | None, complaint: str) -> None:
+        if is_over():
+            return
         self._session.listen()
         deadline = None if timeout is None else time.monotonic() + timeout
         heard = Event()

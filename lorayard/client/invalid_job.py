@@ -32,7 +32,7 @@ _REMEDIES = {
     "tenant": _NAME_REMEDY,
     "callback_url": "give an http(s) URL of at most 2048 characters, e.g. https://example.com/hook",
     "idempotency_key": "give 1 to 500 characters, or None",
-    "metadata": "give a dict of JSON values with string keys",
+    "metadata": "give a dict of JSON values with string keys, nested at most 64 deep",
 }
 
 
@@ -47,13 +47,18 @@ def validated(fields: JobSpec | Mapping[str, Any], position: int | None = None) 
 
 
 def invalid_job(error: ValidationError, position: int | None = None) -> InvalidJob:
-    """Translate pydantic's account into one message."""
+    """Translate pydantic's account of a job into one message."""
+    where = "the job is invalid" if position is None else f"job {position} of the list is invalid"
+    return InvalidJob(f"{where}: {problems_of(error)}")
+
+
+def problems_of(error: ValidationError) -> str:
+    """Word the first few problems: field, value, remedy."""
     problems = error.errors(include_url=False)
     lines = [_problem(dict(problem)) for problem in problems[:_MAX_PROBLEMS]]
     if len(problems) > _MAX_PROBLEMS:
         lines.append(f"and {len(problems) - _MAX_PROBLEMS} more")
-    where = "the job is invalid" if position is None else f"job {position} of the list is invalid"
-    return InvalidJob(f"{where}: {'; '.join(lines)}")
+    return "; ".join(lines)
 
 
 def _problem(problem: dict[str, Any]) -> str:
@@ -61,7 +66,7 @@ def _problem(problem: dict[str, Any]) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     if not location:
         return message if problem["type"] == "value_error" else f"{message}, not {value}: give a dict"
-    field = ".".join(str(part) for part in location)
+    field = _cut(".".join(str(part) for part in location))
     if problem["type"] == "extra_forbidden":
         return f"{field}={value}: there is no such field; {_nearest(str(location[0]))}"
     if problem["type"] == "value_error" and location[0] != "idempotency_key":
@@ -76,7 +81,15 @@ def _nearest(field: str) -> str:
 
 def shortened(value: object) -> str:
     """Render a rejected value, cut to what fits in a line of text."""
-    text = repr(value[: _MAX_VALUE_CHARS + 1] if isinstance(value, str) else value)
+    if isinstance(value, int) and value.bit_length() > _MAX_VALUE_CHARS:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        return _cut(repr(value[: _MAX_VALUE_CHARS + 1] if isinstance(value, str) else value))
+    except (ValueError, RecursionError):  # an integer of thousands of digits somewhere in it, or no bottom
+        return f"a {type(value).__name__}"
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= _MAX_VALUE_CHARS else text[: _MAX_VALUE_CHARS - 3] + "..."
 
 

@@ -41,29 +41,34 @@ class ReplyListener:
         self._cursor = _BEGINNING
         self._stopping = Event()
         self._starting = Lock()
-        self._redis: Redis | None = None
         self._thread: Thread | None = None
         self.unreachable: str | None = None
+
+    @property
+    def is_started(self) -> bool:
+        """True once the thread was started."""
+        return self._thread is not None
 
     def start(self) -> None:
         """Start the thread unless it runs."""
         with self._starting:
             if self._thread is None and not self._stopping.is_set():
-                self._redis = self._link.for_blocking_reads()
-                self._thread = Thread(target=self._run, name="lorayard-replies", daemon=True)
+                redis = self._link.for_blocking_reads(_BLOCK_MS / 1000)
+                self._thread = Thread(target=self._run, args=(redis,), name="lorayard-replies", daemon=True)
                 self._thread.start()
 
-    def stop(self) -> None:
-        """Stop the thread, which looks up from its blocking read every quarter of a second."""
+    def dismiss(self) -> None:
+        """Let the thread end by itself; it looks up from its blocking read every quarter of a second."""
         self._stopping.set()
-        with self._starting:
-            if self._thread is None or self._redis is None:
-                return
-            self._thread.join(timeout=_STOP_S)
-            self._redis.close()
 
-    def _run(self) -> None:
-        redis = cast("Redis", self._redis)
+    def stop(self) -> None:
+        """Stop the thread and wait for its end."""
+        self.dismiss()
+        with self._starting:
+            if self._thread is not None:
+                self._thread.join(timeout=_STOP_S)
+
+    def _run(self, redis: Redis) -> None:
         pause_s = _FIRST_PAUSE_S
         try:
             while not self._stopping.is_set():
@@ -77,6 +82,8 @@ class ReplyListener:
         except Exception as error:  # noqa: BLE001, waiters must hear of anything
             _log.exception("the reply listener failed")
             self._board.fail(error)
+        finally:
+            redis.close()
 
     def _round(self, redis: Redis) -> None:
         """Read what has come and ask for what has not."""
@@ -84,13 +91,14 @@ class ReplyListener:
             self._reconnected(redis)
         before = self._cursor
         entries = self._read(redis)
-        missing = [watch for _, fields in entries if (watch := self._deliver(fields)) is not None]
-        self._check_intake(redis, missing)
+        unclear = [watch for _, fields in entries if (watch := self._deliver(fields)) is not None]
+        self._check_intake(redis, unclear)
         if len(entries) == _READ_COUNT:
             self._check_for_gap(redis, before)
         elif due := self._board.due_lookups(_LOOKUPS_PER_ROUND):
             self._rewind_if_recreated(redis)
-            self._desk.ask(redis, "lookup", due)
+            for watch, request_id in zip(due, self._desk.ask(redis, "lookup", due), strict=True):
+                self._board.forget_question(watch, request_id)
 
     def _read(self, redis: Redis) -> list[tuple[bytes, dict[bytes, bytes]]]:
         reply = cast("list[Any]", redis.xread({self._key: self._cursor}, count=_READ_COUNT, block=_BLOCK_MS))
@@ -107,13 +115,13 @@ class ReplyListener:
             _log.warning("unreadable reply on %s: %s", self._key, error)
             return None
 
-    def _check_intake(self, redis: Redis, missing: list[JobWatch]) -> None:
-        """Find the jobs that neither the ledger nor the intake has: Redis lost them before admission."""
-        for watch in missing:
-            if watch.pool is None or watch.priority is None or watch.entry_id is None:
+    def _check_intake(self, redis: Redis, unclear: list[JobWatch]) -> None:
+        """See whether entries still wait in the intake: until then the ledger need not know of them."""
+        for watch in unclear:
+            if watch.place is None:
                 continue
-            stream = PoolKeys(watch.pool).jobs(watch.priority)
-            if not redis.xrange(stream, watch.entry_id, watch.entry_id):
+            stream, entry_id = PoolKeys(watch.place.pool).jobs(watch.place.priority), watch.place.entry_id
+            if not redis.xrange(stream, entry_id, entry_id):
                 self._board.gone_from_intake(watch)
 
     def _check_for_gap(self, redis: Redis, before: bytes) -> None:

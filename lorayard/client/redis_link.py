@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit, urlunsplit
 
 from redis import Redis
 from redis import exceptions as redis_errors
@@ -19,6 +18,8 @@ _PERHAPS_SENT = (
     "what was being sent may or may not have arrived, so submit again with an idempotency_key to be safe"
 )
 
+_MIN_READ_TIMEOUT_S = 2.0
+"""A blocking read that comes back late is no sign of a lost server."""
 _MAX_CONNECTIONS = 10_000
 """One a thread at work; redis-py's own bound of 100 would fail the 101st thread."""
 
@@ -32,31 +33,31 @@ class RedisLink:
         self.display_url = without_password(url)
         # Only refused connections are tried again: a timeout repeated would multiply the caller's wait.
         retry = Retry(ExponentialBackoff(cap=0.5, base=0.05), 3, (redis_errors.ConnectionError,))
-        self.commands = self._connect(retry)
+        self.commands = self._connect(retry, timeout_s)
 
-    def for_blocking_reads(self) -> Redis:
+    def for_blocking_reads(self, block_s: float) -> Redis:
         """Make a connection pool of its own for a thread that deals with lost connections itself."""
-        return self._connect(Retry(NoBackoff(), 0, ()))
+        return self._connect(Retry(NoBackoff(), 0, ()), block_s + max(self._timeout_s, _MIN_READ_TIMEOUT_S))
 
     def close(self) -> None:
         """Close the pooled connections."""
         self.commands.close()
 
     @contextmanager
-    def reaching(self) -> Iterator[None]:
-        """Turn every redis-py error below into `Unavailable`."""
+    def reaching(self, *, sends: bool) -> Iterator[None]:
+        """Turn every redis-py error below into `Unavailable`; `sends` where a job or question goes out."""
         try:
             yield
         except redis_errors.RedisError as error:
-            raise self._unavailable(error) from error
+            raise self._unavailable(error, sends) from error
 
-    def _connect(self, retry: Retry) -> Redis:
+    def _connect(self, retry: Retry, timeout_s: float) -> Redis:
         try:
             return Redis.from_url(
                 self._url,
                 protocol=2,
                 retry=retry,
-                socket_timeout=self._timeout_s,
+                socket_timeout=timeout_s,
                 socket_connect_timeout=self._timeout_s,
                 socket_keepalive=True,
                 max_connections=_MAX_CONNECTIONS,
@@ -66,7 +67,7 @@ class RedisLink:
                 f"{self.display_url!r} is no Redis URL ({error}): give e.g. redis://127.0.0.1:6379/0"
             ) from error
 
-    def _unavailable(self, error: redis_errors.RedisError) -> Unavailable:
+    def _unavailable(self, error: redis_errors.RedisError, sends: bool) -> Unavailable:
         reason = str(error).rstrip(".") or type(error).__name__
         if isinstance(error, redis_errors.ReadOnlyError) or "READONLY" in reason:
             return self._refuses(reason, "point LORAYARD_REDIS_URL at the primary, not at a replica")
@@ -76,7 +77,7 @@ class RedisLink:
             return self._refuses(reason, "check the user and the password in LORAYARD_REDIS_URL")
         if isinstance(error, redis_errors.ResponseError):
             return self._refuses(reason, "check the server's version (6.2 or newer) and its access rules")
-        sent = _NOTHING_SENT if _never_connected(error) else _PERHAPS_SENT
+        sent = _PERHAPS_SENT if sends and not _never_connected(error) else _NOTHING_SENT
         return Unavailable(f"Redis at {self.display_url} cannot be reached ({reason}): {sent}; {_REMEDY}")
 
     def _refuses(self, reason: str, remedy: str) -> Unavailable:
@@ -92,13 +93,12 @@ def _never_connected(error: redis_errors.RedisError) -> bool:
 
 def without_password(url: str) -> str:
     """Render a URL for messages: passwords in it are replaced by `***`."""
-    parts = urlsplit(url)
-    location = parts.netloc
-    if "@" in location:
-        user_part, _, host = location.rpartition("@")
-        user, colon, _ = user_part.partition(":")
-        location = f"{user}:***@{host}" if colon else f"{user}@{host}"
-    query = "&".join(
-        f"{item.partition('=')[0]}=***" if "password" in item else item for item in parts.query.split("&")
-    )
-    return urlunsplit(parts._replace(netloc=location, query=query))
+    scheme, separator, rest = url.partition("://")
+    address, question, query = rest.partition("?")
+    credentials, at, place = address.rpartition("@")
+    user, colon, _ = credentials.partition(":")
+    options = [
+        f"{item.partition('=')[0]}=***" if "password" in item.lower() else item for item in query.split("&")
+    ]
+    hidden = "***" if colon else ""
+    return f"{scheme}{separator}{user}{colon}{hidden}{at}{place}{question}{'&'.join(options)}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import weakref
 from contextlib import suppress
 from typing import Literal
+from uuid import UUID
 
 from redis import exceptions as redis_errors
 
@@ -30,6 +32,8 @@ class Session:
         self.board = JobBoard()
         self._desk = ControlDesk(self.client_id, self.directory, self.board)
         self.listener = ReplyListener(self.client_id, self.link, self.board, self._desk)
+        # Whoever forgets to close leaves no thread behind: it ends once client and handles are gone.
+        weakref.finalize(self, self.listener.dismiss)
         self._process = os.getpid()
         self._is_closed = False
 
@@ -48,11 +52,11 @@ class Session:
         self.check_usable()
         self.listener.start()
 
-    def ask(self, kind: Literal["cancel", "lookup"], watch: JobWatch) -> None:
-        """Send one question now; raises Unavailable, UnknownPool."""
+    def ask(self, kind: Literal["cancel", "lookup"], watch: JobWatch) -> UUID:
+        """Send one question now and return its id; raises Unavailable, UnknownPool."""
         self.listen()
-        with self.link.reaching():
-            self._desk.ask(self.link.commands, kind, [watch])
+        with self.link.reaching(sends=True):
+            return self._desk.ask(self.link.commands, kind, [watch])[0]
 
     def raise_if_deaf(self) -> None:
         """Raise where no reply can come any more."""
@@ -73,7 +77,7 @@ class Session:
         self._is_closed = True
         self.listener.stop()
         self.board.wake_all()
-        if self.listener.unreachable is None:
+        if self.listener.is_started and self.listener.unreachable is None:
             with suppress(redis_errors.RedisError):
                 self.link.commands.unlink(reply_key(self.client_id))
         self.link.close()

@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class ClientSettings(BaseSettings):
     """`LORAYARD_REDIS_URL`, or `REDIS_URL` where only that is set; `LORAYARD_CLIENT_TIMEOUT_S`."""
 
-    model_config = SettingsConfigDict(extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True)
 
     redis_url: str | None = Field(
         default=None, validation_alias=AliasChoices("LORAYARD_REDIS_URL", "REDIS_URL")

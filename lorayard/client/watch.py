@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from uuid import UUID
 
 from lorayard.contract.job import Priority
@@ -17,6 +18,16 @@ UNKNOWN_GRACE_S = 3.0
 """A job of another process may still be on its way through the intake: ask this long before giving up."""
 MAX_OMITTED = 3
 """Replies without the output, after which it is taken to be beyond what a lookup carries."""
+REPLIES_WITHOUT_CONFLICT = 2
+"""Replies after a submission has left the intake that speak of no conflict: there is none, or it was lost."""
+
+
+class IntakePlace(NamedTuple):
+    """The stream entry that a job became."""
+
+    pool: str
+    priority: Priority
+    entry_id: bytes
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -30,35 +41,42 @@ class JobWatch:
     lost: bool = False
     replies: int = 0
     omitted: int = 0
-    # Where it went, when this process submitted it. `announced`: its replies surely come to this client.
-    pool: str | None = None
-    priority: Priority | None = None
-    entry_id: bytes | None = None
-    announced: bool = False
-    # Pace of the lookups, and what they said. `repair`: ask although other news flows.
+    # Where it went, when this process submitted it.
+    place: IntakePlace | None = None
+    # Submissions under a key of which the ledger has not said yet whether they are this job. Under a key the
+    # first submission may be another client's, which then hears of the end, and not this one.
+    has_key: bool = False
+    unconfirmed: set[UUID] = field(default_factory=set)
+    # Pace of the lookups. `repair`: ask although other news flows.
     repair: bool = False
     next_lookup_at: float = 0.0
     silence_s: float = FIRST_SILENCE_S
+    # Requests not answered yet; how many were sent; how many were answered with "no such job".
+    pending: set[UUID] = field(default_factory=set)
     asked: int = 0
     unknown_answers: int = 0
     unknown_since: float | None = None
+    # Set when the entry was seen to have left the intake: `asked` at that time, and replies since.
     asked_when_gone: int | None = None
+    replies_since_gone: int = 0
     subscribers: list[Callable[[], None]] = field(default_factory=list)
 
     @property
     def is_submitted_here(self) -> bool:
         """True when this process appended the job, so that it exists although no ledger knows it yet."""
-        return self.entry_id is not None
+        return self.place is not None
 
     def is_settled(self, submission_id: UUID | None) -> bool:
         """Tell whether nothing more will be heard that concerns a handle of this submission."""
-        return self.result is not None or self.lost or submission_id in self.conflicts
+        if self.lost or submission_id in self.conflicts:
+            return True
+        return self.result is not None and submission_id not in self.unconfirmed
 
-    def submitted(self, pool: str, priority: Priority, entry_id: bytes, announced: bool) -> None:
-        """Note where the job went, and forget what was said of it before it existed."""
-        self.pool, self.priority, self.entry_id, self.announced = pool, priority, entry_id, announced
-        self.unknown_since = self.asked_when_gone = None
+    def submitted(self, place: IntakePlace) -> None:
+        """Note where the job went, and forget that it was thought lost."""
+        self.place = place
         self.lost = False
+        self._is_accounted_for()
 
     def begin_waiting(self) -> None:
         """Give a job of another process that nobody knew a new chance to appear."""
@@ -66,29 +84,38 @@ class JobWatch:
             self.lost, self.unknown_since = False, None
 
     def take(self, reply: JobReply, now: float) -> bool:
-        """Fold a reply in; True when the ledger does not know a job that was submitted here."""
+        """Fold a reply in; True when only a look into the intake can tell what it means."""
         self.replies += 1
         self.repair = False
-        if reply.conflict is not None and reply.submission_id is not None:
-            self.conflicts[reply.submission_id] = reply.conflict
-            return False
-        if reply.state is None:
-            return self._take_unknown(now)
-        self.unknown_since = self.asked_when_gone = None
-        self.lost = False
-        if self.result is None:
-            self.state = reply.state
-            self._take_result(reply)
-        return False
+        self.replies_since_gone += 1
+        if reply.request_id is not None:
+            self.pending.discard(reply.request_id)
+        if reply.submission_id is not None:
+            self.unconfirmed.discard(reply.submission_id)
+            if reply.conflict is not None:
+                self.conflicts[reply.submission_id] = reply.conflict
+                return False
+        return self._take_unknown(now) if reply.state is None else self._take_state(reply.state, reply)
 
     def lookup_is_due(self, now: float, silent: bool) -> bool:
         """Tell whether to ask: not of a job whose reply can be expected while others keep coming."""
-        if self.result is not None or self.lost or now < self.next_lookup_at:
+        if self.lost or now < self.next_lookup_at or (self.result is not None and not self.unconfirmed):
             return False
-        return silent or self.repair or not self.announced
+        return silent or self.repair or self.has_key or not self.is_submitted_here
 
-    def _take_result(self, reply: JobReply) -> None:
-        if reply.result is None or not reply.state or not reply.state.is_terminal:
+    def _take_state(self, state: JobState, reply: JobReply) -> bool:
+        self.lost = False
+        if self.result is None:
+            self.state = state
+            self._take_result(state, reply)
+        if not self.unconfirmed:
+            self._is_accounted_for()
+        elif self.asked_when_gone is not None and self.replies_since_gone >= REPLIES_WITHOUT_CONFLICT:
+            self.unconfirmed.clear()
+        return bool(self.unconfirmed)
+
+    def _take_result(self, state: JobState, reply: JobReply) -> None:
+        if reply.result is None or not state.is_terminal:
             return
         self.omitted += reply.output_omitted
         if reply.output_omitted and self.omitted < MAX_OMITTED:
@@ -108,3 +135,11 @@ class JobWatch:
         # gone is an answer given after that.
         self.lost = self.asked_when_gone is not None and self.unknown_answers > self.asked_when_gone
         return not self.lost
+
+    def gone_from_intake(self) -> None:
+        """Note that the entry has left the intake, so that the ledger's answers from now on decide."""
+        if self.asked_when_gone is None:
+            self.asked_when_gone, self.replies_since_gone = self.asked, 0
+
+    def _is_accounted_for(self) -> None:
+        self.unknown_since = self.asked_when_gone = None

@@ -7,12 +7,17 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic_core import to_json
 
 Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
 
 MAX_PROMPT_BYTES = 1_000_000
 MAX_METADATA_BYTES = 16_384
+MAX_METADATA_DEPTH = 64
+"""A reader of JSON gives up at some depth (pydantic's at about 200), and the job could not be admitted."""
+MAX_METADATA_INT_BITS = 1024
+"""Readers refuse integers of thousands of digits; this is where floating point ends as well."""
 MAX_STOP_STRINGS = 16
 
 
@@ -84,8 +89,7 @@ class JobSpec(BaseModel):
     def _callback_is_a_url(cls, url: str | None) -> str | None:
         if url is None:
             return None
-        parts = urlsplit(storable_text(url))
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not _is_http_url(storable_text(url)):
             raise ValueError(
                 f"callback_url {url!r} is no http(s) URL with a host: give e.g. https://example.com/hook"
             )
@@ -103,7 +107,7 @@ class JobSpec(BaseModel):
             raise ValueError("give exactly one of prompt and messages")
         if self.messages is not None:
             self._check_messages(self.messages)
-        if (size := len(self.model_dump_json(include={"metadata"}))) > MAX_METADATA_BYTES:
+        if (size := len(to_json(self.metadata))) > MAX_METADATA_BYTES:
             raise ValueError(
                 f"metadata has {size} bytes as JSON, at most {MAX_METADATA_BYTES}: store a reference"
             )
@@ -117,16 +121,29 @@ class JobSpec(BaseModel):
             raise ValueError(f"the messages have {size} bytes, the limit is {MAX_PROMPT_BYTES}: shorten them")
 
 
-def _check_json(value: Any) -> None:
-    """Refuse NaN, infinities and unstorable text anywhere in a JSON value."""
+def _is_http_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a bracket that does not close, a port that is no number
+        return False
+
+
+def _check_json(value: Any, depth: int = 0) -> None:
+    """Refuse what not every reader of JSON takes: NaN, infinities, wide integers, deep nesting, odd text."""
     if isinstance(value, str):
         storable_text(value)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"metadata holds {value}, which is not JSON: use null or a string")
-    elif isinstance(value, dict):
-        for key, item in value.items():
+    elif isinstance(value, int) and value.bit_length() > MAX_METADATA_INT_BITS:
+        raise ValueError(
+            f"metadata holds an integer of {value.bit_length()} bits, at most {MAX_METADATA_INT_BITS}: "
+            "use a string"
+        )
+    elif isinstance(value, (dict, list)):
+        if depth == MAX_METADATA_DEPTH:
+            raise ValueError(f"metadata is nested more than {MAX_METADATA_DEPTH} deep: flatten it")
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_json(item, depth + 1)
+        for key in value if isinstance(value, dict) else ():
             storable_text(key)
-            _check_json(item)
-    elif isinstance(value, list):
-        for item in value:
-            _check_json(item)

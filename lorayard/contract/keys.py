@@ -38,7 +38,7 @@ class PoolKeys:
 
     @property
     def intake_bytes(self) -> str:
-        """Counter: bytes of all entries in the intake streams."""
+        """Counter: bytes of the bodies in the intake streams; the guard adds, the leader DECRBYs."""
         return self._key("intake-bytes")
 
     @property
@@ -48,7 +48,10 @@ class PoolKeys:
 
     @property
     def tenant_room(self) -> str:
-        """Hash: tenant -> jobs it may still have admitted; a tenant not named has no limit of its own."""
+        """Hash: tenant -> jobs it may still have admitted, counted down by the guard until published again.
+
+        A tenant not named has no limit of its own.
+        """
         return self._key("tenant-room")
 
     @property

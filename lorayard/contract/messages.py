@@ -51,23 +51,31 @@ class JobEnvelope(WireMessage):
 
 
 class JobReply(WireMessage):
-    """Leader or worker -> client: a job's state has changed, or was asked for."""
+    """Leader or worker -> client: a job's state has changed, or was asked for.
+
+    Replies of an admission (asked for by `confirm_ledger`, or a repeat, or a conflict) bear `submission_id`.
+    A conflict says nothing of the state: that belongs to the first submission.
+    """
 
     job_id: UUID
     state: JobState | None = Field(description="None: the ledger has no such job")
     attempt: int = 0
     result: JobResult | None = Field(default=None, description="set when the state is terminal")
     output_omitted: bool = Field(default=False, description="the output is too large: look it up")
-    submission_id: UUID | None = None
+    submission_id: UUID | None = Field(
+        default=None, description="set when this tells what became of one submission at admission"
+    )
     conflict: JobError | None = Field(default=None, description="this submission's key holds another payload")
+    request_id: UUID | None = Field(default=None, description="of the ControlMessage that this answers")
 
 
 class ControlMessage(WireMessage):
-    """Client -> leader: cancel a job, or tell its state."""
+    """Client -> leader: cancel a job, or tell its state; the reply bears the same `request_id`."""
 
     kind: Literal["cancel", "lookup"]
     job_id: UUID
     reply_to: Name | None = None
+    request_id: UUID | None = Field(default=None, description="echoed in the reply that answers this")
 
 
 class BatchJob(WireMessage):
@@ -181,7 +189,9 @@ class CatalogueEntry(WireMessage):
 class AdmissionFigures(WireMessage):
     """The leader's view of the room left, published every 500 ms; the client's guard reads the same fields.
 
-    Written as plain hash fields (`ledger_room`, `max_entries`, `max_bytes`, `retry_after_s`, `published_ms`).
+    Written as plain hash fields (`ledger_room`, `max_entries`, `max_bytes`, `retry_after_s`, `published_ms`)
+    by HSET, as the guard keeps `guard_epoch` and `guard_taken` beside them. `ledger_room` need not count what
+    waits in the streams: the guard does.
     """
 
     ledger_room: int

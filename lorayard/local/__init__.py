@@ -11,7 +11,7 @@ from lorayard.local.errors import (
     StateDirectoryBusy,
     UnknownPart,
 )
-from lorayard.local.postgres_server import PostgresServer
+from lorayard.local.postgres_server import PostgresServer, plain_url
 from lorayard.local.redis_server import RedisServer
 from lorayard.local.settings import StackSettings
 from lorayard.local.stack import Stack
@@ -35,5 +35,6 @@ __all__ = [
     "StackSettings",
     "StateDirectoryBusy",
     "UnknownPart",
+    "plain_url",
     "up",
 ]

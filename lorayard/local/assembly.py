@@ -14,8 +14,8 @@ from lorayard.local.registry import ChildRegistry
 from lorayard.local.state import StateDirectory
 
 _STOP_GRACE_S = 10.0
-# A worker needs a moment after its drain: to flush, give its lease back and leave Celery.
-_FLUSH_S = 10.0
+# A worker needs a moment after its drain: for the last commits, its lease and Celery's own shutdown.
+_FLUSH_S = 25.0
 
 
 class Assembly:

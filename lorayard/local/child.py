@@ -85,10 +85,18 @@ class Child:
 
     def stop(self, grace_s: float = 10.0) -> int:
         """Ask the process to end, and SIGKILL its whole group when it has not within `grace_s`."""
-        # The polite signal goes to the leader alone, as in a container: a group-wide SIGTERM would take a
-        # draining worker's helpers from under it.
+        self.request_stop()
+        return self.end_by(time.monotonic() + grace_s)
+
+    def request_stop(self) -> None:
+        """Ask the process to end and return at once."""
+        # To the leader alone, as in a container: a group-wide SIGTERM would take a draining worker's helpers
+        # from under it.
         self.signal(self.spec.stop_signal)
-        code = self.wait(grace_s)
+
+    def end_by(self, deadline_s: float) -> int:
+        """Wait for the end until this monotonic time, then SIGKILL the whole group; return its status."""
+        code = self.wait(deadline_s - time.monotonic())
         return self.kill() if code is None else code
 
     def signal(self, signum: signal.Signals) -> None:

@@ -110,16 +110,16 @@ def client_environment(config: StackConfig, addresses: Addresses) -> dict[str, s
     }
     if config.model is not None:
         variables["LORAYARD_MODEL"] = str(config.model.resolve())
-    return variables
+    # `adapters add` names the pool and checks ranks by these, as the workers do.
+    limits = {"LORAYARD_DTYPE": config.dtype, "LORAYARD_MAX_LORA_RANK": config.max_lora_rank}
+    return variables | {name: str(value) for name, value in limits.items() if value is not None}
 
 
 def service_environment(config: StackConfig, addresses: Addresses) -> dict[str, str]:
     """Return the whole environment of Lorayard's own processes, but for what each has of its own."""
     limits = {
-        "LORAYARD_DTYPE": config.dtype,
         "LORAYARD_MAX_NUM_SEQS": config.max_num_seqs,
         "LORAYARD_MAX_LORAS": config.max_loras,
-        "LORAYARD_MAX_LORA_RANK": config.max_lora_rank,
         "LORAYARD_MAX_CPU_LORAS": config.max_cpu_loras,
         "LORAYARD_MAX_MODEL_LEN": config.max_model_len,
     }
@@ -130,6 +130,7 @@ def service_environment(config: StackConfig, addresses: Addresses) -> dict[str, 
         **client_environment(config, addresses),
         "LORAYARD_WEBHOOK_ALLOW": config.webhook_allow,
         "LORAYARD_AUTO_TENANTS": str(config.auto_tenants).lower(),
+        "LORAYARD_DRAIN_GRACE_S": f"{config.drain_grace_s:g}",
         **{name: str(value) for name, value in limits.items() if value is not None},
         **config.extra_env,
     }

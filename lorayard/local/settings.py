@@ -17,8 +17,8 @@ class StackSettings(BaseSettings):
 
     state_dir: Path = Field(default=Path(".lorayard"), validation_alias="LORAYARD_STATE_DIR")
     # Without the prefix on purpose: LORAYARD_REDIS_URL may still name the stack of an earlier run.
-    redis_url: str | None = Field(default=None, validation_alias="REDIS_URL")
-    database_url: str | None = Field(default=None, validation_alias="DATABASE_URL")
+    redis_url: str | None = Field(default=None, repr=False, validation_alias="REDIS_URL")
+    database_url: str | None = Field(default=None, repr=False, validation_alias="DATABASE_URL")
     num_workers: int = Field(default=2, ge=0, le=64, validation_alias="LORAYARD_WORKERS")
     flower_port: int | None = Field(default=None, ge=1, le=65_535, validation_alias="LORAYARD_FLOWER_PORT")
     start_timeout_s: float = Field(default=120.0, gt=0, validation_alias="LORAYARD_START_TIMEOUT_S")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
@@ -64,6 +63,7 @@ class Stack:
             self._assembly.close()
             self._assembly = None
             self._parts.clear()
+            self._num_workers_started = 0
 
     @property
     def redis(self) -> RedisServer:
@@ -175,9 +175,11 @@ class Stack:
 
     def _stop_in_order(self) -> None:
         workers = [part for name, part in self._parts.items() if name.startswith(_WORKER_PREFIX)]
-        if workers:
-            with ThreadPoolExecutor(len(workers)) as pool:
-                list(pool.map(Part.stop, workers))
+        for worker in workers:
+            worker.child.request_stop()
+        began_s = time.monotonic()
+        for worker in workers:
+            worker.child.end_by(began_s + worker.stop_grace_s)
         for name in _STOP_ORDER_AFTER_WORKERS:
             if name in self._parts:
                 self._parts[name].stop()

@@ -6,30 +6,36 @@ import shlex
 import signal
 import threading
 import time
+from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 
+from lorayard.local.errors import LocalStackError
 from lorayard.local.private_files import write_private
 from lorayard.local.settings import StackSettings
 from lorayard.local.stack import Stack
 from lorayard.local.supervision import Backoff
 
 _POLL_S = 0.25
+# `timeout` and others signal a process and then its whole group: a wish repeated at once is one wish.
+_REPEAT_S = 1.0
 _SERVERS = frozenset({"redis", "postgres"})
 
 
-class _StopRequested(BaseException):
-    """Raised by a signal that comes before the stack is up, to break off the start."""
+class _BreakOff(BaseException):
+    """Raised by a signal, to break off a start or an orderly stop."""
 
 
 class _StopSwitch:
-    """Turns SIGINT and SIGTERM into the wish to stop."""
+    """Turns SIGINT and SIGTERM into the wish to stop, and a later one into the wish to stop at once."""
 
     def __init__(self) -> None:
         self.requested = threading.Event()
-        self.break_off = True
+        self.phase: Literal["starting", "running", "stopping"] = "starting"
+        self._requested_at_s = 0.0
 
     def install(self) -> None:
         for signum in (signal.SIGINT, signal.SIGTERM):
@@ -37,10 +43,13 @@ class _StopSwitch:
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         del signum, frame
-        already, break_off = self.requested.is_set(), self.break_off
+        now_s = time.monotonic()
+        if self.requested.is_set() and now_s - self._requested_at_s < _REPEAT_S:
+            return
         self.requested.set()
-        if break_off and not already:
-            raise _StopRequested
+        self._requested_at_s = now_s
+        if self.phase != "running":
+            raise _BreakOff
 
 
 def up(settings: StackSettings | None = None, console: Console | None = None) -> int:
@@ -50,22 +59,39 @@ def up(settings: StackSettings | None = None, console: Console | None = None) ->
     thread. Raises LocalStackError when the stack cannot start.
     """
     console = console or Console()
-    switch = _StopSwitch()
+    config = (settings or StackSettings()).to_config()
+    _check_model(config.model)
+    stack, switch = Stack(config), _StopSwitch()
     switch.install()
-    stack = Stack((settings or StackSettings()).to_config())
     try:
         with console.status("starting …"):
             stack.start()
-        switch.break_off = False
+        switch.phase = "running"
         _show_addresses(stack, console)
         return _supervise(stack, switch, console)
-    except _StopRequested:
+    except _BreakOff:
         return 0
     finally:
-        switch.break_off = False
-        with console.status("stopping: workers finish what they run …"):
+        switch.phase = "stopping"
+        _stop(stack, console)
+
+
+def _check_model(model: Path | None) -> None:
+    if model is None:
+        raise LocalStackError("no base model: set LORAYARD_MODEL to the folder of a Hugging Face checkpoint")
+    if not (model / "config.json").is_file():
+        raise LocalStackError(
+            f"LORAYARD_MODEL {model} holds no config.json: name the folder of a Hugging Face checkpoint"
+        )
+
+
+def _stop(stack: Stack, console: Console) -> None:
+    try:
+        with console.status("stopping: workers finish what they run; Ctrl-C again ends them at once …"):
             stack.stop()
-        console.print("stopped")
+    except _BreakOff:
+        pass  # what had not ended yet was killed on the way here
+    console.print("stopped")
 
 
 def _supervise(stack: Stack, switch: _StopSwitch, console: Console) -> int:

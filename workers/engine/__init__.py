@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from workers.engine.accounts import EngineStats
 from workers.engine.assembly import EngineInfo
 from workers.engine.config import EngineConfig
-from workers.engine.engine import EngineStats, LLMEngine
+from workers.engine.engine import LLMEngine
 from workers.engine.lora import LoRARequest
 from workers.engine.outputs import CompletionOutput, RequestFailure, RequestMetrics, RequestOutput
 from workers.engine.process import EngineProcess

@@ -66,7 +66,7 @@ def assemble(config: EngineConfig) -> EngineParts:
     info = _engine_info(config, model)
     dtype = getattr(torch, config.dtype)
     tokenizer = Tokenizer.from_folder(folder)
-    adapters = _adapters(config, folder, dtype) if config.enable_lora else None
+    adapters = _adapters(config, model, dtype) if config.enable_lora else None
     allocator = BlockAllocator(info.num_kv_blocks + 1)
     weights = load_weights(folder, model, dtype)
     decoder = Decoder(model, weights, max_model_len=info.max_model_len, adapters=adapters)
@@ -95,9 +95,10 @@ def assemble(config: EngineConfig) -> EngineParts:
 
 def _engine_info(config: EngineConfig, model: ModelConfig) -> EngineInfo:
     max_model_len = _max_model_len(config, model)
+    folder_name = Path(config.model).absolute().name
     return EngineInfo(
         model=config.model,
-        served_model_name=config.served_model_name or Path(config.model).name,
+        served_model_name=config.served_model_name or model.name or folder_name,
         dtype=config.dtype,
         vocab_size=model.vocab_size,
         max_model_len=max_model_len,
@@ -126,7 +127,9 @@ def _num_kv_blocks(config: EngineConfig, model: ModelConfig, max_model_len: int)
     """Return the usable blocks, scratch not counted; one sequence of full length must fit."""
     needed = -(-max_model_len // config.block_size)
     element_bytes = getattr(torch, config.dtype).itemsize
-    block_bytes = 2 * model.num_layers * model.num_kv_heads * config.block_size * model.head_dim * element_bytes
+    block_bytes = (
+        2 * model.num_layers * model.num_kv_heads * config.block_size * model.head_dim * element_bytes
+    )
     if config.num_kv_blocks is not None:
         num_blocks = config.num_kv_blocks
     elif config.kv_cache_bytes is not None:
@@ -136,14 +139,15 @@ def _num_kv_blocks(config: EngineConfig, model: ModelConfig, max_model_len: int)
         num_blocks = min(affordable, needed * config.max_num_seqs)
     if num_blocks < needed:
         raise ConfigError(
-            f"the KV cache has {num_blocks} blocks, one sequence of max_model_len ({max_model_len}) needs {needed} "
-            f"({needed * block_bytes} bytes); raise num_kv_blocks or kv_cache_bytes, or lower max_model_len"
+            f"the KV cache has {num_blocks} blocks, one sequence of max_model_len ({max_model_len}) needs "
+            f"{needed} ({needed * block_bytes} bytes); raise num_kv_blocks "
+            "or kv_cache_bytes, or lower max_model_len"
         )
     return num_blocks
 
 
-def _adapters(config: EngineConfig, folder: Path, dtype: torch.dtype) -> LoRAManager:
-    base = describe_base(folder, name=config.served_model_name)
+def _adapters(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> LoRAManager:
+    base = describe_base(config.model, name=config.served_model_name or model.name)
     return LoRAManager(
         base.shapes,
         num_layers=base.num_layers,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from kernels.segments import BASE_SLOT
@@ -31,8 +31,8 @@ class AdapterSlots(Protocol):
         """Return the adapter's content digest, once known."""
         ...
 
-    def residency(self) -> Mapping[str, str]:
-        """Return "host" or "device" for every revision held."""
+    def tier_of(self, revision: str) -> str:
+        """Return "none", "host" or "device"."""
         ...
 
 
@@ -218,6 +218,6 @@ class _Admission:
     def _pass_over(self, adapters: AdapterSlots, sequence: Sequence, lora: LoRARequest) -> None:
         self._not_ready.add(lora)
         revision = adapters.revision_of(lora)
-        if revision is not None and adapters.residency().get(revision) == "host":
+        if revision is not None and adapters.tier_of(revision) == "host":
             sequence.num_slot_waits += 1
             self._is_closed = sequence.num_slot_waits > MAX_SLOT_WAIT_STEPS

@@ -41,7 +41,7 @@ class ChatTemplate:
 
 
 def load_chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:
-    """Return the checkpoint's template, from its own file or from tokenizer_config.json; None if it has none."""
+    """Return the checkpoint's template, from its own file or from tokenizer_config.json, if it has one."""
     own_file = folder / "chat_template.jinja"
     source = own_file.read_text(encoding="utf-8") if own_file.is_file() else _inline_source(tokenizer_config)
     return None if source is None else ChatTemplate(source, _special_tokens(tokenizer_config))
@@ -70,7 +70,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=["jinja2.ext.loopcontrols"],
-        autoescape=False,  # noqa: S701 - the output is a prompt, not HTML
+        autoescape=False,
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception

@@ -1,4 +1,4 @@
-"""The engine's side of its process: obey commands between steps, step while there is work, sleep otherwise."""
+"""The engine's side of its process: obey between steps, step while there is work, sleep otherwise."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ _LOADING_POLL_S = 0.01
 """How often an idle engine looks whether a prefetched adapter has arrived."""
 
 
+_MAX_COMMANDS_PER_STEP = 64
+"""A flood of requests is taken in over several steps, so that it does not hold up those being served."""
+
+
 def serve(connection: Connection, config: EngineConfig, parent_pid: int) -> None:
     """Run the child process until it is told to stop or its parent is gone."""
     _die_with_parent(parent_pid)
@@ -51,7 +55,7 @@ def serve(connection: Connection, config: EngineConfig, parent_pid: int) -> None
 
 
 def _die_with_parent(parent_pid: int) -> None:
-    """Ask Linux to kill this process with its parent; elsewhere the closed connection ends it between steps."""
+    """Ask Linux to kill this process with its parent; elsewhere the closed connection ends it."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -78,6 +82,7 @@ class EngineServer:
     def __init__(self, engine: LLMEngine, connection: Connection) -> None:
         self._engine = engine
         self._connection = connection
+        self._started: list[Started] = []
         self._finished: list[RequestOutput] = []
         self._is_stopped = False
         self._owes_stats = False
@@ -98,11 +103,14 @@ class EngineServer:
                 return
             if self._engine.has_unfinished_requests():
                 self._finished += self._engine.step()
+                self._started += map(Started, self._engine.started)
             self._send_events()
 
     def _obey_commands(self) -> None:
         timeout_s = self._patience_s()
-        while not self._is_stopped and self._connection.poll(timeout_s):
+        for _ in range(_MAX_COMMANDS_PER_STEP):
+            if self._is_stopped or not self._connection.poll(timeout_s):
+                return
             command = self._connection.recv()
             self._obey[type(command)](command)
             timeout_s = 0.0
@@ -116,10 +124,10 @@ class EngineServer:
 
     def _send_events(self) -> None:
         engine = self._engine
-        started = tuple(Started(request_id) for request_id in engine.drain_started())
         residency = tuple(engine.drain_residency_changes())
-        if not (started or residency or self._finished or self._owes_stats):
+        if not (self._started or residency or self._finished or self._owes_stats):
             return
+        started, self._started = tuple(self._started), []
         finished, self._finished = tuple(self._finished), []
         room = engine.room()
         events = EngineEvents(

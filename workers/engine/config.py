@@ -61,12 +61,16 @@ class EngineConfig:
             raise ConfigError(f"block_size is {self.block_size}; give a multiple of 16")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
-                f"max_num_batched_tokens is {self.max_num_batched_tokens}, below max_num_seqs ({self.max_num_seqs}): "
-                "every running sequence needs one token a step; raise the first or lower the second"
+                f"max_num_batched_tokens is {self.max_num_batched_tokens}, below max_num_seqs "
+                f"({self.max_num_seqs}): every running sequence needs one token a step; "
+                "raise the first or lower the second"
             )
         if self.host_cache_capacity < self.max_loras:
             raise ConfigError(
-                f"max_cpu_loras is {self.max_cpu_loras}, below max_loras ({self.max_loras}); raise it to {self.max_loras}"
+                f"max_cpu_loras is {self.max_cpu_loras}, below max_loras ({self.max_loras}); "
+                f"raise it to {self.max_loras}"
             )
         if self.kv_cache_bytes is not None and self.num_kv_blocks is not None:
-            raise ConfigError("kv_cache_bytes and num_kv_blocks both set the size of the KV cache; give one of them")
+            raise ConfigError(
+                "kv_cache_bytes and num_kv_blocks both set the size of the KV cache; give one of them"
+            )

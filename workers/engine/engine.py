@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as ListLike
-from dataclasses import dataclass
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
+from workers.engine.accounts import Accounts, EngineStats, Room
 from workers.engine.assembly import EngineInfo, assemble
 from workers.engine.batching import Refusal, Schedule
 from workers.engine.config import EngineConfig
@@ -16,7 +16,6 @@ from workers.engine.finishing import Ending
 from workers.engine.lora.manager import LoRAManager
 from workers.engine.lora.request import LoRARequest
 from workers.engine.lora.residency import ResidencyChange
-from workers.engine.lora.stats import AdapterStats
 from workers.engine.outputs import RequestOutput
 from workers.engine.requests import Prompt
 from workers.engine.sampling_params import SamplingParams
@@ -25,30 +24,6 @@ from workers.engine.step_input import StepOutput
 
 _IDLE_POLL_S = 0.001
 """Pause of a step that finds only requests whose adapters are still loading."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """Counters since the start, and what is held now."""
-
-    num_steps: int
-    busy_ms: float
-    num_prompt_tokens: int
-    num_completion_tokens: int
-    num_preemptions: int
-    num_running: int
-    num_waiting: int
-    num_free_kv_blocks: int
-    adapters: AdapterStats | None
-
-
-class Room(NamedTuple):
-    """What the engine could still take on."""
-
-    free_seqs: int
-    free_kv_blocks: int
-    waiting: int
-    busy_ms: float
 
 
 class LLMEngine:
@@ -65,10 +40,7 @@ class LLMEngine:
         self._started: list[str] = []
         self._undelivered: list[RequestOutput] = []
         self._ids = count()
-        self._num_steps = 0
-        self._busy_ms = 0.0
-        self._num_prompt_tokens = 0
-        self._num_completion_tokens = 0
+        self._accounts = Accounts()
 
     def generate(
         self,
@@ -97,7 +69,7 @@ class LLMEngine:
         params: SamplingParams,
         lora_request: LoRARequest | None = None,
     ) -> None:
-        """Queue a request; raises `RequestError` or `AdapterError` if it is known at once to be unservable."""
+        """Queue a request; raises `RequestError` if it is known at once that it cannot be served."""
         if request_id in self._by_id:
             raise RequestError(f"request id {request_id!r} is in use; give each request its own")
         self._enqueue(self._new_sequence(request_id, prompt, params, lora_request))
@@ -105,6 +77,7 @@ class LLMEngine:
     def step(self) -> list[RequestOutput]:
         """Run one step and return the outputs of the requests that ended with it."""
         outputs, self._undelivered = self._undelivered, []
+        self._started = []
         began_s = time.monotonic()
         schedule = self._parts.batcher.schedule()
         outputs += [self._refuse(refusal) for refusal in schedule.refusals]
@@ -113,7 +86,7 @@ class LLMEngine:
             built = self._parts.builder.build(schedule)
             result = self._parts.executor.execute(built.step)
             now_s = time.monotonic()
-            self._charge(schedule, (now_s - began_s) * 1000.0)
+            self._accounts.charge(schedule.rows, (now_s - began_s) * 1000.0)
             outputs += self._postprocess(schedule, built.sampled, result, now_s)
         elif self._parts.batcher.waiting and not outputs:
             time.sleep(_IDLE_POLL_S)
@@ -130,10 +103,10 @@ class LLMEngine:
         """Whether `step` still has something to do or to deliver."""
         return bool(self._by_id or self._undelivered)
 
-    def drain_started(self) -> list[str]:
-        """Return the requests that joined the running batch since the last call."""
-        started, self._started = self._started, []
-        return started
+    @property
+    def started(self) -> tuple[str, ...]:
+        """The requests that joined the running batch for the first time with the latest step."""
+        return tuple(self._started)
 
     def drain_residency_changes(self) -> list[ResidencyChange]:
         """Return what became of adapters since the last call, in order."""
@@ -171,12 +144,12 @@ class LLMEngine:
 
     def stats(self) -> EngineStats:
         """Return the engine's counters."""
-        parts = self._parts
+        parts, accounts = self._parts, self._accounts
         return EngineStats(
-            num_steps=self._num_steps,
-            busy_ms=self._busy_ms,
-            num_prompt_tokens=self._num_prompt_tokens,
-            num_completion_tokens=self._num_completion_tokens,
+            num_steps=accounts.num_steps,
+            busy_ms=accounts.busy_ms,
+            num_prompt_tokens=accounts.num_prompt_tokens,
+            num_completion_tokens=accounts.num_completion_tokens,
             num_preemptions=parts.batcher.num_preemptions,
             num_running=len(parts.batcher.running),
             num_waiting=len(parts.batcher.waiting),
@@ -191,7 +164,7 @@ class LLMEngine:
             free_seqs=max(0, self.info.max_num_seqs - len(batcher)),
             free_kv_blocks=self._parts.allocator.num_free,
             waiting=len(batcher.waiting),
-            busy_ms=self._busy_ms,
+            busy_ms=self._accounts.busy_ms,
         )
 
     def check_integrity(self) -> None:
@@ -241,13 +214,6 @@ class LLMEngine:
                 row.sequence.started_time_s = now_s
                 self._started.append(row.sequence.request_id)
 
-    def _charge(self, schedule: Schedule, step_ms: float) -> None:
-        self._num_steps += 1
-        self._busy_ms += step_ms
-        ms_per_token = step_ms / sum(row.num_tokens for row in schedule.rows)
-        for row in schedule.rows:
-            row.sequence.device_ms += ms_per_token * row.num_tokens
-
     def _postprocess(
         self, schedule: Schedule, sampled: list[Sequence], result: StepOutput, now_s: float
     ) -> list[RequestOutput]:
@@ -280,8 +246,7 @@ class LLMEngine:
     ) -> RequestOutput:
         self._parts.batcher.remove(sequence)
         del self._by_id[sequence.request_id]
-        self._num_prompt_tokens += sequence.num_prompt_tokens
-        self._num_completion_tokens += sequence.num_output_tokens
+        self._accounts.close(sequence)
         return self._parts.finisher.output(sequence, ending, now_s, error)
 
 

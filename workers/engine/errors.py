@@ -91,7 +91,9 @@ class EngineDied(EngineProcessError):
     code = "engine_died"
 
     def __init__(self, exitcode: int | None) -> None:
-        super().__init__(f"engine process ended with exit code {exitcode}; start a new one and resubmit its requests")
+        super().__init__(
+            f"engine process ended with exit code {exitcode}; start a new one and resubmit its requests"
+        )
         self.exitcode = exitcode
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from workers.engine.accounts import EngineStats
 from workers.engine.assembly import EngineInfo
-from workers.engine.engine import EngineStats
 from workers.engine.lora.request import LoRARequest
 from workers.engine.lora.residency import ResidencyChange
 from workers.engine.outputs import RequestOutput

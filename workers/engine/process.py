@@ -1,4 +1,4 @@
-"""The engine in a process of its own: its caller's threads cannot slow its steps, nor its death take them along."""
+"""The engine in a process of its own: its caller's threads cannot slow it, nor its death end them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,32 @@ from workers.engine.assembly import EngineInfo
 from workers.engine.child import serve
 from workers.engine.config import EngineConfig
 from workers.engine.errors import EngineDied, EngineStartError
-from workers.engine.messages import Command, EngineEvents, Ready, StartFailed, Stop
+from workers.engine.messages import (
+    AbortRequest,
+    AddRequest,
+    Command,
+    DropAdapter,
+    EngineEvents,
+    PrefetchAdapter,
+    Ready,
+    ReportStats,
+    Started,
+    StartFailed,
+    Stop,
+)
+
+__all__ = [
+    "EngineProcess",
+    "EngineInfo",
+    "AddRequest",
+    "AbortRequest",
+    "PrefetchAdapter",
+    "DropAdapter",
+    "ReportStats",
+    "Command",
+    "Started",
+    "EngineEvents",
+]
 
 _REAP_TIMEOUT_S = 5.0
 
@@ -47,12 +72,14 @@ class EngineProcess:
         return self._keeper.is_alive() and self._is_spawned.is_set()
 
     def start(self, timeout_s: float) -> EngineInfo:
-        """Start the child and wait until it has loaded the model; raises `EngineStartError` with its reason."""
+        """Start the child and wait until the model is loaded; raises `EngineStartError` with the reason."""
         self._keeper.start()
         self._is_spawned.wait()
         if self._spawn_error is not None:
-            raise EngineStartError(f"the engine process cannot be started: {self._spawn_error}") from self._spawn_error
-        # The child ignores SIGTERM, which is what multiprocessing sends daemons at exit before it waits for them.
+            raise EngineStartError(
+                f"the engine process cannot be started: {self._spawn_error}"
+            ) from self._spawn_error
+        # At exit multiprocessing sends daemons SIGTERM, which this child ignores, and waits for them.
         atexit.register(self.stop)
         try:
             return self._await_ready(timeout_s)
@@ -93,7 +120,7 @@ class EngineProcess:
             self._kill()
 
     def _keep(self) -> None:
-        """Spawn the child and outlive it: Linux sends the parent-death signal when the spawning *thread* ends."""
+        """Spawn the child and outlive it: the parent-death signal is sent when the spawning *thread* ends."""
         try:
             self._process.start()
         except Exception as error:  # noqa: BLE001 - `start` raises it in the caller's thread
@@ -112,7 +139,9 @@ class EngineProcess:
             answer = self._connection.recv()
         except (EOFError, OSError) as error:
             code = self._final_exitcode()
-            raise EngineStartError(f"the engine process ended with exit code {code} while starting") from error
+            raise EngineStartError(
+                f"the engine process ended with exit code {code} while starting"
+            ) from error
         if isinstance(answer, StartFailed):
             raise EngineStartError(f"{answer.code}: {answer.message}")
         assert isinstance(answer, Ready), f"the engine sent {type(answer).__name__}"

@@ -1,4 +1,4 @@
-"""The engine's door for requests: text to tokens, limits checked, a `Sequence` made or the request refused."""
+"""The engine's door for requests: text to tokens, limits checked, a `Sequence` or a refusal."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class RequestChecker:
         """Return the request as a sequence, or raise the `RequestError` that says what is wrong with it."""
         if lora is not None and not self._enable_lora:
             raise RequestError(
-                f"request {request_id!r} asks for adapter {lora.lora_name!r}, but enable_lora is False; enable it"
+                f"request {request_id!r} asks for adapter {lora.lora_name!r}, but enable_lora is False; "
+                "set it to True"
             )
         text, token_ids = self._tokenize(prompt)
         self._check_tokens(token_ids)
@@ -61,6 +62,8 @@ class RequestChecker:
 
     def _tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):
+            if not prompt:  # its tokens need not be none: many tokenizers add one of their own
+                raise InvalidPrompt("the prompt is empty; give at least one character")
             return prompt, self._tokenizer.encode(prompt)
         if not isinstance(prompt, list):
             raise InvalidPrompt(f"prompt is {type(prompt).__name__}; give text, token ids or chat messages")
@@ -69,7 +72,9 @@ class RequestChecker:
             return self._tokenizer.encode_messages(messages)
         token_ids = [part for part in prompt if isinstance(part, int) and not isinstance(part, bool)]
         if len(token_ids) != len(prompt):
-            raise InvalidPrompt("prompt mixes kinds; give text, token ids (integers) or chat messages (dicts)")
+            raise InvalidPrompt(
+                "prompt mixes kinds; give text, token ids (integers) or chat messages (dicts)"
+            )
         return None, token_ids
 
     def _check_tokens(self, token_ids: list[int]) -> None:
@@ -77,12 +82,14 @@ class RequestChecker:
             raise InvalidPrompt("the prompt has no tokens; give at least one")
         if len(token_ids) >= self._max_model_len:
             raise InvalidPrompt(
-                f"the prompt has {len(token_ids)} tokens and max_model_len is {self._max_model_len}, which must "
-                f"also hold the answer; shorten the prompt to at most {self._max_model_len - 1} tokens"
+                f"the prompt has {len(token_ids)} tokens and max_model_len is {self._max_model_len}, which "
+                f"must also hold the answer; shorten the prompt to at most {self._max_model_len - 1} tokens"
             )
         if min(token_ids) < 0 or max(token_ids) >= self._vocab_size:
             bad = next(token for token in token_ids if not 0 <= token < self._vocab_size)
-            raise InvalidPrompt(f"token id {bad} is not of this model; give ids from 0 to {self._vocab_size - 1}")
+            raise InvalidPrompt(
+                f"token id {bad} is not of this model; give ids from 0 to {self._vocab_size - 1}"
+            )
 
     def _check_stop_tokens(self, params: SamplingParams) -> None:
         for token_id in params.stop_token_ids or ():

@@ -70,7 +70,9 @@ def _invert(
     mass_before = mass_through - top_probs
     allowed = (torch.arange(num_candidates) < top_ks.unsqueeze(1)) & (mass_before < top_ps.unsqueeze(1))
     is_unlimited = (top_ks >= vocab_size) & (top_ps >= 1.0)
-    targets = uniforms * torch.where(is_unlimited, 1.0, (top_probs * allowed).sum(dim=-1, dtype=torch.float64))
+    targets = uniforms * torch.where(
+        is_unlimited, 1.0, (top_probs * allowed).sum(dim=-1, dtype=torch.float64)
+    )
     picks = (mass_through <= targets.unsqueeze(1)).sum(dim=-1)
     is_settled = ~allowed[:, -1] | (is_unlimited & (picks < num_candidates)) | (num_candidates == vocab_size)
     picks = torch.minimum(picks, allowed.sum(dim=-1) - 1)

@@ -43,9 +43,7 @@ class _Span(NamedTuple):
 class StepBuilder:
     """Builds steps for one cache layout and vocabulary."""
 
-    def __init__(
-        self, *, block_size: int, num_kv_heads: int, vocab_size: int, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, *, block_size: int, num_kv_heads: int, vocab_size: int, dtype: torch.dtype) -> None:
         self._block_size = block_size
         self._num_kv_heads = num_kv_heads
         self._vocab_size = vocab_size
@@ -172,7 +170,7 @@ def _uniform(sequence: Sequence) -> float:
 
 
 def _bucket(value: int, smallest: int) -> int:
-    """Return the next power of two, at least `smallest`: within a bucket, padding at most doubles the work."""
+    """Return the next power of two, at least `smallest`: padding within a bucket at most doubles the work."""
     return max(smallest, 1 << (value - 1).bit_length())
 
 

@@ -41,7 +41,9 @@ class StepInput:
     num_tokens: int  # padding included
     token_ids: Tensor  # [num_tokens] int64
     positions: Tensor  # [num_tokens] int64
-    write_rows: Tensor  # [num_tokens * num_kv_heads] int64, (block * num_kv_heads + head) * block_size + offset
+    write_rows: (
+        Tensor  # [num_tokens * num_kv_heads] int64, (block * num_kv_heads + head) * block_size + offset
+    )
     fresh_blocks: Tensor | None  # [num_fresh_blocks] int64, cleared before use
     groups: tuple[AttentionGroup, ...]
     segments: Segments | None  # None: no row has an adapter

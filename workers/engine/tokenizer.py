@@ -29,7 +29,7 @@ class Tokenizer:
             raise CheckpointError(f"{path} is missing; save the checkpoint together with its fast tokenizer")
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001 - the Rust side raises bare Exception
+        except Exception as error:
             raise CheckpointError(f"{path} is not a tokenizer: {error}; save the tokenizer again") from error
         backend.no_truncation()
         backend.no_padding()
@@ -58,7 +58,9 @@ class Tokenizer:
         try:
             return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
         except (TypeError, ValueError) as error:  # lone surrogates are ValueErrors
-            raise InvalidPrompt(f"the prompt cannot be tokenised: {error}; send valid Unicode text") from error
+            raise InvalidPrompt(
+                f"the prompt cannot be tokenised: {error}; send valid Unicode text"
+            ) from error
 
 
 def _read_tokenizer_config(folder: Path) -> dict[str, Any]:

@@ -36,3 +36,9 @@ def own_redis(new_state_dir: Callable[[], Path]) -> Iterator[RedisServer]:
 
     with Stack(StackConfig(state_dir=new_state_dir(), parts=frozenset({"redis"}))) as stack:
         yield stack.redis
+
+
+@pytest.fixture
+def never_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let clients rely on replies alone: no silence of this test is long enough to ask about."""
+    monkeypatch.setattr("lorayard.client.board.FIRST_SILENCE_S", 600.0)

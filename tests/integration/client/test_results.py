@@ -135,7 +135,7 @@ def test_the_ledger_receipt_waits_for_the_admission(client: Client, pool_url: st
 def test_the_ledger_receipt_times_out_without_a_scheduler(pool_url: str) -> None:
     with (
         Client(pool_url, confirm_timeout_s=0.2) as client,
-        pytest.raises(ResultTimeout, match="is in Redis, but the ledger has not confirmed it within 0.2 s"),
+        pytest.raises(ResultTimeout, match=r"is in Redis, but the ledger has not confirmed it within 0.2 s"),
     ):
         client.submit("hello", confirm="ledger")
 

@@ -26,7 +26,9 @@ def connect(url: str) -> redis.Redis:
     return redis.Redis.from_url(url, protocol=2)
 
 
-def register_pool(url: str, pool: str = POOL, model_name: str = "tiny", adapters: tuple[str, ...] = ()) -> None:
+def register_pool(
+    url: str, pool: str = POOL, model_name: str = "tiny", adapters: tuple[str, ...] = ()
+) -> None:
     """Publish a pool with its catalogue, as its leader would."""
     info = PoolInfo(pool=pool, model_name=model_name, max_model_len=256, max_prompt_bytes=4096)
     with connect(url) as client:
@@ -45,7 +47,10 @@ def put_adapter(url: str, name: str, state: Any, pool: str = POOL) -> None:
 def succeed(envelope: JobEnvelope) -> JobResult | None:
     """End a job well: its prompt in upper case."""
     return JobResult(
-        job_id=envelope.job_id, state=JobState.SUCCEEDED, output=(envelope.spec.prompt or "").upper()
+        job_id=envelope.job_id,
+        state=JobState.SUCCEEDED,
+        output=(envelope.spec.prompt or "").upper(),
+        metadata=envelope.spec.metadata,
     )
 
 
@@ -58,7 +63,11 @@ class TinyLeader:
     """Admits what comes in, ends it as `outcome` says, answers the control stream; all on one thread."""
 
     def __init__(
-        self, url: str, outcome: Callable[[JobEnvelope], JobResult | None] = succeed, *, announces: bool = True
+        self,
+        url: str,
+        outcome: Callable[[JobEnvelope], JobResult | None] = succeed,
+        *,
+        announces: bool = True,
     ) -> None:
         self._url = url
         self._outcome = outcome
@@ -136,8 +145,8 @@ class TinyLeader:
         )
 
     def _answer(self, client: redis.Redis) -> int:
-        reply = cast("list[Any]", client.xread({KEYS.control: self._cursor}, count=100))
-        entries = reply[0][1] if reply else []
+        read = cast("list[Any]", client.xread({KEYS.control: self._cursor}, count=100))
+        entries = read[0][1] if read else []
         for entry_id, fields in entries:
             self._cursor = entry_id
             message = ControlMessage.from_entry(fields)
@@ -145,9 +154,9 @@ class TinyLeader:
             if message.kind == "cancel" and message.job_id in self.envelopes:
                 cancelled = JobResult(job_id=message.job_id, state=JobState.CANCELLED)
                 self.results.setdefault(message.job_id, cancelled)
-            client.xadd(
-                reply_key(str(message.reply_to)), self._reply(message.job_id, inline=1_000_000).to_entry()
-            )
+            reply = self._reply(message.job_id, inline=1_000_000)
+            answer = reply.model_copy(update={"request_id": message.request_id})
+            client.xadd(reply_key(str(message.reply_to)), answer.to_entry())
         return len(entries)
 
     def _reply(self, job_id: UUID, inline: int) -> JobReply:

@@ -82,7 +82,9 @@ def test_stop_kills_a_child_that_ignores_its_stop_signal(start_python: StartPyth
 
 
 @pytest.mark.parametrize("own_session", [False, True])
-def test_kill_takes_the_processes_that_the_child_started(start_python: StartPython, own_session: bool) -> None:
+def test_kill_takes_the_processes_that_the_child_started(
+    start_python: StartPython, own_session: bool
+) -> None:
     child = start_python(_WITH_HELPER.replace("OWN_SESSION", str(own_session)))
     helper = helper_of(child)
 
@@ -104,11 +106,15 @@ def test_what_a_dead_child_leaves_in_its_group_is_killed(start_python: StartPyth
 
 def test_a_child_outlives_the_thread_that_started_it(start_python: StartPython) -> None:
     started: list[Child] = []
-    thread = threading.Thread(target=lambda: started.append(start_python("print('on', flush=True)\n" + _SLEEP)))
+
+    def start() -> None:
+        started.append(start_python("print('on', flush=True)\n" + _SLEEP))
+        # Bound to its parent by now: a signal for the thread's end would reach it.
+        eventually(lambda: said(started[0], "on"))
+
+    thread = threading.Thread(target=start)
     thread.start()
     thread.join()
-
-    eventually(lambda: said(started[0], "on"))
 
     assert started[0].wait(timeout_s=0.3) is None
 

@@ -45,7 +45,9 @@ def test_a_held_directory_is_refused_with_the_holder_named(tmp_path: Path) -> No
     StateDirectory(tmp_path / "state").release()
 
 
-def test_a_recorded_process_that_still_runs_is_ended(tmp_path: Path, bystander: subprocess.Popen[bytes]) -> None:
+def test_a_recorded_process_that_still_runs_is_ended(
+    tmp_path: Path, bystander: subprocess.Popen[bytes]
+) -> None:
     state = StateDirectory(tmp_path / "state")
     write_record(state, bystander)
     state.release()

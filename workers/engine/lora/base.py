@@ -29,7 +29,10 @@ class BaseDescription:
 
 
 def describe_base(model_dir: str | Path, *, name: str | None = None) -> BaseDescription:
-    """Describe a Llama-family checkpoint from its config.json alone; `name` overrides the folder's name."""
+    """Describe a Llama-family checkpoint from its config.json alone.
+
+    Its name is `name`, else the one config.json gives, else the folder's.
+    """
     folder = Path(model_dir)
     config = _read_config(folder)
     num_layers = _positive(config, "num_hidden_layers", folder)
@@ -39,7 +42,7 @@ def describe_base(model_dir: str | Path, *, name: str | None = None) -> BaseDesc
         for layer in range(num_layers)
         for module, shape in per_layer.items()
     }
-    return BaseDescription(name or base_name(folder), num_layers, shapes)
+    return BaseDescription(name or _own_name(config) or base_name(folder), num_layers, shapes)
 
 
 def base_name(model_dir: str | Path) -> str:
@@ -75,6 +78,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{file} holds {type(config).__name__}, not an object; copy the checkpoint again"
         )
     return config
+
+
+def _own_name(config: dict[str, Any]) -> str:
+    name = config.get("_name_or_path")
+    return name if isinstance(name, str) else ""
 
 
 def _layer_shapes(config: dict[str, Any], folder: Path) -> dict[str, ModuleShape]:

@@ -10,7 +10,7 @@ from itertools import islice
 from workers.engine.lora.weights import AdapterWeights
 
 # How long an adapter loaded for a waiting request is safe from other waiting requests' loads. Without it two
-# that wait for one place would load over each other without end; after it, an aborted request's place is free.
+# that wait for one place would load over each other without end; after it an aborted one's place is free.
 WANTED_S = 1.0
 
 

@@ -33,6 +33,7 @@ class Loader:
         self._load = load
         self._requests: queue.SimpleQueue[LoRARequest | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[LoadResult] = queue.SimpleQueue()
+        self._is_closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="adapter-loader", daemon=True)
         self._thread.start()
 
@@ -51,12 +52,13 @@ class Loader:
         return self._results.get()
 
     def close(self) -> None:
-        """Finish the load under way, drop the queued ones' results and end the thread."""
+        """Finish the load under way, drop the queued ones and end the thread."""
+        self._is_closing.set()
         self._requests.put(None)
         self._thread.join()
 
     def _run(self) -> None:
-        while (request := self._requests.get()) is not None:
+        while (request := self._requests.get()) is not None and not self._is_closing.is_set():
             started = time.perf_counter()
             files = stamp(Path(request.lora_path))
             weights, error = self._attempt(request)

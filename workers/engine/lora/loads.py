@@ -25,6 +25,15 @@ class _Failure:
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A loaded adapter that has no place on the host yet."""
+
+    request: LoRARequest
+    weights: AdapterWeights
+    at: float
+
+
 class Loads:
     """Loads under way, those that arrived and wait for a place, and failures that stand."""
 
@@ -33,7 +42,7 @@ class Loads:
         self._clock = clock
         self._loading: set[str] = set()  # revisions, or paths where no revision was asked for
         self._failures: OrderedDict[tuple[str, str | None], _Failure] = OrderedDict()
-        self.arrivals: deque[LoadResult] = deque()
+        self.arrivals: deque[Arrival] = deque()
 
     @property
     def num_underway(self) -> int:
@@ -43,7 +52,9 @@ class Loads:
     def is_underway(self, request: LoRARequest) -> bool:
         """Tell whether this request's load is queued, running, or has arrived and waits for a place."""
         key = _key(request)
-        return key in self._loading or any(_key(arrival.request) == key for arrival in self.arrivals)
+        return key in self._loading or any(
+            key in (_key(arrival.request), arrival.weights.digest) for arrival in self.arrivals
+        )
 
     def start(self, request: LoRARequest) -> None:
         """Queue the load of a request for which none is under way."""
@@ -60,8 +71,6 @@ class Loads:
 
     def finish(self, request: LoRARequest) -> list[LoadResult]:
         """Wait for a request's load, starting it if need be; returns what finished, its own last."""
-        if arrived := [arrival for arrival in self.arrivals if _key(arrival.request) == _key(request)]:
-            return arrived
         if _key(request) not in self._loading:
             self.start(request)
         finished: list[LoadResult] = []
@@ -70,14 +79,23 @@ class Loads:
             self._settle(finished[-1])
         return finished
 
+    def take_arrival(self, request: LoRARequest) -> AdapterWeights | None:
+        """Take a request's loaded adapter out of those that wait for a place."""
+        for arrival in self.arrivals:
+            if _key(arrival.request) == _key(request):
+                self.arrivals.remove(arrival)
+                return arrival.weights
+        return None
+
     def raise_failure(self, request: LoRARequest) -> None:
         """Raise this request's failure if it stands: its files are as they were, or it was a moment ago."""
-        failure = self._failures.get((request.lora_path, request.revision))
-        if failure is None:
-            return
-        if self._stands(failure):
+        failure = self._standing_failure(request)
+        if failure is not None:
             raise type(failure.error)(str(failure.error)) from failure.error
-        del self._failures[request.lora_path, request.revision]
+
+    def has_failed(self, request: LoRARequest) -> bool:
+        """Tell whether `raise_failure` would raise."""
+        return self._standing_failure(request) is not None
 
     def forget_retryable(self, request: LoRARequest) -> None:
         """Let a newly arrived request make a new attempt after a failure that may pass."""
@@ -90,13 +108,21 @@ class Loads:
 
     def _settle(self, result: LoadResult) -> None:
         self._loading.discard(_key(result.request))
-        if result.error is None:
-            self.arrivals.append(result)
+        if result.weights is not None:
+            self.arrivals.append(Arrival(result.request, result.weights, self._clock()))
             return
+        assert result.error is not None
         at = (result.request.lora_path, result.request.revision)
         self._failures[at] = _Failure(result.error, result, self._clock())
         if len(self._failures) > _MAX_REMEMBERED_FAILURES:
             self._failures.popitem(last=False)
+
+    def _standing_failure(self, request: LoRARequest) -> _Failure | None:
+        failure = self._failures.get((request.lora_path, request.revision))
+        if failure is None or self._stands(failure):
+            return failure
+        del self._failures[request.lora_path, request.revision]
+        return None
 
     def _stands(self, failure: _Failure) -> bool:
         if failure.error.retryable:

@@ -12,6 +12,7 @@ import torch
 from kernels.lora_slots import PackedModuleSlots
 from workers.engine.errors import AdapterInUse, AllSlotsPinned, ConfigError
 from workers.engine.lora.base import BaseDescription, ModuleShape
+from workers.engine.lora.host_cache import WANTED_S
 from workers.engine.lora.identities import Identities
 from workers.engine.lora.loader import LoadResult
 from workers.engine.lora.loads import Loads
@@ -54,6 +55,7 @@ class LoRAManager:
         self._tiers = Tiers(
             shapes, self._layout, num_slots=max_loras, host_capacity=host_capacity, clock=clock
         )
+        self._clock = clock
         self._loads = Loads(self._load, clock=clock)
         self._identities = Identities()
 
@@ -93,7 +95,8 @@ class LoRAManager:
             self._tiers.host.want(revision)
             return
         self._loads.forget_retryable(request)
-        self._start_if_room(request)
+        if not self._loads.has_failed(request):
+            self._start_if_room(request)
 
     def revision_of(self, request: LoRARequest) -> str | None:
         """Return the digest a request means, once known; it is known when `acquire` has given a slot."""
@@ -171,6 +174,10 @@ class LoRAManager:
         self._collect()
         return self._tiers.residency.tiers()
 
+    def tier_of(self, revision: str) -> Tier:
+        """Return where one revision is, without copying the rest."""
+        return self._tiers.residency.tier_of(revision)
+
     def stats(self) -> AdapterStats:
         """Return what loading and keeping adapters has cost so far."""
         self._collect()
@@ -194,48 +201,54 @@ class LoRAManager:
         return pack_adapter(checked, shapes=self._base.shapes, layout=self._layout, dtype=self._dtype)
 
     def _start_if_room(self, request: LoRARequest) -> None:
-        # Only for a place that can be had: what is loaded beyond that would use memory for nothing.
-        if not self._loads.is_underway(request) and self._tiers.host.has_room_for(
-            self._loads.num_underway + 1
-        ):
+        if self._loads.is_underway(request):
+            return
+        # One load may run ahead of its place, to be at hand when a busy one ends; more would waste memory.
+        if self._loads.num_underway == 0 or self._tiers.host.has_room_for(self._loads.num_underway + 1):
             self._loads.start(request)
 
     def _load_now(self, request: LoRARequest) -> str:
-        finished = self._loads.finish(request)
-        for result in finished:
-            self._note(result)
-        mine = finished[-1]
-        if mine.weights is None:
-            assert mine.error is not None
-            raise mine.error
-        self._loads.arrivals.remove(mine)
-        if mine.weights.digest not in self._tiers and not self._place(mine, mine.weights, even_wanted=True):
+        weights = self._loads.take_arrival(request)
+        if weights is None:
+            finished = self._loads.finish(request)
+            for result in finished:
+                self._note(result)
+            if finished[-1].error is not None:
+                raise finished[-1].error
+            weights = self._loads.take_arrival(request)
+        assert weights is not None
+        if weights.digest not in self._tiers and not self._place(request, weights, even_wanted=True):
+            self._tiers.residency.record(weights.digest, "none")
             raise AllSlotsPinned(
                 f"adapter {request.lora_name!r} has no place on the host: all there are in use or pinned; "
                 "raise max_cpu_loras or try again later"
             )
-        return mine.weights.digest
+        return weights.digest
 
     def _collect(self) -> None:
-        """Take in what the loader finished; what finds no place waits, and keeps others from being loaded."""
+        """Take in what the loader finished; what finds no place waits, first come, first served."""
         for result in self._loads.collect():
             self._note(result)
         arrivals = self._loads.arrivals
         while arrivals:
-            weights = arrivals[0].weights
-            assert weights is not None
-            if weights.digest not in self._tiers and not self._place(arrivals[0], weights):
+            first = arrivals[0]
+            # Adapters that others want give way once the arrival has waited as long as they are protected.
+            has_waited = self._clock() >= first.at + WANTED_S
+            if first.weights.digest not in self._tiers and not self._place(
+                first.request, first.weights, even_wanted=has_waited
+            ):
+                self._tiers.residency.record(first.weights.digest, "host")
                 return
             arrivals.popleft()
 
-    def _place(self, result: LoadResult, weights: AdapterWeights, *, even_wanted: bool = False) -> bool:
+    def _place(self, request: LoRARequest, weights: AdapterWeights, *, even_wanted: bool) -> bool:
         left = self._tiers.admit(weights, even_wanted=even_wanted)
         if left is None:
             return False
         for revision in left:
             self._identities.forget(revision)
             log.info("adapter.evicted", revision=revision)
-        self._identities.register(result.request.lora_int_id, weights.digest)
+        self._identities.register(request.lora_int_id, weights.digest)
         return True
 
     def _note(self, result: LoadResult) -> None:

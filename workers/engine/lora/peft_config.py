@@ -25,9 +25,8 @@ _WITHOUT_EFFECT = frozenset({
 })  # fmt: skip
 # These start from the base weights and change them, unless the adapter was converted when it was saved.
 _HARMLESS_STARTS = ("gaussian", "eva", "orthogonal", "true", "false")
-_DORA = "train it without DoRA, or merge it into a checkpoint"
 _REMEDIES = {
-    "use_dora": _DORA,
+    "use_dora": "train it without DoRA, or merge it into a checkpoint",
     "modules_to_save": "train without modules_to_save: whole layers are not served from an adapter",
     "lora_bias": "train with lora_bias=false",
     "layer_replication": "serve the replicated model as a base of its own",

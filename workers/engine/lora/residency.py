@@ -30,7 +30,7 @@ class ResidencyLog:
 
     def record(self, revision: str, tier: Tier) -> None:
         """Note a move; staying where it is changes nothing."""
-        if self._tiers.get(revision, "none") == tier:
+        if self.tier_of(revision) == tier:
             return
         self.epoch += 1
         self._undrained.append(ResidencyChange(self.epoch, revision, tier))
@@ -46,6 +46,9 @@ class ResidencyLog:
         """Return the changes since the last call, oldest first."""
         drained, self._undrained = self._undrained, []
         return drained
+
+    def tier_of(self, revision: str) -> Tier:
+        return self._tiers.get(revision, "none")
 
     def tiers(self) -> dict[str, Tier]:
         """Return where every revision is that is anywhere."""

@@ -96,8 +96,8 @@ def _check_base_name(config: PeftLoraConfig, base: BaseDescription, label: str) 
     trained_on = config.base_model_name_or_path or ""
     if not same_base(trained_on, base.name):
         raise AdapterBaseMismatch(
-            f"{label}: it was trained on {trained_on!r}, but {base.name!r} is served; use an adapter of it, "
-            "or, if both are one model, set base_model_name_or_path in adapter_config.json to the served name"
+            f"{label}: it was trained on {trained_on!r}, but {base.name!r} is served; use an adapter of this "
+            "base, or, if both are one model, serve it under the adapter's name for it (served_model_name)"
         )
 
 

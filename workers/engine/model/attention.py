@@ -1,4 +1,4 @@
-"""Grouped-query attention over the paged cache: store new keys and values, then attend block by block table."""
+"""Grouped-query attention over the paged cache: store new keys and values, then attend to all."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def paged_attention(
     values: Tensor,  # [num_blocks, num_kv_heads, block_size, head_dim]
     groups: Sequence[AttentionGroup],
 ) -> Tensor:
-    """Return softmax(q k^T / sqrt(head_dim)) v per row, [num_tokens, num_heads * head_dim]; padding rows give 0."""
+    """Return softmax(q k^T / sqrt(head_dim)) v, [num_tokens, num_heads * head_dim], 0 for padding rows."""
     num_tokens, num_heads, head_dim = queries.shape
     # One row more than tokens: the place where padded queries put their results.
     out = queries.new_zeros((num_tokens + 1, num_heads * head_dim))

@@ -18,7 +18,7 @@ _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)  # recomputed from rope_theta; old
 
 
 class CheckpointReader:
-    """Gives out each tensor once; `require_all_read` then refuses leftovers, which would be silently ignored."""
+    """Gives out tensors by name; `require_all_read` refuses leftovers, which would be silently ignored."""
 
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
         self._folder = folder
@@ -43,7 +43,9 @@ class CheckpointReader:
         """Return the tensor in the engine's dtype, or refuse it with the shape that was expected."""
         path = self._place_of.get(name)
         if path is None:
-            raise CheckpointError(f"{self._folder}: tensor {name!r} is missing; download the checkpoint again")
+            raise CheckpointError(
+                f"{self._folder}: tensor {name!r} is missing; download the checkpoint again"
+            )
         tensor = self._get(path, name)
         if tuple(tensor.shape) != shape:
             raise CheckpointError(
@@ -51,7 +53,9 @@ class CheckpointReader:
                 "use the config and the weights of the same checkpoint"
             )
         if tensor.dtype not in _FLOAT_DTYPES:
-            raise CheckpointError(f"{path}: {name!r} has dtype {tensor.dtype}; give float32, float16 or bfloat16")
+            raise CheckpointError(
+                f"{path}: {name!r} has dtype {tensor.dtype}; give float32, float16 or bfloat16"
+            )
         self._unread.discard(name)
         return tensor.to(self._dtype)
 
@@ -72,7 +76,9 @@ class CheckpointReader:
         try:
             return self._open(path).get_tensor(name)
         except SafetensorError as error:
-            raise CheckpointError(f"{path}: cannot read {name!r}: {error}; download the file again") from error
+            raise CheckpointError(
+                f"{path}: cannot read {name!r}: {error}; download the file again"
+            ) from error
 
     def _open(self, path: Path) -> Any:
         if path not in self._files:
@@ -89,7 +95,8 @@ class CheckpointReader:
         single = self._folder / "model.safetensors"
         if not single.is_file():
             raise CheckpointError(
-                f"{self._folder} holds no model.safetensors and no index; convert the checkpoint to safetensors"
+                f"{self._folder} holds neither model.safetensors nor its index; "
+                "convert the checkpoint to safetensors"
             )
         return dict.fromkeys(self._open(single).keys(), single)
 
@@ -101,5 +108,7 @@ class CheckpointReader:
             raise CheckpointError(f"{index} is no index: {error!r}; download the file again") from error
         for path in sorted(set(place_of.values())):
             if not path.is_file():
-                raise CheckpointError(f"{path} is missing, though the index names it; download the file again")
+                raise CheckpointError(
+                    f"{path} is missing, though the index names it; download the file again"
+                )
         return place_of

@@ -1,4 +1,4 @@
-"""The base model's shape as its config.json gives it; what this decoder does not honour is refused by name."""
+"""The base model's shape as its config.json gives it; what it does not honour is refused by name."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 def _refuse_unsupported(raw: dict[str, Any], path: Path) -> None:
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
-    served = {
+    served: dict[str, tuple[Any, list[Any]]] = {
         "architectures": (raw.get("architectures"), [list(_ARCHITECTURES)]),
         "hidden_act": (raw.get("hidden_act", "silu"), ["silu"]),
         "attention_bias": (raw.get("attention_bias", False), [False]),

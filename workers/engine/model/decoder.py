@@ -31,7 +31,12 @@ class Decoder:
     """Computes logits for a step's sampled rows, keeping keys and values in the cache."""
 
     def __init__(
-        self, config: ModelConfig, weights: DecoderWeights, *, max_model_len: int, adapters: AdapterWeights | None
+        self,
+        config: ModelConfig,
+        weights: DecoderWeights,
+        *,
+        max_model_len: int,
+        adapters: AdapterWeights | None,
     ) -> None:
         self._config = config
         self._weights = weights
@@ -44,7 +49,7 @@ class Decoder:
         )
 
     def forward(self, step: StepInput, cache: KVCache) -> Tensor:  # [num_sampled_rows, vocab_size] float32
-        """Run one step; returns the logits of `step.sampling.rows`, or none of them when nothing is sampled."""
+        """Run one step and return the logits of `step.sampling.rows`, none when nothing is sampled."""
         hidden = self._weights.embedding[step.token_ids]
         cos, sin = self._rotary.rows(step.positions)
         for index, layer in enumerate(self._weights.layers):

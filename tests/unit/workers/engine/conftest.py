@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from workers.engine import EngineConfig, LLMEngine
+from workers.engine import EngineConfig, LLMEngine, LoRARequest
 
 BOS_ID, EOS_ID, PAD_ID = 0, 1, 2
 CHAT_TEMPLATE = (
@@ -33,7 +36,9 @@ def save_tokenizer(folder: Path) -> None:
     tokenizer.add_special_tokens(["<s>", "</s>", "<pad>"])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS_ID)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", BOS_ID)]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": {"content": "</s>"}}')
@@ -90,12 +95,56 @@ def greedy(llama: LlamaForCausalLM) -> Greedy:
     return lambda prompt, num_tokens: continue_greedily(tuple(prompt), num_tokens)
 
 
+@pytest.fixture(scope="session")
+def adapter_configs() -> dict[str, LoraConfig]:
+    """LoRA shapes of every kind the engine serves."""
+    attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    return {
+        "attention": LoraConfig(r=4, lora_alpha=8, target_modules=attention),
+        "mlp": LoraConfig(r=8, lora_alpha=8, target_modules=["gate_proj", "up_proj", "down_proj"]),
+        "one-module": LoraConfig(r=16, lora_alpha=16, target_modules=["v_proj"]),
+        "everything": LoraConfig(r=5, lora_alpha=10, target_modules="all-linear", use_rslora=True),
+        "patterns": LoraConfig(
+            r=4,
+            lora_alpha=4,
+            target_modules=["q_proj", "up_proj", "down_proj"],
+            rank_pattern={"up_proj": 9},
+            alpha_pattern={"q_proj": 12},
+        ),
+        "last-layer": LoraConfig(
+            r=6, lora_alpha=12, target_modules=["o_proj", "down_proj"], layers_to_transform=[2]
+        ),
+    }
+
+
+@pytest.fixture(scope="session")
+def adapters(
+    llama: LlamaForCausalLM, adapter_configs: dict[str, LoraConfig], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, LoRARequest]:
+    """Adapters with random A and B, large enough to change every answer."""
+    folder = tmp_path_factory.mktemp("adapters")
+    requests = {}
+    for number, (name, config) in enumerate(adapter_configs.items(), start=1):
+        torch.manual_seed(100 + number)
+        with warnings.catch_warnings():
+            # PEFT 0.21 asks transformers 5 for an attribute that is going away.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            model = get_peft_model(copy.deepcopy(llama), config)
+        for parameter_name, parameter in model.named_parameters():
+            if "lora_B" in parameter_name:
+                torch.nn.init.normal_(parameter, std=0.3)
+        model.save_pretrained(str(folder / name))
+        requests[name] = LoRARequest(name, number, str(folder / name))
+    return requests
+
+
 @pytest.fixture
 def make_engine(checkpoint: Path) -> Callable[..., LLMEngine]:
     """Build engines on the random Llama; keywords go to `EngineConfig`."""
 
     def make(**settings: object) -> LLMEngine:
-        return LLMEngine(EngineConfig(model=str(checkpoint), **settings))  # type: ignore[arg-type]
+        # One thread: on shared cores, threads that wait for each other cost more than they give.
+        return LLMEngine(EngineConfig(model=str(checkpoint), **{"num_threads": 1, **settings}))  # type: ignore[arg-type]
 
     return make
 

@@ -91,7 +91,9 @@ def test_bfloat16_generates_and_agrees_with_itself_alone_and_batched(
     assert batched[0] == token_lists(engine.generate(prompts[0], GREEDY_24))[0]
 
 
-def test_seeded_sampling_is_independent_of_neighbours(make_engine: MakeEngine, prompts: list[list[int]]) -> None:
+def test_seeded_sampling_is_independent_of_neighbours(
+    make_engine: MakeEngine, prompts: list[list[int]]
+) -> None:
     engine = make_engine()
     mixed = [
         SamplingParams(max_tokens=16, temperature=0.9, top_p=0.9, seed=11, ignore_eos=True),
@@ -113,7 +115,8 @@ def test_seeds_survive_preemption_and_different_seeds_differ(
     make_engine: MakeEngine, prompts: list[list[int]]
 ) -> None:
     params = [
-        SamplingParams(max_tokens=24, temperature=1.0, seed=seed, ignore_eos=True) for seed in range(len(prompts))
+        SamplingParams(max_tokens=24, temperature=1.0, seed=seed, ignore_eos=True)
+        for seed in range(len(prompts))
     ]
 
     roomy = token_lists(make_engine().generate(prompts, params))
@@ -210,7 +213,10 @@ def test_device_time_is_shared_out_completely(make_engine: MakeEngine, prompts: 
             < metrics.first_token_time_s
             <= metrics.finished_time_s
         )
-        assert (metrics.num_prompt_tokens, metrics.num_completion_tokens) == (len(output.prompt_token_ids), 24)
+        assert (metrics.num_prompt_tokens, metrics.num_completion_tokens) == (
+            len(output.prompt_token_ids),
+            24,
+        )
 
 
 def test_generate_leaves_the_outputs_of_other_requests_to_step(
@@ -230,6 +236,7 @@ def test_generate_leaves_the_outputs_of_other_requests_to_step(
     ("prompt", "remedy"),
     [
         ([], "at least one"),
+        ("", "at least one character"),
         ([3] * 256, "at most 255"),
         ([3, 259], "0 to 258"),
         ([-1], "0 to 258"),

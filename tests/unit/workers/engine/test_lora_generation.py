@@ -1,4 +1,4 @@
-"""The engine with adapters against transformers with PEFT: mixed, alone, and with more adapters than slots."""
+"""The engine with adapters against transformers with PEFT: mixed, alone, more of them than slots."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
@@ -20,40 +20,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 
 NUM_TOKENS = 16
 GREEDY = SamplingParams(max_tokens=NUM_TOKENS, temperature=0.0, ignore_eos=True)
-CONFIGS = {
-    "attention": LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]),
-    "mlp": LoraConfig(r=8, lora_alpha=8, target_modules=["gate_proj", "up_proj", "down_proj"]),
-    "one-module": LoraConfig(r=16, lora_alpha=16, target_modules=["v_proj"]),
-    "everything": LoraConfig(r=5, lora_alpha=10, target_modules="all-linear", use_rslora=True),
-    "patterns": LoraConfig(
-        r=4,
-        lora_alpha=4,
-        target_modules=["q_proj", "up_proj", "down_proj"],
-        rank_pattern={"up_proj": 9},
-        alpha_pattern={"q_proj": 12},
-    ),
-    "last-layer": LoraConfig(r=6, lora_alpha=12, target_modules=["o_proj", "down_proj"], layers_to_transform=[2]),
-}
-NAMES = list(CONFIGS)
+NAMES = ["attention", "mlp", "one-module", "everything", "patterns", "last-layer"]
 
 MakeEngine = Callable[..., LLMEngine]
 Oracle = Callable[[str | None, list[int]], list[int]]
-
-
-@pytest.fixture(scope="module")
-def adapters(llama: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoRARequest]:
-    """Adapters with random A and B, large enough to change every answer."""
-    folder = tmp_path_factory.mktemp("adapters")
-    requests = {}
-    for number, (name, config) in enumerate(CONFIGS.items(), start=1):
-        torch.manual_seed(100 + number)
-        model = get_peft_model(copy.deepcopy(llama), config)
-        for parameter_name, parameter in model.named_parameters():
-            if "lora_B" in parameter_name:
-                torch.nn.init.normal_(parameter, std=0.3)
-        model.save_pretrained(str(folder / name))
-        requests[name] = LoRARequest(name, number, str(folder / name))
-    return requests
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +74,9 @@ def mixed_work(prompts: list[list[int]], repeats: int = 2) -> list[tuple[str | N
     return [(names[index % len(names)], prompt) for index, prompt in enumerate(prompts * repeats)]
 
 
-def run(engine: LLMEngine, work: list[tuple[str | None, list[int]]], adapters: dict[str, LoRARequest]) -> list[list[int]]:
+def run(
+    engine: LLMEngine, work: list[tuple[str | None, list[int]]], adapters: dict[str, LoRARequest]
+) -> list[list[int]]:
     requests = [None if name is None else adapters[name] for name, _ in work]
     return token_lists(engine.generate([prompt for _, prompt in work], GREEDY, lora_request=requests))
 
@@ -166,7 +138,9 @@ def test_base_rows_do_not_notice_adapter_rows(
     engine = make_engine(enable_lora=True, dtype="bfloat16")
 
     alone = token_lists(engine.generate(prompts, GREEDY))
-    mixed = engine.generate(prompts + prompts, GREEDY, lora_request=[None] * 12 + [adapters["everything"]] * 12)
+    mixed = engine.generate(
+        prompts + prompts, GREEDY, lora_request=[None] * 12 + [adapters["everything"]] * 12
+    )
 
     assert token_lists(mixed)[:12] == alone
     engine.close()
@@ -253,8 +227,9 @@ def test_slots_go_round_although_one_adapter_never_runs_dry(
     engine = make_engine(enable_lora=True, max_loras=1, max_cpu_loras=2, max_num_seqs=4)
     engine.add_lora(adapters["attention"])
     long = SamplingParams(max_tokens=30, temperature=0.0, ignore_eos=True)
-    for index in range(3):
-        engine.add_request(f"popular-{index}", prompts[0], long, adapters["attention"])
+    for index in range(3):  # they end one after the other, so that the slot never falls idle by itself
+        staggered = SamplingParams(max_tokens=10 * (index + 1), temperature=0.0, ignore_eos=True)
+        engine.add_request(f"popular-{index}", prompts[0], staggered, adapters["attention"])
     engine.step()
     engine.add_request("rare", prompts[1], GREEDY, adapters["mlp"])
 

@@ -15,9 +15,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from workers.engine import EngineConfig, EngineProcess, RequestOutput, SamplingParams
+from workers.engine import EngineConfig, EngineProcess, LoRARequest, RequestOutput, SamplingParams
 from workers.engine.errors import EngineDied, EngineStartError
-from workers.engine.messages import AbortRequest, AddRequest, EngineEvents, ReportStats
+from workers.engine.messages import (
+    AbortRequest,
+    AddRequest,
+    DropAdapter,
+    EngineEvents,
+    PrefetchAdapter,
+    ReportStats,
+)
 
 Greedy = Callable[[list[int], int], list[int]]
 DEADLINE_S = 60.0
@@ -97,7 +104,7 @@ def test_the_limits_of_the_engine_are_told_at_the_start(checkpoint: Path) -> Non
 def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
     process = EngineProcess(EngineConfig(model=str(tmp_path / "nowhere")))
 
-    with pytest.raises(EngineStartError, match="checkpoint: model .*nowhere' is no folder"):
+    with pytest.raises(EngineStartError, match=r"checkpoint: model .*nowhere' is no folder"):
         process.start(DEADLINE_S)
 
     wait_until_gone(process.pid)
@@ -152,7 +159,9 @@ def test_counters_come_when_asked_for(process: EngineProcess, prompts: list[list
     assert (stats.num_prompt_tokens, stats.num_completion_tokens, stats.num_steps) == (len(prompts[0]), 8, 8)
 
 
-def test_a_killed_child_is_noticed_by_both_directions(process: EngineProcess, prompts: list[list[int]]) -> None:
+def test_a_killed_child_is_noticed_by_both_directions(
+    process: EngineProcess, prompts: list[list[int]]
+) -> None:
     process.send(add("long", prompts[0], max_tokens=240))
 
     os.kill(process.pid, signal.SIGKILL)
@@ -185,6 +194,67 @@ def test_it_may_be_started_by_a_thread_that_ends(checkpoint: Path, prompts: list
     process.stop()
 
 
+@pytest.fixture
+def lora_process(checkpoint: Path) -> Iterator[EngineProcess]:
+    """A running engine process with two adapter slots."""
+    config = EngineConfig(
+        model=str(checkpoint), enable_lora=True, max_loras=2, max_cpu_loras=3, num_threads=1
+    )
+    process = EngineProcess(config)
+    process.start(DEADLINE_S)
+    yield process
+    process.stop()
+
+
+def residency(events: list[EngineEvents]) -> list[tuple[int, str]]:
+    return [(change.epoch, change.tier) for event in events for change in event.residency]
+
+
+def test_residency_is_told_as_it_changes(
+    lora_process: EngineProcess, adapters: dict[str, LoRARequest], prompts: list[list[int]]
+) -> None:
+    lora_process.send(PrefetchAdapter(adapters["mlp"]))
+    events = receive_until(lora_process, lambda events: len(residency(events)) == 1)
+
+    lora_process.send(AddRequest("one", prompts[0], None, greedy_params(8), adapters["mlp"]))
+    events += receive_until(lora_process, lambda events: bool(finished(events)))
+    lora_process.send(DropAdapter(adapters["mlp"]))
+    events += receive_until(lora_process, lambda events: bool(residency(events)))
+
+    assert finished(events)["one"].error is None
+    assert residency(events) == [(1, "host"), (2, "device"), (3, "none")]
+    assert events[-1].epoch == 3
+
+
+def test_an_adapter_in_use_is_not_dropped(
+    lora_process: EngineProcess, adapters: dict[str, LoRARequest], prompts: list[list[int]]
+) -> None:
+    lora_process.send(AddRequest("one", prompts[0], None, greedy_params(200), adapters["mlp"]))
+    receive_until(lora_process, lambda events: any(event.started for event in events))
+
+    lora_process.send(DropAdapter(adapters["mlp"]))
+    lora_process.send(DropAdapter(adapters["attention"]))
+
+    events = receive_until(lora_process, lambda events: bool(finished(events)))
+    assert finished(events)["one"].outputs[0].finish_reason == "length"
+    assert residency(events) == []
+
+
+def test_a_refused_adapter_answers_as_an_error(
+    lora_process: EngineProcess, prompts: list[list[int]], tmp_path: Path
+) -> None:
+    missing = LoRARequest("missing", 9, str(tmp_path / "missing"))
+    lora_process.send(PrefetchAdapter(missing))
+    lora_process.send(AddRequest("bad", prompts[0], None, greedy_params(8), missing))
+    lora_process.send(AddRequest("good", prompts[0], None, greedy_params(8), None))
+
+    outputs = finished(receive_until(lora_process, lambda events: len(finished(events)) == 2))
+
+    assert outputs["bad"].error is not None
+    assert outputs["bad"].error.code == "adapter_not_found"
+    assert outputs["good"].error is None
+
+
 PARENT = """
     import sys, time
     from workers.engine import EngineConfig, EngineProcess, SamplingParams
@@ -201,12 +271,13 @@ PARENT = """
 """
 
 
-@pytest.mark.parametrize("ending", ["killed", "returns"])
+@pytest.mark.parametrize("ending", ["killed", "killed while the child is stuck", "returns"])
 def test_no_child_outlives_its_parent(checkpoint: Path, tmp_path: Path, ending: str) -> None:
     script = tmp_path / "parent.py"
     script.write_text(textwrap.dedent(PARENT))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])}
-    argument = "wait" if ending == "killed" else "return"
+    is_killed = ending != "returns"
+    argument = "wait" if is_killed else "return"
     with subprocess.Popen(
         [sys.executable, str(script), str(checkpoint), argument],
         stdin=subprocess.PIPE,
@@ -217,8 +288,10 @@ def test_no_child_outlives_its_parent(checkpoint: Path, tmp_path: Path, ending: 
         assert parent.stdout is not None
         child_pid = int(parent.stdout.readline())
 
-        if ending == "killed":
+        if ending == "killed while the child is stuck":
+            os.kill(child_pid, signal.SIGSTOP)
+        if is_killed:
             parent.kill()
 
-        assert parent.wait(DEADLINE_S) == (-signal.SIGKILL if ending == "killed" else 0)
+        assert parent.wait(DEADLINE_S) == (-signal.SIGKILL if is_killed else 0)
         wait_until_gone(child_pid)

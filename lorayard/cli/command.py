@@ -1,0 +1,37 @@
+"""Puts the verbs together."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from lorayard.cli import adapters, jobs, submit, up, usage, webhooks
+from lorayard.cli.plain_errors import plain_message
+
+app = typer.Typer(
+    name="lorayard",
+    help="A switchyard for LoRA jobs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("up")(up.up)
+app.command("submit")(submit.submit)
+app.command("jobs")(jobs.jobs)
+app.command("usage")(usage.usage)
+app.add_typer(adapters.app, name="adapters")
+app.add_typer(webhooks.app, name="webhooks")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command with this process's arguments, or those given, and exit with its status."""
+    try:
+        app(None if arguments is None else list(arguments))
+    except Exception as error:
+        message = plain_message(error)
+        if message is None:
+            raise
+        typer.secho(f"error: {message}", err=True, fg="red")
+        sys.exit(1)

@@ -1,0 +1,32 @@
+"""What the command line reads from the environment, each verb its own part, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class LedgerSettings(BaseSettings):
+    """Where the ledger is: `LORAYARD_DATABASE_URL`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LORAYARD_", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    database_url: SecretStr
+
+
+class PoolSettings(LedgerSettings):
+    """Which pool is meant: that of `LORAYARD_MODEL` run as `LORAYARD_DTYPE`."""
+
+    model: Path
+    dtype: str = Field(default="float32", pattern="^(float32|bfloat16)$")
+
+
+class StoreSettings(PoolSettings):
+    """Where adapters are kept and what rank the workers take."""
+
+    adapter_store: Path
+    max_lora_rank: int = Field(default=64, ge=1)

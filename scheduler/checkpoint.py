@@ -1,0 +1,43 @@
+"""Reads from the base checkpoint what clients and admission must know of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from lorayard.contract.job import MAX_PROMPT_BYTES
+from lorayard.contract.pool import PoolInfo, pool_id
+
+DEFAULT_MODEL_LEN: Final = 2048
+MIN_BYTES_OF_LONGEST_TOKEN: Final = 16
+UNKNOWN_LONGEST_TOKEN: Final = 256
+"""Assumed where the vocabulary cannot be read: no common one has a longer token."""
+
+
+def describe_pool(model: Path, dtype: str, max_model_len: int | None) -> PoolInfo:
+    """Describe the pool of a checkpoint; raises FileNotFoundError where there is none.
+
+    `max_prompt_bytes` refuses only what cannot be served: a prompt of more bytes than the longest token of
+    the vocabulary, repeated, could hold. The worker counts exactly.
+    """
+    pool = pool_id(model, dtype)
+    config: dict[str, Any] = json.loads((model / "config.json").read_bytes())
+    positions = int(config.get("max_position_embeddings") or DEFAULT_MODEL_LEN)
+    limit = min(positions, max_model_len or positions)
+    return PoolInfo(
+        pool=pool,
+        model_name=str(config.get("_name_or_path") or model.resolve().name),
+        max_model_len=limit,
+        max_prompt_bytes=min(MAX_PROMPT_BYTES, limit * _longest_token_bytes(model)),
+    )
+
+
+def _longest_token_bytes(model: Path) -> int:
+    try:
+        vocabulary = json.loads((model / "tokenizer.json").read_bytes())["model"]["vocab"]
+    except (OSError, ValueError, KeyError):
+        return UNKNOWN_LONGEST_TOKEN
+    # A mapping of tokens, or a list of pairs of token and score.
+    tokens = vocabulary if isinstance(vocabulary, dict) else (entry[0] for entry in vocabulary)
+    return max(MIN_BYTES_OF_LONGEST_TOKEN, max((len(token.encode()) for token in tokens), default=0))

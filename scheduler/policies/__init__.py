@@ -1,0 +1,19 @@
+"""Chooses jobs for workers by rules alone: no clock, no store and no wire in here."""
+
+from scheduler.policies.backlog import Backlog
+from scheduler.policies.coalescer import plan
+from scheduler.policies.overcommit import ServiceRate, low_water, target_seqs
+from scheduler.policies.types import PendingJob, PlannedBatch, PolicyConfig, WorkerCapacity, WorkerView
+
+__all__ = [
+    "Backlog",
+    "PendingJob",
+    "PlannedBatch",
+    "PolicyConfig",
+    "ServiceRate",
+    "WorkerCapacity",
+    "WorkerView",
+    "low_water",
+    "plan",
+    "target_seqs",
+]

@@ -1,0 +1,98 @@
+"""What policies see and say: headers of jobs, views of workers, planned micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+from uuid import UUID
+
+Revision = str | None
+"""Content digest of an adapter; None is the base model, which needs no slot."""
+
+
+class JobOrder(NamedTuple):
+    """Oldest first; the admission sequence settles ties, so that equal inputs give equal plans."""
+
+    waiting_since: float
+    admit_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class PendingJob:
+    """A queued job without its prompt."""
+
+    job_id: UUID
+    admit_seq: int
+    priority: int
+    """Place in `lorayard.contract.job.PRIORITIES`; 0 is the most urgent."""
+    revision: Revision
+    rank: int
+    prompt_tokens: int
+    """Estimated at admission; its worker counts exactly."""
+    max_tokens: int
+    waiting_since: float
+    """Monotonic seconds of this process."""
+    strikes: int = 0
+
+    @property
+    def order(self) -> JobOrder:
+        """Sort key within a lane."""
+        return JobOrder(self.waiting_since, self.admit_seq)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCapacity:
+    """What one worker can hold."""
+
+    max_num_seqs: int
+    kv_tokens: int
+    max_model_len: int
+    max_loras: int
+    max_lora_rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """One worker that may be given jobs, as the leader sees it now."""
+
+    incarnation: str
+    capacity: WorkerCapacity
+    target_seqs: int
+    """Jobs it should have outstanding: its running capacity and some measured work ahead."""
+    num_outstanding: int = 0
+    outstanding_tokens: int = 0
+    outstanding_revisions: Mapping[str, int] = field(default_factory=dict)
+    """Revision -> jobs outstanding; each of them needs a slot now or soon."""
+    device: Collection[str] = ()
+    host: Collection[str] = ()
+    cooling: Collection[str] = ()
+    """Revisions whose load failed here a moment ago."""
+    runs_alone: bool = False
+    """It holds a job that has crashed a worker before: nothing may join."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedBatch:
+    """Jobs to dispatch together to one worker."""
+
+    incarnation: str
+    jobs: tuple[PendingJob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyConfig:
+    """The knobs of the first policy; durations in seconds."""
+
+    starvation_s: tuple[float, float, float] = (5.0, 10.0, 30.0)
+    """For each class: a job that waited longer goes before any residency or class preference."""
+    turn_jobs: int = 4
+    """Overdue jobs that one lane may place at its turn."""
+    turns_per_bound: int = 8
+    """A lane has such a turn so often within its bound; beyond that, class and residency decide again.
+
+    So a lane that floods cannot keep a starving one waiting, however old its own jobs have become.
+    """
+    max_batch_jobs: int = 128
+    max_set_aside: int = 64
+    """Overdue lanes that find no room before a round stops to look for more."""

@@ -1,0 +1,33 @@
+"""Reads the environment once: what a scheduler process is told at its edge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class SchedulerSettings(BaseSettings):
+    """Everything a scheduler process is told; durations in seconds."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LORAYARD_", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    database_url: SecretStr
+    model: Path
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_model_len: int | None = Field(default=None, ge=1)
+    auto_tenants: bool = Field(default=False, description="enter tenants at their first job")
+    ready_file: Path | None = None
+    term_ttl_s: float = Field(default=5.0, gt=0, description="a silent leader is replaced after so long")
+    worker_lease_s: float = Field(default=10.0, gt=0, description="what workers renew their leases for")
+    overcommit_s: float = Field(default=0.5, ge=0, description="work a worker has ahead of it")
+    max_backlog: int = Field(default=200_000, ge=1, description="queued jobs in the ledger")
+    max_intake_entries: int = Field(default=100_000, ge=1, description="jobs waiting in Redis")
+    max_intake_bytes: int = Field(default=512 * 1024 * 1024, ge=1)
+    statement_timeout_ms: int = Field(default=30_000, ge=100)
+    max_flower_events_per_s: float = Field(default=6000.0, gt=0)

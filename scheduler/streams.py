@@ -1,0 +1,119 @@
+"""Reads everything addressed to the leader, in one call, and takes it off once it is dealt with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from itertools import groupby
+from typing import Any, Final, NamedTuple
+
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from lorayard.contract.keys import INTAKE_GROUP
+from lorayard.contract.messages import BODY_FIELD
+from scheduler.office import Office
+
+CONSUMER: Final = "leader"
+"""One name for all leaders, so that consumers do not pile up; terms tell leaders apart."""
+
+BLOCK_JOBS: Final = 512
+RECLAIM_COUNT: Final = 1000
+
+
+class StreamEntry(NamedTuple):
+    """One entry as it was read."""
+
+    stream: str
+    entry_id: str
+    fields: Mapping[bytes, bytes]
+
+    @property
+    def num_bytes(self) -> int:
+        """What the submit guard has counted for it."""
+        return len(self.fields.get(BODY_FIELD, b""))
+
+
+class Mail(NamedTuple):
+    """What was read, by its kind; jobs come most urgent first."""
+
+    jobs: list[StreamEntry]
+    control: list[StreamEntry]
+    events: list[StreamEntry]
+
+    def __bool__(self) -> bool:
+        return bool(self.jobs or self.control or self.events)
+
+
+class LeaderStreams:
+    """The streams of one pool, read as one consumer group; raises redis-py's errors and Deposed."""
+
+    def __init__(self, office: Office) -> None:
+        self._office = office
+        self._redis: Redis = office.redis
+        keys = office.keys
+        self._jobs = keys.all_jobs
+        self._control = keys.control
+        self._events = keys.worker_events
+        self._all = (*keys.all_jobs, keys.control, keys.worker_events)
+        source = files("scheduler").joinpath("acknowledge.lua").read_text()
+        self._acknowledge = self._redis.register_script(source)
+
+    def ensure_groups(self) -> None:
+        """Make the consumer groups where they are missing, from the first entry on."""
+        for stream in self._all:
+            try:
+                self._redis.xgroup_create(stream, INTAKE_GROUP, id="0", mkstream=True)
+            except ResponseError as error:
+                if not str(error).startswith("BUSYGROUP"):
+                    raise
+
+    def read(self, block_ms: int | None) -> Mail:
+        """Read what is new; with nothing there, wait for as long as allowed (None: not at all)."""
+        wanted: dict[Any, Any] = dict.fromkeys(self._all, ">")
+        answer: Any = self._redis.xreadgroup(
+            INTAKE_GROUP, CONSUMER, wanted, count=BLOCK_JOBS, block=block_ms
+        )
+        return self._sort(_entries(stream.decode(), batch) for stream, batch in answer or ())
+
+    def reclaim(self) -> Mail:
+        """Take over what was read and never acknowledged: by a leader that died, or that is deposed."""
+        return self._sort(self._reclaim_one(stream) for stream in self._all)
+
+    def acknowledge(self, entries: Sequence[StreamEntry]) -> None:
+        """Take entries off for good; raises Deposed where another leader writes."""
+        by_stream = sorted(entries, key=lambda entry: entry.stream)
+        for stream, group in groupby(by_stream, key=lambda entry: entry.stream):
+            counted = stream in self._jobs
+            arguments: list[Any] = [self._office.term, INTAKE_GROUP]
+            for entry in group:
+                arguments += (entry.entry_id, entry.num_bytes if counted else 0)
+            names = [self._office.keys.term, self._office.keys.intake_bytes, stream]
+            self._office.heard_of_term(int(self._acknowledge(keys=names, args=arguments)))
+
+    def _reclaim_one(self, stream: str) -> Iterator[StreamEntry]:
+        cursor: Any = "0-0"
+        while True:
+            # Redis 6.2 answers two items, 7 adds the ids of entries that are gone.
+            answer: Any = self._redis.xautoclaim(
+                stream, INTAKE_GROUP, CONSUMER, min_idle_time=0, start_id=cursor, count=RECLAIM_COUNT
+            )
+            cursor = answer[0]
+            yield from _entries(stream, answer[1])
+            if cursor in (b"0-0", "0-0"):
+                return
+
+    def _sort(self, batches: Any) -> Mail:
+        found = {stream: [] for stream in self._all}  # type: dict[str, list[StreamEntry]]
+        for batch in batches:
+            for entry in batch:
+                found[entry.stream].append(entry)
+        jobs = [entry for stream in self._jobs for entry in found[stream]]
+        return Mail(jobs, found[self._control], found[self._events])
+
+
+def _entries(stream: str, batch: Sequence[tuple[bytes | None, Any]]) -> Iterator[StreamEntry]:
+    """Pass over entries that were deleted while they were pending: Redis 6.2 answers nil for them."""
+    for entry_id, fields in batch:
+        if entry_id is not None and fields is not None:
+            yield StreamEntry(stream, entry_id.decode(), fields)

@@ -1,0 +1,95 @@
+"""Holds the leadership of a pool: takes the term, renews it on a thread of its own, gives it back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Final
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from db.database import Database
+from db.errors import DatabaseUnavailable
+from db.repositories.terms import TermRepository
+
+RENEWALS_PER_TTL: Final = 4
+
+logger = structlog.get_logger(__name__)
+
+
+class TermKeeper:
+    """Mutable: one term of one holder. A term that ran out may be renewed until somebody else takes office."""
+
+    def __init__(self, database: Database, pool: str, holder: str, term: int, ttl_s: float) -> None:
+        self._database = database
+        self._pool = pool
+        self._holder = holder
+        self.term = term
+        self._ttl_s = ttl_s
+        self._valid_until = time.monotonic() + ttl_s
+        self._contact_since = time.monotonic()
+        self.deposed = threading.Event()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="term", daemon=True)
+
+    @classmethod
+    def take(cls, database: Database, pool: str, holder: str, ttl_s: float) -> TermKeeper | None:
+        """Take office where nobody holds it; None while another leads."""
+        term = database.run(lambda connection: TermRepository(connection).take(pool, holder, ttl_s))
+        return None if term is None else cls(database, pool, holder, term, ttl_s)
+
+    def start(self) -> None:
+        """Begin to renew."""
+        self._thread.start()
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether nobody else can have taken office yet, by this process's clock."""
+        return time.monotonic() < self._valid_until and not self.deposed.is_set()
+
+    def contact_s(self) -> float:
+        """How long the ledger has been answering without a break in this term."""
+        return time.monotonic() - self._contact_since
+
+    def contact_lost(self) -> None:
+        """Note that the ledger did not answer, whoever asked it."""
+        self._contact_since = time.monotonic()
+
+    def close(self, *, resign: bool) -> None:
+        """Stop renewing; give the office up at once where asked to."""
+        self._closed.set()
+        self._thread.join(timeout=10.0)
+        if resign and not self.deposed.is_set():
+            self._resign()
+
+    def _resign(self) -> None:
+        try:
+            self._database.run(
+                lambda connection: TermRepository(connection).resign(self._pool, self._holder, self.term)
+            )
+        except (DatabaseUnavailable, SQLAlchemyError) as error:
+            logger.warning("term.not_resigned", term=self.term, error=str(error))
+
+    def _run(self) -> None:
+        while not self._closed.wait(self._ttl_s / RENEWALS_PER_TTL):
+            if not self._renew():
+                self.deposed.set()
+                logger.warning("term.deposed", pool=self._pool, term=self.term)
+                return
+
+    def _renew(self) -> bool:
+        """Renew once; an unreachable ledger says nothing about who leads."""
+        asked_at = time.monotonic()
+        try:
+            renewed = self._database.run(
+                lambda connection: TermRepository(connection).renew(
+                    self._pool, self._holder, self.term, self._ttl_s
+                )
+            )
+        except (DatabaseUnavailable, SQLAlchemyError) as error:
+            self.contact_lost()
+            logger.warning("term.not_renewed", term=self.term, error=str(error))
+            return True
+        self._valid_until = asked_at + self._ttl_s
+        return renewed

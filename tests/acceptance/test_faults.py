@@ -1,0 +1,77 @@
+"""Whatever is killed, every accepted job ends once, rightly, and is charged once."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import psycopg
+
+from examples.tiny.tasks import TASKS, prompt
+from lorayard.local.postgres_server import plain_url
+from tests.acceptance.yard import Asked, Usage, Yard
+
+JOBS = 500
+MIDWAY = 0.3
+
+
+def test_a_worker_is_killed_in_mid_run(yard: Yard) -> None:
+    asked = yard.ask(JOBS, "worker-killed")
+    yard.await_share(asked, MIDWAY)
+
+    yard.stack.kill("worker-1")
+
+    yard.check(asked, "worker-killed")
+    yard.stack.restart("worker-1")
+
+
+def test_the_scheduler_is_killed_in_mid_run(yard: Yard) -> None:
+    asked = yard.ask(JOBS, "scheduler-killed")
+    yard.await_share(asked, MIDWAY)
+
+    yard.stack.kill("scheduler")
+    yard.stack.restart("scheduler")
+
+    yard.check(asked, "scheduler-killed")
+
+
+def test_redis_restarts_in_mid_run(yard: Yard) -> None:
+    asked = yard.ask(JOBS, "redis-restarted")
+    yard.await_share(asked, MIDWAY)
+
+    yard.stack.restart("redis")
+
+    yard.check(asked, "redis-restarted")
+
+
+def test_postgres_restarts_in_mid_run(yard: Yard) -> None:
+    asked = yard.ask(JOBS, "postgres-restarted")
+    yard.await_share(asked, MIDWAY)
+
+    yard.stack.restart("postgres")
+
+    yard.check(asked, "postgres-restarted")
+
+
+def test_one_idempotency_key_is_submitted_a_hundred_times_at_once(yard: Yard) -> None:
+    ready = Barrier(100)
+
+    def submit(_: int) -> Asked:
+        ready.wait()
+        handle = yard.client.submit(
+            prompt("onceonly"), adapter="upper", max_tokens=24, tenant="idempotent", idempotency_key="the-key"
+        )
+        return Asked(handle, TASKS["upper"].answer("onceonly"))
+
+    with ThreadPoolExecutor(100) as pool:
+        asked = list(pool.map(submit, range(100)))
+
+    assert len({item.handle.id for item in asked}) == 1
+    results = [item.handle.result(60) for item in asked]
+    assert {result.output for result in results} == {"ONCEONLY"}
+    assert yard.usage("idempotent") == Usage(1, results[0].prompt_tokens, results[0].completion_tokens)
+    with psycopg.connect(plain_url(yard.stack.postgres.url)) as connection:
+        attempts = connection.execute(
+            "SELECT count(*) FROM attempts WHERE job_id = %s", (asked[0].handle.id,)
+        ).fetchone()
+    assert attempts == (1,)

@@ -1,0 +1,179 @@
+"""Adapters get into the store and the catalogue whole, or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorayard.cli.adapter_store import AdapterStore
+from lorayard.contract.errors import LorayardError
+from tests.integration.cli.conftest import ADAPTERS, Command
+from workers.engine.lora import adapter_digest
+
+UPPER, SORT = ADAPTERS / "upper", ADAPTERS / "sort"
+
+
+def changed(tmp_path: Path, **config: Any) -> Path:
+    """Copy a shipped adapter and change its configuration; None removes a key."""
+    folder = tmp_path / "changed"
+    shutil.copytree(UPPER, folder)
+    path = folder / "adapter_config.json"
+    values = json.loads(path.read_text()) | config
+    path.write_text(json.dumps({name: value for name, value in values.items() if value is not ...}))
+    return folder
+
+
+def listed(lorayard: Command) -> list[dict[str, Any]]:
+    """Read the catalogue through the command."""
+    return [json.loads(line) for line in lorayard("adapters", "list", "--json").out.splitlines()]
+
+
+def test_an_added_adapter_is_kept_and_listed(lorayard: Command, store: Path) -> None:
+    ran = lorayard("adapters", "add", "upper", str(UPPER))
+
+    digest = adapter_digest(UPPER)
+    assert ran.status == 0, ran.err
+    assert f"upper: revision {digest}, rank 4" in ran.out
+    assert listed(lorayard) == [{"name": "upper", "state": "active", "rank": 4, "revision": digest}]
+    assert [folder.name for folder in store.iterdir()] == [digest.removeprefix("sha256:")]
+    assert adapter_digest(store / digest.removeprefix("sha256:")) == digest
+
+
+def test_adding_the_same_files_again_changes_nothing(lorayard: Command, store: Path) -> None:
+    for name in ("upper", "upper", "alias"):
+        assert lorayard("adapters", "add", name, str(UPPER)).status == 0
+
+    assert [row["name"] for row in listed(lorayard)] == ["alias", "upper"]
+    assert len(list(store.iterdir())) == 1
+
+
+def test_a_known_name_gets_a_new_revision_and_the_old_files_stay(lorayard: Command, store: Path) -> None:
+    lorayard("adapters", "add", "mine", str(UPPER))
+    lorayard("adapters", "add", "mine", str(SORT))
+
+    assert [row["revision"] for row in listed(lorayard)] == [adapter_digest(SORT)]
+    assert len(list(store.iterdir())) == 2
+
+
+def test_a_removed_adapter_is_not_listed_and_keeps_its_files(lorayard: Command, store: Path) -> None:
+    lorayard("adapters", "add", "upper", str(UPPER))
+
+    assert lorayard("adapters", "remove", "upper").out == "upper is removed\n"
+    assert "has no adapters: `lorayard adapters add NAME PATH` adds one" in lorayard("adapters", "list").out
+    assert len(list(store.iterdir())) == 1
+
+
+def test_removing_what_is_not_there_names_it(lorayard: Command) -> None:
+    ran = lorayard("adapters", "remove", "uper")
+
+    assert ran.status == 1
+    assert "serves no adapter named 'uper': `lorayard adapters list` shows" in ran.err
+
+
+@pytest.mark.parametrize("name", ["", "a b", "-x", "x" * 201, "a\n"])
+def test_a_name_that_no_job_could_carry_is_refused(name: str, lorayard: Command, store: Path) -> None:
+    ran = lorayard("adapters", "add", "--", name, str(UPPER))
+
+    assert ran.status == 1
+    assert "cannot name an adapter: use 1 to 200 letters" in ran.err
+    assert not store.exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ({"base_model_name_or_path": "someone/other"}, "trained on 'someone/other'"),
+        ({"r": 99}, "rank 99"),
+        ({"target_modules": ["nowhere"]}, "target_modules=['nowhere']"),
+        ({"use_dora": True}, "use_dora"),
+        ({"r": ...}, "r"),
+    ],
+    ids=lambda part: str(part)[:30],
+)
+def test_an_adapter_that_cannot_be_served_is_refused_and_leaves_nothing(
+    config: dict[str, Any], complaint: str, tmp_path: Path, lorayard: Command, store: Path
+) -> None:
+    ran = lorayard("adapters", "add", "bad", str(changed(tmp_path, **config)))
+
+    assert ran.status == 1
+    assert ran.err.startswith("error: adapter 'bad'")
+    assert complaint in ran.err
+    assert "Traceback" not in ran.err
+    assert listed(lorayard) == []
+    assert not store.exists()
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path, lorayard: Command) -> None:
+    folder = changed(tmp_path)
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+    assert "adapter_model.safetensors" in lorayard("adapters", "add", "bad", str(folder)).err
+
+
+def test_a_corrupt_header_is_refused(tmp_path: Path, lorayard: Command) -> None:
+    folder = changed(tmp_path)
+    (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", 2**60) + b"{}")
+
+    assert "adapter_model.safetensors" in lorayard("adapters", "add", "bad", str(folder)).err
+
+
+def test_pickled_weights_are_refused(tmp_path: Path, lorayard: Command) -> None:
+    folder = changed(tmp_path)
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+
+    assert "adapter_model.bin is a pickle" in lorayard("adapters", "add", "bad", str(folder)).err
+
+
+def test_a_folder_that_is_not_there_is_named(lorayard: Command) -> None:
+    ran = lorayard("adapters", "add", "bad", "/nowhere/at/all")
+
+    assert (ran.status, "/nowhere/at/all" in ran.err) == (1, True)
+
+
+def test_only_the_files_of_the_adapter_are_kept(tmp_path: Path, lorayard: Command, store: Path) -> None:
+    folder = changed(tmp_path)
+    (folder / "README.md").write_text("notes")
+
+    lorayard("adapters", "add", "mine", str(folder))
+
+    kept = {file.name for revision in store.iterdir() for file in revision.iterdir()}
+    assert kept == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_a_damaged_copy_in_the_store_is_mended(lorayard: Command, store: Path) -> None:
+    lorayard("adapters", "add", "upper", str(UPPER))
+    revision = next(store.iterdir())
+    (revision / "adapter_model.safetensors").unlink()
+
+    lorayard("adapters", "add", "upper", str(UPPER))
+
+    assert adapter_digest(revision) == adapter_digest(UPPER)
+    assert list(store.iterdir()) == [revision]
+
+
+def test_files_that_change_while_they_are_copied_are_refused(tmp_path: Path) -> None:
+    store = AdapterStore(tmp_path / "store")
+
+    with pytest.raises(LorayardError, match="changed while it was copied"):
+        store.put(UPPER, adapter_digest(SORT))
+
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_a_ledger_that_is_not_there_is_told_in_one_line(
+    lorayard: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORAYARD_DATABASE_URL", "postgresql://me:secret@127.0.0.1:1/x")
+
+    ran = lorayard("adapters", "add", "upper", str(UPPER))
+
+    assert ran.status == 1
+    assert ran.err.count("\n") == 1
+    assert "LORAYARD_DATABASE_URL" in ran.err
+    assert "secret" not in ran.err

@@ -1,0 +1,157 @@
+"""A name is taken once, however often and in whatever company it comes."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
+
+import pytest
+
+from db.repositories.admission import AdmissionRepository
+from db.repositories.backlog import BacklogRepository
+from db.repositories.jobs import JobRepository
+from lorayard.contract.result import JobError
+from lorayard.contract.states import JobState
+from tests.integration.db.ledger import POOL, Ledger, new_job
+
+
+def test_jobs_are_admitted_in_the_order_given(ledger: Ledger) -> None:
+    jobs = [new_job(prompt=f"job {number}") for number in range(300)]
+
+    admitted = ledger.admit(*jobs)
+
+    queued = ledger.run(BacklogRepository, "queued_after", POOL, 0, 1000)
+    assert [entry.outcome for entry in admitted] == ["new"] * 300
+    assert [row.job_id for row in queued] == [job.job_id for job in jobs]
+
+
+def test_a_job_comes_back_as_it_was_submitted(ledger: Ledger) -> None:
+    metadata = {"z": 1.0, "a": [1e300, None, "\u00e9\U0001f600"], "big": 2**70}
+    job = new_job(
+        messages=({"role": "user", "content": "hi"},),
+        prompt=None,
+        adapter="sql",
+        revision="sha256:aa",
+        temperature=0.7,
+        top_p=0.9,
+        top_k=10**30,
+        seed=4611686018427387904,
+        stop=("\n", "END"),
+        deadline_s=60.0,
+        waited_ms=1500.0,
+        metadata=metadata,
+        callback_url="https://Example.com:8443/hook?x=1",
+    )
+    ledger.admit(job)
+
+    leased = ledger.lease(ledger.worker(), job.job_id)[0]
+
+    assert leased.messages == job.spec.messages
+    assert leased.prompt is None
+    assert (leased.adapter, leased.revision) == ("sql", "sha256:aa")
+    assert (leased.temperature, leased.top_p, leased.seed) == (0.7, 0.9, 4611686018427387904)
+    assert leased.top_k == 2**31 - 1
+    assert leased.stop == ("\n", "END")
+    assert list(leased.metadata.items()) == list(metadata.items())
+    assert leased.has_callback
+    assert 1500 <= leased.queue_ms < 30_000
+    assert leased.first_token_within_s is not None
+    assert 30 < leased.first_token_within_s <= 58.5
+
+
+def test_the_same_payload_again_is_a_repeat_and_another_one_a_conflict(ledger: Ledger) -> None:
+    first = new_job(prompt="one")
+    ledger.admit(first)
+
+    again = ledger.admit(new_job(first.job_id, prompt="one"), new_job(first.job_id, prompt="two"))
+
+    assert [entry.outcome for entry in again] == ["repeat", "conflict"]
+    assert [entry.state for entry in again] == [JobState.QUEUED] * 2
+    assert ledger.sql("SELECT prompt FROM job_inputs") == [("one",)]
+
+
+def test_of_duplicates_in_one_block_the_first_wins(ledger: Ledger) -> None:
+    name = uuid4()
+    other = new_job(prompt="other")
+
+    admitted = ledger.admit(
+        new_job(name, prompt="one"), other, new_job(name, prompt="two"), new_job(name, prompt="one")
+    )
+
+    assert [entry.outcome for entry in admitted] == ["new", "new", "conflict", "repeat"]
+    assert ledger.sql("SELECT count(*) FROM jobs") == [(2,)]
+
+
+def test_a_key_outlives_its_job(ledger: Ledger) -> None:
+    job = new_job()
+    ledger.admit(job)
+    ledger.sql("DELETE FROM jobs")
+
+    assert [(entry.outcome, entry.state) for entry in ledger.admit(job)] == [("repeat", None)]
+
+
+def test_a_cancel_may_come_before_its_job(ledger: Ledger) -> None:
+    job = new_job(callback_url="https://example.com/hook")
+    assert ledger.run(JobRepository, "cancel", job.job_id).state is None
+
+    admitted = ledger.admit(job)
+
+    assert [(entry.outcome, entry.state) for entry in admitted] == [("new", JobState.CANCELLED)]
+    assert ledger.sql("SELECT event_type FROM webhook_deliveries") == [("job.cancelled",)]
+
+
+def test_a_rejected_job_is_born_ended_with_its_reason_and_its_webhook(ledger: Ledger) -> None:
+    error = JobError(code="unknown_adapter", message="no adapter 'sqk': did you mean 'sql'?")
+    bad = new_job(rejection=error, callback_url="https://example.com/hook", metadata={"n": 1})
+    good = new_job()
+
+    admitted = ledger.admit(good, bad)
+
+    finished = ledger.run(AdmissionRepository, "born_finished", admitted)
+    assert [(job.job_id, job.state, job.reply_to) for job in finished] == [
+        (bad.job_id, JobState.REJECTED, "client-1")
+    ]
+    assert finished[0].result.error == error
+    assert finished[0].result.metadata == {"n": 1}
+    assert ledger.sql("SELECT job_id, event_type, host FROM webhook_deliveries") == [
+        (bad.job_id, "job.rejected", "example.com")
+    ]
+
+
+def test_a_hundred_submits_of_one_key_at_once_make_one_job(ledger: Ledger) -> None:
+    name = uuid4()
+
+    with ThreadPoolExecutor(20) as threads:
+        outcomes = list(threads.map(lambda _: ledger.admit(new_job(name))[0].outcome, range(100)))
+
+    assert sorted(outcomes) == ["new"] + ["repeat"] * 99
+    assert ledger.sql("SELECT count(*) FROM jobs") == [(1,)]
+
+
+def test_blocks_that_share_names_in_other_orders_do_not_deadlock(ledger: Ledger) -> None:
+    jobs = [new_job() for _ in range(50)]
+    orders = [jobs, jobs[::-1]] * 4
+
+    with ThreadPoolExecutor(8) as threads:
+        admitted = [
+            entry for block in threads.map(lambda order: ledger.admit(*order), orders) for entry in block
+        ]
+
+    assert sum(entry.outcome == "new" for entry in admitted) == 50
+    assert ledger.sql("SELECT count(*) FROM jobs") == [(50,)]
+
+
+def test_an_entry_put_aside_keeps_its_bytes_and_is_kept_once(ledger: Ledger) -> None:
+    for _ in range(2):
+        ledger.run(AdmissionRepository, "put_aside", POOL, "jobs:high", "1-0", b"\x00\xff", "not JSON")
+
+    assert ledger.sql("SELECT entry_id, body, error FROM intake_rejects") == [
+        ("1-0", b"\x00\xff", "not JSON")
+    ]
+
+
+@pytest.mark.parametrize("method", ["admit", "born_finished"])
+def test_an_empty_block_is_no_error(ledger: Ledger, method: str) -> None:
+    arguments = (POOL, []) if method == "admit" else ([],)
+
+    assert ledger.run(AdmissionRepository, method, *arguments) == []

@@ -1,0 +1,97 @@
+"""A transaction is whole or not at all, and a Postgres that is away is named as such."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from db import Database
+from db.database import parse_url
+from db.errors import DatabaseUnavailable
+from tests.integration.db.ledger import Ledger
+
+
+def changed(url: str, **parts: object) -> str:
+    return parse_url(url).set(**parts).render_as_string(hide_password=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("parts", [{"port": 1}, {"database": "nowhere"}, {"password": "wr0ng-s3cret"}])
+def test_an_unreachable_postgres_is_named_without_its_password(
+    database_url: str, parts: dict[str, object]
+) -> None:
+    url = changed(database_url, **parts)
+    database = Database(url)
+
+    with pytest.raises(DatabaseUnavailable, match="check that it runs") as raised:
+        database.ping()
+
+    assert str(parse_url(url).password) not in str(raised.value)
+    assert "LORAYARD_DATABASE_URL" in str(raised.value)
+
+
+def test_an_error_rolls_everything_back(ledger: Ledger) -> None:
+    with pytest.raises(ZeroDivisionError), ledger.database.transaction() as connection:
+        connection.execute(text("INSERT INTO tenants (name) VALUES ('a')"))
+        _ = 1 / 0
+
+    assert ledger.sql("SELECT * FROM tenants") == []
+
+
+def test_a_deadlock_is_tried_again(ledger: Ledger) -> None:
+    ledger.sql("INSERT INTO tenants (name) VALUES ('a'), ('b')")
+    both_locked = threading.Barrier(2, timeout=10)
+    tries = []
+
+    def lock(first: str, second: str) -> None:
+        def work(connection: Connection) -> None:
+            tries.append(first)
+            touch = text("UPDATE tenants SET weight = weight + 1 WHERE name = :name")
+            connection.execute(touch, {"name": first})
+            if len(tries) <= 2:
+                both_locked.wait()
+            connection.execute(touch, {"name": second})
+
+        ledger.database.run(work)
+
+    other = threading.Thread(target=lock, args=("b", "a"))
+    other.start()
+    lock("a", "b")
+    other.join()
+
+    assert len(tries) == 3
+    assert ledger.sql("SELECT weight FROM tenants") == [(3.0,), (3.0,)]
+
+
+def test_an_ordinary_error_is_not_tried_again(ledger: Ledger) -> None:
+    tries = []
+
+    def work(connection: Connection) -> None:
+        tries.append(1)
+        connection.execute(text("INSERT INTO tenants (name, weight) VALUES ('a', -1)"))
+
+    with pytest.raises(IntegrityError):
+        ledger.database.run(work)
+
+    assert len(tries) == 1
+
+
+def test_a_killed_connection_is_unavailable_once_and_replaced(ledger: Ledger) -> None:
+    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = :pid"
+
+    with pytest.raises(DatabaseUnavailable), ledger.database.transaction() as connection:
+        pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        ledger.sql(kill, pid=pid)
+        connection.execute(text("SELECT 1"))
+
+    ledger.database.ping()
+
+
+def test_a_statement_that_runs_too_long_is_ended_and_postgres_not_called_away(database_url: str) -> None:
+    database = Database(database_url, statement_timeout_ms=50)
+
+    with pytest.raises(DBAPIError, match="statement timeout"), database.transaction() as connection:
+        connection.execute(text("SELECT pg_sleep(5)"))
+    database.dispose()

@@ -1,0 +1,220 @@
+"""A job has one holder at a time, and a lost holder has no say."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from db.errors import Deposed
+from db.records import JobAttempt
+from db.repositories.backlog import BacklogRepository
+from db.repositories.jobs import JobRepository
+from db.repositories.leases import LeaseRepository
+from db.repositories.terms import TermRepository
+from db.repositories.workers import WorkerRepository
+from lorayard.contract.messages import HeldJob
+from lorayard.contract.states import JobState
+from tests.integration.db.ledger import POOL, Ledger, ended
+
+
+def running(job_id: object, attempt: int) -> HeldJob:
+    return HeldJob(job_id=job_id, attempt=attempt, running=True)
+
+
+def test_a_lease_answers_the_payload_in_the_order_asked_for(ledger: Ledger) -> None:
+    first, second, third = ledger.admitted(3)
+
+    leased = ledger.lease(ledger.worker(), third, first)
+
+    assert [(job.job_id, job.attempt, job.prompt) for job in leased] == [
+        (third, 1, "hello"),
+        (first, 1, "hello"),
+    ]
+    assert ledger.state(second) == JobState.QUEUED
+    assert ledger.get(first).worker == "host-w1"
+
+
+def test_of_two_leasers_one_wins_each_job(ledger: Ledger) -> None:
+    jobs = ledger.admitted(100)
+    workers = [ledger.worker(f"w{number}") for number in range(4)]
+
+    with ThreadPoolExecutor(4) as threads:
+        shares = list(
+            threads.map(
+                lambda pair: ledger.lease(pair[1], *jobs[:: pair[0]]),
+                zip((1, -1, 1, -1), workers, strict=True),
+            )
+        )
+
+    assert sorted(job.job_id for share in shares for job in share) == sorted(jobs)
+    assert {job.attempt for share in shares for job in share} == {1}
+
+
+def test_a_worker_that_is_not_ready_gets_nothing(ledger: Ledger) -> None:
+    job = ledger.admitted()[0]
+    draining, expired = ledger.worker("draining"), ledger.worker("expired")
+    ledger.run(WorkerRepository, "set_state", draining, "draining")
+    ledger.expire_lease(expired)
+
+    assert [ledger.lease(name, job) for name in (draining, expired, "unknown")] == [[], [], []]
+
+
+def test_a_job_past_its_deadline_or_of_another_pool_is_passed_over(ledger: Ledger) -> None:
+    late = ledger.admitted(deadline_s=1.0, waited_ms=2000.0)[0]
+    foreign = ledger.admitted()[0]
+    ledger.sql("UPDATE jobs SET pool = 'other' WHERE job_id = :id", id=foreign)
+
+    assert ledger.lease(ledger.worker(), late, foreign) == []
+
+
+def test_a_deposed_leader_leases_nothing(ledger: Ledger) -> None:
+    job = ledger.admitted()[0]
+    ledger.sql("UPDATE scheduler_terms SET expires_at = now()")
+    ledger.run(TermRepository, "take", POOL, "other", 10.0)
+
+    with pytest.raises(Deposed, match="another scheduler leads"):
+        ledger.lease(ledger.worker(), job)
+
+    assert ledger.state(job) == JobState.QUEUED
+
+
+def test_a_released_job_waits_again_without_a_strike_and_its_old_holder_is_fenced(ledger: Ledger) -> None:
+    job = ledger.leased(ledger.worker())
+
+    released = ledger.run(LeaseRepository, "release", "w1", [(job.job_id, job.attempt)])
+    again = ledger.lease("w1", job.job_id)[0]
+
+    assert released.requeued == (JobAttempt(job.job_id, 1),)
+    assert (again.attempt, again.strikes) == (2, 0)
+    assert ledger.finish("w1", ended(job)) == []
+    assert ledger.state(job.job_id) == JobState.LEASED
+    assert ledger.sql("SELECT attempt, ended FROM attempts") == [(1, "released")]
+
+
+def test_only_the_holder_at_this_attempt_can_release(ledger: Ledger) -> None:
+    ledger.worker("w2")
+    job = ledger.leased(ledger.worker())
+
+    for incarnation, attempt in (("w2", 1), ("w1", 2), ("w1", 0)):
+        released = ledger.run(LeaseRepository, "release", incarnation, [(job.job_id, attempt)])
+        assert (released.requeued, released.finished) == ((), ())
+
+    assert ledger.state(job.job_id) == JobState.LEASED
+
+
+def test_a_lost_worker_loses_its_jobs_and_only_the_running_get_a_strike(ledger: Ledger) -> None:
+    ran, waited = ledger.lease(ledger.worker(), *ledger.admitted(2))
+    held = [running(ran.job_id, 1), HeldJob(job_id=waited.job_id, attempt=1, running=False)]
+    ledger.run(WorkerRepository, "renew", "w1", held)
+    ledger.expire_lease("w1")
+
+    assert [row.incarnation for row in ledger.run(LeaseRepository, "expired_workers", POOL)] == ["w1"]
+    lost = ledger.run(LeaseRepository, "lose_worker", "w1")
+
+    assert lost.lost
+    assert {pair.job_id for pair in lost.requeued} == {ran.job_id, waited.job_id}
+    strikes = {row.job_id: row.strikes for row in ledger.run(BacklogRepository, "queued_after", POOL, 0, 10)}
+    assert strikes == {ran.job_id: 1, waited.job_id: 0}
+    assert ledger.run(LeaseRepository, "expired_workers", POOL) == []
+    assert not ledger.run(WorkerRepository, "renew", "w1", held).alive
+
+
+def test_a_worker_that_renewed_in_time_is_not_lost(ledger: Ledger) -> None:
+    job = ledger.leased(ledger.worker())
+
+    lost = ledger.run(LeaseRepository, "lose_worker", "w1")
+
+    assert not lost.lost
+    assert ledger.state(job.job_id) == JobState.LEASED
+
+
+def test_a_lost_workers_late_finish_adds_nothing_but_wasted_time(ledger: Ledger) -> None:
+    job = ledger.leased(ledger.worker(), callback_url="https://example.com/hook")
+    ledger.expire_lease("w1")
+    ledger.run(LeaseRepository, "lose_worker", "w1")
+
+    assert ledger.finish("w1", ended(job, output="late", device_ms=9.0)) == []
+
+    assert ledger.state(job.job_id) == JobState.QUEUED
+    assert ledger.sql("SELECT jobs, completion_tokens, device_ms, wasted_device_ms FROM usage_deltas") == [
+        (0, 0, 0.0, 9.0)
+    ]
+    assert ledger.sql("SELECT * FROM job_outputs") == []
+    assert ledger.sql("SELECT * FROM webhook_deliveries") == []
+    assert ledger.sql("SELECT ended FROM attempts") == [("lost",)]
+
+
+def test_the_third_strike_is_death_with_a_webhook(ledger: Ledger) -> None:
+    job_id = ledger.admitted(callback_url="https://example.com/hook")[0]
+
+    for number in (1, 2, 3):
+        worker = ledger.worker(f"w{number}")
+        job = ledger.lease(worker, job_id)[0]
+        assert (job.attempt, job.strikes) == (number, number - 1)
+        ledger.expire_lease(worker)
+        lost = ledger.run(LeaseRepository, "lose_worker", worker, [(job_id, number)])
+
+    assert lost.requeued == ()
+    assert [(dead.state, dead.result.error.code) for dead in lost.finished] == [
+        (JobState.DEAD, "worker_crashed")
+    ]
+    assert "3 times (last on host-w3)" in lost.finished[0].result.error.message
+    assert ledger.sql("SELECT event_type FROM webhook_deliveries") == [("job.dead",)]
+    assert ledger.sql("SELECT ended FROM attempts ORDER BY attempt") == [("lost",), ("lost",), ("dead",)]
+
+
+def test_what_a_departed_worker_forgot_is_taken_back(ledger: Ledger) -> None:
+    job = ledger.leased(ledger.worker())
+    assert ledger.run(WorkerRepository, "set_state", "w1", "gone")
+
+    expired = ledger.run(LeaseRepository, "expired_workers", POOL)
+    lost = ledger.run(LeaseRepository, "lose_worker", expired[0].incarnation)
+
+    assert lost.requeued == (JobAttempt(job.job_id, 1),)
+    assert ledger.run(LeaseRepository, "expired_workers", POOL) == []
+
+
+def test_losing_a_worker_while_it_finishes_moves_every_job_once(ledger: Ledger) -> None:
+    for round_ in range(10):
+        worker = ledger.worker(f"w{round_}")
+        jobs = ledger.lease(worker, *ledger.admitted(8))
+        ledger.expire_lease(worker)
+        with ThreadPoolExecutor(2) as threads:
+            done = threads.submit(ledger.finish, worker, *map(ended, jobs))
+            lost = threads.submit(ledger.run, LeaseRepository, "lose_worker", worker)
+
+        assert (len(done.result()), len(lost.result().requeued)) in ((8, 0), (0, 8))
+
+
+def test_a_heartbeat_tells_what_is_cancelled_and_what_is_no_longer_held(ledger: Ledger) -> None:
+    kept, cancelled, released = ledger.lease(ledger.worker(), *ledger.admitted(3))
+    ledger.run(JobRepository, "cancel", cancelled.job_id)
+    ledger.run(LeaseRepository, "release", "w1", [(released.job_id, 1)])
+
+    renewal = ledger.run(
+        WorkerRepository, "renew", "w1", [running(job.job_id, 1) for job in (kept, cancelled, released)]
+    )
+
+    assert renewal.alive
+    assert renewal.cancelled == (cancelled.job_id,)
+    assert renewal.not_mine == (JobAttempt(released.job_id, 1),)
+
+
+def test_an_expired_lease_can_be_renewed_until_the_leader_acts(ledger: Ledger) -> None:
+    ledger.worker()
+    ledger.expire_lease("w1")
+
+    assert ledger.run(WorkerRepository, "renew", "w1", []).alive
+    assert [row.incarnation for row in ledger.run(LeaseRepository, "ready_workers", POOL)] == ["w1"]
+    assert not ledger.run(WorkerRepository, "renew", "never-registered", []).alive
+
+
+def test_the_leased_rows_name_their_holders(ledger: Ledger) -> None:
+    job = ledger.leased(ledger.worker(), adapter="sql", revision="r1", tenant="acme")
+
+    rows = ledger.run(BacklogRepository, "leased", POOL)
+
+    assert [(row.job_id, row.attempt, row.incarnation, row.revision, row.tenant) for row in rows] == [
+        (job.job_id, 1, "w1", "r1", "acme")
+    ]

@@ -1,0 +1,116 @@
+"""The migrations lead from nothing to exactly what the models say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, text
+
+from db import Database
+from db.database import parse_url
+from db.errors import SchemaLocked
+from db.migrate import alembic_config, upgrade
+from db.models import Table
+from tests.integration.db.ledger import Ledger
+
+CATALOGUE = """
+    SELECT 'constraint', conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
+    WHERE connamespace = 'public'::regnamespace AND contype <> 'n'
+    UNION ALL SELECT 'index', tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'
+    UNION ALL SELECT 'storage', relname, '', reloptions::text FROM pg_class
+    WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
+    UNION ALL SELECT 'column', table_name, column_name,
+        concat_ws(' ', data_type, is_nullable, regexp_replace(column_default, '::text|::regclass', '', 'g'))
+    FROM information_schema.columns WHERE table_schema = 'public'
+"""
+
+
+def catalogue(connection: Connection) -> set[tuple[str, ...]]:
+    rows = connection.execute(text(CATALOGUE))
+    return {tuple(row) for row in rows if "alembic_version" not in row}
+
+
+def test_an_upgrade_makes_the_schema_and_a_second_one_changes_nothing(empty_database_url: str) -> None:
+    first = upgrade(empty_database_url)
+    second = upgrade(empty_database_url)
+
+    assert first.before is None
+    assert str(first) == f"schema upgraded from nothing to {first.after}"
+    assert str(second) == f"schema is up to date at {first.after}"
+
+
+def test_two_migrators_at_once_both_succeed_and_one_does_the_work(empty_database_url: str) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        done = list(threads.map(upgrade, [empty_database_url] * 2))
+
+    assert sorted(migration.before is None for migration in done) == [False, True]
+
+
+def test_alembic_sees_no_difference_between_models_and_migrations(ledger: Ledger) -> None:
+    with ledger.database.transaction() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
+
+        assert compare_metadata(context, Table.metadata) == []
+
+
+def test_constraints_indexes_and_storage_are_those_of_the_models(
+    ledger: Ledger, empty_database_url: str
+) -> None:
+    unmigrated = Database(empty_database_url)
+    with unmigrated.transaction() as connection:
+        Table.metadata.create_all(connection)
+        from_models = catalogue(connection)
+    unmigrated.dispose()
+
+    with ledger.database.transaction() as connection:
+        from_migrations = catalogue(connection)
+
+    assert from_migrations == from_models
+    assert ("storage", "jobs", "") in {row[:3] for row in from_models}
+
+
+def test_a_downgrade_leaves_nothing_behind(ledger: Ledger) -> None:
+    with ledger.database.transaction() as connection:
+        command.downgrade(alembic_config(connection), "base")
+
+        assert catalogue(connection) == set()
+
+
+def test_a_schema_that_stays_locked_is_an_error_that_says_so(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("db.migrate.OTHER_MIGRATOR_TIMEOUT_S", 0.1)
+    database = Database(empty_database_url)
+
+    with database.transaction() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": 0x6C6F72617961})
+        with pytest.raises(SchemaLocked, match="let long transactions end"):
+            upgrade(empty_database_url)
+    database.dispose()
+
+
+def test_the_command_says_what_it_did_and_what_is_missing(empty_database_url: str) -> None:
+    def migrate(url: str | None) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if name != "LORAYARD_DATABASE_URL"}
+        if url is not None:
+            environment["LORAYARD_DATABASE_URL"] = url
+        return subprocess.run(
+            [sys.executable, "-m", "db.migrate"], env=environment, capture_output=True, text=True, timeout=60
+        )
+
+    nowhere = parse_url(empty_database_url).set(port=1).render_as_string(hide_password=False)
+    done, unset, unreachable = migrate(empty_database_url), migrate(None), migrate(nowhere)
+
+    assert (done.returncode, done.stdout) == (0, "db.migrate: schema upgraded from nothing to 0001\n")
+    assert unset.returncode == 2
+    assert "LORAYARD_DATABASE_URL" in unset.stderr
+    assert unreachable.returncode == 1
+    assert "does not answer" in unreachable.stderr
+    assert str(parse_url(empty_database_url).password) not in unreachable.stderr

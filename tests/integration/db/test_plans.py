@@ -1,0 +1,79 @@
+"""The statements that run all day find their rows by the partial indexes made for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+
+from db.repositories import backlog, jobs, leases, webhooks
+from tests.integration.db.ledger import POOL, Ledger
+
+
+@pytest.fixture
+def full_ledger(ledger: Ledger) -> Ledger:
+    """A ledger as it is after some days: almost all of it has ended."""
+    ledger.sql(
+        """
+        INSERT INTO jobs (job_id, pool, tenant, priority, state, incarnation, has_callback, est_prompt_tokens,
+            max_tokens, submitted_at, deadline_at, ended_at)
+        SELECT gen_random_uuid(), :pool, 'acme', n % 3,
+            CASE n % 100 WHEN 0 THEN 'queued' WHEN 1 THEN 'leased' ELSE 'succeeded' END, 'w' || n % 7, false, 3, 3,
+            now(), now() + n * interval '1 second', CASE WHEN n % 100 > 1 THEN now() END
+        FROM generate_series(1, 20000) AS n
+    """,
+        pool=POOL,
+    )
+    ledger.sql("""
+        INSERT INTO webhook_deliveries (job_id, tenant, url, host, event_type, state)
+        SELECT gen_random_uuid(), 'acme', 'https://a/', 'a', 'job.succeeded',
+            CASE n % 100 WHEN 0 THEN 'pending' ELSE 'delivered' END
+        FROM generate_series(1, 20000) AS n
+    """)
+    ledger.sql("ANALYZE jobs, webhook_deliveries")
+    return ledger
+
+
+def index_names(plan: Any) -> Iterator[str]:
+    if isinstance(plan, dict):
+        if "Index Name" in plan:
+            yield plan["Index Name"]
+        for value in plan.values():
+            yield from index_names(value)
+    elif isinstance(plan, list):
+        for value in plan:
+            yield from index_names(value)
+
+
+STATEMENTS = {
+    "read the backlog": (backlog._QUEUED_AFTER, {"pool": POOL, "cursor": 0, "limit": 100}, "ix_jobs_queued"),
+    "expire": (jobs._EXPIRE, {"pool": POOL, "limit": 100}, "ix_jobs_deadline"),
+    "take from a lost worker": (leases._HOLDS, {"incarnation": "w1"}, "ix_jobs_leased"),
+    "lease": (
+        leases._LEASE,
+        {"pool": POOL, "incarnation": "w1", "ids": [uuid4() for _ in range(16)]},
+        "pk_jobs",
+    ),
+    "claim webhooks": (
+        webhooks._CLAIM,
+        {"limit": 10, "lease_s": 60.0, "exclude_hosts": [], "per_host": 10, "window": 100},
+        "ix_webhook_deliveries_due",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_a_hot_statement_uses_its_index_and_scans_no_whole_table(name: str, full_ledger: Ledger) -> None:
+    statement, values, index = STATEMENTS[name]
+
+    with full_ledger.database.transaction() as connection:
+        connection.execute(text("SET LOCAL enable_seqscan = off"))
+        found = connection.execute(text(f"EXPLAIN (FORMAT JSON) {statement.text}"), values).scalar_one()
+    plan = found if isinstance(found, list) else json.loads(found)
+
+    assert index in set(index_names(plan))
+    assert "Seq Scan" not in json.dumps(plan)

@@ -1,0 +1,63 @@
+"""Tenants are entered once, and their secrets rotate without a gap."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from db.repositories.tenants import TenantRepository
+from db.secrets import SecretBox, new_key
+from tests.integration.db.ledger import Ledger
+
+
+def test_ensuring_enters_only_the_missing_each_with_a_secret(ledger: Ledger) -> None:
+    box = SecretBox([new_key()])
+    ledger.run(TenantRepository, "ensure_all", ["a"], box.seal_new)
+
+    created = ledger.run(TenantRepository, "ensure_all", ["b", "a", "b"], box.seal_new)
+
+    assert created == ["b"]
+    assert ledger.run(TenantRepository, "known", ["a", "b", "c"]) == {"a", "b"}
+    (ciphertext,) = ledger.run(TenantRepository, "webhook_secrets", "b")
+    assert box.decrypt(ciphertext).startswith("whsec_")
+
+
+def test_a_tenant_entered_without_a_secret_gets_its_first_later(ledger: Ledger) -> None:
+    assert not ledger.run(TenantRepository, "ensure", "a").has_secret
+
+    assert ledger.run(TenantRepository, "ensure", "a", lambda: b"first").has_secret
+    ledger.run(TenantRepository, "ensure", "a", lambda: b"second")
+
+    assert ledger.run(TenantRepository, "webhook_secrets", "a") == (b"first",)
+
+
+def test_ensuring_at_once_keeps_one_secret(ledger: Ledger) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda n: ledger.run(TenantRepository, "ensure", "a", lambda: b"%d" % n), range(16)))
+
+    assert len(ledger.run(TenantRepository, "webhook_secrets", "a")) == 1
+    assert [row.name for row in ledger.run(TenantRepository, "all")] == ["a"]
+
+
+def test_while_a_secret_rotates_both_are_valid(ledger: Ledger) -> None:
+    ledger.run(TenantRepository, "ensure", "a", lambda: b"old")
+
+    assert ledger.run(TenantRepository, "set_webhook_secret", "a", b"new")
+    assert ledger.run(TenantRepository, "webhook_secrets", "a") == (b"new", b"old")
+    assert ledger.run(TenantRepository, "get", "a").rotating
+    assert ledger.run(TenantRepository, "drop_previous_secret", "a")
+    assert ledger.run(TenantRepository, "webhook_secrets", "a") == (b"new",)
+    assert not ledger.run(TenantRepository, "drop_previous_secret", "a")
+
+
+def test_an_unknown_tenant_has_nothing_and_cannot_be_changed(ledger: Ledger) -> None:
+    assert ledger.run(TenantRepository, "get", "nobody") is None
+    assert ledger.run(TenantRepository, "webhook_secrets", "nobody") == ()
+    assert not ledger.run(TenantRepository, "set_webhook_secret", "nobody", b"x")
+    assert not ledger.run(TenantRepository, "set_weight", "nobody", 2.0)
+
+
+def test_a_tenants_weight_can_be_set(ledger: Ledger) -> None:
+    assert ledger.run(TenantRepository, "ensure", "a").weight == 1.0
+
+    assert ledger.run(TenantRepository, "set_weight", "a", 2.5)
+    assert ledger.run(TenantRepository, "get", "a").weight == 2.5

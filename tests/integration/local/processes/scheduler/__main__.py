@@ -1,0 +1,5 @@
+"""Stands for the scheduler."""
+
+from life import live
+
+live("scheduler")

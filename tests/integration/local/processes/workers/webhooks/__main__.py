@@ -1,0 +1,5 @@
+"""Stands for the webhook relay."""
+
+from life import live
+
+live("relay")

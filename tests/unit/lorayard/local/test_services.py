@@ -1,0 +1,44 @@
+"""Lorayard's own processes get one environment, with cores shared out among the workers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lorayard.local.config import StackConfig
+from lorayard.local.services import Addresses, service_environment
+
+_ADDRESSES = Addresses("redis://r", "postgresql+psycopg://p", Path("/store"), "key")
+
+
+def config(**options: object) -> StackConfig:
+    return StackConfig(state_dir=Path("/state"), **{"inherited_env": {}, **options})  # type: ignore[arg-type]
+
+
+def test_cores_are_shared_out_among_the_workers() -> None:
+    cores = len(os.sched_getaffinity(0))
+
+    assert service_environment(config(num_workers=1), _ADDRESSES)["OMP_NUM_THREADS"] == str(cores)
+    assert service_environment(config(num_workers=4 * cores), _ADDRESSES)["OMP_NUM_THREADS"] == "1"
+    assert service_environment(config(num_workers=0), _ADDRESSES)["OMP_NUM_THREADS"] == str(cores)
+
+
+def test_a_thread_count_that_the_caller_set_is_kept() -> None:
+    chosen = config(inherited_env={"OMP_NUM_THREADS": "7"})
+
+    assert service_environment(chosen, _ADDRESSES)["OMP_NUM_THREADS"] == "7"
+
+
+def test_the_stacks_addresses_win_over_inherited_ones() -> None:
+    inherited = config(inherited_env={"LORAYARD_REDIS_URL": "redis://old", "HOME": "/home/me"})
+
+    environment = service_environment(inherited, _ADDRESSES)
+
+    assert environment["LORAYARD_REDIS_URL"] == "redis://r"
+    assert environment["HOME"] == "/home/me"
+
+
+def test_extra_variables_have_the_last_word() -> None:
+    environment = service_environment(config(max_loras=4, extra_env={"LORAYARD_MAX_LORAS": "9"}), _ADDRESSES)
+
+    assert environment["LORAYARD_MAX_LORAS"] == "9"

@@ -1,0 +1,51 @@
+"""Managers over the tiny base, adapters by number, and how a test waits for a slot."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.unit.workers.engine.lora.adapter_writer import BASE, write_adapter
+from workers.engine.lora.digest import adapter_digest
+from workers.engine.lora.manager import LoRAManager
+from workers.engine.lora.request import LoRARequest
+
+MakeManager = Callable[..., LoRAManager]
+MakeRequest = Callable[..., LoRARequest]
+
+
+def new_manager(max_loras: int = 2, max_cpu_loras: int | None = 4, **options: Any) -> LoRAManager:
+    return LoRAManager(
+        BASE.shapes,
+        **{
+            "num_layers": BASE.num_layers,
+            "max_loras": max_loras,
+            "max_cpu_loras": max_cpu_loras,
+            "max_lora_rank": 64,
+            "dtype": torch.float32,
+            "device": "cpu",
+            "base_name": BASE.name,
+            **options,
+        },
+    )
+
+
+def request_of(folder: Path, number: int, *, pinned: bool = True, **options: Any) -> LoRARequest:
+    """Write adapter `number`, different from every other, and ask for it; `pinned` names its revision."""
+    path = write_adapter(folder / f"adapter-{number}", **{"seed": number, "rank": 4, **options})
+    return LoRARequest(f"adapter-{number}", number, str(path), adapter_digest(path) if pinned else None)
+
+
+def acquired(manager: LoRAManager, request: LoRARequest) -> int:
+    """Ask for a slot step after step, as the engine does; the pause lets the loader's thread run."""
+    deadline = time.monotonic() + 10.0
+    pause = threading.Event()
+    while (slot := manager.acquire(request)) is None:
+        assert time.monotonic() < deadline, f"no slot for {request.lora_name} within 10 s"
+        pause.wait(0.0005)
+    return slot

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+
+from workers.engine.lora.host_cache import WANTED_S, HostCache
+from workers.engine.lora.weights import AdapterWeights
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def busy() -> set[str]:
+    return set()
+
+
+@pytest.fixture
+def cache(busy: set[str], clock: Clock) -> HostCache:
+    return HostCache(2, is_busy=busy.__contains__, clock=clock)
+
+
+def _weights(revision: str) -> AdapterWeights:
+    return AdapterWeights(revision, 8, {})
+
+
+def test_the_least_recently_used_leaves(cache: HostCache) -> None:
+    assert cache.put(_weights("a")) == []
+    assert cache.put(_weights("b")) == []
+    cache.use("b")
+    cache.use("a")
+
+    assert cache.put(_weights("c")) == ["b"]
+    assert list(cache) == ["a", "c"]
+
+
+def test_busy_ones_stay_and_a_newcomer_finds_no_room(cache: HostCache, busy: set[str]) -> None:
+    for name in "ab":
+        cache.put(_weights(name))
+        cache.use(name)
+    busy |= {"a", "b"}
+
+    assert not cache.has_room_for(1)
+    assert cache.put(_weights("c")) is None
+    busy.remove("b")
+    assert cache.has_room_for(1)
+    assert not cache.has_room_for(2)
+    assert cache.put(_weights("c")) == ["b"]
+
+
+def test_what_was_loaded_for_a_waiting_request_is_safe_for_a_while(cache: HostCache, clock: Clock) -> None:
+    cache.put(_weights("a"))
+    cache.put(_weights("b"))
+
+    assert cache.put(_weights("c")) is None
+    assert cache.has_room_for(1, even_wanted=True)
+    clock.now += WANTED_S
+    assert cache.put(_weights("c")) == ["a"]
+
+
+def test_wanting_renews_the_protection_and_using_ends_it(cache: HostCache, clock: Clock) -> None:
+    cache.put(_weights("a"))
+    cache.put(_weights("b"))
+    clock.now += WANTED_S
+    cache.want("a")
+    cache.want("b")
+    cache.use("b")
+
+    assert cache.put(_weights("c")) == ["b"]
+
+
+def test_an_explicit_demand_passes_over_wishes_but_not_over_busy_ones(
+    cache: HostCache, busy: set[str]
+) -> None:
+    cache.put(_weights("a"))
+    cache.put(_weights("b"))
+    busy.add("a")
+
+    assert cache.put(_weights("c"), even_wanted=True) == ["b"]
+    busy.add("c")
+    assert cache.put(_weights("d"), even_wanted=True) is None

@@ -1,0 +1,159 @@
+"""Checkpoints that are damaged, or of a kind that is not served, are refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
+
+from workers.engine import EngineConfig, LLMEngine, SamplingParams
+from workers.engine.errors import CheckpointError
+
+Change = Callable[[Path], None]
+PROMPT = [5, 6, 7, 8, 9]
+GREEDY = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
+
+
+@pytest.fixture
+def folder(checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the checkpoint to be damaged."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+
+
+def load(folder: Path) -> LLMEngine:
+    return LLMEngine(EngineConfig(model=str(folder), max_model_len=64, num_threads=1))
+
+
+def set_config(**values: Any) -> Change:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return change
+
+
+def change_tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Change:
+    def apply(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+
+    return apply
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def name_a_missing_shard(folder: Path) -> None:
+    weight_map = {"model.norm.weight": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
+        (lambda folder: (folder / "config.json").write_text("{,"), "config.json is not JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "holds no JSON object"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "convert the checkpoint to safetensors"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"rubbish"), "cannot be opened"),
+        (truncate, "cannot be opened: .*download the file again"),
+        (name_a_missing_shard, "is missing, though the index names it"),
+        (lambda folder: (folder / "model.safetensors.index.json").write_text("{}"), "is no index"),
+        (set_config(architectures=["GPT2LMHeadModel"]), r"architectures is \['GPT2LMHeadModel'\]"),
+        (set_config(hidden_act="gelu"), "hidden_act is 'gelu'"),
+        (set_config(attention_bias=True), "attention_bias is True"),
+        (set_config(quantization_config={"quant_method": "awq"}), "quantization_config is"),
+        (set_config(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "rope_type is 'yarn'"),
+        (set_config(hidden_size=-8), "hidden_size: .*greater than or equal to 1"),
+        (set_config(num_key_value_heads=3), "is no multiple of num_key_value_heads"),
+        (
+            set_config(vocab_size=260),
+            r"embed_tokens.weight' has shape \(259, 64\), config.json implies \(260, 64\)",
+        ),
+        (change_tensors(lambda tensors: tensors.pop("model.norm.weight")), "'model.norm.weight' is missing"),
+        (
+            change_tensors(lambda tensors: tensors.update({"model.layers.0.extra": torch.ones(2)})),
+            "1 tensors have no place in this model .model.layers.0.extra",
+        ),
+        (
+            change_tensors(
+                lambda tensors: tensors.update({"model.norm.weight": torch.ones(64, dtype=torch.int8)})
+            ),
+            "'model.norm.weight' has dtype torch.int8",
+        ),
+    ],
+)
+def test_damage_is_named(folder: Path, damage: Change, message: str) -> None:
+    damage(folder)
+
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere' is no folder"):
+        load(tmp_path / "nowhere")
+
+
+def test_a_sharded_checkpoint_gives_the_same_tokens(
+    llama: LlamaForCausalLM, folder: Path, checkpoint: Path
+) -> None:
+    (folder / "model.safetensors").unlink()
+    llama.save_pretrained(folder, max_shard_size="200KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+
+    sharded, whole = load(folder).generate(PROMPT, GREEDY), load(checkpoint).generate(PROMPT, GREEDY)
+
+    assert sharded[0].outputs == whole[0].outputs
+
+
+def test_a_tied_head_is_the_embedding(llama: LlamaForCausalLM, folder: Path) -> None:
+    tied = LlamaForCausalLM(
+        llama.config.__class__.from_dict({**llama.config.to_dict(), "tie_word_embeddings": True})
+    )
+    tied.eval().save_pretrained(folder)
+    with torch.inference_mode():
+        expected = tied.generate(
+            torch.tensor([PROMPT]),
+            attention_mask=torch.ones(1, len(PROMPT), dtype=torch.int64),
+            do_sample=False,
+            max_new_tokens=8,
+            eos_token_id=None,
+            pad_token_id=2,
+        )
+
+    assert (
+        load(folder).generate(PROMPT, GREEDY)[0].outputs[0].token_ids == expected[0, len(PROMPT) :].tolist()
+    )
+
+
+def test_end_of_sequence_tokens_of_both_config_files_count(folder: Path, checkpoint: Path) -> None:
+    tokens = load(checkpoint).generate(PROMPT, GREEDY)[0].outputs[0].token_ids
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [tokens[3]]}))
+
+    completion = load(folder).generate(PROMPT, SamplingParams(max_tokens=8, temperature=0.0))[0].outputs[0]
+
+    assert (completion.finish_reason, completion.stop_reason) == ("stop", None)
+    assert completion.token_ids == tokens[: tokens.index(tokens[3]) + 1]
+
+
+def test_older_configs_keep_rope_theta_at_the_top(folder: Path, checkpoint: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("rope_parameters", None)
+    config.pop("head_dim", None)
+    (folder / "config.json").write_text(json.dumps({**config, "rope_theta": 10000.0, "rope_scaling": None}))
+
+    old, new = load(folder).generate(PROMPT, GREEDY), load(checkpoint).generate(PROMPT, GREEDY)
+
+    assert old[0].outputs == new[0].outputs

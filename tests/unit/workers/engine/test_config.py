@@ -1,0 +1,53 @@
+"""Configurations that cannot work are refused before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from workers.engine import EngineConfig, LLMEngine
+from workers.engine.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_num_seqs": 0}, "max_num_seqs is 0; give a positive integer"),
+        ({"max_loras": "4"}, "max_loras is '4'"),
+        ({"num_kv_blocks": -1}, "num_kv_blocks is -1"),
+        ({"dtype": "float16"}, "dtype is 'float16'; this engine serves float32, bfloat16"),
+        ({"device": "cuda"}, "device is 'cuda'; this engine serves cpu"),
+        ({"block_size": 24}, "block_size is 24; give a multiple of 16"),
+        ({"max_num_batched_tokens": 8}, "max_num_batched_tokens is 8, below max_num_seqs"),
+        ({"max_cpu_loras": 2}, r"max_cpu_loras is 2, below max_loras \(4\); raise it to 4"),
+        ({"num_kv_blocks": 9, "kv_cache_bytes": 9}, "give one of them"),
+    ],
+)
+def test_an_impossible_value_is_named(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EngineConfig(model="anything", **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_model_len": 257}, "made for 256 positions; lower it to 256"),
+        ({"num_kv_blocks": 15}, r"15 blocks, one sequence of max_model_len \(256\) needs 16"),
+        ({"kv_cache_bytes": 10_000}, "raise num_kv_blocks or kv_cache_bytes, or lower max_model_len"),
+    ],
+)
+def test_what_the_checkpoint_cannot_do_is_refused(
+    make_engine: Callable[..., LLMEngine], settings: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_engine(**settings)
+
+
+def test_the_cache_is_as_large_as_asked_for(make_engine: Callable[..., LLMEngine]) -> None:
+    # 3 layers, keys and values, 2 heads of 16 numbers for 16 positions, 4 bytes each
+    block_bytes = 3 * 2 * 2 * 16 * 16 * 4
+
+    assert make_engine(kv_cache_bytes=20 * block_bytes + 5).info.num_kv_blocks == 20
+    assert make_engine(num_kv_blocks=33).info.num_kv_blocks == 33
+    assert make_engine(max_num_seqs=3).info.num_kv_blocks == 3 * 16

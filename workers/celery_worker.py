@@ -1,0 +1,75 @@
+"""Celery's own worker, started from a program: one queue, our pool, our signals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import structlog
+from celery import Celery
+from celery.exceptions import OperationalError as CeleryOperationalError
+from celery.worker import WorkController, state
+from kombu.exceptions import OperationalError
+
+from lorayard.contract.keys import worker_queue
+from workers.pool import BatchesInFlight, TaskPool, pool_for
+
+CONNECT_S: Final = 2.0
+
+logger = structlog.get_logger(__name__)
+
+
+class CeleryWorker:
+    """Consumes the queue of one incarnation; `run` belongs to the main thread, the rest to any."""
+
+    def __init__(
+        self,
+        app: Celery,
+        incarnation: str,
+        hostname: str,
+        batches: BatchesInFlight,
+        *,
+        max_num_seqs: int,
+        on_ready: Callable[[], None],
+    ) -> None:
+        self._app = app
+        self._queue = worker_queue(incarnation)
+        self._controller: Any = WorkController(
+            app=app,
+            hostname=hostname,
+            queues=[self._queue],
+            pool_cls=pool_for(batches),
+            concurrency=max_num_seqs,
+            ready_callback=lambda _consumer: on_ready(),
+            without_mingle=True,
+            without_gossip=True,
+        )
+
+    def run(self) -> None:
+        """Consume until `stop`; through an outage of Redis too."""
+        self._controller.start()
+
+    def stop(self) -> None:
+        """Have `run` return soon; micro-batches still open are forgotten."""
+        state.should_stop = 0
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the pool look for micro-batches that have ended."""
+        pool = self._controller.pool
+        if isinstance(pool, TaskPool):
+            pool.wake()
+
+    def delete_queue(self) -> None:
+        """Remove the queue with whatever still lies in it; the leader does so where this fails."""
+        try:
+            with self._app.connection_for_write() as connection:
+                connection.ensure_connection(max_retries=1, interval_start=0, timeout=CONNECT_S)
+                connection.default_channel.queue_delete(self._queue)
+        except (OperationalError, CeleryOperationalError, OSError) as error:
+            logger.warning("queue.not_deleted", queue=self._queue, error=str(error))
+
+
+def is_revoked(task_id: str) -> bool:
+    """Whether a revoke of this id has reached the worker (from Flower, or any Celery control)."""
+    return bool(state.revoked) and task_id in state.revoked

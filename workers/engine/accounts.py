@@ -1,0 +1,58 @@
+"""What the engine has done and what it can still take on; step time is shared out among requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from workers.engine.batching import ScheduledRows
+from workers.engine.lora.stats import AdapterStats
+from workers.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counters since the start, and what is held now."""
+
+    num_steps: int
+    busy_ms: float
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    num_preemptions: int
+    num_running: int
+    num_waiting: int
+    num_free_kv_blocks: int
+    adapters: AdapterStats | None
+
+
+class Room(NamedTuple):
+    """What the engine could still take on."""
+
+    free_seqs: int
+    free_kv_blocks: int
+    waiting: int
+    busy_ms: float
+
+
+class Accounts:
+    """Running counts; what is charged to requests adds up to `busy_ms`."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        self.busy_ms = 0.0
+        self.num_prompt_tokens = 0
+        self.num_completion_tokens = 0
+
+    def charge(self, rows: ListLike[ScheduledRows], step_ms: float) -> None:
+        """Share a step's wall time out, by tokens."""
+        self.num_steps += 1
+        self.busy_ms += step_ms
+        ms_per_token = step_ms / sum(row.num_tokens for row in rows)
+        for row in rows:
+            row.sequence.device_ms += ms_per_token * row.num_tokens
+
+    def close(self, sequence: Sequence) -> None:
+        """Count the tokens of a sequence that ended."""
+        self.num_prompt_tokens += sequence.num_prompt_tokens
+        self.num_completion_tokens += sequence.num_output_tokens

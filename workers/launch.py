@@ -1,0 +1,171 @@
+"""Starts a worker process, wires its parts together, and starts it again when an incarnation is over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import uuid
+from types import FrameType
+from typing import NoReturn
+
+import structlog
+from redis import Redis
+
+from db.database import Database
+from lorayard.contract.keys import PoolKeys
+from scheduler.celery_app import BROKER_SOCKETS
+from scheduler.flower_events import JobEvents
+from workers.announcer import Announcer
+from workers.app import app
+from workers.bulletin import Reporter
+from workers.celery_worker import CeleryWorker, is_revoked
+from workers.commands import CommandReader
+from workers.committer import Committer
+from workers.engine.assembly import EngineInfo
+from workers.engine.config import EngineConfig
+from workers.engine.errors import EngineStartError
+from workers.engine.process import EngineProcess
+from workers.engine_host import EngineHost
+from workers.holding import HoldingTable
+from workers.lease import LeaseKeeper
+from workers.logs import configure_logs
+from workers.registration import Registration, limits_of
+from workers.requests import AdapterIds
+from workers.service import Ending, Parts, WorkerService
+from workers.settings import WorkerSettings
+from workers.tasks import MicroBatchDesk, define_tasks
+from workers.vitals import Room, Vitals
+
+LEASE_STATEMENT_TIMEOUT_MS = 5_000
+"""A renewal that takes longer than half a lease is better tried again."""
+
+logger = structlog.get_logger(__name__)
+
+
+def main() -> int:
+    """Run one worker until it is told to leave; returns the exit status."""
+    settings = WorkerSettings()
+    incarnation = uuid.uuid4().hex
+    configure_logs(worker=settings.worker_name, incarnation=incarnation[:8])
+    signal.signal(signal.SIGTERM, _leave_at_once)
+    signal.signal(signal.SIGINT, _leave_at_once)
+    engine = EngineProcess(_engine_config(settings))
+    try:
+        info = engine.start(settings.engine_start_s)
+    except EngineStartError as error:
+        logger.error("engine.not_started", error=str(error))
+        return 1
+    logger.info("engine.started", model=info.model, pid=engine.pid, kv_blocks=info.num_kv_blocks)
+    service = _build(settings, incarnation, engine, info)
+    ending = _serve(service)
+    if ending is Ending.DRAINED or service.is_draining:
+        return 0
+    _start_again()
+
+
+def _serve(service: WorkerService) -> Ending:
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        service.drain()
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+    return service.run()
+
+
+def _leave_at_once(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)
+
+
+def _start_again() -> NoReturn:
+    """Become a new process with a new incarnation: no state of the old one can leak into it."""
+    logger.info("worker.restarting")
+    os.execv(sys.executable, sys.orig_argv)  # noqa: S606
+
+
+def _engine_config(settings: WorkerSettings) -> EngineConfig:
+    return EngineConfig(
+        model=str(settings.model),
+        device=settings.device,
+        dtype=settings.dtype,
+        max_num_seqs=settings.max_num_seqs,
+        max_model_len=settings.max_model_len,
+        num_kv_blocks=settings.num_kv_blocks,
+        enable_lora=True,
+        max_loras=settings.max_loras,
+        max_lora_rank=settings.max_lora_rank,
+        max_cpu_loras=settings.max_cpu_loras,
+        num_threads=settings.num_threads,
+    )
+
+
+def _build(
+    settings: WorkerSettings, incarnation: str, engine: EngineProcess, info: EngineInfo
+) -> WorkerService:
+    return WorkerService(
+        ready_file=settings.ready_file,
+        drain_grace_s=settings.drain_grace_s,
+        flush_s=settings.flush_s,
+        build=lambda service: _wire(settings, incarnation, engine, info, service),
+    )
+
+
+def _wire(
+    settings: WorkerSettings,
+    incarnation: str,
+    engine: EngineProcess,
+    info: EngineInfo,
+    service: WorkerService,
+) -> Parts:
+    """Put the parts together; everything that calls upwards does so through `service` or a late look-up."""
+    hostname = f"{settings.worker_name}-{incarnation[:8]}@{socket.gethostname()}"
+    keys = PoolKeys(settings.pool)
+    redis = Redis.from_url(settings.redis_url, **BROKER_SOCKETS)
+    vitals = Vitals(Room(info.max_num_seqs, info.num_kv_blocks))
+    reporter = Reporter(incarnation, vitals)
+    announcer = Announcer(redis, keys.worker_events, reporter, JobEvents(app, hostname))
+    holding = HoldingTable(lambda _task_id: celery.wake())
+    committer = Committer(
+        Database(settings.database_url, pool_size=1, name="lorayard-commits"),
+        incarnation,
+        holding,
+        announcer.committed,
+        max_uncommitted=settings.max_uncommitted,
+    )
+    host = EngineHost(
+        engine,
+        holding,
+        committer,
+        announcer,
+        AdapterIds(settings.adapter_store),
+        vitals,
+        is_revoked=is_revoked,
+        on_died=lambda _error: service.end(Ending.ENGINE_DIED),
+    )
+    registration = Registration(
+        Database(
+            settings.database_url,
+            pool_size=1,
+            statement_timeout_ms=LEASE_STATEMENT_TIMEOUT_MS,
+            name="lorayard-lease",
+        ),
+        incarnation,
+        settings.pool,
+        hostname,
+        limits_of(info),
+    )
+    lease = LeaseKeeper(
+        registration,
+        holding,
+        host,
+        on_registered=service.on_registered,
+        heartbeat=service.on_heartbeat,
+        on_lost=lambda: service.end(Ending.LEASE_LOST),
+    )
+    define_tasks(app, MicroBatchDesk(settings.pool, incarnation, host))
+    celery = CeleryWorker(
+        app, incarnation, hostname, host, max_num_seqs=info.max_num_seqs, on_ready=lease.start
+    )
+    commands = CommandReader(redis, keys.commands(incarnation), host, on_drain=service.drain)
+    return Parts(holding, host, committer, reporter, announcer, registration, lease, commands, celery)

@@ -1,0 +1,89 @@
+"""This incarnation's row in the ledger: entered once, renewed, and taken out of service at the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import structlog
+
+from db.database import Database
+from db.errors import DatabaseUnavailable
+from db.records import Renewal, WorkerLimits
+from db.repositories.workers import WorkerRepository
+from lorayard.contract.messages import HeldJob
+from workers.engine.assembly import EngineInfo
+
+LEASE_S = 10.0
+LAST_WORD_S = 5.0
+RETRY_S = 0.2
+
+logger = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+class Registration:
+    """Every call is one short transaction; all but the last words raise DatabaseUnavailable."""
+
+    def __init__(
+        self, database: Database, incarnation: str, pool: str, hostname: str, limits: WorkerLimits
+    ) -> None:
+        self._database = database
+        self._incarnation = incarnation
+        self._pool = pool
+        self._hostname = hostname
+        self._limits = limits
+        self._pause = threading.Event()
+
+    def enter(self) -> None:
+        """Register as ready; once more does nothing."""
+        self._with(
+            lambda workers: workers.register(
+                self._incarnation, self._pool, self._hostname, self._limits, LEASE_S
+            )
+        )
+
+    def renew(self, held: Sequence[HeldJob]) -> Renewal:
+        """Prolong the lease."""
+        return self._with(lambda workers: workers.renew(self._incarnation, held, LEASE_S))
+
+    def say_draining(self) -> bool:
+        """Have the leader send nothing more; False when the ledger could not be told in time."""
+        return self._last_word(lambda workers: workers.set_state(self._incarnation, "draining"))
+
+    def leave(self, held: Sequence[HeldJob] = ()) -> bool:
+        """Leave, saying what was still on the device, so that the leader need not wait for the lease's end."""
+        return self._last_word(lambda workers: self._leave(workers, held))
+
+    def _leave(self, workers: WorkerRepository, held: Sequence[HeldJob]) -> None:
+        workers.renew(self._incarnation, held, LEASE_S)
+        workers.set_state(self._incarnation, "gone")
+
+    def _last_word(self, say: Callable[[WorkerRepository], object]) -> bool:
+        deadline = time.monotonic() + LAST_WORD_S
+        while time.monotonic() < deadline:
+            try:
+                self._with(say)
+            except DatabaseUnavailable as error:
+                logger.warning("worker.ledger_not_told", error=str(error))
+                self._pause.wait(RETRY_S)
+            else:
+                return True
+        return False
+
+    def _with(self, work: Callable[[WorkerRepository], T]) -> T:
+        return self._database.run(lambda connection: work(WorkerRepository(connection)))
+
+
+def limits_of(info: EngineInfo) -> WorkerLimits:
+    """Tell the leader what the engine can hold."""
+    return WorkerLimits(
+        max_num_seqs=info.max_num_seqs,
+        num_kv_blocks=info.num_kv_blocks,
+        block_size=info.block_size,
+        max_model_len=info.max_model_len,
+        max_loras=info.max_loras,
+        max_lora_rank=info.max_lora_rank,
+    )

@@ -1,0 +1,163 @@
+"""One incarnation from its first lease to its end: serving, draining, or giving up to start anew."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import structlog
+
+from lorayard.contract.messages import HeldJob
+from workers.announcer import Announcer
+from workers.bulletin import Reporter
+from workers.celery_worker import CeleryWorker
+from workers.commands import CommandReader
+from workers.committer import Committer
+from workers.engine_host import EngineHost
+from workers.holding import HoldingTable
+from workers.lease import LeaseKeeper
+from workers.registration import Registration
+
+LOOK_EVERY_S = 0.02
+ABORTS_S = 5.0
+"""An engine in the middle of a long step hears of aborts after it."""
+
+logger = structlog.get_logger(__name__)
+
+
+class Ending(Enum):
+    """Why an incarnation ended."""
+
+    DRAINED = "drained"
+    LEASE_LOST = "lease lost"
+    ENGINE_DIED = "engine died"
+    CELERY_FAILED = "celery failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an incarnation is made of."""
+
+    holding: HoldingTable
+    host: EngineHost
+    committer: Committer
+    reporter: Reporter
+    announcer: Announcer
+    registration: Registration
+    lease: LeaseKeeper
+    commands: CommandReader
+    celery: CeleryWorker
+
+
+class WorkerService:
+    """Mutable: knows whether it drains and why it ended; the first reason counts."""
+
+    def __init__(
+        self,
+        *,
+        ready_file: Path | None,
+        drain_grace_s: float,
+        flush_s: float,
+        build: Callable[[WorkerService], Parts],
+    ) -> None:
+        self._ready_file = ready_file
+        self._drain_grace_s = drain_grace_s
+        self._flush_s = flush_s
+        self._drain_asked = threading.Event()
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._ending: Ending | None = None
+        self._drainer = threading.Thread(target=self._drain, name="drain", daemon=True)
+        self._parts = build(self)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the process was asked to leave: then no new incarnation follows."""
+        return self._drain_asked.is_set()
+
+    def run(self) -> Ending:
+        """Serve until drained, or until this incarnation cannot go on; then tidy up."""
+        parts = self._parts
+        parts.host.start()
+        parts.committer.start()
+        parts.announcer.start()
+        parts.commands.start()
+        self._drainer.start()
+        parts.celery.run()
+        self.end(Ending.CELERY_FAILED)
+        assert self._ending is not None, "an ending was just set"
+        self._tidy_up(self._ending)
+        return self._ending
+
+    def drain(self) -> None:
+        """Leave in good order: safe in a signal handler, and once more does nothing."""
+        self._drain_asked.set()
+
+    def end(self, ending: Ending) -> None:
+        """Stop consuming, for this reason unless there was one before."""
+        with self._lock:
+            if self._ending is None:
+                self._ending = ending
+                logger.log(_LEVELS[ending], "worker.ending", reason=ending.value)
+        self._stopping.set()
+        self._parts.celery.stop()
+
+    def on_registered(self) -> None:
+        """The worker can be given jobs: say so."""
+        logger.info("worker.ready")
+        if self._ready_file is not None:
+            self._ready_file.touch()
+
+    def on_heartbeat(self, held: Sequence[HeldJob]) -> None:
+        """Tell the leader what is held."""
+        self._parts.announcer.heartbeat(held)
+
+    def _drain(self) -> None:
+        self._drain_asked.wait()
+        parts = self._parts
+        logger.info("worker.draining", held=len(parts.holding))
+        parts.reporter.draining = True
+        parts.host.refuse()
+        parts.registration.say_draining()
+        parts.announcer.heartbeat(parts.holding.report())
+        parts.host.release_waiting()
+        self._await(lambda: not parts.holding.live(), self._drain_grace_s)
+        parts.host.release_all()
+        self._await(lambda: not parts.holding.live(), ABORTS_S)
+        self._await(lambda: not len(parts.holding), self._flush_s)
+        self.end(Ending.DRAINED)
+
+    def _await(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition() and time.monotonic() < deadline:
+            if self._stopping.wait(LOOK_EVERY_S):
+                return
+
+    def _tidy_up(self, ending: Ending) -> None:
+        parts = self._parts
+        parts.lease.close()
+        if ending is Ending.LEASE_LOST:
+            # All that is held belongs to others by now: nothing more may be said of it.
+            parts.host.close()
+        else:
+            parts.committer.flush(self._flush_s)
+            parts.registration.leave(parts.holding.report())
+        parts.committer.close()
+        parts.announcer.heartbeat(())
+        parts.announcer.close(timeout_s=2.0)
+        parts.commands.close()
+        parts.host.close()
+        parts.celery.delete_queue()
+        logger.info("worker.gone", reason=ending.value, forgotten=len(parts.holding))
+
+
+_LEVELS = {
+    Ending.DRAINED: 20,
+    Ending.LEASE_LOST: 40,
+    Ending.ENGINE_DIED: 40,
+    Ending.CELERY_FAILED: 40,
+}

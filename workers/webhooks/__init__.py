@@ -1,0 +1,1 @@
+"""Delivers the webhooks in the outbox, at least once each, until they are accepted or dead."""

@@ -1,0 +1,47 @@
+"""`python -m workers.webhooks`: delivers webhooks until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+
+from db import Database, DatabaseSettings
+from db.secrets import SecretBox
+from db.settings import SecretSettings
+from workers.webhooks.addresses import AddressPolicy
+from workers.webhooks.outbox import Outbox
+from workers.webhooks.relay import Relay, RelayConfig
+from workers.webhooks.sender import Sender
+from workers.webhooks.settings import RelaySettings
+
+
+async def serve(settings: RelaySettings, database: Database, secrets: SecretBox) -> None:
+    """Run the relay until SIGINT or SIGTERM; what is being sent then is finished."""
+    stop = asyncio.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    config = RelayConfig(concurrency=settings.webhook_concurrency, per_host=settings.webhook_per_host)
+
+    def on_ready() -> None:
+        if settings.ready_file is not None:
+            settings.ready_file.touch()
+
+    async with Sender(AddressPolicy(settings.webhook_allow), settings.webhook_timeout_s) as sender:
+        await Relay(Outbox(database, config.lease_s), sender, secrets, config).run(stop, on_ready)
+
+
+def main() -> int:
+    """Read the environment and serve; returns the exit status."""
+    settings, ledger = RelaySettings(), DatabaseSettings()
+    secrets = SecretBox([key.get_secret_value() for key in SecretSettings().secret_key])
+    database = Database(ledger.database_url.get_secret_value(), name="lorayard-webhooks")
+    try:
+        asyncio.run(serve(settings, database, secrets))
+    finally:
+        database.dispose()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""The relay's loop: claim in a short transaction, send outside it, write down what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import structlog
+
+from db.errors import DatabaseUnavailable, SecretUnreadable
+from db.records import Delivery
+from db.secrets import SecretBox
+from lorayard.webhooks import signed_headers
+from workers.webhooks.body import render
+from workers.webhooks.hosts import Hosts
+from workers.webhooks.outbox import Outbox
+from workers.webhooks.schedule import RETRY_DELAYS_S, Attempt, judge
+from workers.webhooks.sender import Sender
+
+IDLE_POLL_S = 0.2
+OUTAGE_PAUSE_S = 0.5
+
+logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RelayConfig:
+    """How the relay paces itself; `lease_s` must exceed a send and its waiting."""
+
+    concurrency: int = 64
+    per_host: int = 8
+    lease_s: float = 90.0
+    delays_s: tuple[float, ...] = RETRY_DELAYS_S
+
+
+class Relay:
+    """Delivers due webhooks until it is told to stop; several may run side by side."""
+
+    def __init__(self, outbox: Outbox, sender: Sender, secrets: SecretBox, config: RelayConfig) -> None:
+        self._outbox = outbox
+        self._sender = sender
+        self._secrets = secrets
+        self._config = config
+        self._hosts = Hosts(config.per_host)
+        self._in_flight: set[asyncio.Task[None]] = set()
+
+    async def run(self, stop: asyncio.Event, on_ready: Callable[[], None]) -> None:
+        """Deliver until `stop` is set, then let what is in flight finish."""
+        ready = False
+        while not stop.is_set():
+            try:
+                num_claimed = await self._claim_and_start()
+            except DatabaseUnavailable as error:
+                logger.warning("relay.ledger_unavailable", error=str(error))
+                await _pause(stop, OUTAGE_PAUSE_S)
+                continue
+            if not ready:
+                on_ready()
+                ready = True
+            if not num_claimed:
+                await _pause(stop, IDLE_POLL_S)
+        await asyncio.gather(*self._in_flight)
+
+    async def _claim_and_start(self) -> int:
+        """Fill the free places; waits for one where there is none."""
+        if len(self._in_flight) >= self._config.concurrency:
+            await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
+        free = self._config.concurrency - len(self._in_flight)
+        claimed = await self._outbox.claim(
+            free, self._hosts.unavailable(time.monotonic()), self._config.per_host
+        )
+        for delivery in claimed.deliveries:
+            self._hosts.begin(delivery.host)
+            task = asyncio.create_task(self._deliver(delivery, claimed.secrets[delivery.tenant]))
+            self._in_flight.add(task)
+            task.add_done_callback(self._in_flight.discard)
+        return len(claimed.deliveries)
+
+    async def _deliver(self, delivery: Delivery, ciphertexts: tuple[bytes, ...]) -> None:
+        try:
+            async with self._hosts.places(delivery.host):
+                pause_s = self._hosts.pause_left_s(delivery.host, time.monotonic())
+                if pause_s > 0:
+                    await self._persist(lambda: self._outbox.release(delivery, pause_s))
+                    return
+                attempt = await self._try(delivery, ciphertexts)
+            await self._settle(delivery, attempt)
+        finally:
+            self._hosts.end(delivery.host)
+
+    async def _try(self, delivery: Delivery, ciphertexts: tuple[bytes, ...]) -> Attempt:
+        if not ciphertexts:
+            remedy = f"`lorayard webhooks secret {delivery.tenant}`, then `lorayard webhooks replay`"
+            return Attempt(None, f"tenant {delivery.tenant!r} has no webhook secret: {remedy}", refused=True)
+        try:
+            secrets = [self._secrets.decrypt(ciphertext) for ciphertext in ciphertexts]
+        except SecretUnreadable as error:
+            return Attempt(None, str(error))
+        body = render(delivery)
+        headers = signed_headers(str(delivery.id), datetime.now(UTC), body, secrets)
+        attempt = await self._sender.post(delivery.url, body, headers)
+        if not attempt.refused:
+            self._hosts.record(delivery.host, ok=attempt.accepted, now=time.monotonic())
+        return attempt
+
+    async def _settle(self, delivery: Delivery, attempt: Attempt) -> None:
+        verdict = judge(attempt, delivery.tries, random.random(), self._config.delays_s)  # noqa: S311 - jitter
+        settled = await self._persist(lambda: self._outbox.finish(delivery, verdict, attempt))
+        logger.info(
+            f"webhook.{verdict.action}",
+            webhook_id=str(delivery.id),
+            job_id=str(delivery.job_id),
+            tries=delivery.tries,
+            status=attempt.status,
+            settled=settled,
+        )
+
+    async def _persist(self, write: Callable[[], Awaitable[bool]]) -> bool:
+        """Write through an outage of the ledger, as long as the claim lasts; then it is sent once more."""
+        deadline = time.monotonic() + self._config.lease_s
+        while True:
+            try:
+                return await write()
+            except DatabaseUnavailable:
+                if time.monotonic() >= deadline:
+                    return False
+                await asyncio.sleep(OUTAGE_PAUSE_S)
+
+
+async def _pause(stop: asyncio.Event, seconds: float) -> None:
+    """Wait, but not beyond a stop."""
+    try:
+        await asyncio.wait_for(stop.wait(), seconds)
+    except TimeoutError:
+        return
