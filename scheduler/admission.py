@@ -18,7 +18,12 @@ BYTES_PER_TOKEN: Final = 3.0
 
 
 def judge(
-    envelope: JobEnvelope, waited_ms: float, *, catalogue: Catalogue, limits: PoolInfo, tenants: Collection[str]
+    envelope: JobEnvelope,
+    waited_ms: float,
+    *,
+    catalogue: Catalogue,
+    limits: PoolInfo,
+    tenants: Collection[str],
 ) -> NewJob:
     """Make the job that is offered to the ledger; one that cannot be served carries the reason."""
     spec = envelope.spec

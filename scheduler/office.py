@@ -43,7 +43,9 @@ class Office:
     def heard_of_term(self, stored: int) -> None:
         """Compare the term that a guarded write found in Redis; raises Deposed where it is not ours."""
         if stored != self.term:
-            raise Deposed(f"Redis has term {stored} of pool {self.pool}, ours is {self.term}: stop acting for it")
+            raise Deposed(
+                f"Redis has term {stored} of pool {self.pool}, ours is {self.term}: stop acting for it"
+            )
 
     def enter(self) -> None:
         """Write the term into Redis while the ledger vouches for it, so that older leaders' writes fail.

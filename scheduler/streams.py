@@ -71,9 +71,7 @@ class LeaderStreams:
     def read(self, block_ms: int | None) -> Mail:
         """Read what is new; with nothing there, wait for as long as allowed (None: not at all)."""
         wanted: dict[Any, Any] = dict.fromkeys(self._all, ">")
-        answer: Any = self._redis.xreadgroup(
-            INTAKE_GROUP, CONSUMER, wanted, count=BLOCK_JOBS, block=block_ms
-        )
+        answer: Any = self._redis.xreadgroup(INTAKE_GROUP, CONSUMER, wanted, count=BLOCK_JOBS, block=block_ms)
         return self._sort(_entries(stream.decode(), batch) for stream, batch in answer or ())
 
     def reclaim(self) -> Mail:

@@ -1,10 +1,11 @@
-"""Tells Redis what the ledger already knows: replies to clients, events to the leader, task events to Flower."""
+"""Tells Redis what the ledger already knows: replies, worker events and task events."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import structlog
 from redis import Redis
@@ -64,7 +65,7 @@ class Announcer:
     def committed(self, finished: Sequence[FinishedJob], failures: Sequence[AdapterFailure]) -> None:
         """Tell of ends that are in the ledger; only of those."""
         for job in finished:
-            self._note(lambda job=job: self._show_end(job))
+            self._note(partial(self._show_end, job))
         self._tell(Bulletin(list(finished), list(failures)))
 
     def heartbeat(self, held: Sequence[HeldJob]) -> None:

@@ -65,7 +65,10 @@ class CeleryWorker:
         try:
             with self._app.connection_for_write() as connection:
                 connection.ensure_connection(max_retries=1, interval_start=0, timeout=CONNECT_S)
-                connection.default_channel.queue_delete(self._queue)
+                queue = self._app.amqp.queues[self._queue].bind(connection.default_channel)
+                # The transport removes only those bindings that this connection knows of.
+                queue.declare()
+                queue.delete()
         except (OperationalError, CeleryOperationalError, OSError) as error:
             logger.warning("queue.not_deleted", queue=self._queue, error=str(error))
 

@@ -56,7 +56,7 @@ class CommandReader:
             try:
                 command = Command.from_entry(fields)
             except ValueError as error:
-                logger.error("commands.malformed", entry_id=entry_id, error=str(error))
+                logger.warning("commands.malformed", entry_id=entry_id, error=str(error))
                 continue
             self.obey(command)
 

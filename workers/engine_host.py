@@ -108,6 +108,10 @@ class EngineHost:
                 self._feed(held)
         return len(taken)
 
+    def is_open(self, task_id: str) -> bool:
+        """Whether jobs of this micro-batch are still in hand."""
+        return self._holding.is_open(task_id)
+
     def cancel(self, job_ids: Collection[UUID]) -> None:
         """Cancel the given jobs, wherever they are on this worker."""
         for held in self._holding.live(job_ids=job_ids):
@@ -181,13 +185,13 @@ class EngineHost:
                 self._watch(time.monotonic())
         except EngineDied as error:
             if not self._closed.is_set():
-                logger.error("engine.died", exitcode=error.exitcode, held=len(self._holding))
+                logger.critical("engine.died", exitcode=error.exitcode, held=len(self._holding))
                 self._on_died(error)
 
     def _digest(self, events: EngineEvents) -> None:
         now = time.monotonic()
-        for name in events.started:
-            held = self._holding.start(parse_request_id(name), now)
+        for started in events.started:
+            held = self._holding.start(parse_request_id(started.request_id), now)
             if held is not None:
                 self._watcher.started(held.job)
         for output in events.finished:

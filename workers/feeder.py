@@ -19,7 +19,7 @@ logger = structlog.get_logger(__name__)
 
 
 class Feeder:
-    """Commands go out at once; requests wait while the gate is shut (a Postgres outage fills the committer)."""
+    """Commands go out at once; requests wait while the gate is shut (an outage of Postgres)."""
 
     def __init__(
         self, send: Callable[[AddRequest | Command], None], gate_is_open: Callable[[], bool]

@@ -13,7 +13,7 @@ from db.records import JobAttempt
 from lorayard.contract.messages import BatchJob, HeldJob
 
 REMEMBERED_ATTEMPTS = 65_536
-"""Settled attempts kept in mind, so that a micro-batch that comes again much later still runs nothing twice."""
+"""Settled attempts kept in mind, so that a micro-batch that comes again much later runs nothing twice."""
 
 
 class Phase(Enum):

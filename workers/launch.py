@@ -55,14 +55,14 @@ def main() -> int:
     try:
         info = engine.start(settings.engine_start_s)
     except EngineStartError as error:
-        logger.error("engine.not_started", error=str(error))
+        logger.critical("engine.not_started", error=str(error))
         return 1
     logger.info("engine.started", model=info.model, pid=engine.pid, kv_blocks=info.num_kv_blocks)
     service = _build(settings, incarnation, engine, info)
     ending = _serve(service)
-    if ending is Ending.DRAINED or service.is_draining:
-        return 0
-    _start_again()
+    if ending is not Ending.DRAINED and not service.is_draining:
+        _start_again()
+    return 0
 
 
 def _serve(service: WorkerService) -> Ending:

@@ -52,7 +52,7 @@ class Ticket:
     terminated: bool = False
 
 
-class TaskPool(BasePool):  # type: ignore[misc]
+class TaskPool(BasePool):
     """Made by `pool_for`; all methods run on the hub's thread except `wake` (and the side threads' work).
 
     The hub keeps receiving while the engine steps: `on_apply` never waits for a job.
@@ -76,12 +76,12 @@ class TaskPool(BasePool):  # type: ignore[misc]
     def register_with_event_loop(self, loop: Hub) -> None:
         """Learn the hub, at the start and again after each reconnect to the broker."""
         self._hub = loop
-        loop.call_soon(self._end_tickets)
+        loop.call_soon(self._end_tickets)  # type: ignore[no-untyped-call]
 
     def wake(self) -> None:
         """Have the hub look for micro-batches that have ended; callable from any thread."""
         if self._hub is not None:
-            self._hub.call_soon(self._end_tickets)
+            self._hub.call_soon(self._end_tickets)  # type: ignore[no-untyped-call]
 
     def on_apply(
         self,

@@ -54,7 +54,7 @@ class Registration:
         return self._last_word(lambda workers: workers.set_state(self._incarnation, "draining"))
 
     def leave(self, held: Sequence[HeldJob] = ()) -> bool:
-        """Leave, saying what was still on the device, so that the leader need not wait for the lease's end."""
+        """Leave, saying what was still on the device, so that the leader need not wait for the lease."""
         return self._last_word(lambda workers: self._leave(workers, held))
 
     def _leave(self, workers: WorkerRepository, held: Sequence[HeldJob]) -> None:

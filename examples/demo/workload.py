@@ -28,7 +28,7 @@ def questions(callback_url: str) -> list[Question]:
 
     The bare base echoes its input.
     """
-    asked = []
+    asked: list[tuple[str | None, str, str]] = []
     words = {name: sample_words(name, "held_out", JOBS_PER_ADAPTER, seed=7) for name in TASKS}
     for index in range(JOBS_PER_ADAPTER):
         for name, task in TASKS.items():

@@ -137,6 +137,12 @@ class Client:
             ) from error
         return JobHandle(self._session, self._session.board.watch(known))
 
+    def adapters(self) -> list[str]:
+        """Name the adapters that jobs may ask for; one just added shows within a second."""
+        self._session.check_usable()
+        with self._session.link.reaching(sends=False):
+            return self._session.directory.adapters()
+
     def _submit(self, specs: Sequence[JobSpec], confirm: Confirm) -> list[JobHandle]:
         self._session.check_usable()
         if confirm not in ("stream", "ledger"):

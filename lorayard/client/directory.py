@@ -51,6 +51,15 @@ class PoolDirectory:
         found = [pool for pool in pools if (entry := self._entry(pool.pool, adapter)) and _is_served(entry)]
         return self._only(tuple(found), f"adapter {adapter!r}") if found else self._refuse(pools, adapter)
 
+    def adapters(self) -> list[str]:
+        """Name the adapters that jobs may ask for now, read anew."""
+        served: set[str] = set()
+        for pool in self.pools():
+            rows: Mapping[bytes, bytes] = self._redis.hgetall(PoolKeys(pool.pool).catalogue)  # type: ignore[assignment]
+            entries = (CatalogueEntry.model_validate_json(row) for row in rows.values())
+            served.update(entry.name for entry in entries if _is_served(entry))
+        return sorted(served)
+
     def _read_pools(self) -> tuple[PoolInfo, ...]:
         rows: Mapping[bytes, bytes] = self._redis.hgetall(POOLS_KEY)  # type: ignore[assignment]
         try:

@@ -51,7 +51,9 @@ class Yard:
             JobSpec(prompt=prompt(words[name][index]), adapter=name, max_tokens=24, tenant=tenant)
             for name, index in asked
         ]
-        answers = [TASKS[name].answer(words[name][index]) if name else words[name][index] for name, index in asked]
+        answers = [
+            TASKS[name].answer(words[name][index]) if name else words[name][index] for name, index in asked
+        ]
         handles = self.client.submit_many(specs)
         return [Asked(handle, answer) for handle, answer in zip(handles, answers, strict=True)]
 

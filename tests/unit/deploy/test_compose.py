@@ -29,9 +29,16 @@ def config(tmp_path: Path) -> Any:
     engine.chmod(0o755)
 
     def run(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        command = [Path(sys.executable).with_name("podman-compose"), "-f", ROOT / "docker-compose.yml", "config"]
+        command = [
+            Path(sys.executable).with_name("podman-compose"),
+            "-f",
+            ROOT / "docker-compose.yml",
+            "config",
+        ]
         path = f"{tmp_path}:{os.environ['PATH']}"
-        return subprocess.run(command, env={"PATH": path, **environment}, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, env={"PATH": path, **environment}, capture_output=True, text=True, check=False
+        )
 
     return run
 

@@ -1,0 +1,101 @@
+"""Answers clients on the control stream: cancels and lookups; revokes in Flower are cancels as well."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+import structlog
+from sqlalchemy import Connection
+
+from db.records import CancelOutcome, FinishedJob
+from db.repositories.jobs import JobRepository
+from db.repositories.results import fetch_finished
+from lorayard.contract.messages import Command, ControlMessage, JobReply
+from scheduler.announce import send_replies, state_reply
+from scheduler.endings import Endings
+from scheduler.fleet import Fleet
+from scheduler.office import Office
+from scheduler.streams import LeaderStreams, StreamEntry
+
+MAX_LOOKUP_OUTPUT_BYTES: Final = 1_000_000
+MAX_COMMANDS: Final = 10_000
+BLOCK_MESSAGES: Final = 100
+
+logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """The control stream of one term; raises redis-py's errors, DatabaseUnavailable and Deposed."""
+
+    office: Office
+    streams: LeaderStreams
+    fleet: Fleet
+    endings: Endings
+
+    def obey(self, entries: Sequence[StreamEntry]) -> None:
+        """Do what clients ask, answer them, then acknowledge."""
+        for start in range(0, len(entries), BLOCK_MESSAGES):
+            block = entries[start : start + BLOCK_MESSAGES]
+            self._answer([message for entry in block if (message := _read(entry)) is not None])
+            self.streams.acknowledge(block)
+
+    def cancel(self, job_ids: Sequence[UUID]) -> None:
+        """Cancel jobs at nobody's request stream (a revoke in Flower)."""
+        if job_ids:
+            self._follow(self.office.transact(lambda connection: _cancel_all(connection, job_ids)))
+
+    def _answer(self, messages: Sequence[ControlMessage]) -> None:
+        cancels = [message.job_id for message in messages if message.kind == "cancel"]
+        self.cancel(cancels)
+        asked = list(dict.fromkeys(message.job_id for message in messages if message.reply_to))
+        known = {job.job_id: job for job in self.office.transact(lambda c: fetch_finished(c, asked))}
+        pipeline = self.office.redis.pipeline(transaction=False)
+        send_replies(
+            pipeline,
+            [(m.reply_to, _answer_to(m, known.get(m.job_id))) for m in messages if m.reply_to is not None],
+        )
+        pipeline.execute()
+
+    def _follow(self, outcomes: Sequence[tuple[UUID, CancelOutcome]]) -> None:
+        running: dict[str, list[UUID]] = {}
+        for job_id, outcome in outcomes:
+            logger.info("job.cancel_asked", job_id=str(job_id), state=outcome.state)
+            if outcome.incarnation is not None:
+                running.setdefault(outcome.incarnation, []).append(job_id)
+        self.endings.follow([outcome.finished for _, outcome in outcomes if outcome.finished])
+        for incarnation, job_ids in running.items():
+            self._command(incarnation, job_ids)
+
+    def _command(self, incarnation: str, job_ids: Sequence[UUID]) -> None:
+        """Tell a worker at once; should it miss this, the answer to its next heartbeat tells it again."""
+        if self.fleet.find(incarnation) is None:
+            return
+        command = Command(kind="cancel", term=self.office.term, job_ids=tuple(job_ids))
+        stream = self.office.keys.commands(incarnation)
+        self.office.redis.xadd(stream, command.to_entry(), maxlen=MAX_COMMANDS)
+
+
+def _read(entry: StreamEntry) -> ControlMessage | None:
+    try:
+        return ControlMessage.from_entry(dict(entry.fields))
+    except ValueError as error:
+        logger.error("control.malformed", entry_id=entry.entry_id, error=str(error)[:300])
+        return None
+
+
+def _cancel_all(connection: Connection, job_ids: Sequence[UUID]) -> list[tuple[UUID, CancelOutcome]]:
+    jobs = JobRepository(connection)
+    # In one order for all, like every statement that locks several rows.
+    return [(job_id, jobs.cancel(job_id)) for job_id in sorted(set(job_ids))]
+
+
+def _answer_to(message: ControlMessage, job: FinishedJob | None) -> JobReply:
+    if job is None:
+        return JobReply(job_id=message.job_id, state=None, request_id=message.request_id)
+    is_short = len((job.result.output or "").encode()) <= MAX_LOOKUP_OUTPUT_BYTES
+    reply = state_reply(job.result, whole=is_short)
+    return reply.model_copy(update={"request_id": message.request_id})

@@ -1,0 +1,175 @@
+"""Gives planned jobs to workers: the leases are committed first, then each micro-batch goes to its worker's queue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+from uuid import UUID
+
+import structlog
+from celery import Celery
+from kombu import Exchange, Queue
+from sqlalchemy import Connection
+
+from db.errors import DatabaseError
+from db.records import LeasedJob
+from db.repositories.leases import LeaseRepository
+from lorayard.contract.ids import uuid7
+from lorayard.contract.keys import worker_queue
+from lorayard.contract.messages import BatchJob, MicroBatch
+from lorayard.contract.tasks import RUN_MICRO_BATCH
+from scheduler.fleet import Fleet
+from scheduler.office import Office
+from scheduler.policies import PendingJob, PlannedBatch
+from scheduler.worker_slot import Outstanding
+
+MAX_MESSAGE_BYTES: Final = 4_000_000
+"""Prompts in one Celery message; a larger micro-batch goes out in several."""
+
+logger = structlog.get_logger(__name__)
+
+
+class Dispatched(NamedTuple):
+    """What became of one round; `passed_over` were planned but not leased."""
+
+    batches: tuple[MicroBatch, ...]
+    passed_over: tuple[UUID, ...]
+
+
+class Dispatcher:
+    """The leases and messages of one term; raises kombu's errors, DatabaseUnavailable and Deposed."""
+
+    def __init__(self, office: Office, app: Celery, *, max_model_len: int) -> None:
+        self._office = office
+        self._app = app
+        self._max_model_len = max_model_len
+
+    def dispatch(self, planned: Sequence[PlannedBatch], fleet: Fleet, now: float) -> Dispatched:
+        """Lease all jobs of a round in one transaction, then publish; what cannot be published is released."""
+        leased = self._office.transact(lambda connection: self._lease(connection, planned))
+        passed_over: list[UUID] = []
+        batches: list[MicroBatch] = []
+        for plan, jobs in zip(planned, leased, strict=True):
+            self._note(plan, jobs, fleet, now)
+            got = {job.job_id for job in jobs}
+            passed_over += [job.job_id for job in plan.jobs if job.job_id not in got]
+            batches += self._batches(plan.incarnation, jobs)
+        self._publish_all(batches)
+        return Dispatched(tuple(batches), tuple(passed_over))
+
+    def _lease(self, connection: Connection, planned: Sequence[PlannedBatch]) -> list[list[LeasedJob]]:
+        leases = LeaseRepository(connection)
+        office = self._office
+        return [
+            leases.lease(office.pool, plan.incarnation, [job.job_id for job in plan.jobs], term=office.term)
+            for plan in planned
+        ]
+
+    def _note(self, plan: PlannedBatch, jobs: Sequence[LeasedJob], fleet: Fleet, now: float) -> None:
+        """Count leased jobs as outstanding; a worker that got none is not ready any more."""
+        slot = fleet.find(plan.incarnation)
+        if slot is None:
+            return
+        if not jobs:
+            slot.is_ready = False
+        headers = {job.job_id: job for job in plan.jobs}
+        for job in jobs:
+            slot.give(job.job_id, self._outstanding(headers[job.job_id], job, now))
+
+    def _outstanding(self, header: PendingJob, job: LeasedJob, now: float) -> Outstanding:
+        tokens = min(header.prompt_tokens + header.max_tokens, self._max_model_len)
+        return Outstanding(job.attempt, job.revision, tokens, job.strikes, now)
+
+    def _batches(self, incarnation: str, jobs: Sequence[LeasedJob]) -> Iterator[MicroBatch]:
+        for part in _parts(jobs):
+            yield MicroBatch(
+                batch_id=uuid7(),
+                pool=self._office.pool,
+                incarnation=incarnation,
+                term=self._office.term,
+                jobs=tuple(_batch_job(job) for job in part),
+            )
+
+    def _publish_all(self, batches: Sequence[MicroBatch]) -> None:
+        for number, batch in enumerate(batches):
+            try:
+                self._publish(batch)
+            except Exception:
+                self._release(batches[number:])
+                raise
+
+    def _publish(self, batch: MicroBatch) -> None:
+        name = worker_queue(batch.incarnation)
+        with self._app.producer_or_acquire() as producer:
+            self._app.send_task(
+                RUN_MICRO_BATCH,
+                args=[batch.model_dump(mode="json")],
+                task_id=str(batch.batch_id),
+                producer=producer,
+                queue=Queue(name, Exchange(""), routing_key=name),
+                # The worker declares its queue; declared here, a lost worker's would come to life again.
+                declare=[],
+                argsrepr=f"({len(batch.jobs)} jobs for {batch.incarnation})",
+                kwargsrepr="{}",
+                ignore_result=True,
+            )
+        logger.info(
+            "micro_batch.dispatched",
+            micro_batch_id=str(batch.batch_id),
+            incarnation=batch.incarnation,
+            jobs=len(batch.jobs),
+        )
+
+    def _release(self, batches: Sequence[MicroBatch]) -> None:
+        """Give leases back whose message did not go out; where the ledger is away too, held lists repair it."""
+        logger.warning("micro_batches.not_published", batches=len(batches))
+        try:
+            self._office.transact(lambda connection: self._release_in(connection, batches))
+        except DatabaseError as error:
+            logger.warning("micro_batches.not_released", batches=len(batches), error=str(error))
+
+    def _release_in(self, connection: Connection, batches: Sequence[MicroBatch]) -> None:
+        for batch in batches:
+            pairs = [(job.job_id, job.attempt) for job in batch.jobs]
+            LeaseRepository(connection).release(batch.incarnation, pairs)
+
+
+def _parts(jobs: Sequence[LeasedJob]) -> Iterator[list[LeasedJob]]:
+    part: list[LeasedJob] = []
+    size = 0
+    for job in jobs:
+        size += _input_bytes(job)
+        if part and size > MAX_MESSAGE_BYTES:
+            yield part
+            part, size = [], _input_bytes(job)
+        part.append(job)
+    if part:
+        yield part
+
+
+def _input_bytes(job: LeasedJob) -> int:
+    return len(job.prompt or "") + sum(len(message.content) for message in job.messages or ())
+
+
+def _batch_job(job: LeasedJob) -> BatchJob:
+    """Render a leased job; it comes from the ledger, so nothing is validated again."""
+    return BatchJob.model_construct(
+        job_id=job.job_id,
+        attempt=job.attempt,
+        tenant=job.tenant,
+        adapter=job.adapter,
+        revision=job.revision,
+        prompt=job.prompt,
+        messages=job.messages,
+        max_tokens=job.max_tokens,
+        temperature=job.temperature,
+        top_p=job.top_p,
+        top_k=job.top_k,
+        seed=job.seed,
+        stop=job.stop,
+        queue_ms=job.queue_ms,
+        first_token_within_s=job.first_token_within_s,
+        reply_to=job.reply_to,
+        has_callback=job.has_callback,
+        metadata=dict(job.metadata),
+    )

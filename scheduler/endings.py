@@ -1,0 +1,44 @@
+"""Tells everyone of jobs that the leader has ended: clients on their streams, Flower, and the log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from db.records import FinishedJob
+from scheduler.announce import announce
+from scheduler.flower_desk import FlowerDesk
+from scheduler.office import Office
+from scheduler.queue_feed import QueueFeed
+
+logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Endings:
+    """What follows a committed end; raises redis-py's errors."""
+
+    office: Office
+    queue: QueueFeed
+    flower: FlowerDesk
+
+    def follow(self, finished: Sequence[FinishedJob]) -> None:
+        """Take ended jobs out of the backlog and tell of them."""
+        ended = [job for job in finished if job.state.is_terminal]
+        if not ended:
+            return
+        for job in ended:
+            self.queue.backlog.take(job.job_id)
+            logger.info(
+                "job.ended",
+                job_id=str(job.job_id),
+                state=job.state.value,
+                attempt=job.attempt,
+                error_code=job.result.error.code if job.result.error else None,
+            )
+        self.flower.ended(ended)
+        pipeline = self.office.redis.pipeline(transaction=False)
+        announce(pipeline, ended)
+        pipeline.execute()

@@ -1,0 +1,97 @@
+"""All workers as the leader sees them, kept true by the ledger and by what the workers tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from uuid import UUID
+
+import structlog
+
+from db.records import LeasedRow, WorkerRow
+from scheduler.policies import WorkerView
+from scheduler.worker_slot import Outstanding, WorkerSlot
+
+logger = structlog.get_logger(__name__)
+
+
+class Fleet:
+    """Mutable: the slots of one term."""
+
+    def __init__(self, *, max_model_len: int, overcommit_s: float) -> None:
+        self._max_model_len = max_model_len
+        self._overcommit_s = overcommit_s
+        self._slots: dict[str, WorkerSlot] = {}
+        self.has_strangers = False
+        """Somebody unknown has reported: look into the ledger soon."""
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def get(self, incarnation: str) -> WorkerSlot | None:
+        """Find a worker; one that is not known is looked for in the ledger at the next patrol."""
+        slot = self._slots.get(incarnation)
+        self.has_strangers |= slot is None
+        return slot
+
+    def find(self, incarnation: str) -> WorkerSlot | None:
+        """Find a worker, and think nothing of it where it is not known."""
+        return self._slots.get(incarnation)
+
+    def take_roll(self, ready: Sequence[WorkerRow]) -> None:
+        """Note which workers may be given jobs; answers nothing of those that may not."""
+        self.has_strangers = False
+        names = {row.incarnation for row in ready}
+        for slot in self._slots.values():
+            slot.is_ready = slot.incarnation in names
+        for row in ready:
+            if row.incarnation not in self._slots:
+                self._slots[row.incarnation] = WorkerSlot(row.incarnation, row.hostname, row.limits)
+                logger.info("worker.joined", incarnation=row.incarnation, hostname=row.hostname)
+
+    def rebuild(self, ready: Sequence[WorkerRow], leased: Iterable[LeasedRow], now: float) -> None:
+        """Start over from the ledger; what workers told of themselves stays."""
+        self.take_roll(ready)
+        for slot in self._slots.values():
+            slot.outstanding.clear()
+        for row in leased:
+            slot = self._slots.get(row.incarnation)
+            if slot is not None:
+                slot.give(row.job_id, self.outstanding(row, now - max(0.0, row.leased_s)))
+
+    def outstanding(self, row: LeasedRow, dispatched_at: float) -> Outstanding:
+        """Make the record of a job in a worker's hand."""
+        return Outstanding(
+            attempt=row.attempt,
+            revision=row.revision,
+            tokens=min(row.est_tokens + row.max_tokens, self._max_model_len),
+            strikes=row.strikes,
+            dispatched_at=dispatched_at,
+        )
+
+    def views(self, now: float) -> list[WorkerView]:
+        """Show the policies every worker that may be given jobs."""
+        return [
+            slot.view(now, max_model_len=self._max_model_len, overcommit_s=self._overcommit_s)
+            for slot in self._slots.values()
+            if slot.is_ready and not slot.is_draining
+        ]
+
+    def unready(self) -> list[str]:
+        """List the workers that will get no more jobs and hold none: they may have left."""
+        return [name for name, slot in self._slots.items() if not slot.is_ready and not slot.outstanding]
+
+    def drop(self, incarnation: str) -> WorkerSlot | None:
+        """Forget a worker that has left or is lost."""
+        return self._slots.pop(incarnation, None)
+
+    def holder(self, job_id: UUID) -> WorkerSlot | None:
+        """Find the worker that has a job in hand."""
+        return next((slot for slot in self._slots.values() if job_id in slot.outstanding), None)
+
+    def num_outstanding(self) -> int:
+        """Count the jobs in workers' hands."""
+        return sum(len(slot.outstanding) for slot in self._slots.values())
+
+    def jobs_per_s(self, now: float) -> float:
+        """Tell how many jobs all workers end in a second."""
+        return sum(slot.rate.per_s(now) for slot in self._slots.values())

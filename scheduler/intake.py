@@ -1,0 +1,186 @@
+"""Takes jobs from the intake streams into the ledger: nothing is acknowledged before it is committed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import structlog
+from sqlalchemy import Connection
+
+from db.errors import DatabaseError
+from db.records import Admitted, FinishedJob, NewJob
+from db.repositories.admission import AdmissionRepository
+from db.repositories.results import fetch_finished
+from lorayard.contract.messages import BODY_FIELD, JobEnvelope, JobReply
+from lorayard.contract.pool import PoolInfo
+from lorayard.contract.result import JobError
+from lorayard.contract.states import JobState
+from scheduler.admission import judge
+from scheduler.announce import send_replies, state_reply
+from scheduler.catalogue import Catalogue
+from scheduler.flower_desk import FlowerDesk
+from scheduler.office import Office
+from scheduler.refusals import is_refusal
+from scheduler.streams import BLOCK_JOBS, LeaderStreams, StreamEntry
+from scheduler.tenancy import Tenancy
+
+MAX_ERROR_CHARS: Final = 2000
+
+logger = structlog.get_logger(__name__)
+
+
+class Offer(NamedTuple):
+    """One readable stream entry."""
+
+    entry: StreamEntry
+    envelope: JobEnvelope
+
+
+class Verdict(NamedTuple):
+    """What became of one offer; `known` is the job as the ledger has it, where there is more to tell."""
+
+    offer: Offer
+    job: NewJob
+    admitted: Admitted
+    known: FinishedJob | None
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """The door of one term; raises redis-py's errors, DatabaseUnavailable and Deposed."""
+
+    office: Office
+    streams: LeaderStreams
+    catalogue: Catalogue
+    tenancy: Tenancy
+    limits: PoolInfo
+    flower: FlowerDesk
+
+    def admit(self, entries: Sequence[StreamEntry]) -> int:
+        """Admit what can be admitted, put aside the rest, then acknowledge; answers how many jobs are new."""
+        new = 0
+        for start in range(0, len(entries), BLOCK_JOBS):
+            new += self._admit_block(entries[start : start + BLOCK_JOBS])
+        return new
+
+    def _admit_block(self, entries: Sequence[StreamEntry]) -> int:
+        offers = list(self._readable(entries))
+        verdicts = self._commit(offers, self._now_ms())
+        self._announce(verdicts)
+        self.streams.acknowledge(entries)
+        self._show(verdicts)
+        return sum(verdict.admitted.outcome == "new" for verdict in verdicts)
+
+    def _readable(self, entries: Sequence[StreamEntry]) -> Iterator[Offer]:
+        for entry in entries:
+            try:
+                envelope = JobEnvelope.from_entry(dict(entry.fields))
+            except ValueError as error:
+                self._put_aside(entry, error)
+            else:
+                yield Offer(entry, envelope)
+
+    def _commit(self, offers: Sequence[Offer], now_ms: int) -> list[Verdict]:
+        """Admit in one transaction; where Postgres refuses a job, halve until it stands alone."""
+        if not offers:
+            return []
+        try:
+            return self.office.transact(lambda connection: self._offer(connection, offers, now_ms))
+        except DatabaseError:
+            raise
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            if len(offers) == 1:
+                self._put_aside(offers[0].entry, error)
+                return []
+        middle = len(offers) // 2
+        return self._commit(offers[:middle], now_ms) + self._commit(offers[middle:], now_ms)
+
+    def _offer(self, connection: Connection, offers: Sequence[Offer], now_ms: int) -> list[Verdict]:
+        self.catalogue.refresh(connection)
+        tenants = self.tenancy.admit(connection, {offer.envelope.spec.tenant for offer in offers})
+        jobs = [
+            judge(
+                offer.envelope,
+                now_ms - int(offer.entry.entry_id.partition("-")[0]),
+                catalogue=self.catalogue,
+                limits=self.limits,
+                tenants=tenants,
+            )
+            for offer in offers
+        ]
+        admitted = AdmissionRepository(connection).admit(self.office.pool, jobs)
+        to_tell = [a.job_id for a in admitted if a.outcome == "repeat" or (a.state and a.state.is_terminal)]
+        known = {job.job_id: job for job in fetch_finished(connection, to_tell)}
+        return [
+            Verdict(offer, job, one, known.get(one.job_id))
+            for offer, job, one in zip(offers, jobs, admitted, strict=True)
+        ]
+
+    def _put_aside(self, entry: StreamEntry, error: Exception) -> None:
+        body = entry.fields.get(BODY_FIELD)
+        if body is None:
+            body = b" ".join(name + b"=" + value for name, value in entry.fields.items())
+        reason = str(error).replace("\x00", "").encode("utf-8", "replace").decode()[:MAX_ERROR_CHARS]
+        self.office.transact(
+            lambda connection: AdmissionRepository(connection).put_aside(
+                self.office.pool, entry.stream, entry.entry_id, body, reason
+            )
+        )
+        logger.error("intake.put_aside", stream=entry.stream, entry_id=entry.entry_id, error=reason[:300])
+
+    def _announce(self, verdicts: Sequence[Verdict]) -> None:
+        replies = [
+            (verdict.job.reply_to, reply)
+            for verdict in verdicts
+            if verdict.job.reply_to and (reply := _reply(verdict)) is not None
+        ]
+        if replies:
+            pipeline = self.office.redis.pipeline(transaction=False)
+            send_replies(pipeline, replies)
+            pipeline.execute()
+
+    def _show(self, verdicts: Sequence[Verdict]) -> None:
+        for verdict in verdicts:
+            if verdict.admitted.outcome != "new":
+                continue
+            spec = verdict.job.spec
+            self.flower.admitted(verdict.job.job_id, spec.adapter, spec.tenant)
+            if verdict.known is not None:
+                self.flower.ended([verdict.known])
+                error = verdict.job.rejection
+                logger.info(
+                    "job.ended_at_birth",
+                    job_id=str(verdict.job.job_id),
+                    state=verdict.known.state.value,
+                    error_code=error.code if error else None,
+                )
+        outcomes = [verdict.admitted.outcome for verdict in verdicts]
+        counts = {f"{kind}_jobs": outcomes.count(kind) for kind in ("new", "repeat", "conflict")}
+        logger.info("jobs.admitted", **counts)
+
+    def _now_ms(self) -> int:
+        seconds, microseconds = self.office.redis.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def _reply(verdict: Verdict) -> JobReply | None:
+    """Tell a caller what became of its submission, where it must know or wants to."""
+    job_id, submission_id = verdict.job.job_id, verdict.job.submission_id
+    if verdict.admitted.outcome == "conflict":
+        error = JobError(
+            code="idempotency_conflict",
+            message=f"the key {verdict.job.spec.idempotency_key!r} was used for job {job_id} with another "
+            "payload: take another key, or submit the same payload",
+        )
+        return JobReply(job_id=job_id, state=None, submission_id=submission_id, conflict=error)
+    if verdict.known is not None:
+        return state_reply(verdict.known.result, submission_id=submission_id)
+    if verdict.admitted.outcome == "repeat":
+        return JobReply(job_id=job_id, state=None, submission_id=submission_id)
+    if verdict.offer.envelope.confirm_ledger:
+        return JobReply(job_id=job_id, state=JobState.QUEUED, submission_id=submission_id)
+    return None

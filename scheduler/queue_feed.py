@@ -1,0 +1,84 @@
+"""Feeds the backlog in memory from the ledger: by a cursor for what is new, by id for what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+from uuid import UUID
+
+from db.records import PendingRow
+from db.repositories.backlog import BacklogRepository
+from db.repositories.jobs import JobRepository
+from lorayard.contract.job import PRIORITIES
+from scheduler.catalogue import Catalogue
+from scheduler.office import Office
+from scheduler.policies import Backlog, PendingJob
+
+WINDOW_JOBS: Final = 2000
+MAX_JOBS_IN_MEMORY: Final = 200_000
+"""About 100 MB of headers; the rest waits in the ledger until these have gone."""
+
+
+class QueueFeed:
+    """Mutable: the backlog, and how far the ledger has been read.
+
+    Admissions of a pool commit in the order of their sequence, because each holds its leader's term; so no
+    job can appear behind the cursor but one that comes back from a worker.
+    """
+
+    def __init__(self, office: Office, catalogue: Catalogue, clock: Callable[[], float]) -> None:
+        self._office = office
+        self._catalogue = catalogue
+        self._clock = clock
+        self._cursor = 0
+        self.has_more = True
+        """The ledger may hold queued jobs beyond the cursor."""
+        self.backlog = Backlog()
+
+    def restart(self) -> None:
+        """Forget everything and read the ledger from the start."""
+        self._cursor, self.has_more, self.backlog = 0, True, Backlog()
+
+    def fill(self) -> None:
+        """Read the next window of queued jobs, where there may be one and there is room."""
+        if not self.has_more or len(self.backlog) >= MAX_JOBS_IN_MEMORY:
+            return
+        pool, cursor = self._office.pool, self._cursor
+        rows = self._office.transact(
+            lambda connection: BacklogRepository(connection).queued_after(pool, cursor, WINDOW_JOBS)
+        )
+        self.has_more = len(rows) == WINDOW_JOBS
+        if rows:
+            self._cursor = rows[-1].admit_seq
+        self._add(rows)
+
+    def put_back(self, job_ids: Sequence[UUID]) -> None:
+        """Let jobs wait again that the ledger has queued; those it has not are left out."""
+        if not job_ids:
+            return
+        rows = self._office.transact(lambda connection: BacklogRepository(connection).pending(job_ids))
+        # A job past its deadline is about to be ended; planning it again and again would get nowhere.
+        self._add([row for row in rows if row.deadline_in_s is None or row.deadline_in_s > 0])
+
+    def depth(self) -> int:
+        """Count the queued jobs, those beyond the cursor included."""
+        if not self.has_more:
+            return len(self.backlog)
+        return self._office.transact(lambda connection: JobRepository(connection).depth(self._office.pool))
+
+    def _add(self, rows: Sequence[PendingRow]) -> None:
+        now = self._clock()
+        for row in rows:
+            self.backlog.add(
+                PendingJob(
+                    job_id=row.job_id,
+                    admit_seq=row.admit_seq,
+                    priority=PRIORITIES.index(row.priority),
+                    revision=row.revision,
+                    rank=self._catalogue.rank(row.revision),
+                    prompt_tokens=row.est_tokens,
+                    max_tokens=row.max_tokens,
+                    waiting_since=now - row.waited_s,
+                    strikes=row.strikes,
+                )
+            )

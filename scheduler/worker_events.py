@@ -1,0 +1,85 @@
+"""Listens to workers: what ended, what they hold, where adapters are, and what could not be loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+import structlog
+
+from db.records import JobAttempt
+from db.repositories.leases import LeaseRepository
+from lorayard.contract.messages import WorkerEvent
+from lorayard.contract.states import JobState
+from scheduler.endings import Endings
+from scheduler.fleet import Fleet
+from scheduler.office import Office
+from scheduler.quarantine import Quarantine
+from scheduler.queue_feed import QueueFeed
+from scheduler.streams import LeaderStreams, StreamEntry
+from scheduler.worker_slot import WorkerSlot
+
+logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerEvents:
+    """The completions stream of one term; raises redis-py's errors, DatabaseUnavailable and Deposed."""
+
+    office: Office
+    streams: LeaderStreams
+    fleet: Fleet
+    queue: QueueFeed
+    quarantine: Quarantine
+    endings: Endings
+    clock: Callable[[], float]
+
+    def listen(self, entries: Sequence[StreamEntry]) -> None:
+        """Take over what workers say, then acknowledge it."""
+        came_back: list[UUID] = []
+        for entry in entries:
+            try:
+                event = WorkerEvent.from_entry(dict(entry.fields))
+            except ValueError as error:
+                logger.error("worker_event.malformed", entry_id=entry.entry_id, error=str(error)[:300])
+                continue
+            came_back += [job.job_id for job in event.ended if job.state is JobState.QUEUED]
+            slot = self.fleet.get(event.incarnation)
+            if slot is not None:
+                self._take(slot, event)
+        self.take_in(came_back)
+        self.streams.acknowledge(entries)
+
+    def take_in(self, job_ids: Sequence[UUID]) -> None:
+        """Let jobs wait again that came back; those of a quarantined adapter end instead."""
+        if not job_ids:
+            return
+        logger.info("jobs.requeued", jobs=len(job_ids), job_ids=[str(job_id) for job_id in job_ids[:20]])
+        self.queue.put_back(job_ids)
+        if self.quarantine.revisions:
+            self.quarantine.end_jobs()
+
+    def _take(self, slot: WorkerSlot, event: WorkerEvent) -> None:
+        now = self.clock()
+        slot.is_draining = event.draining
+        slot.end(event.ended, now)
+        slot.note_residency(event.residency_epoch, event.residency, is_whole=event.held is not None)
+        if event.failures:
+            self.quarantine.judge(slot, event.failures, now)
+        if event.held is not None and (missing := slot.reconcile(event.held, now)):
+            self._release(slot, missing)
+
+    def _release(self, slot: WorkerSlot, missing: Sequence[JobAttempt]) -> None:
+        """Take back what a worker has not got; the ledger knows whether it has ended meanwhile."""
+        incarnation = slot.incarnation
+        released = self.office.transact(
+            lambda connection: LeaseRepository(connection).release(incarnation, missing)
+        )
+        for pair in missing:
+            slot.take_back(pair)
+        logger.warning(
+            "worker.lost_jobs", incarnation=incarnation, missing=len(missing), requeued=len(released.requeued)
+        )
+        self.endings.follow(released.finished)
+        self.take_in([pair.job_id for pair in released.requeued])

@@ -1,0 +1,125 @@
+"""What the leader knows of one worker: its limits, the jobs it was given, the adapters it has at hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+from uuid import UUID
+
+from db.records import JobAttempt, WorkerLimits
+from lorayard.contract.messages import EndedJob, HeldJob, Residency
+from scheduler.policies import ServiceRate, WorkerCapacity, WorkerView, target_seqs
+
+UNLISTED_S: Final = 3.0
+"""A job that a worker does not list so long after its dispatch has not reached it."""
+
+MISSES: Final = 2
+COOLING_S: Final = 30.0
+
+
+@dataclass(slots=True)
+class Outstanding:
+    """Mutable: one job in a worker's hand, as far as the leader has been told."""
+
+    attempt: int
+    revision: str | None
+    tokens: int
+    strikes: int
+    dispatched_at: float
+    was_listed: bool = False
+    misses: int = 0
+
+
+@dataclass(slots=True)
+class WorkerSlot:
+    """Mutable: one start of one worker; times are monotonic seconds of this process."""
+
+    incarnation: str
+    hostname: str
+    limits: WorkerLimits
+    is_ready: bool = True
+    is_draining: bool = False
+    outstanding: dict[UUID, Outstanding] = field(default_factory=dict)
+    device: set[str] = field(default_factory=set)
+    host: set[str] = field(default_factory=set)
+    residency_epoch: int = 0
+    cooling: dict[str, float] = field(default_factory=dict)
+    rate: ServiceRate = field(default_factory=ServiceRate)
+
+    def give(self, job_id: UUID, job: Outstanding) -> None:
+        """Note that a job is on its way here."""
+        self.outstanding[job_id] = job
+
+    def take_back(self, pair: JobAttempt) -> bool:
+        """Forget a job; False where it was not here at that attempt."""
+        held = self.outstanding.get(pair.job_id)
+        if held is None or held.attempt != pair.attempt:
+            return False
+        del self.outstanding[pair.job_id]
+        return True
+
+    def end(self, ended: Iterable[EndedJob], now: float) -> None:
+        """Forget what the worker says it holds no longer."""
+        num_ended = sum(self.take_back(JobAttempt(job.job_id, job.attempt)) for job in ended)
+        self.rate.observe(num_ended, now)
+
+    def reconcile(self, held: Iterable[HeldJob], now: float) -> list[JobAttempt]:
+        """Compare with the worker's own list; answers what it has not got and will not get."""
+        listed = {(job.job_id, job.attempt) for job in held}
+        missing = []
+        for job_id, job in self.outstanding.items():
+            if (job_id, job.attempt) in listed:
+                job.was_listed, job.misses = True, 0
+                continue
+            job.misses += 1
+            never_came = not job.was_listed and now - job.dispatched_at >= UNLISTED_S
+            if job.misses >= MISSES or never_came:
+                missing.append(JobAttempt(job_id, job.attempt))
+        return missing
+
+    def note_residency(self, epoch: int, residency: Iterable[Residency], *, is_whole: bool) -> None:
+        """Take over where adapters are; an older picture than the last one says nothing new."""
+        if epoch < self.residency_epoch:
+            return
+        self.residency_epoch = epoch
+        if is_whole:
+            self.device.clear()
+            self.host.clear()
+        for place in residency:
+            self.device.discard(place.revision)
+            self.host.discard(place.revision)
+            if place.tier != "none":
+                (self.device if place.tier == "device" else self.host).add(place.revision)
+
+    def cool(self, revision: str, now: float) -> None:
+        """Give an adapter whose files could not be read here a pause."""
+        self.cooling[revision] = now + COOLING_S
+
+    def view(self, now: float, *, max_model_len: int, overcommit_s: float) -> WorkerView:
+        """Show the worker to the policies.
+
+        Prompt lengths are estimates, so the pool's limit stands for the worker's: it counts exactly.
+        """
+        self.cooling = {revision: until for revision, until in self.cooling.items() if until > now}
+        limits = self.limits
+        revisions = Counter(job.revision for job in self.outstanding.values() if job.revision is not None)
+        return WorkerView(
+            incarnation=self.incarnation,
+            capacity=WorkerCapacity(
+                max_num_seqs=limits.max_num_seqs,
+                kv_tokens=limits.num_kv_blocks * limits.block_size,
+                max_model_len=max_model_len,
+                max_loras=limits.max_loras,
+                max_lora_rank=limits.max_lora_rank,
+            ),
+            target_seqs=target_seqs(limits.max_num_seqs, self.rate.per_s(now), overcommit_s),
+            num_outstanding=len(self.outstanding),
+            outstanding_tokens=sum(job.tokens for job in self.outstanding.values()),
+            outstanding_revisions=revisions,
+            device=self.device,
+            host=self.host,
+            cooling=self.cooling.keys(),
+            runs_alone=any(job.strikes for job in self.outstanding.values()),
+        )

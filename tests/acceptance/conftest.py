@@ -1,0 +1,27 @@
+"""Gives the acceptance tests one whole stack, which each of them leaves running."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from db import Database
+from examples.demo.stage import add_shipped_adapters, await_catalogue, stack_config
+from lorayard import Client
+from lorayard.local import EVERYTHING, Stack
+from tests.acceptance.yard import Yard
+
+
+@pytest.fixture(scope="session")
+def yard(new_state_dir: Callable[[], Path]) -> Iterator[Yard]:
+    """Everything but Flower, on the shipped model, with an append-only Redis."""
+    with Stack(stack_config(new_state_dir(), EVERYTHING - {"flower"})) as stack:
+        env = stack.client_env()
+        database = Database(env["LORAYARD_DATABASE_URL"], name="acceptance")
+        add_shipped_adapters(database, env)
+        database.dispose()
+        with Client(env["LORAYARD_REDIS_URL"]) as client:
+            await_catalogue(client)
+            yield Yard(stack, client)

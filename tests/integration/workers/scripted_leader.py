@@ -1,0 +1,182 @@
+"""The leader's part, played by a test: admits, leases and sends jobs, reads what the worker tells."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import redis
+from celery import Celery
+from sqlalchemy import text
+
+from db import Database
+from db.records import JobAttempt, LeasedJob, NewJob, WorkerRow
+from db.repositories.admission import AdmissionRepository
+from db.repositories.jobs import JobRepository
+from db.repositories.leases import LeaseRepository
+from db.repositories.terms import TermRepository
+from lorayard.contract.ids import payload_sha256
+from lorayard.contract.job import JobSpec
+from lorayard.contract.keys import PoolKeys, reply_key, worker_queue
+from lorayard.contract.messages import BatchJob, Command, JobReply, MicroBatch, WorkerEvent
+from lorayard.contract.pool import pool_id
+from lorayard.contract.result import JobResult
+from lorayard.contract.tasks import RUN_MICRO_BATCH
+from scheduler.celery_app import make_app
+from tests.polling import eventually
+from workers.engine.lora.digest import adapter_digest
+
+TINY = Path(__file__).parents[3] / "examples" / "tiny"
+MODEL = TINY / "base"
+POOL = pool_id(MODEL, "float32")
+KEYS = PoolKeys(POOL)
+
+
+class ScriptedLeader:
+    """One leader in office on a ledger, a Redis and an adapter store."""
+
+    def __init__(self, redis_url: str, database_url: str, store: Path) -> None:
+        self.database = Database(database_url, name="scripted-leader")
+        self.redis = redis.Redis.from_url(redis_url, protocol=2)
+        self.store = store
+        self._app: Celery = make_app(redis_url)
+        self.term = self.database.run(lambda c: TermRepository(c).take(POOL, "leader", 3600.0)) or 0
+        self._revisions: dict[str, str] = {}
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self._app.close()
+        self.redis.close()
+        self.database.dispose()
+
+    def revision(self, name: str) -> str:
+        """Put one of the shipped adapters into the store; answers its digest."""
+        if name not in self._revisions:
+            self._revisions[name] = self.add_files(TINY / "adapters" / name)
+        return self._revisions[name]
+
+    def add_files(self, folder: Path) -> str:
+        """Put a folder into the store under its digest."""
+        digest = adapter_digest(str(folder))
+        shutil.copytree(folder, self.store / digest.rpartition(":")[2], dirs_exist_ok=True)
+        return digest
+
+    def admit(self, specs: Sequence[JobSpec], revision: str | None = None) -> list[UUID]:
+        """Admit jobs, adapters pinned."""
+        jobs = [
+            NewJob(
+                job_id=uuid4(),
+                submission_id=uuid4(),
+                spec=spec,
+                payload_sha256=payload_sha256(spec),
+                reply_to="client-1",
+                revision=revision or (self.revision(spec.adapter) if spec.adapter else None),
+                est_prompt_tokens=4,
+                waited_ms=0.0,
+            )
+            for spec in specs
+        ]
+        self.database.run(lambda c: AdmissionRepository(c).admit(POOL, jobs))
+        return [job.job_id for job in jobs]
+
+    def lease(self, incarnation: str, job_ids: Sequence[UUID]) -> list[LeasedJob]:
+        """Lease queued jobs to a worker, and send nothing."""
+        return self.database.run(
+            lambda c: LeaseRepository(c).lease(POOL, incarnation, job_ids, term=self.term)
+        )
+
+    def send(
+        self,
+        to: str,
+        jobs: Sequence[LeasedJob],
+        *,
+        pool: str = POOL,
+        named: str | None = None,
+        **changes: Any,
+    ) -> str:
+        """Send one micro-batch to the queue of `to`, perhaps one that is `named` for another."""
+        batch_jobs = [
+            BatchJob(**{name: getattr(job, name) for name in job.__slots__ if name != "strikes"} | changes)
+            for job in jobs
+        ]
+        batch = MicroBatch(
+            batch_id=uuid4(), pool=pool, incarnation=named or to, term=self.term, jobs=tuple(batch_jobs)
+        )
+        task_id = str(batch.batch_id)
+        body = batch.model_dump(mode="json")
+        self._app.send_task(RUN_MICRO_BATCH, args=[body], task_id=task_id, queue=worker_queue(to))
+        return task_id
+
+    def dispatch(self, incarnation: str, specs: Sequence[JobSpec], **changes: Any) -> list[UUID]:
+        """Admit, lease and send jobs as one micro-batch."""
+        job_ids = self.admit(specs)
+        leased = self.lease(incarnation, job_ids)
+        assert len(leased) == len(specs), f"{incarnation} got {len(leased)} of {len(specs)} leases"
+        self.send(incarnation, leased, **changes)
+        return job_ids
+
+    def command(self, incarnation: str, kind: str, *, term: int | None = None, **fields: Any) -> None:
+        """Send one command."""
+        command = Command(kind=kind, term=self.term if term is None else term, **fields)  # type: ignore[arg-type]
+        self.redis.xadd(KEYS.commands(incarnation), command.to_entry())
+
+    def revoke(self, task_id: str, *, terminate: bool = False) -> None:
+        """Revoke by Celery's control, as Flower does."""
+        self._app.control.revoke(task_id, terminate=terminate)
+
+    def result(self, job_id: UUID) -> JobResult:
+        """Read a job from the ledger."""
+        found = self.database.run(lambda c: JobRepository(c).get(job_id))
+        assert found is not None, f"job {job_id} is not in the ledger"
+        return found
+
+    def states(self, job_ids: Sequence[UUID]) -> list[str]:
+        """List the states of jobs."""
+        rows = self.sql("SELECT job_id, state FROM jobs WHERE job_id = ANY(:ids)", ids=list(job_ids))
+        found = {row.job_id: row.state for row in rows}
+        return [found[job_id] for job_id in job_ids]
+
+    def ended(self, job_ids: Sequence[UUID], timeout_s: float = 30.0) -> list[JobResult]:
+        """Wait until none of the jobs is queued or leased; answers their results."""
+        eventually(
+            lambda: not {"queued", "leased"} & set(self.states(job_ids)),
+            timeout_s,
+            f"the end of {len(job_ids)} jobs",
+        )
+        return [self.result(job_id) for job_id in job_ids]
+
+    def ready_workers(self) -> list[WorkerRow]:
+        """List the workers that can be given jobs."""
+        return self.database.run(lambda c: LeaseRepository(c).ready_workers(POOL))
+
+    def attempts(self, job_id: UUID) -> list[Any]:
+        """List what the ledger knows of a job's runs."""
+        return self.sql("SELECT * FROM attempts WHERE job_id = :id ORDER BY attempt", id=job_id)
+
+    def sql(self, statement: str, **values: Any) -> list[Any]:
+        """Look into the tables, past the repositories."""
+        with self.database.transaction() as connection:
+            found = connection.execute(text(statement), values)
+            return list(found.all()) if found.returns_rows else []
+
+    def events(self, incarnation: str) -> list[WorkerEvent]:
+        """Read all that one incarnation has told the leader."""
+        entries: Any = self.redis.xrange(KEYS.worker_events)
+        events = [WorkerEvent.from_entry(fields) for _, fields in entries]
+        return [event for event in events if event.incarnation == incarnation]
+
+    def told_ends(self, incarnation: str) -> dict[JobAttempt, str]:
+        """Collect the ends that one incarnation has told the leader."""
+        return {
+            JobAttempt(end.job_id, end.attempt): end.state.value
+            for event in self.events(incarnation)
+            for end in event.ended
+        }
+
+    def replies(self) -> list[JobReply]:
+        """Read all that the client was told."""
+        entries: Any = self.redis.xrange(reply_key("client-1"))
+        return [JobReply.from_entry(fields) for _, fields in entries]
