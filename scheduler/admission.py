@@ -68,6 +68,6 @@ def _size_error(num_bytes: int, limits: PoolInfo) -> JobError | None:
         return None
     return JobError(
         code="prompt_too_long",
-        message=f"the prompt has {num_bytes} bytes, {limits.model_name} ({limits.max_model_len} tokens) takes "
-        f"at most {limits.max_prompt_bytes}: shorten it",
+        message=f"the prompt has {num_bytes} bytes, {limits.model_name} ({limits.max_model_len} tokens) "
+        f"takes at most {limits.max_prompt_bytes}: shorten it",
     )

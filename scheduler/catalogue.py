@@ -53,7 +53,7 @@ class Catalogue:
         if entry is None or entry.state == "removed":
             return None, JobError(
                 code=UNKNOWN_CODE,
-                message=f"pool {self._pool} has no adapter {name!r}: `lorayard adapters list` shows its adapters",
+                message=f"pool {self._pool} has no adapter {name!r}: `lorayard adapters list` shows them",
             )
         if entry.state == "quarantined":
             return entry.revision, JobError(

@@ -83,7 +83,7 @@ def _read(entry: StreamEntry) -> ControlMessage | None:
     try:
         return ControlMessage.from_entry(dict(entry.fields))
     except ValueError as error:
-        logger.error("control.malformed", entry_id=entry.entry_id, error=str(error)[:300])
+        logger.warning("control.malformed", entry_id=entry.entry_id, error=str(error)[:300])
         return None
 
 

@@ -1,4 +1,4 @@
-"""Gives planned jobs to workers: the leases are committed first, then each micro-batch goes to its worker's queue."""
+"""Gives planned jobs to workers: leases are committed first, then micro-batches go to their queues."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from uuid import UUID
 
 import structlog
 from celery import Celery
-from kombu import Exchange, Queue
+from kombu.entity import Exchange, Queue
 from sqlalchemy import Connection
 
 from db.errors import DatabaseError
@@ -45,7 +45,7 @@ class Dispatcher:
         self._max_model_len = max_model_len
 
     def dispatch(self, planned: Sequence[PlannedBatch], fleet: Fleet, now: float) -> Dispatched:
-        """Lease all jobs of a round in one transaction, then publish; what cannot be published is released."""
+        """Lease a whole round in one transaction, then publish; what cannot be published is released."""
         leased = self._office.transact(lambda connection: self._lease(connection, planned))
         passed_over: list[UUID] = []
         batches: list[MicroBatch] = []
@@ -106,7 +106,7 @@ class Dispatcher:
                 args=[batch.model_dump(mode="json")],
                 task_id=str(batch.batch_id),
                 producer=producer,
-                queue=Queue(name, Exchange(""), routing_key=name),
+                queue=_direct(name),
                 # The worker declares its queue; declared here, a lost worker's would come to life again.
                 declare=[],
                 argsrepr=f"({len(batch.jobs)} jobs for {batch.incarnation})",
@@ -121,7 +121,7 @@ class Dispatcher:
         )
 
     def _release(self, batches: Sequence[MicroBatch]) -> None:
-        """Give leases back whose message did not go out; where the ledger is away too, held lists repair it."""
+        """Give leases back whose message did not go out; if the ledger is away too, held lists repair it."""
         logger.warning("micro_batches.not_published", batches=len(batches))
         try:
             self._office.transact(lambda connection: self._release_in(connection, batches))
@@ -132,6 +132,11 @@ class Dispatcher:
         for batch in batches:
             pairs = [(job.job_id, job.attempt) for job in batch.jobs]
             LeaseRepository(connection).release(batch.incarnation, pairs)
+
+
+def _direct(name: str) -> Queue:
+    """Address a queue by its name alone, through no exchange."""
+    return Queue(name, Exchange(""), routing_key=name)  # type: ignore[no-untyped-call]
 
 
 def _parts(jobs: Sequence[LeasedJob]) -> Iterator[list[LeasedJob]]:

@@ -54,9 +54,8 @@ class Fleet:
         for slot in self._slots.values():
             slot.outstanding.clear()
         for row in leased:
-            slot = self._slots.get(row.incarnation)
-            if slot is not None:
-                slot.give(row.job_id, self.outstanding(row, now - max(0.0, row.leased_s)))
+            if (holder := self._slots.get(row.incarnation)) is not None:
+                holder.give(row.job_id, self.outstanding(row, now - max(0.0, row.leased_s)))
 
     def outstanding(self, row: LeasedRow, dispatched_at: float) -> Outstanding:
         """Make the record of a job in a worker's hand."""

@@ -1,4 +1,4 @@
-"""Shows in Flower what the leader does to jobs, on a thread of its own: Redis may stall it, never the leader."""
+"""Shows in Flower what the leader does to jobs, on a thread of its own, so that no stall is the leader's."""
 
 from __future__ import annotations
 

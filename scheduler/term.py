@@ -19,7 +19,7 @@ logger = structlog.get_logger(__name__)
 
 
 class TermKeeper:
-    """Mutable: one term of one holder. A term that ran out may be renewed until somebody else takes office."""
+    """Mutable: one term. One that ran out may still be renewed, until somebody else takes office."""
 
     def __init__(self, database: Database, pool: str, holder: str, term: int, ttl_s: float) -> None:
         self._database = database

@@ -42,7 +42,7 @@ class WorkerEvents:
             try:
                 event = WorkerEvent.from_entry(dict(entry.fields))
             except ValueError as error:
-                logger.error("worker_event.malformed", entry_id=entry.entry_id, error=str(error)[:300])
+                logger.warning("worker_event.malformed", entry_id=entry.entry_id, error=str(error)[:300])
                 continue
             came_back += [job.job_id for job in event.ended if job.state is JobState.QUEUED]
             slot = self.fleet.get(event.incarnation)

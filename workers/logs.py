@@ -13,6 +13,8 @@ def configure_logs(**always: str) -> None:
     logging.basicConfig(
         level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
+    # It warns at each revoke that there is no result backend, which is so on purpose.
+    logging.getLogger("celery.worker.control").setLevel(logging.ERROR)
     structlog.configure(
         processors=[
             lambda _logger, _method, event: {**event, **always},

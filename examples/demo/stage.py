@@ -13,16 +13,15 @@ from examples.tiny.tasks import TASKS
 from lorayard import Client
 from lorayard.cli.adapter_store import AdapterStore, add_adapter
 from lorayard.contract.errors import UnknownPool
-from lorayard.local import EVERYTHING, PartKind, StackConfig
+from lorayard.local import StackConfig
 
 MAX_RANK = 16
 
 
-def stack_config(state_dir: Path, parts: frozenset[PartKind] = EVERYTHING) -> StackConfig:
+def stack_config(state_dir: Path) -> StackConfig:
     """Describe a stack on the tiny model with two CPU workers and fewer slots than adapters."""
     return StackConfig(
         state_dir=state_dir,
-        parts=parts,
         model=MODEL_DIR,
         dtype="float32",
         num_workers=2,

@@ -53,7 +53,7 @@ def _plan_struck(backlog: Backlog, rooms: Sequence[Room]) -> None:
 
 
 def _plan_overdue(backlog: Backlog, rooms: Sequence[Room], now: float) -> None:
-    """Give lanes with overdue jobs their turns; where one finds no room, make some before anyone else gets it."""
+    """Give lanes with overdue jobs their turns; where one finds no room, make some before others get it."""
     aside: list[Lane] = []
     num_held_up = 0
     while any(room.is_open for room in rooms) and num_held_up < backlog.config.max_set_aside:

@@ -10,14 +10,14 @@ import pytest
 from db import Database
 from examples.demo.stage import add_shipped_adapters, await_catalogue, stack_config
 from lorayard import Client
-from lorayard.local import EVERYTHING, Stack
+from lorayard.local import Stack
 from tests.acceptance.yard import Yard
 
 
 @pytest.fixture(scope="session")
 def yard(new_state_dir: Callable[[], Path]) -> Iterator[Yard]:
-    """Everything but Flower, on the shipped model, with an append-only Redis."""
-    with Stack(stack_config(new_state_dir(), EVERYTHING - {"flower"})) as stack:
+    """Everything, on the shipped model, with an append-only Redis."""
+    with Stack(stack_config(new_state_dir())) as stack:
         env = stack.client_env()
         database = Database(env["LORAYARD_DATABASE_URL"], name="acceptance")
         add_shipped_adapters(database, env)

@@ -33,9 +33,12 @@ def test_an_unreachable_postgres_is_named_without_its_password(
 
 
 def test_an_error_rolls_everything_back(ledger: Ledger) -> None:
-    with pytest.raises(ZeroDivisionError), ledger.database.transaction() as connection:
+    def work(connection: Connection) -> None:
         connection.execute(text("INSERT INTO tenants (name) VALUES ('a')"))
-        _ = 1 / 0
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        ledger.database.run(work)
 
     assert ledger.sql("SELECT * FROM tenants") == []
 
@@ -81,10 +84,13 @@ def test_an_ordinary_error_is_not_tried_again(ledger: Ledger) -> None:
 def test_a_killed_connection_is_unavailable_once_and_replaced(ledger: Ledger) -> None:
     kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = :pid"
 
-    with pytest.raises(DatabaseUnavailable), ledger.database.transaction() as connection:
+    def work(connection: Connection) -> None:
         pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
         ledger.sql(kill, pid=pid)
         connection.execute(text("SELECT 1"))
+
+    with pytest.raises(DatabaseUnavailable):
+        ledger.database.run(work)
 
     ledger.database.ping()
 

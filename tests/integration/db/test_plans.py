@@ -22,8 +22,9 @@ def full_ledger(ledger: Ledger) -> Ledger:
         INSERT INTO jobs (job_id, pool, tenant, priority, state, incarnation, has_callback, est_prompt_tokens,
             max_tokens, submitted_at, deadline_at, ended_at)
         SELECT gen_random_uuid(), :pool, 'acme', n % 3,
-            CASE n % 100 WHEN 0 THEN 'queued' WHEN 1 THEN 'leased' ELSE 'succeeded' END, 'w' || n % 7, false, 3, 3,
-            now(), now() + n * interval '1 second', CASE WHEN n % 100 > 1 THEN now() END
+            CASE n % 100 WHEN 0 THEN 'queued' WHEN 1 THEN 'leased' ELSE 'succeeded' END,
+            'w' || n % 7, false, 3, 3, now(), now() + n * interval '1 second',
+            CASE WHEN n % 100 > 1 THEN now() END
         FROM generate_series(1, 20000) AS n
     """,
         pool=POOL,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sqlalchemy import Connection
 
 from db.errors import Deposed
 from db.repositories.admission import AdmissionRepository
@@ -30,10 +31,13 @@ def test_a_deposed_leader_can_neither_renew_nor_commit(ledger: Ledger) -> None:
     ledger.sql("UPDATE scheduler_terms SET expires_at = now()")
     assert ledger.run(TermRepository, "take", POOL, "other", 60.0) == 2
 
-    assert not ledger.run(TermRepository, "renew", POOL, "leader", 1, 60.0)
-    with pytest.raises(Deposed), ledger.database.transaction() as connection:
+    def admit_under_the_old_term(connection: Connection) -> None:
         AdmissionRepository(connection).admit(POOL, [new_job()])
         TermRepository(connection).check(POOL, 1)
+
+    assert not ledger.run(TermRepository, "renew", POOL, "leader", 1, 60.0)
+    with pytest.raises(Deposed):
+        ledger.database.run(admit_under_the_old_term)
 
     assert ledger.sql("SELECT * FROM jobs") == []
 

@@ -1,4 +1,4 @@
-"""One pair of servers, one leader and one worker process for all tests of workers; some need a worker of their own."""
+"""One pair of servers, one leader and one worker process, which most tests of workers share."""
 
 from __future__ import annotations
 

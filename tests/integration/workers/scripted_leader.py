@@ -30,20 +30,22 @@ from tests.polling import eventually
 from workers.engine.lora.digest import adapter_digest
 
 TINY = Path(__file__).parents[3] / "examples" / "tiny"
-MODEL = TINY / "base"
-POOL = pool_id(MODEL, "float32")
-KEYS = PoolKeys(POOL)
+ENDLESS = JobSpec(prompt="aaaa", max_tokens=19_000)
+"""The base answers this by repeating itself until the limit: some tens of seconds."""
 
 
 class ScriptedLeader:
     """One leader in office on a ledger, a Redis and an adapter store."""
 
-    def __init__(self, redis_url: str, database_url: str, store: Path) -> None:
+    def __init__(self, redis_url: str, database_url: str, store: Path, model: Path) -> None:
         self.database = Database(database_url, name="scripted-leader")
         self.redis = redis.Redis.from_url(redis_url, protocol=2)
+        self.redis_url = redis_url
         self.store = store
+        self.pool = pool_id(model, "float32")
+        self.keys = PoolKeys(self.pool)
         self._app: Celery = make_app(redis_url)
-        self.term = self.database.run(lambda c: TermRepository(c).take(POOL, "leader", 3600.0)) or 0
+        self.term = self.database.run(lambda c: TermRepository(c).take(self.pool, "leader", 3600.0)) or 0
         self._revisions: dict[str, str] = {}
 
     def close(self) -> None:
@@ -79,13 +81,13 @@ class ScriptedLeader:
             )
             for spec in specs
         ]
-        self.database.run(lambda c: AdmissionRepository(c).admit(POOL, jobs))
+        self.database.run(lambda c: AdmissionRepository(c).admit(self.pool, jobs))
         return [job.job_id for job in jobs]
 
     def lease(self, incarnation: str, job_ids: Sequence[UUID]) -> list[LeasedJob]:
         """Lease queued jobs to a worker, and send nothing."""
         return self.database.run(
-            lambda c: LeaseRepository(c).lease(POOL, incarnation, job_ids, term=self.term)
+            lambda c: LeaseRepository(c).lease(self.pool, incarnation, job_ids, term=self.term)
         )
 
     def send(
@@ -93,7 +95,7 @@ class ScriptedLeader:
         to: str,
         jobs: Sequence[LeasedJob],
         *,
-        pool: str = POOL,
+        pool: str | None = None,
         named: str | None = None,
         **changes: Any,
     ) -> str:
@@ -103,7 +105,11 @@ class ScriptedLeader:
             for job in jobs
         ]
         batch = MicroBatch(
-            batch_id=uuid4(), pool=pool, incarnation=named or to, term=self.term, jobs=tuple(batch_jobs)
+            batch_id=uuid4(),
+            pool=pool or self.pool,
+            incarnation=named or to,
+            term=self.term,
+            jobs=tuple(batch_jobs),
         )
         task_id = str(batch.batch_id)
         body = batch.model_dump(mode="json")
@@ -121,7 +127,7 @@ class ScriptedLeader:
     def command(self, incarnation: str, kind: str, *, term: int | None = None, **fields: Any) -> None:
         """Send one command."""
         command = Command(kind=kind, term=self.term if term is None else term, **fields)  # type: ignore[arg-type]
-        self.redis.xadd(KEYS.commands(incarnation), command.to_entry())
+        self.redis.xadd(self.keys.commands(incarnation), command.to_entry())
 
     def revoke(self, task_id: str, *, terminate: bool = False) -> None:
         """Revoke by Celery's control, as Flower does."""
@@ -150,7 +156,7 @@ class ScriptedLeader:
 
     def ready_workers(self) -> list[WorkerRow]:
         """List the workers that can be given jobs."""
-        return self.database.run(lambda c: LeaseRepository(c).ready_workers(POOL))
+        return self.database.run(lambda c: LeaseRepository(c).ready_workers(self.pool))
 
     def attempts(self, job_id: UUID) -> list[Any]:
         """List what the ledger knows of a job's runs."""
@@ -164,7 +170,7 @@ class ScriptedLeader:
 
     def events(self, incarnation: str) -> list[WorkerEvent]:
         """Read all that one incarnation has told the leader."""
-        entries: Any = self.redis.xrange(KEYS.worker_events)
+        entries: Any = self.redis.xrange(self.keys.worker_events)
         events = [WorkerEvent.from_entry(fields) for _, fields in entries]
         return [event for event in events if event.incarnation == incarnation]
 
@@ -175,6 +181,19 @@ class ScriptedLeader:
             for event in self.events(incarnation)
             for end in event.ended
         }
+
+    def held(self, incarnation: str, *, running: bool = False) -> set[UUID]:
+        """Name the jobs of one incarnation's last heartbeat: all that it holds, or those on the device."""
+        beats = [event.held for event in self.events(incarnation) if event.held is not None]
+        return {held.job_id for held in beats[-1] if held.running or not running} if beats else set()
+
+    def await_held(self, incarnation: str, *job_ids: UUID) -> None:
+        """Wait for a heartbeat that names the jobs."""
+        eventually(lambda: self.held(incarnation) >= set(job_ids), what="held jobs")
+
+    def await_running(self, incarnation: str, *job_ids: UUID) -> None:
+        """Wait for a heartbeat that calls the jobs running."""
+        eventually(lambda: self.held(incarnation, running=True) >= set(job_ids), what="running jobs")
 
     def replies(self) -> list[JobReply]:
         """Read all that the client was told."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from db.records import JobAttempt, WorkerLimits
 from db.repositories.leases import LeaseRepository
@@ -105,7 +105,7 @@ def test_cancels_stop_running_jobs_by_command_and_by_heartbeat(
     leader: ScriptedLeader, incarnation: str
 ) -> None:
     by_command, by_heartbeat = leader.dispatch(incarnation, [ENDLESS, ENDLESS])
-    _await_running(leader, incarnation, by_command, by_heartbeat)
+    leader.await_running(incarnation, by_command, by_heartbeat)
 
     leader.command(incarnation, "cancel", job_ids=(by_command,))
     leader.sql("INSERT INTO cancellations (job_id) VALUES (:id)", id=by_heartbeat)
@@ -117,7 +117,7 @@ def test_cancels_stop_running_jobs_by_command_and_by_heartbeat(
 
 def test_a_command_of_an_older_leader_is_ignored(leader: ScriptedLeader, incarnation: str) -> None:
     (endless,) = leader.dispatch(incarnation, [ENDLESS])
-    _await_running(leader, incarnation, endless)
+    leader.await_running(incarnation, endless)
     # Any command of this term first, so that the worker has seen the term.
     leader.command(incarnation, "prefetch", revisions=(leader.revision("upper"),))
 
@@ -131,8 +131,10 @@ def test_a_command_of_an_older_leader_is_ignored(leader: ScriptedLeader, incarna
 
 def test_recalled_jobs_that_have_not_started_go_back(leader: ScriptedLeader, incarnation: str) -> None:
     running = leader.dispatch(incarnation, [ENDLESS] * 8)
-    _await_running(leader, incarnation, *running)
+    leader.await_running(incarnation, *running)
     (waiting,) = leader.dispatch(incarnation, [questions(1)[0].spec])
+    # A recall that overtakes the batch on its other way finds nothing to give back.
+    leader.await_held(incarnation, waiting)
 
     leader.command(incarnation, "recall", job_ids=(waiting, running[0]))
     eventually(lambda: leader.states([waiting]) == ["queued"], what="the recalled job")
@@ -145,7 +147,7 @@ def test_recalled_jobs_that_have_not_started_go_back(leader: ScriptedLeader, inc
 
 def test_a_job_without_a_token_at_its_deadline_expires(leader: ScriptedLeader, incarnation: str) -> None:
     running = leader.dispatch(incarnation, [ENDLESS] * 8)
-    _await_running(leader, incarnation, *running)
+    leader.await_running(incarnation, *running)
 
     late = leader.dispatch(incarnation, [questions(1)[0].spec], first_token_within_s=0.2)
     (result,) = leader.ended(late)
@@ -198,16 +200,6 @@ def test_heartbeats_tell_the_whole_of_residency(leader: ScriptedLeader, incarnat
         return bool(beats) and revision in {entry.revision for entry in beats[-1].residency}
 
     assert eventually(resident, what="a heartbeat that names the revision")
-
-
-def _await_running(leader: ScriptedLeader, incarnation: str, *job_ids: UUID) -> None:
-    """Wait for a heartbeat that reports the jobs as running."""
-
-    def running() -> bool:
-        beats = [event.held for event in leader.events(incarnation) if event.held is not None]
-        return bool(beats) and {held.job_id for held in beats[-1] if held.running} >= set(job_ids)
-
-    eventually(running, what="running jobs")
 
 
 def _wasted_ms(leader: ScriptedLeader, tenant: str) -> float:

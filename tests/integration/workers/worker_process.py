@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.integration.workers.scripted_leader import MODEL
 from tests.integration.workers.scripted_leader import ScriptedLeader
 from tests.polling import eventually
 
@@ -23,7 +22,7 @@ class WorkerProcess:
     """One worker process; its incarnations come and go within it."""
 
     def __init__(
-        self, redis_url: str, database_url: str, store: Path, folder: Path, **settings: object
+        self, redis_url: str, database_url: str, store: Path, model: Path, folder: Path, **settings: object
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.ready_file = folder / "ready"
@@ -34,7 +33,7 @@ class WorkerProcess:
             "PYTHONDONTWRITEBYTECODE": "1",
             "LORAYARD_REDIS_URL": redis_url,
             "LORAYARD_DATABASE_URL": database_url,
-            "LORAYARD_MODEL": str(MODEL),
+            "LORAYARD_MODEL": str(model),
             "LORAYARD_ADAPTER_STORE": str(store),
             "LORAYARD_WORKER_NAME": "worker-1",
             "LORAYARD_READY_FILE": str(self.ready_file),

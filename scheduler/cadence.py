@@ -1,0 +1,22 @@
+"""Says when something that recurs is due, on the loop's own clock."""
+
+from __future__ import annotations
+
+
+class Every:
+    """Mutable: due at once, then each time the period has passed."""
+
+    def __init__(self, period_s: float) -> None:
+        self._period_s = period_s
+        self._next_at = float("-inf")
+
+    def is_due(self, now: float) -> bool:
+        """Tell whether it is time, and begin the next period if so."""
+        if now < self._next_at:
+            return False
+        self._next_at = now + self._period_s
+        return True
+
+    def hasten(self) -> None:
+        """Be due at the next look."""
+        self._next_at = float("-inf")

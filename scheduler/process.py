@@ -1,0 +1,158 @@
+"""A scheduler process: follows until it can take office, leads until it must not, and begins again."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+from uuid import uuid4
+
+import structlog
+from celery import Celery
+from redis import Redis
+from sqlalchemy.exc import SQLAlchemyError
+
+from db.database import Database
+from db.errors import DatabaseUnavailable
+from lorayard.contract.pool import PoolInfo
+from scheduler.catalogue import Catalogue
+from scheduler.celery_app import make_app
+from scheduler.checkpoint import describe_pool
+from scheduler.control import Control
+from scheduler.dispatch import Dispatcher
+from scheduler.endings import Endings
+from scheduler.fleet import Fleet
+from scheduler.flower_desk import FlowerDesk
+from scheduler.flower_events import JobEvents
+from scheduler.housekeeping import Housekeeping
+from scheduler.intake import Intake
+from scheduler.leader import Leader
+from scheduler.office import Office
+from scheduler.publish import Publisher
+from scheduler.quarantine import Quarantine
+from scheduler.queue_feed import QueueFeed
+from scheduler.reaper import Reaper
+from scheduler.revokes import RevokeNode
+from scheduler.settings import SchedulerSettings
+from scheduler.streams import LeaderStreams
+from scheduler.tenancy import Tenancy
+from scheduler.term import TermKeeper
+from scheduler.worker_events import WorkerEvents
+
+FOLLOWER_POLL_S: Final = 0.25
+RETRY_S: Final = 1.0
+TERM_TIMEOUT_MS: Final = 2000
+REDIS_TIMEOUT_S: Final = 10.0
+
+logger = structlog.get_logger(__name__)
+
+
+class Scheduler:
+    """One process: its connections, and one term after another. `seal` makes secrets for new tenants."""
+
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        *,
+        seal: Callable[[], bytes] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self.info: PoolInfo = describe_pool(settings.model, settings.dtype, settings.max_model_len)
+        url = settings.database_url.get_secret_value()
+        self._database = Database(
+            url, pool_size=2, statement_timeout_ms=settings.statement_timeout_ms, name="lorayard-scheduler"
+        )
+        # Its own connection: a renewal never waits for one that the loop has in use.
+        self._terms = Database(url, pool_size=1, statement_timeout_ms=TERM_TIMEOUT_MS, name="lorayard-term")
+        self._redis: Redis = Redis.from_url(
+            settings.redis_url,
+            protocol=2,
+            socket_timeout=REDIS_TIMEOUT_S,
+            socket_connect_timeout=REDIS_TIMEOUT_S,
+            health_check_interval=25,
+        )
+        self._app: Celery = make_app(settings.redis_url)
+        # Jobs show as sent one by one, and micro-batches as soon as their worker has them.
+        self._app.conf.task_send_sent_event = False
+        nodename = f"scheduler@{socket.gethostname()}"
+        events = JobEvents(self._app, nodename, max_events_per_s=settings.max_flower_events_per_s)
+        self._flower = FlowerDesk(events)
+        self._revokes = RevokeNode(self._app, nodename)
+        self._tenancy = Tenancy(auto_tenants=settings.auto_tenants, seal=seal)
+        self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
+
+    def run(self, stopping: threading.Event) -> None:
+        """Serve until told to stop, then resign."""
+        self._flower.start()
+        self._revokes.start()
+        while not stopping.is_set():
+            stopping.wait(self._follow(stopping))
+        self._revokes.close()
+        self._flower.close()
+        self._app.close()
+        self._redis.close()
+        self._database.dispose()
+        self._terms.dispose()
+
+    def _follow(self, stopping: threading.Event) -> float:
+        """Try to take office and lead; answers how long to wait before the next try."""
+        try:
+            keeper = TermKeeper.take(self._terms, self.info.pool, self._holder, self._settings.term_ttl_s)
+        except (DatabaseUnavailable, SQLAlchemyError) as error:
+            logger.warning("scheduler.ledger_unavailable", error=str(error))
+            return RETRY_S
+        if keeper is None:
+            self._touch_ready_file()
+            return FOLLOWER_POLL_S
+        logger.info("leader.took_office", pool=self.info.pool, term=keeper.term, holder=self._holder)
+        keeper.start()
+        try:
+            self._leader(keeper).lead(stopping, self._touch_ready_file)
+        finally:
+            keeper.close(resign=True)
+        logger.info("leader.left_office", pool=self.info.pool, term=keeper.term)
+        return FOLLOWER_POLL_S
+
+    def _leader(self, keeper: TermKeeper) -> Leader:
+        settings, info, clock = self._settings, self.info, self._clock
+        office = Office(info.pool, keeper.term, self._database, self._redis)
+        streams = LeaderStreams(office)
+        catalogue = Catalogue(info.pool)
+        fleet = Fleet(max_model_len=info.max_model_len, overcommit_s=settings.overcommit_s)
+        queue = QueueFeed(office, catalogue, clock)
+        endings = Endings(office, queue, self._flower)
+        quarantine = Quarantine(office, catalogue, endings)
+        events = WorkerEvents(office, streams, fleet, queue, quarantine, endings, clock)
+        return Leader(
+            office=office,
+            keeper=keeper,
+            streams=streams,
+            queue=queue,
+            fleet=fleet,
+            intake=Intake(office, streams, catalogue, self._tenancy, info, self._flower),
+            control=Control(office, streams, fleet, endings),
+            events=events,
+            dispatcher=Dispatcher(office, self._app, max_model_len=info.max_model_len),
+            reaper=Reaper(
+                office,
+                catalogue,
+                fleet,
+                events,
+                quarantine,
+                endings,
+                may_reap=lambda: keeper.contact_s() >= settings.worker_lease_s,
+            ),
+            publisher=Publisher(office, settings, info, catalogue, fleet, queue, clock),
+            housekeeping=Housekeeping(office),
+            revokes=self._revokes,
+            clock=clock,
+        )
+
+    def _touch_ready_file(self) -> None:
+        if self._settings.ready_file is not None:
+            self._settings.ready_file.touch()

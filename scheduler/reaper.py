@@ -1,0 +1,116 @@
+"""Goes its rounds through the ledger: deadlines that passed, workers that came, left or are lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import structlog
+from kombu.transport.redis import Channel
+from sqlalchemy import Connection
+
+from db.records import FinishedJob, WorkerRow
+from db.repositories.jobs import JobRepository
+from db.repositories.leases import LeaseRepository
+from db.repositories.workers import WorkerRepository
+from lorayard.contract.keys import worker_queue
+from scheduler.catalogue import Catalogue
+from scheduler.endings import Endings
+from scheduler.fleet import Fleet
+from scheduler.office import Office
+from scheduler.quarantine import Quarantine
+from scheduler.worker_events import WorkerEvents
+
+MAX_EXPIRED: Final = 500
+DEFAULT_EXCHANGE: Final = "lorayard"
+
+logger = structlog.get_logger(__name__)
+
+
+class Round(NamedTuple):
+    """What one look into the ledger has found."""
+
+    expired: list[FinishedJob]
+    ready: list[WorkerRow]
+    silent: list[WorkerRow]
+    catalogue_changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reaper:
+    """The rounds of one term; raises redis-py's errors, DatabaseUnavailable and Deposed.
+
+    `may_reap` says whether the ledger has been reachable for a full lease: a worker that could not renew
+    through an outage is not lost.
+    """
+
+    office: Office
+    catalogue: Catalogue
+    fleet: Fleet
+    events: WorkerEvents
+    quarantine: Quarantine
+    endings: Endings
+    may_reap: Callable[[], bool]
+
+    def patrol(self) -> None:
+        """Go one round."""
+        found = self.office.transact(self._look)
+        self.endings.follow(found.expired)
+        self.fleet.take_roll(found.ready)
+        if found.catalogue_changed:
+            self.quarantine.follow_catalogue()
+        if found.silent and self.may_reap():
+            for worker in found.silent:
+                self._lose(worker)
+
+    def see_off(self) -> None:
+        """Forget workers that have left in order, with their queues."""
+        names = self.fleet.unready()
+        if not names:
+            return
+        rows = self.office.transact(lambda c: [WorkerRepository(c).get(name) for name in names])
+        for name, row in zip(names, rows, strict=True):
+            if row is None or row.state in ("gone", "lost"):
+                self._clear_away(name)
+                logger.info("worker.left", incarnation=name)
+
+    def _look(self, connection: Connection) -> Round:
+        pool = self.office.pool
+        leases = LeaseRepository(connection)
+        return Round(
+            expired=JobRepository(connection).expire_due(pool, MAX_EXPIRED),
+            ready=leases.ready_workers(pool),
+            silent=leases.expired_workers(pool),
+            catalogue_changed=self.catalogue.refresh(connection),
+        )
+
+    def _lose(self, worker: WorkerRow) -> None:
+        name = worker.incarnation
+        lost = self.office.transact(lambda connection: LeaseRepository(connection).lose_worker(name))
+        if not lost.lost:
+            return
+        logger.warning(
+            "worker.lost",
+            incarnation=name,
+            hostname=worker.hostname,
+            requeued=len(lost.requeued),
+            ended=len(lost.finished),
+        )
+        self._clear_away(name)
+        self.endings.follow(lost.finished)
+        self.events.take_in([pair.job_id for pair in lost.requeued])
+
+    def _clear_away(self, incarnation: str) -> None:
+        self.fleet.drop(incarnation)
+        queue = worker_queue(incarnation)
+        pipeline = self.office.redis.pipeline(transaction=False)
+        pipeline.delete(self.office.keys.commands(incarnation), *_queue_keys(queue))
+        pipeline.srem(Channel.keyprefix_queue % DEFAULT_EXCHANGE, Channel.sep.join((queue, "", queue)))
+        pipeline.execute()
+
+
+def _queue_keys(queue: str) -> Sequence[str]:
+    """Name the lists of a Celery queue, one for each priority step, and its own exchange's bindings."""
+    lists = [f"{queue}{Channel.sep}{step}" if step else queue for step in Channel.priority_steps]
+    return [*lists, Channel.keyprefix_queue % queue]

@@ -1,0 +1,105 @@
+"""Hears revokes from Flower and `celery control`: a Celery control node of the scheduler's own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+from uuid import UUID
+
+import structlog
+from celery import Celery
+from kombu.pidbox import Node
+
+from lorayard.contract.messages import MicroBatch
+
+MAX_BATCHES: Final = 20_000
+MAX_WAITING: Final = 10_000
+MEMORY_S: Final = 60.0
+"""A revoke heard as a follower counts if office is taken soon after: its leader may have died of it."""
+
+POLL_S: Final = 0.5
+RETRY_S: Final = 1.0
+
+logger = structlog.get_logger(__name__)
+
+
+class BatchBook:
+    """Mutable: which jobs went out together, so that revoking a micro-batch finds them."""
+
+    def __init__(self) -> None:
+        self._jobs: OrderedDict[UUID, tuple[UUID, ...]] = OrderedDict()
+
+    def note(self, batches: Iterable[MicroBatch]) -> None:
+        """Remember micro-batches; the oldest are forgotten."""
+        for batch in batches:
+            self._jobs[batch.batch_id] = tuple(job.job_id for job in batch.jobs)
+        while len(self._jobs) > MAX_BATCHES:
+            self._jobs.popitem(last=False)
+
+    def jobs_of(self, task_ids: Iterable[UUID]) -> list[UUID]:
+        """Name the jobs meant: those of a micro-batch, or the id itself."""
+        return [job_id for task_id in task_ids for job_id in self._jobs.get(task_id, (task_id,))]
+
+
+class RevokeNode:
+    """A thread with a broker connection of its own; what it heard waits until it is taken."""
+
+    def __init__(self, app: Celery, hostname: str) -> None:
+        self._app = app
+        self._hostname = hostname
+        self._heard: deque[tuple[float, UUID]] = deque(maxlen=MAX_WAITING)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="revokes", daemon=True)
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._closed.set()
+        self._thread.join(timeout=5.0)
+
+    def take(self) -> Sequence[UUID]:
+        """Hand out the ids revoked lately, once."""
+        oldest = time.monotonic() - MEMORY_S
+        taken = []
+        while self._heard:
+            heard_at, task_id = self._heard.popleft()
+            if heard_at >= oldest:
+                taken.append(task_id)
+        return taken
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            try:
+                self._listen()
+            except Exception as error:  # noqa: BLE001 - kombu raises many kinds; revokes are best effort
+                logger.warning("revokes.broker_unavailable", error=str(error))
+                self._closed.wait(RETRY_S)
+
+    def _listen(self) -> None:
+        with self._app.connection_for_read() as connection:
+            node: Node = self._app.control.mailbox.Node(self._hostname, channel=connection.default_channel)
+            consumer = node.Consumer(callbacks=[self._on_message])  # type: ignore[no-untyped-call]
+            with consumer:
+                while not self._closed.is_set():
+                    try:
+                        connection.drain_events(timeout=POLL_S)
+                    except TimeoutError:
+                        continue
+
+    def _on_message(self, body: Any, _message: Any) -> None:
+        """Take a revoke that is addressed to everyone or to us; leave all else to the workers."""
+        destination = body.get("destination")
+        if body.get("method") != "revoke" or (destination and self._hostname not in destination):
+            return
+        found = body.get("arguments", {}).get("task_id") or ()
+        for task_id in [found] if isinstance(found, str) else found:
+            try:
+                self._heard.append((time.monotonic(), UUID(task_id)))
+            except ValueError:
+                logger.debug("revokes.not_ours", task_id=task_id)

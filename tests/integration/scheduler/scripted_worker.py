@@ -1,0 +1,182 @@
+"""A worker without an engine: registers, consumes its queue, ends jobs as the test says, and tells the leader."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+from kombu.connection import Connection
+from kombu.entity import Queue
+from kombu.messaging import Consumer
+from redis import Redis
+
+from db.records import EndedAttempt, WorkerLimits
+from db.repositories.finish import FinishRepository
+from db.repositories.workers import WorkerRepository
+from lorayard.contract.keys import worker_queue
+from lorayard.contract.messages import (
+    AdapterFailure,
+    BatchJob,
+    EndedJob,
+    HeldJob,
+    MicroBatch,
+    Residency,
+    WorkerEvent,
+)
+from lorayard.contract.states import JobState
+from scheduler.announce import announce
+from tests.integration.scheduler.yard import Yard
+
+LIMITS = WorkerLimits(
+    max_num_seqs=8, num_kv_blocks=4096, block_size=16, max_model_len=1024, max_loras=4, max_lora_rank=16
+)
+Script = Callable[[BatchJob], EndedAttempt | None]
+
+
+def succeed(job: BatchJob) -> EndedAttempt | None:
+    """End a job well."""
+    return EndedAttempt(
+        job.job_id,
+        job.attempt,
+        JobState.SUCCEEDED,
+        output=(job.prompt or "").upper(),
+        finish_reason="stop",
+        prompt_tokens=3,
+        completion_tokens=5,
+        queue_ms=job.queue_ms,
+        run_ms=1.0,
+        device_ms=1.0,
+        revision=job.revision,
+    )
+
+
+def hold(job: BatchJob) -> EndedAttempt | None:
+    """Keep a job running."""
+    return None
+
+
+class ScriptedWorker:
+    """One start of a worker, on threads of the test's process."""
+
+    def __init__(
+        self,
+        yard: Yard,
+        script: Script = succeed,
+        *,
+        limits: WorkerLimits = LIMITS,
+        lease_s: float = 60.0,
+        beat_every_s: float = 0.2,
+        listens: bool = True,
+    ) -> None:
+        self._yard = yard
+        self.script = script
+        self.incarnation = uuid4().hex
+        self._limits = limits
+        self._lease_s = lease_s
+        self._beat_every_s = beat_every_s
+        self._listens = listens
+        self._redis = Redis.from_url(yard.redis_url, protocol=2)
+        self._stopping = threading.Event()
+        self._seq = itertools.count()
+        self._lock = threading.Lock()
+        self.held: dict[Any, BatchJob] = {}
+        self.batches: list[MicroBatch] = []
+        self._threads = [threading.Thread(target=self._beat, name="beat")]
+        if listens:
+            self._threads.append(threading.Thread(target=self._consume, name="consume"))
+
+    @property
+    def jobs(self) -> list[BatchJob]:
+        """All attempts that have come here."""
+        return [job for batch in self.batches for job in batch.jobs]
+
+    def __enter__(self) -> Self:
+        self._yard.database.run(
+            lambda c: WorkerRepository(c).register(
+                self.incarnation, self._yard.pool, "scripted", self._limits, self._lease_s
+            )
+        )
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.die()
+
+    def die(self) -> None:
+        """Fall silent, as a killed process does."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(timeout=10.0)
+        self._redis.close()
+
+    def end(self, ended: Sequence[EndedAttempt]) -> None:
+        """Commit ends, then tell the leader and the clients."""
+        finished = self._yard.database.run(
+            lambda c: FinishRepository(c).finish(self.incarnation, next(self._seq), ended)
+        )
+        with self._lock:
+            for one in ended:
+                self.held.pop(one.job_id, None)
+        pipeline = self._redis.pipeline(transaction=False)
+        self._tell(
+            pipeline,
+            ended=tuple(EndedJob(job_id=f.job_id, attempt=f.attempt, state=f.state) for f in finished),
+        )
+        announce(pipeline, [job for job in finished if job.state.is_terminal])
+        pipeline.execute()
+
+    def report(self, *failures: AdapterFailure, residency: Sequence[Residency] = (), epoch: int = 0) -> None:
+        """Tell of loads."""
+        self._tell(self._redis, failures=failures, residency=tuple(residency), residency_epoch=epoch)
+
+    def _tell(self, redis: Any, **fields: Any) -> None:
+        event = WorkerEvent(incarnation=self.incarnation, free_seqs=1, free_kv_blocks=1, **fields)
+        redis.xadd(self._yard.keys.worker_events, event.to_entry())
+
+    def _beat(self) -> None:
+        while not self._stopping.wait(self._beat_every_s):
+            with self._lock:
+                held = [
+                    HeldJob(job_id=job.job_id, attempt=job.attempt, running=True)
+                    for job in self.held.values()
+                ]
+            self._yard.database.run(
+                lambda c, held=held: WorkerRepository(c).renew(self.incarnation, held, self._lease_s)
+            )
+            self._tell(self._redis, held=tuple(held))
+
+    def _consume(self) -> None:
+        with Connection(self._yard.redis_url) as connection:
+            queue = Queue(worker_queue(self.incarnation))
+            with Consumer(connection, [queue], callbacks=[self._receive], accept=["json"], no_ack=True):
+                while not self._stopping.is_set():
+                    try:
+                        connection.drain_events(timeout=0.2)
+                    except TimeoutError:
+                        continue
+
+    def _receive(self, body: Any, message: Any) -> None:
+        assert message.headers["task"] == "workers.run_micro_batch"
+        batch = MicroBatch.model_validate(body[0][0])
+        with self._lock:
+            self.batches.append(batch)
+            self.held.update((job.job_id, job) for job in batch.jobs)
+        ended = [end for job in batch.jobs if (end := self.script(job)) is not None]
+        if ended:
+            self.end(ended)
+
+
+def wait_until_idle(worker: ScriptedWorker, for_s: float) -> None:
+    """Watch that nothing more comes to a worker for a while."""
+    seen, since = len(worker.batches), time.monotonic()
+    while time.monotonic() - since < for_s:
+        assert len(worker.batches) == seen, "another micro-batch came"
+        threading.Event().wait(0.05)

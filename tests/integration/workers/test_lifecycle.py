@@ -1,0 +1,108 @@
+"""How a real worker leaves, dies, and comes back as another incarnation."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+from db.repositories.leases import LeaseRepository
+from db.repositories.workers import WorkerRepository
+from lorayard.contract.keys import worker_queue
+from lorayard.contract.states import JobState
+from tests.integration.workers.questions import questions
+from tests.integration.workers.scripted_leader import ENDLESS, ScriptedLeader
+from tests.integration.workers.worker_process import WorkerProcess, is_running
+from tests.polling import eventually
+
+StartWorker = Callable[..., WorkerProcess]
+
+
+def test_a_drain_lets_running_jobs_end_and_gives_the_others_back(
+    leader: ScriptedLeader, start_worker: StartWorker
+) -> None:
+    with start_worker(max_num_seqs=1, drain_grace_s=20) as worker:
+        incarnation = worker.incarnation(leader)
+        running, waiting = leader.dispatch(
+            incarnation, [ENDLESS.model_copy(update={"max_tokens": 2500}), questions(1)[0].spec]
+        )
+        leader.await_running(incarnation, running)
+
+        assert worker.terminate() == 0
+
+    assert leader.states([running, waiting]) == ["succeeded", "queued"]
+    assert [row.ended for row in leader.attempts(waiting)] == ["released"]
+    assert _state_of(leader, incarnation) == "gone"
+    assert leader.redis.keys(f"*{worker_queue(incarnation)}*") == []
+    assert any(event.draining for event in leader.events(incarnation))
+
+
+def test_a_drain_gives_back_what_outlasts_the_grace(
+    leader: ScriptedLeader, start_worker: StartWorker
+) -> None:
+    with start_worker(drain_grace_s=0.2) as worker:
+        incarnation = worker.incarnation(leader)
+        (endless,) = leader.dispatch(incarnation, [ENDLESS])
+        leader.await_running(incarnation, endless)
+
+        leader.command(incarnation, "drain")
+        assert worker.process.wait(20) == 0
+
+    assert leader.states([endless]) == ["queued"]
+    (attempt,) = leader.attempts(endless)
+    assert attempt.ended == "released"
+    assert attempt.device_ms > 0
+
+
+def test_a_killed_worker_leaves_no_engine_behind(leader: ScriptedLeader, start_worker: StartWorker) -> None:
+    with start_worker() as worker:
+        worker.await_ready()
+        engines = worker.engine_pids()
+        assert engines
+
+        worker.process.kill()
+
+        eventually(lambda: not any(map(is_running, engines)), what="the engine's end")
+
+
+def test_a_lost_lease_ends_the_incarnation_and_begins_another(
+    leader: ScriptedLeader, worker: WorkerProcess, incarnation: str
+) -> None:
+    (endless,) = leader.dispatch(incarnation, [ENDLESS])
+    leader.await_running(incarnation, endless)
+    engines = worker.engine_pids()
+
+    leader.sql("UPDATE workers SET lease_expires_at = now() WHERE incarnation = :i", i=incarnation)
+    lost = leader.database.run(lambda c: LeaseRepository(c).lose_worker(incarnation))
+    successor = worker.incarnation(leader)
+
+    assert [pair.job_id for pair in lost.requeued] == [endless]
+    assert successor != incarnation
+    assert not any(map(is_running, engines))
+    assert leader.states([endless]) == ["queued"]
+    (question,) = questions(1)
+    assert leader.ended(leader.dispatch(successor, [question.spec]))[0].output == question.answer
+
+
+def test_a_dead_engine_gives_its_jobs_up_at_once_with_a_strike(
+    leader: ScriptedLeader, worker: WorkerProcess, incarnation: str
+) -> None:
+    (endless,) = leader.dispatch(incarnation, [ENDLESS])
+    leader.await_running(incarnation, endless)
+
+    os.kill(worker.engine_pids()[0], signal.SIGKILL)
+    eventually(lambda: _state_of(leader, incarnation) == "gone", what="the incarnation's end")
+    lost = leader.database.run(lambda c: LeaseRepository(c).lose_worker(incarnation))
+    successor = worker.incarnation(leader)
+
+    assert [pair.job_id for pair in lost.requeued] == [endless]
+    (row,) = leader.sql("SELECT strikes FROM jobs WHERE job_id = :id", id=endless)
+    assert row.strikes == 1
+    (question,) = questions(1)
+    (result,) = leader.ended(leader.dispatch(successor, [question.spec]))
+    assert result.state is JobState.SUCCEEDED
+
+
+def _state_of(leader: ScriptedLeader, incarnation: str) -> str:
+    row = leader.database.run(lambda c: WorkerRepository(c).get(incarnation))
+    return "" if row is None else row.state

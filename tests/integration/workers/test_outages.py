@@ -1,0 +1,52 @@
+"""A real worker through restarts of Redis and Postgres."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lorayard.contract.states import JobState
+from tests.integration.workers.questions import questions
+from tests.integration.workers.scripted_leader import ENDLESS, ScriptedLeader
+from tests.integration.workers.worker_process import WorkerProcess
+from tests.polling import eventually
+
+if TYPE_CHECKING:
+    from lorayard.local import Stack
+
+
+def test_a_worker_commits_without_redis_and_consumes_again_after_its_restart(
+    yard: Stack, leader: ScriptedLeader, worker: WorkerProcess, incarnation: str
+) -> None:
+    (running,) = leader.admit([ENDLESS.model_copy(update={"max_tokens": 1000})])
+    batch = leader.send(incarnation, leader.lease(incarnation, [running]))
+    eventually(lambda: any(batch in line for line in worker.log_lines()), what="the job on the worker")
+
+    yard.redis.stop()
+    (result,) = leader.ended([running])
+    yard.redis.start()
+    asked = questions(6)
+    after = leader.ended(leader.dispatch(incarnation, [question.spec for question in asked]))
+
+    assert result.state is JobState.SUCCEEDED
+    assert [job.output for job in after] == [question.answer for question in asked]
+    eventually(lambda: running in {reply.job_id for reply in leader.replies()}, 20, "the late reply")
+
+
+def test_a_restart_of_postgres_loses_no_result(
+    yard: Stack, leader: ScriptedLeader, worker: WorkerProcess, incarnation: str
+) -> None:
+    asked = questions(8)
+    job_ids = leader.admit([question.spec for question in asked])
+    leased = leader.lease(incarnation, job_ids)
+
+    yard.postgres.stop()
+    leader.send(incarnation, leased)
+    eventually(
+        lambda: any("commit.database_unavailable" in line for line in worker.log_lines()),
+        what="a failed commit",
+    )
+    yard.postgres.start()
+    results = leader.ended(job_ids)
+
+    assert [job.output for job in results] == [question.answer for question in asked]
+    assert worker.incarnation(leader) == incarnation

@@ -1,0 +1,47 @@
+"""docs/configuration.md names every variable that a process reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import AliasChoices
+from pydantic_settings import BaseSettings
+
+from db.settings import DatabaseSettings, SecretSettings
+from lorayard.cli.settings import StoreSettings
+from lorayard.client.settings import ClientSettings
+from lorayard.local import StackSettings
+from scheduler.settings import SchedulerSettings
+from workers.settings import WorkerSettings
+from workers.webhooks.settings import RelaySettings
+
+DOCUMENT = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
+EDGES = [
+    ClientSettings,
+    DatabaseSettings,
+    RelaySettings,
+    SchedulerSettings,
+    SecretSettings,
+    StackSettings,
+    StoreSettings,
+    WorkerSettings,
+]
+
+
+def variables(settings: type[BaseSettings]) -> set[str]:
+    names: set[str] = set()
+    for name, field in settings.model_fields.items():
+        alias = field.validation_alias
+        if isinstance(alias, AliasChoices):
+            names.update(str(choice) for choice in alias.choices)
+        else:
+            names.add(str(alias or f"LORAYARD_{name.upper()}"))
+    return names
+
+
+@pytest.mark.parametrize("settings", EDGES, ids=lambda settings: settings.__name__)
+def test_every_variable_is_documented(settings: type[BaseSettings]) -> None:
+    missing = {name for name in variables(settings) if f"`{name}`" not in DOCUMENT}
+
+    assert not missing
