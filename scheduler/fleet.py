@@ -52,7 +52,7 @@ class Fleet:
         """Start over from the ledger; what workers told of themselves stays."""
         self.take_roll(ready)
         for slot in self._slots.values():
-            slot.outstanding.clear()
+            slot.clear()
         for row in leased:
             if (holder := self._slots.get(row.incarnation)) is not None:
                 holder.give(row.job_id, self.outstanding(row, now - max(0.0, row.leased_s)))

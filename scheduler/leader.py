@@ -72,6 +72,8 @@ class Leader:
     clock: Callable[[], float]
     batches: BatchBook = field(default_factory=BatchBook)
     rhythm: Rhythm = field(default_factory=Rhythm)
+    has_dispatched: bool = False
+    """A round went out, and workers may have room for another one."""
 
     def lead(self, stopping: threading.Event, on_serving: Callable[[], None]) -> None:
         """Lead until told to stop or deposed; outages are waited out."""
@@ -131,11 +133,13 @@ class Leader:
 
     def _dispatch(self) -> None:
         now = self.clock()
+        self.has_dispatched = False
         planned = plan(self.queue.backlog, self.fleet.views(now), now)
         if planned:
             done = self.dispatcher.dispatch(planned, self.fleet, now)
             self.batches.note(done.batches)
             self.queue.put_back(done.passed_over)
+            self.has_dispatched = bool(done.batches)
 
     def _recurring(self, now: float) -> None:
         if self.rhythm.publish.is_due(now):
@@ -148,7 +152,7 @@ class Leader:
             self.rhythm.tidy.hasten()
 
     def _block_ms(self) -> int | None:
-        if self.queue.has_more:
+        if self.queue.has_more or self.has_dispatched:
             return None
         return WAITING_BLOCK_MS if len(self.queue.backlog) else IDLE_BLOCK_MS
 

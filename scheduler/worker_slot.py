@@ -47,10 +47,14 @@ class WorkerSlot:
     residency_epoch: int = 0
     cooling: dict[str, float] = field(default_factory=dict)
     rate: ServiceRate = field(default_factory=ServiceRate)
+    _revisions: Counter[str] = field(default_factory=Counter)
+    _tokens: int = 0
+    _num_struck: int = 0
 
     def give(self, job_id: UUID, job: Outstanding) -> None:
         """Note that a job is on its way here."""
         self.outstanding[job_id] = job
+        self._count(job, 1)
 
     def take_back(self, pair: JobAttempt) -> bool:
         """Forget a job; False where it was not here at that attempt."""
@@ -58,7 +62,14 @@ class WorkerSlot:
         if held is None or held.attempt != pair.attempt:
             return False
         del self.outstanding[pair.job_id]
+        self._count(held, -1)
         return True
+
+    def clear(self) -> None:
+        """Forget all jobs."""
+        self.outstanding.clear()
+        self._revisions.clear()
+        self._tokens = self._num_struck = 0
 
     def end(self, ended: Iterable[EndedJob], now: float) -> None:
         """Forget what the worker says it holds no longer."""
@@ -104,7 +115,6 @@ class WorkerSlot:
         """
         self.cooling = {revision: until for revision, until in self.cooling.items() if until > now}
         limits = self.limits
-        revisions = Counter(job.revision for job in self.outstanding.values() if job.revision is not None)
         return WorkerView(
             incarnation=self.incarnation,
             capacity=WorkerCapacity(
@@ -116,10 +126,19 @@ class WorkerSlot:
             ),
             target_seqs=target_seqs(limits.max_num_seqs, self.rate.per_s(now), overcommit_s),
             num_outstanding=len(self.outstanding),
-            outstanding_tokens=sum(job.tokens for job in self.outstanding.values()),
-            outstanding_revisions=revisions,
+            outstanding_tokens=self._tokens,
+            outstanding_revisions=dict(self._revisions),
             device=self.device,
             host=self.host,
             cooling=self.cooling.keys(),
-            runs_alone=any(job.strikes for job in self.outstanding.values()),
+            runs_alone=self._num_struck > 0,
         )
+
+    def _count(self, job: Outstanding, step: int) -> None:
+        """Keep the sums that every view shows."""
+        self._tokens += step * job.tokens
+        self._num_struck += step * (job.strikes > 0)
+        if job.revision is not None:
+            self._revisions[job.revision] += step
+            if not self._revisions[job.revision]:
+                del self._revisions[job.revision]

@@ -88,8 +88,8 @@ class Yard:
         """State by job, straight from the table; a job id is its primary key, so one row each at most."""
         with psycopg.connect(plain_url(self.stack.postgres.url)) as connection:
             rows = connection.execute(
-                "SELECT jobs.id, jobs.state FROM jobs JOIN job_outputs ON job_outputs.job_id = jobs.id"
-                " WHERE jobs.id = ANY(%s)",
+                "SELECT job_id, state FROM jobs JOIN job_outputs USING (job_id)"
+                " WHERE job_id = ANY(%s)",
                 (list(job_ids),),
             ).fetchall()
         assert len(rows) == len({row[0] for row in rows})
