@@ -28,8 +28,8 @@ test: install ## Run every test on embedded Redis and Postgres
 demo: install ## Run the whole pipeline on this machine and check every answer
 	$(BIN)/python -m examples.demo
 
-up: install ## Start the local stack and keep it running
-	$(BIN)/lorayard up
+up: install ## Start the local stack on the tiny model and keep it running
+	LORAYARD_MODEL=$${LORAYARD_MODEL:-examples/tiny/base} $(BIN)/lorayard up
 
 format: install ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from lorayard.contract.messages import Command
 from workers.engine_host import EngineHost
 
-BLOCK_MS = 1000
+BLOCK_MS = 500
 RETRY_S = 0.5
 BATCH = 100
 
@@ -40,6 +40,7 @@ class CommandReader:
     def close(self) -> None:
         """Stop listening."""
         self._closed.set()
+        self._thread.join(timeout=2.0)
 
     def _run(self) -> None:
         while not self._closed.is_set():

@@ -27,6 +27,15 @@ LAST_RETRY_S = 2.0
 
 logger = structlog.get_logger(__name__)
 Announce = Callable[[Sequence[FinishedJob], Sequence[AdapterFailure]], None]
+Finish = Callable[[int, Sequence[EndedAttempt]], list[FinishedJob]]
+"""Writes the group of a number to the ledger; answers what it moved, raises DatabaseUnavailable."""
+
+
+def finish_in(database: Database, incarnation: str) -> Finish:
+    """Write as one incarnation."""
+    return lambda seq, ended: database.run(
+        lambda connection: FinishRepository(connection).finish(incarnation, seq, ended)
+    )
 
 
 class Committer:
@@ -34,15 +43,13 @@ class Committer:
 
     def __init__(
         self,
-        database: Database,
-        incarnation: str,
+        finish: Finish,
         holding: HoldingTable,
         announce: Announce,
         *,
         max_uncommitted: int,
     ) -> None:
-        self._database = database
-        self._incarnation = incarnation
+        self._finish = finish
         self._holding = holding
         self._announce = announce
         self._max_uncommitted = max_uncommitted
@@ -127,11 +134,6 @@ class Committer:
             except Exception as error:  # noqa: BLE001 - one refused row must not hold up all others for ever
                 return self._write_apart(ended, error)
         return None
-
-    def _finish(self, seq: int, ended: Sequence[EndedAttempt]) -> list[FinishedJob]:
-        return self._database.run(
-            lambda connection: FinishRepository(connection).finish(self._incarnation, seq, ended)
-        )
 
     def _write_apart(self, ended: Sequence[EndedAttempt], error: Exception) -> list[FinishedJob] | None:
         """Find the row that Postgres refuses by committing each alone; the culprit fails with the reason."""

@@ -22,7 +22,7 @@ from workers.app import app
 from workers.bulletin import Reporter
 from workers.celery_worker import CeleryWorker, is_revoked
 from workers.commands import CommandReader
-from workers.committer import Committer
+from workers.committer import Committer, finish_in
 from workers.engine.assembly import EngineInfo
 from workers.engine.config import EngineConfig
 from workers.engine.errors import EngineStartError
@@ -127,8 +127,7 @@ def _wire(
     announcer = Announcer(redis, keys.worker_events, reporter, JobEvents(app, hostname))
     holding = HoldingTable(lambda _task_id: celery.wake())
     committer = Committer(
-        Database(settings.database_url, pool_size=1, name="lorayard-commits"),
-        incarnation,
+        finish_in(Database(settings.database_url, pool_size=1, name="lorayard-commits"), incarnation),
         holding,
         announcer.committed,
         max_uncommitted=settings.max_uncommitted,

@@ -21,7 +21,8 @@ def test_a_worker_is_killed_in_mid_run(yard: Yard) -> None:
 
     yard.stack.kill("worker-1")
 
-    yard.check(asked, "worker-killed")
+    results = yard.check(asked, "worker-killed")
+    assert max(result.attempt for result in results) >= 2, "the worker held nothing when it was killed"
     yard.stack.restart("worker-1")
 
 
@@ -51,6 +52,18 @@ def test_postgres_restarts_in_mid_run(yard: Yard) -> None:
     yard.stack.restart("postgres")
 
     yard.check(asked, "postgres-restarted")
+
+
+def test_redis_and_postgres_are_killed_in_mid_run(yard: Yard) -> None:
+    asked = yard.ask(JOBS, "servers-killed")
+    yard.await_share(asked, MIDWAY)
+
+    yard.stack.kill("redis")
+    yard.stack.kill("postgres")
+    yard.stack.restart("postgres")
+    yard.stack.restart("redis")
+
+    yard.check(asked, "servers-killed")
 
 
 def test_one_idempotency_key_is_submitted_a_hundred_times_at_once(yard: Yard) -> None:

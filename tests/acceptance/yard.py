@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -13,6 +12,7 @@ from examples.tiny.tasks import TASKS, prompt, sample_words
 from lorayard import Client, JobHandle, JobResult, JobSpec, JobState, as_completed
 from lorayard.local import Stack
 from lorayard.local.postgres_server import plain_url
+from tests.polling import eventually
 
 PATIENCE_S = 120.0
 
@@ -60,7 +60,8 @@ class Yard:
     def await_share(self, asked: Sequence[Asked], share: float) -> None:
         """Return once this share of the jobs has ended, so that a fault strikes in mid-run."""
         due = int(len(asked) * share)
-        wait_until(lambda: sum(item.handle.done() for item in asked) >= due, f"{due} jobs to end")
+        eventually(lambda: sum(item.handle.done() for item in asked) >= due, PATIENCE_S, f"{due} ended jobs")
+        assert not all(item.handle.done() for item in asked), "all had ended before the fault"
 
     def results(self, asked: Sequence[Asked]) -> list[JobResult]:
         """Wait for all; every client hears of every end."""
@@ -68,7 +69,7 @@ class Yard:
         assert len(ended) == len(asked)
         return ended
 
-    def check(self, asked: Sequence[Asked], tenant: str) -> None:
+    def check(self, asked: Sequence[Asked], tenant: str) -> list[JobResult]:
         """Every accepted job has exactly one terminal row, every answer is right, usage adds up."""
         results = {result.job_id: result for result in self.results(asked)}
 
@@ -83,13 +84,13 @@ class Yard:
             prompt_tokens=sum(result.prompt_tokens for result in results.values()),
             completion_tokens=sum(result.completion_tokens for result in results.values()),
         )
+        return list(results.values())
 
     def terminal_rows(self, job_ids: Sequence[UUID]) -> dict[UUID, str]:
         """State by job, straight from the table; a job id is its primary key, so one row each at most."""
         with psycopg.connect(plain_url(self.stack.postgres.url)) as connection:
             rows = connection.execute(
-                "SELECT job_id, state FROM jobs JOIN job_outputs USING (job_id)"
-                " WHERE job_id = ANY(%s)",
+                "SELECT job_id, state FROM jobs JOIN job_outputs USING (job_id) WHERE job_id = ANY(%s)",
                 (list(job_ids),),
             ).fetchall()
         assert len(rows) == len({row[0] for row in rows})
@@ -108,11 +109,3 @@ class Yard:
             ).fetchone()
         assert row is not None
         return Usage(*(int(value or 0) for value in row))
-
-
-def wait_until(is_true: Callable[[], bool], what: str) -> None:
-    """Poll with a deadline; a failure says what never came."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not is_true():
-        assert time.monotonic() < deadline, f"waited {PATIENCE_S:g} s for {what}"
-        time.sleep(0.02)

@@ -63,7 +63,7 @@ class Relay:
                 ready = True
             if not num_claimed:
                 await _pause(stop, IDLE_POLL_S)
-        await asyncio.gather(*self._in_flight)
+        await asyncio.gather(*self._in_flight, return_exceptions=True)
 
     async def _claim_and_start(self) -> int:
         """Fill the free places; waits for one where there is none."""
@@ -77,8 +77,14 @@ class Relay:
             self._hosts.begin(delivery.host)
             task = asyncio.create_task(self._deliver(delivery, claimed.secrets[delivery.tenant]))
             self._in_flight.add(task)
-            task.add_done_callback(self._in_flight.discard)
+            task.add_done_callback(self._forget)
         return len(claimed.deliveries)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        """Drop an ended delivery; one that broke is told, and claimed again when its claim runs out."""
+        self._in_flight.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("webhook.broke", error=repr(error))
 
     async def _deliver(self, delivery: Delivery, ciphertexts: tuple[bytes, ...]) -> None:
         try:

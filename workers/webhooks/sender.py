@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -15,6 +16,12 @@ from workers.webhooks.addresses import AddressBlocked, AddressPolicy, GuardedBac
 from workers.webhooks.schedule import Attempt
 
 MAX_ANSWER_BYTES = 2048
+
+_FIXED_HEADERS = {
+    "accept-encoding": "identity",
+    "content-type": "application/json",
+    "user-agent": "lorayard-webhooks/1",
+}
 
 
 class _GuardedTransport(httpx.AsyncHTTPTransport):
@@ -49,16 +56,23 @@ class Sender:
 
     async def post(self, url: str, body: str, headers: dict[str, str]) -> Attempt:
         """Post a signed body; never raises for what the other side does."""
-        headers = {**headers, "content-type": "application/json", "user-agent": "lorayard-webhooks/1"}
         try:
-            async with self._client.stream("POST", url, content=body.encode(), headers=headers) as answer:
-                return Attempt(answer.status_code, await _complaint(answer), _retry_after_s(answer))
+            # httpx's own limit is for each read: a host that drips bytes would hold the place for hours.
+            async with asyncio.timeout(self._timeout_s):
+                return await self._ask(url, body, _FIXED_HEADERS | headers)
         except AddressBlocked as error:
             return Attempt(None, str(error), refused=True)
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError) as error:
+            # ValueError: a host that IDNA cannot encode, which httpx lets through.
             return Attempt(None, f"callback_url {url!r} cannot be called: {error}", refused=True)
+        except TimeoutError:
+            return Attempt(None, f"no whole answer within {self._timeout_s:g} s")
         except httpx.HTTPError as error:
             return Attempt(None, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+
+    async def _ask(self, url: str, body: str, headers: dict[str, str]) -> Attempt:
+        async with self._client.stream("POST", url, content=body.encode(), headers=headers) as answer:
+            return Attempt(answer.status_code, await _complaint(answer), _retry_after_s(answer))
 
 
 async def _complaint(answer: httpx.Response) -> str:
@@ -66,7 +80,8 @@ async def _complaint(answer: httpx.Response) -> str:
     if answer.is_success:
         return ""
     start = b""
-    async for chunk in answer.aiter_bytes():
+    # Raw: a compressed answer is not worth the memory that it might unfold to.
+    async for chunk in answer.aiter_raw():
         start += chunk
         if len(start) >= MAX_ANSWER_BYTES:
             break

@@ -1,0 +1,106 @@
+"""The Celery pool, driven as Celery drives it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lorayard.contract.tasks import RUN_MICRO_BATCH
+from tests.polling import eventually
+from workers.pool import TaskPool, Traced, pool_for
+
+
+class Batches:
+    """The engine's side: which micro-batches are open."""
+
+    def __init__(self) -> None:
+        self.open: set[str] = set()
+        self.cancelled: list[str] = []
+
+    def is_open(self, task_id: str) -> bool:
+        return task_id in self.open
+
+    def cancel_task(self, task_id: str) -> None:
+        self.cancelled.append(task_id)
+
+
+class Hub:
+    """Runs at once what it is given."""
+
+    def call_soon(self, callback: Any) -> None:
+        callback()
+
+
+class Request:
+    """What Celery's request notes of a task."""
+
+    def __init__(
+        self, pool: TaskPool, batches: Batches, *, failed: int = 0, name: str = RUN_MICRO_BATCH
+    ) -> None:
+        self._batches = batches
+        self._failed = failed
+        self.pid: int | None = None
+        self.end: Traced | None = None
+        pool.on_apply(self._trace, (name, "task", {}, b"", "json", "utf-8"), {}, self._ended, self._accepted)
+
+    def _trace(self, _name: str, task_id: str, *_: Any) -> tuple[int, Any, float]:
+        if not self._failed:
+            self._batches.open.add(task_id)
+        return self._failed, "answer", 0.001
+
+    def _accepted(self, pid: int, _time: float) -> None:
+        self.pid = pid
+
+    def _ended(self, traced: Traced) -> None:
+        self.end = traced
+
+
+def _pool() -> tuple[TaskPool, Batches]:
+    batches = Batches()
+    pool = pool_for(batches)(4)
+    pool.register_with_event_loop(Hub())
+    return pool, batches
+
+
+def test_a_micro_batch_ends_with_its_last_job_and_its_own_run_time() -> None:
+    pool, batches = _pool()
+    request = Request(pool, batches)
+    assert request.pid is not None
+    assert request.end is None
+
+    batches.open.clear()
+    pool.wake()
+
+    assert request.end is not None
+    assert request.end.value == "answer"
+    assert request.end.runtime_s != 0.001
+
+
+def test_a_micro_batch_that_failed_ends_at_once() -> None:
+    pool, batches = _pool()
+
+    request = Request(pool, batches, failed=1)
+
+    assert request.end is not None
+    assert request.end.failed
+
+
+def test_a_terminated_micro_batch_is_cancelled_and_says_nothing_more() -> None:
+    pool, batches = _pool()
+    request = Request(pool, batches)
+    assert request.pid is not None
+
+    pool.terminate_job(request.pid)
+    batches.open.clear()
+    pool.wake()
+
+    assert batches.cancelled == ["task"]
+    assert request.end is None
+
+
+def test_other_tasks_run_on_a_side_thread() -> None:
+    pool, batches = _pool()
+
+    request = Request(pool, batches, name="something.else")
+
+    eventually(lambda: request.end, what="the side task")
+    pool.on_stop()

@@ -1,0 +1,60 @@
+"""From a job to what the engine is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from db.records import JobAttempt
+from lorayard.contract.job import Message
+from tests.unit.workers.batch_jobs import REVISION, batch_job
+from workers.engine.errors import InvalidParams
+from workers.requests import AdapterIds, add_request, parse_request_id, request_id
+
+STORE = Path("/store")
+
+
+def test_a_request_id_names_the_attempt_and_reads_back() -> None:
+    key = JobAttempt(uuid4(), 12)
+
+    assert parse_request_id(request_id(key)) == key
+
+
+def test_a_revision_keeps_its_number_whatever_its_name() -> None:
+    adapters = AdapterIds(STORE)
+
+    first = adapters.request(REVISION, "upper")
+    other = adapters.request("sha256:" + "cd" * 32, "upper")
+    again = adapters.request(REVISION, "alias")
+
+    assert first.lora_int_id == again.lora_int_id == 1
+    assert other.lora_int_id == 2
+    assert first.lora_path == str(STORE / ("ab" * 32))
+    assert first.revision == REVISION
+
+
+def test_sampling_parameters_reach_the_engine() -> None:
+    job = batch_job(max_tokens=5, temperature=0.5, top_p=0.9, top_k=3, seed=7, stop=("x", "y"))
+
+    params = add_request(job, AdapterIds(STORE)).params
+
+    assert (params.max_tokens, params.temperature, params.top_p, params.top_k) == (5, 0.5, 0.9, 3)
+    assert params.seed == 7
+    assert params.stop == ("x", "y")
+
+
+def test_messages_go_as_plain_mappings_and_the_base_model_without_an_adapter() -> None:
+    job = batch_job(prompt=None, messages=(Message(role="user", content="hi"),), adapter=None, revision=None)
+
+    request = add_request(job, AdapterIds(STORE))
+
+    assert request.prompt is None
+    assert request.messages == [{"role": "user", "content": "hi"}]
+    assert request.lora is None
+
+
+def test_parameters_the_engine_does_not_serve_are_refused_by_their_name() -> None:
+    with pytest.raises(InvalidParams, match="stop strings"):
+        add_request(batch_job(stop=tuple(f"stop {number}" for number in range(17))), AdapterIds(STORE))
