@@ -8,13 +8,13 @@ from typing import Final, NamedTuple
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from pydantic import ValidationError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
 from db.database import Database
 from db.errors import DatabaseError, SchemaLocked
 from db.settings import DatabaseSettings
+from lorayard.process.environment import readable_settings
 
 ADVISORY_KEY: Final = 0x6C6F72617961  # "loraya"
 OTHER_MIGRATOR_TIMEOUT_S: Final = 120
@@ -86,22 +86,15 @@ def _wait_at_most(connection: Connection, seconds: int) -> None:
 
 def main() -> int:
     """Migrate the database that the environment names, and say what was done."""
-    try:
+    with readable_settings("db.migrate"):
         settings = DatabaseSettings()
+    try:
         done = upgrade(settings.database_url.get_secret_value())
-    except ValidationError as error:
-        print(f"db.migrate: {_missing(error)}", file=sys.stderr)  # noqa: T201
-        return 2
     except DatabaseError as error:
         print(f"db.migrate: {error}", file=sys.stderr)  # noqa: T201
         return 1
     print(f"db.migrate: {done}")  # noqa: T201
     return 0
-
-
-def _missing(error: ValidationError) -> str:
-    names = ", ".join(f"LORAYARD_{str(entry['loc'][0]).upper()}" for entry in error.errors())
-    return f"{names} is missing or wrong: set it, e.g. postgresql://user:password@host:5432/lorayard"
 
 
 if __name__ == "__main__":

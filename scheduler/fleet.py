@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from uuid import UUID
 
 import structlog
 
@@ -38,7 +37,7 @@ class Fleet:
         return self._slots.get(incarnation)
 
     def take_roll(self, ready: Sequence[WorkerRow]) -> None:
-        """Note which workers may be given jobs; answers nothing of those that may not."""
+        """Note which workers may be given jobs; all others are given none."""
         self.has_strangers = False
         names = {row.incarnation for row in ready}
         for slot in self._slots.values():
@@ -82,14 +81,6 @@ class Fleet:
     def drop(self, incarnation: str) -> WorkerSlot | None:
         """Forget a worker that has left or is lost."""
         return self._slots.pop(incarnation, None)
-
-    def holder(self, job_id: UUID) -> WorkerSlot | None:
-        """Find the worker that has a job in hand."""
-        return next((slot for slot in self._slots.values() if job_id in slot.outstanding), None)
-
-    def num_outstanding(self) -> int:
-        """Count the jobs in workers' hands."""
-        return sum(len(slot.outstanding) for slot in self._slots.values())
 
     def jobs_per_s(self, now: float) -> float:
         """Tell how many jobs all workers end in a second."""

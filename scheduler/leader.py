@@ -137,7 +137,8 @@ class Leader:
         planned = plan(self.queue.backlog, self.fleet.views(now), now)
         if planned:
             done = self.dispatcher.dispatch(planned, self.fleet, now)
-            self.batches.note(done.batches)
+            for batch in done.batches:
+                self.batches.note(batch.batch_id, (job.job_id for job in batch.jobs))
             self.queue.put_back(done.passed_over)
             self.has_dispatched = bool(done.batches)
 

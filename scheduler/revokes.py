@@ -13,8 +13,6 @@ import structlog
 from celery import Celery
 from kombu.pidbox import Node
 
-from lorayard.contract.messages import MicroBatch
-
 MAX_BATCHES: Final = 20_000
 MAX_WAITING: Final = 10_000
 MEMORY_S: Final = 60.0
@@ -32,10 +30,9 @@ class BatchBook:
     def __init__(self) -> None:
         self._jobs: OrderedDict[UUID, tuple[UUID, ...]] = OrderedDict()
 
-    def note(self, batches: Iterable[MicroBatch]) -> None:
-        """Remember micro-batches; the oldest are forgotten."""
-        for batch in batches:
-            self._jobs[batch.batch_id] = tuple(job.job_id for job in batch.jobs)
+    def note(self, batch_id: UUID, job_ids: Iterable[UUID]) -> None:
+        """Remember a micro-batch; the oldest is forgotten."""
+        self._jobs[batch_id] = tuple(job_ids)
         while len(self._jobs) > MAX_BATCHES:
             self._jobs.popitem(last=False)
 

@@ -53,6 +53,8 @@ class WorkerSlot:
 
     def give(self, job_id: UUID, job: Outstanding) -> None:
         """Note that a job is on its way here."""
+        if (before := self.outstanding.get(job_id)) is not None:
+            self._count(before, -1)
         self.outstanding[job_id] = job
         self._count(job, 1)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
 import sys
 import uuid
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -15,6 +17,8 @@ from redis import Redis
 
 from db.database import Database
 from lorayard.contract.keys import PoolKeys
+from lorayard.process.environment import readable_settings
+from lorayard.process.logs import configure_logs
 from scheduler.celery_app import BROKER_SOCKETS
 from scheduler.flower_events import JobEvents
 from workers.announcer import Announcer
@@ -30,7 +34,6 @@ from workers.engine.process import EngineProcess
 from workers.engine_host import EngineHost
 from workers.holding import HoldingTable
 from workers.lease import LeaseKeeper
-from workers.logs import configure_logs
 from workers.registration import Registration, limits_of
 from workers.requests import AdapterIds
 from workers.service import Ending, Parts, WorkerService
@@ -46,11 +49,15 @@ logger = structlog.get_logger(__name__)
 
 def main() -> int:
     """Run one worker until it is told to leave; returns the exit status."""
-    settings = WorkerSettings()
+    with readable_settings("workers"):
+        settings = WorkerSettings()
     incarnation = uuid.uuid4().hex
-    configure_logs(worker=settings.worker_name, incarnation=incarnation[:8])
+    configure_logs(process="worker", worker=settings.worker_name, incarnation=incarnation[:8])
+    # It warns at each revoke that there is no result backend, which is so on purpose.
+    logging.getLogger("celery.worker.control").setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, _leave_at_once)
     signal.signal(signal.SIGINT, _leave_at_once)
+    _reap_leftovers()
     engine = EngineProcess(_engine_config(settings))
     try:
         info = engine.start(settings.engine_start_s)
@@ -82,6 +89,13 @@ def _start_again() -> NoReturn:
     """Become a new process with a new incarnation: no state of the old one can leak into it."""
     logger.info("worker.restarting")
     os.execv(sys.executable, sys.orig_argv)  # noqa: S606
+
+
+def _reap_leftovers() -> None:
+    """Bury what the incarnation before this one left to its process, such as multiprocessing's tracker."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def _engine_config(settings: WorkerSettings) -> EngineConfig:

@@ -9,6 +9,7 @@ from lorayard.contract.messages import AdapterFailure
 from lorayard.contract.result import JobError
 from lorayard.contract.states import JobState
 from workers.engine.errors import AllSlotsPinned, InvalidParams, InvalidPrompt, RequestError
+from workers.engine.lora.stats import RevisionStats
 from workers.engine.outputs import RequestFailure, RequestOutput
 from workers.holding import HeldAttempt, StopReason
 
@@ -82,6 +83,7 @@ def _ended(
 ) -> EndedAttempt:
     generated = output.outputs[0] if output is not None and output.outputs else None
     started_at = now if held.started_at is None else held.started_at
+    use = output.metrics.adapter_use if output is not None else RevisionStats()
     keeps_text = state is JobState.SUCCEEDED and generated is not None
     return EndedAttempt(
         job_id=held.job.job_id,
@@ -96,6 +98,9 @@ def _ended(
         device_ms=output.metrics.device_ms if output is not None else 0.0,
         error=error,
         revision=held.job.revision,
+        loads=use.loads,
+        load_ms=use.load_ms,
+        hits=use.hits,
     )
 
 

@@ -16,13 +16,13 @@ class BrokerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="LORAYARD_", extra="ignore", frozen=True)
 
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
 
 
 class WorkerSettings(BrokerSettings):
     """Everything a worker process is told; durations in seconds."""
 
-    database_url: str = "postgresql+psycopg://lorayard@127.0.0.1:5432/lorayard"
+    database_url: str = Field(default="postgresql+psycopg://lorayard@127.0.0.1:5432/lorayard", repr=False)
     model: Path
     adapter_store: Path
     dtype: Literal["float32", "bfloat16"] = "float32"

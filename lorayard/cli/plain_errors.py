@@ -6,8 +6,8 @@ import sys
 
 from pydantic import ValidationError
 
-from lorayard.client.invalid_job import shortened
 from lorayard.contract.errors import LorayardError
+from lorayard.process.environment import settings_message
 
 # Rooms whose errors are meant for people. They are looked up only where they were imported already: an error
 # of theirs cannot have been raised before that, and importing them here would load torch.
@@ -18,7 +18,7 @@ _EXTRAS = {"sqlalchemy": "db", "psycopg": "db", "cryptography": "db", "torch": "
 def plain_message(error: Exception) -> str | None:
     """Word an expected failure for people; None for a bug."""
     if isinstance(error, ValidationError):
-        return _settings_message(error)
+        return settings_message(error)
     if isinstance(error, ModuleNotFoundError):
         return _missing_extra(error)
     if isinstance(error, (LorayardError, OSError, *_room_errors())):
@@ -28,30 +28,6 @@ def plain_message(error: Exception) -> str | None:
 
 def _room_errors() -> tuple[type[Exception], ...]:
     return tuple(getattr(sys.modules[room], name) for room, name in _ROOM_ERRORS if room in sys.modules)
-
-
-def _settings_message(error: ValidationError) -> str | None:
-    """Word what is wrong with the environment; other validations have their own errors."""
-    if not error.title.endswith("Settings"):
-        return None
-    problems = error.errors(include_url=False)
-    missing = [_variable(problem["loc"][0]) for problem in problems if problem["type"] == "missing"]
-    wrong = [
-        f"{_variable(problem['loc'][0])}={shortened(problem['input'])}: {problem['msg']}"
-        for problem in problems
-        if problem["type"] != "missing"
-    ]
-    if missing:
-        verb = "is" if len(missing) == 1 else "are"
-        remedy = "export what is missing; beside `lorayard up`, source the file that it names"
-        wrong.append(f"{', '.join(missing)} {verb} not set: {remedy}")
-    return "; ".join(wrong)
-
-
-def _variable(location: int | str) -> str:
-    """Name the environment variable of a settings field."""
-    name = str(location)
-    return name if name.isupper() else f"LORAYARD_{name.upper()}"
 
 
 def _missing_extra(error: ModuleNotFoundError) -> str | None:

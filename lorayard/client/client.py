@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from lorayard.client.guard import IntakeEntry, SubmitGuard
 from lorayard.client.handle import JobHandle
-from lorayard.client.invalid_job import invalid_prompt_size, problems_of, shortened, validated
+from lorayard.client.invalid_job import invalid_prompt_size, problems_of, validated
 from lorayard.client.session import Session
 from lorayard.client.settings import ClientSettings
 from lorayard.client.watch import IntakePlace
@@ -21,6 +21,7 @@ from lorayard.contract.job import JobSpec, Message, Priority
 from lorayard.contract.keys import PoolKeys
 from lorayard.contract.messages import JobEnvelope
 from lorayard.contract.pool import PoolInfo
+from lorayard.contract.wording import shortened
 
 Confirm = Literal["stream", "ledger"]
 

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from lorayard.contract.errors import InvalidJob
 from lorayard.contract.job import JobSpec
 from lorayard.contract.pool import PoolInfo
+from lorayard.contract.wording import cut, shortened
 
-_MAX_VALUE_CHARS = 80
 _MAX_PROBLEMS = 5
 _NAME_REMEDY = (
     "use 1 to 200 letters, digits and . _ : / @ + -, beginning with a letter, a digit or an underscore"
@@ -66,7 +66,7 @@ def _problem(problem: dict[str, Any]) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     if not location:
         return message if problem["type"] == "value_error" else f"{message}, not {value}: give a dict"
-    field = _cut(".".join(str(part) for part in location))
+    field = cut(".".join(str(part) for part in location))
     if problem["type"] == "extra_forbidden":
         return f"{field}={value}: there is no such field; {_nearest(str(location[0]))}"
     if problem["type"] == "value_error" and location[0] != "idempotency_key":
@@ -77,20 +77,6 @@ def _problem(problem: dict[str, Any]) -> str:
 def _nearest(field: str) -> str:
     near = get_close_matches(field, _REMEDIES, n=1)
     return f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(_REMEDIES)}"
-
-
-def shortened(value: object) -> str:
-    """Render a rejected value, cut to what fits in a line of text."""
-    if isinstance(value, int) and value.bit_length() > _MAX_VALUE_CHARS:
-        return f"an integer of {value.bit_length()} bits"
-    try:
-        return _cut(repr(value[: _MAX_VALUE_CHARS + 1] if isinstance(value, str) else value))
-    except (ValueError, RecursionError):  # an integer of thousands of digits somewhere in it, or no bottom
-        return f"a {type(value).__name__}"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _MAX_VALUE_CHARS else text[: _MAX_VALUE_CHARS - 3] + "..."
 
 
 def invalid_prompt_size(spec: JobSpec, pool: PoolInfo) -> InvalidJob | None:

@@ -244,6 +244,8 @@ class LLMEngine:
     def _end(
         self, sequence: Sequence, ending: Ending, now_s: float, error: EngineError | None = None
     ) -> RequestOutput:
+        if sequence.lora is not None and self._parts.adapters is not None:
+            sequence.adapter_use = self._parts.adapters.take_uncharged(sequence.lora)
         self._parts.batcher.remove(sequence)
         del self._by_id[sequence.request_id]
         self._accounts.close(sequence)

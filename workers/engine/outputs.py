@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from workers.engine.lora.request import LoRARequest
+from workers.engine.lora.stats import RevisionStats
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -46,6 +47,8 @@ class RequestMetrics:
     num_completion_tokens: int
     device_ms: float
     num_preemptions: int
+    adapter_use: RevisionStats = field(default_factory=RevisionStats)
+    """What its adapter has cost since the last request with that adapter ended: each load is charged once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kernels.segments import BASE_SLOT
 from workers.engine.detokenizer import StopChecker
 from workers.engine.lora.request import LoRARequest
+from workers.engine.lora.stats import RevisionStats
 from workers.engine.outputs import RequestMetrics
 from workers.engine.sampling_params import SamplingParams
 
@@ -13,6 +14,7 @@ class Sequence:
     """Tokens, cache blocks, adapter slot and accounts of one request; changed only by the engine's loop."""
 
     __slots__ = (
+        "adapter_use",
         "arrival_time_s",
         "block_table",
         "device_ms",
@@ -64,6 +66,7 @@ class Sequence:
         self.num_slot_waits = 0
         self.num_preemptions = 0
         self.device_ms = 0.0
+        self.adapter_use = RevisionStats()
 
     @property
     def num_tokens(self) -> int:
@@ -96,4 +99,5 @@ class Sequence:
             num_completion_tokens=self.num_output_tokens,
             device_ms=self.device_ms,
             num_preemptions=self.num_preemptions,
+            adapter_use=self.adapter_use,
         )

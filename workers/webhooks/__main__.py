@@ -9,6 +9,8 @@ import sys
 from db import Database, DatabaseSettings
 from db.secrets import SecretBox
 from db.settings import SecretSettings
+from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings
+from lorayard.process.logs import configure_logs
 from workers.webhooks.addresses import AddressPolicy
 from workers.webhooks.outbox import Outbox
 from workers.webhooks.relay import Relay, RelayConfig
@@ -33,8 +35,15 @@ async def serve(settings: RelaySettings, database: Database, secrets: SecretBox)
 
 def main() -> int:
     """Read the environment and serve; returns the exit status."""
-    settings, ledger = RelaySettings(), DatabaseSettings()
-    secrets = SecretBox([key.get_secret_value() for key in SecretSettings().secret_key])
+    with readable_settings("workers.webhooks"):
+        settings, ledger = RelaySettings(), DatabaseSettings()
+        keys = [key.get_secret_value() for key in SecretSettings().secret_key]
+    configure_logs(process="webhooks")
+    try:
+        secrets = SecretBox(keys)
+    except ValueError as error:
+        print(f"workers.webhooks: {error}", file=sys.stderr)  # noqa: T201
+        return BAD_ENVIRONMENT
     database = Database(ledger.database_url.get_secret_value(), name="lorayard-webhooks")
     try:
         asyncio.run(serve(settings, database, secrets))

@@ -1,10 +1,9 @@
-"""A worker without an engine: registers, consumes its queue, ends jobs as the test says, and tells the leader."""
+"""A worker without an engine: it consumes its queue, ends jobs as the test says, and tells the leader."""
 
 from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -148,15 +147,16 @@ class ScriptedWorker:
                     HeldJob(job_id=job.job_id, attempt=job.attempt, running=True)
                     for job in self.held.values()
                 ]
-            self._yard.database.run(
-                lambda c, held=held: WorkerRepository(c).renew(self.incarnation, held, self._lease_s)
-            )
+            with self._yard.database.transaction() as transaction:
+                WorkerRepository(transaction).renew(self.incarnation, held, self._lease_s)
             self._tell(self._redis, held=tuple(held))
 
     def _consume(self) -> None:
-        with Connection(self._yard.redis_url) as connection:
-            queue = Queue(worker_queue(self.incarnation))
-            with Consumer(connection, [queue], callbacks=[self._receive], accept=["json"], no_ack=True):
+        with Connection(self._yard.redis_url) as connection:  # type: ignore[no-untyped-call]
+            queue = Queue(worker_queue(self.incarnation))  # type: ignore[no-untyped-call]
+            options = {"callbacks": [self._receive], "accept": ["json"], "no_ack": True}
+            consumer = Consumer(connection, [queue], **options)  # type: ignore[no-untyped-call]
+            with consumer:
                 while not self._stopping.is_set():
                     try:
                         connection.drain_events(timeout=0.2)
@@ -172,11 +172,3 @@ class ScriptedWorker:
         ended = [end for job in batch.jobs if (end := self.script(job)) is not None]
         if ended:
             self.end(ended)
-
-
-def wait_until_idle(worker: ScriptedWorker, for_s: float) -> None:
-    """Watch that nothing more comes to a worker for a while."""
-    seen, since = len(worker.batches), time.monotonic()
-    while time.monotonic() - since < for_s:
-        assert len(worker.batches) == seen, "another micro-batch came"
-        threading.Event().wait(0.05)

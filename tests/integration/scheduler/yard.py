@@ -140,8 +140,11 @@ class Yard:
         """Wait until jobs are in a state."""
 
         def reached() -> bool:
-            rows = self.sql("SELECT count(*) FROM jobs WHERE job_id = ANY(:ids) AND state = :s",
-                            ids=list(job_ids), s=state.value)
+            rows = self.sql(
+                "SELECT count(*) FROM jobs WHERE job_id = ANY(:ids) AND state = :s",
+                ids=list(job_ids),
+                s=state.value,
+            )
             return int(rows[0][0]) == len(job_ids)
 
         eventually(reached, timeout_s, f"{len(job_ids)} jobs {state.value}; now {self.counts()}")
@@ -152,7 +155,7 @@ class Yard:
 
     def intake_is_empty(self) -> bool:
         """Whether nothing waits in the intake, by entries and by bytes."""
-        entries = sum(cast("int", self.redis.xlen(stream)) for stream in self.keys.all_jobs)
+        entries = sum(int(self.redis.xlen(stream)) for stream in self.keys.all_jobs)
         return entries == 0 and int(cast("bytes", self.redis.get(self.keys.intake_bytes)) or 0) == 0
 
     def add_adapter(self, name: str, digest: str | None = None, rank: int = 4) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lorayard.contract.states import JobState
@@ -50,3 +51,22 @@ def test_a_restart_of_postgres_loses_no_result(
 
     assert [job.output for job in results] == [question.answer for question in asked]
     assert worker.incarnation(leader) == incarnation
+
+
+def test_a_worker_drains_without_redis(
+    yard: Stack, leader: ScriptedLeader, start_worker: Callable[..., WorkerProcess]
+) -> None:
+    with start_worker() as worker:
+        incarnation = worker.incarnation(leader)
+        (running,) = leader.admit([ENDLESS.model_copy(update={"max_tokens": 1500})])
+        batch = leader.send(incarnation, leader.lease(incarnation, [running]))
+        eventually(lambda: any(batch in line for line in worker.log_lines()), what="the job on the worker")
+
+        yard.redis.stop()
+        try:
+            status = worker.terminate()
+        finally:
+            yard.redis.start()
+
+    assert status == 0
+    assert leader.states([running]) == ["succeeded"]

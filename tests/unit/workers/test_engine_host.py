@@ -199,6 +199,7 @@ def test_a_draining_worker_gives_arriving_jobs_straight_back(yard: Yard) -> None
 def test_only_jobs_that_have_not_started_are_released(yard: Yard) -> None:
     running, waiting = batch_job(), batch_job()
     names = yard.join(running, waiting)
+    yard.await_adds(2)
     yard.engine.say(started=(names[0],))
     eventually(lambda: yard.started_jobs, what="the start")
 
@@ -211,6 +212,7 @@ def test_only_jobs_that_have_not_started_are_released(yard: Yard) -> None:
 def test_a_fenced_attempt_is_aborted(yard: Yard) -> None:
     job = batch_job()
     yard.join(job)
+    yard.await_adds(1)
     (held,) = yard.holding.live()
 
     yard.host.fence([held.key])

@@ -19,7 +19,7 @@ from workers.engine.lora.loads import Loads
 from workers.engine.lora.packed_slots import PackedModule, packed_layout
 from workers.engine.lora.request import LoRARequest
 from workers.engine.lora.residency import ResidencyChange, Tier
-from workers.engine.lora.stats import AdapterStats
+from workers.engine.lora.stats import AdapterStats, RevisionStats
 from workers.engine.lora.tiers import Tiers
 from workers.engine.lora.validate import check_adapter
 from workers.engine.lora.weights import AdapterWeights, pack_adapter
@@ -101,6 +101,11 @@ class LoRAManager:
     def revision_of(self, request: LoRARequest) -> str | None:
         """Return the digest a request means, once known; it is known when `acquire` has given a slot."""
         return self._identities.revision_of(request)
+
+    def take_uncharged(self, request: LoRARequest) -> RevisionStats:
+        """Return the adapter's counts since the last call; call it while the request holds its slot."""
+        revision = self._identities.revision_of(request)
+        return RevisionStats() if revision is None else self._tiers.counters.take_uncharged(revision)
 
     def packed(self, layer: int, module: PackedModule) -> PackedModuleSlots:
         """Return a packed module's slot table for `kernels.lora`; the same object for the engine's life."""

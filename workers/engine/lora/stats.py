@@ -17,6 +17,16 @@ class RevisionStats:
     evictions: int = 0
     failures: int = 0
 
+    def since(self, earlier: RevisionStats) -> RevisionStats:
+        """Return what came on top of an earlier reading."""
+        return RevisionStats(
+            self.loads - earlier.loads,
+            self.load_ms - earlier.load_ms,
+            self.hits - earlier.hits,
+            self.evictions - earlier.evictions,
+            self.failures - earlier.failures,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterStats:
@@ -53,6 +63,7 @@ class AdapterCounters:
 
     slot_evictions: int = 0
     _by_revision: dict[str, _Counts] = field(default_factory=lambda: defaultdict(_Counts))
+    _charged: dict[str, RevisionStats] = field(default_factory=dict)
 
     def loaded(self, revision: str, load_ms: float) -> None:
         counts = self._by_revision[revision]
@@ -67,6 +78,13 @@ class AdapterCounters:
 
     def failed(self, revision_or_path: str) -> None:
         self._by_revision[revision_or_path].failures += 1
+
+    def take_uncharged(self, revision: str) -> RevisionStats:
+        """Return what has been counted for a revision since the last call, to charge somebody for it."""
+        now = self._by_revision[revision].frozen()
+        uncharged = now.since(self._charged.get(revision, RevisionStats()))
+        self._charged[revision] = now
+        return uncharged
 
     def freeze(
         self, *, num_on_device: int, num_on_host: int, host_bytes: int, num_loading: int

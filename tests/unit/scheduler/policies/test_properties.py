@@ -137,11 +137,12 @@ def test_no_job_starves_under_saturating_traffic_of_other_adapters(
     started_at = sim.run_until_started(lonely, limit=200.0)
 
     assert started_at is not None, "the lonely job was never dispatched"
-    assert started_at <= bound + 2 * run_s + 1.0
+    # The floods fall overdue too; with one slot each may have its turn, and a change of adapters, first.
+    assert started_at <= bound + (num_flooding + 1) * run_s + 1.0
 
 
 class _Simulation:
-    """One worker in whole seconds; each dispatched job runs for `run_s`, floods are topped up every second."""
+    """One worker in whole seconds; each dispatched job runs for `run_s`, floods never run dry."""
 
     def __init__(self, max_loras: int, num_flooding: int, run_s: int) -> None:
         self.backlog = Backlog()

@@ -104,3 +104,19 @@ def test_each_adapter_alone_answers_its_task_right(questions: list[Question], na
     right = [output.outputs[0].text == question.right for output, question in zip(outputs, own, strict=True)]
     assert sum(right) >= NUM_WORDS - 1
     engine.close()
+
+
+def test_every_load_is_charged_to_one_request(questions: list[Question]) -> None:
+    engine = make_engine(max_loras=2, max_cpu_loras=2)
+
+    outputs = ask(engine, questions)
+
+    uses = [output.metrics.adapter_use for output in outputs]
+    counted = engine.stats().adapters
+    assert counted is not None
+    assert sum(use.loads for use in uses) == counted.loads >= len(TASKS)
+    assert sum(use.load_ms for use in uses) == pytest.approx(counted.load_ms)
+    assert sum(use.hits for use in uses) == counted.hits
+    assert not any(
+        use.loads for use, question in zip(uses, questions, strict=True) if question.adapter is None
+    )

@@ -1,4 +1,4 @@
-"""Log lines of a worker process: one JSON object a line on standard error, Celery's warnings among them."""
+"""Log lines of a process: one JSON object a line on standard error, the libraries' warnings among them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ def configure_logs(**always: str) -> None:
     logging.basicConfig(
         level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
-    # It warns at each revoke that there is no result backend, which is so on purpose.
-    logging.getLogger("celery.worker.control").setLevel(logging.ERROR)
     structlog.configure(
         processors=[
             lambda _logger, _method, event: {**event, **always},

@@ -1,0 +1,36 @@
+"""What leaves the ledger: frozen values, never a row that still hangs on a session."""
+
+from db.records.adapters import RevisionRow
+from db.records.backlog import BacklogRow, LeasedRow, PendingRow
+from db.records.jobs import Admitted, CancelOutcome, EndedAttempt, FinishedJob, JobAttempt, JobStatus, NewJob
+from db.records.leases import LeasedJob, LostJobs, Released
+from db.records.tenants import TenantRow
+from db.records.usage import UsageDelta, UsageRow
+from db.records.webhooks import Delivery, DeliveryRow
+from db.records.workers import Renewal, WorkerLimits, WorkerRow, WorkerState
+
+__all__ = [
+    "JobAttempt",
+    "NewJob",
+    "Admitted",
+    "FinishedJob",
+    "EndedAttempt",
+    "CancelOutcome",
+    "JobStatus",
+    "PendingRow",
+    "BacklogRow",
+    "LeasedRow",
+    "LeasedJob",
+    "Released",
+    "LostJobs",
+    "WorkerLimits",
+    "WorkerRow",
+    "Renewal",
+    "WorkerState",
+    "UsageDelta",
+    "UsageRow",
+    "RevisionRow",
+    "Delivery",
+    "DeliveryRow",
+    "TenantRow",
+]

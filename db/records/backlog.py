@@ -1,0 +1,54 @@
+"""Headers of queued and running jobs, as the policies see them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from lorayard.contract.job import Priority
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRow:
+    """A queued job as the policies see it: no prompt."""
+
+    job_id: UUID
+    admit_seq: int
+    priority: Priority
+    tenant: str
+    adapter: str | None
+    revision: str | None
+    est_tokens: int
+    """Estimated tokens of the prompt; `max_tokens` more may follow."""
+    max_tokens: int
+    waited_s: float
+    deadline_in_s: float | None
+    strikes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BacklogRow:
+    """One lane of the backlog: what is queued for a class, tenant and adapter."""
+
+    priority: Priority
+    tenant: str
+    adapter: str | None
+    jobs: int
+    est_tokens: int
+    oldest_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeasedRow:
+    """A job in some worker's hand."""
+
+    job_id: UUID
+    attempt: int
+    incarnation: str
+    revision: str | None
+    tenant: str
+    adapter: str | None
+    est_tokens: int
+    max_tokens: int
+    strikes: int
+    leased_s: float

@@ -1,0 +1,95 @@
+"""Jobs on their way in, and what became of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+from uuid import UUID
+
+from lorayard.contract.job import JobSpec
+from lorayard.contract.result import JobError, JobResult
+from lorayard.contract.states import JobState
+
+
+class JobAttempt(NamedTuple):
+    """One run of one job; `attempt` is its fencing token."""
+
+    job_id: UUID
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job as the leader offers it to the ledger."""
+
+    job_id: UUID
+    submission_id: UUID
+    spec: JobSpec
+    payload_sha256: str
+    reply_to: str | None
+    revision: str | None
+    est_prompt_tokens: int
+    waited_ms: float
+    """Age of the stream entry by Redis's clock, so that submission falls on the database's clock."""
+    rejection: JobError | None = None
+    """Set for a job that is born rejected, with its reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """What became of one offered job; `state` is None when only the key outlived the job."""
+
+    job_id: UUID
+    outcome: Literal["new", "repeat", "conflict"]
+    state: JobState | None
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedJob:
+    """A job that a statement has just moved, with everything there is to announce."""
+
+    job_id: UUID
+    attempt: int
+    state: JobState
+    result: JobResult
+    reply_to: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EndedAttempt:
+    """One run as its worker reports it. `state` is any end but `dead`, or `queued` to give the job back."""
+
+    job_id: UUID
+    attempt: int
+    state: JobState
+    output: str | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    queue_ms: float | None = None
+    run_ms: float | None = None
+    device_ms: float = 0.0
+    error: JobError | None = None
+    revision: str | None = None
+    loads: int = 0
+    load_ms: float = 0.0
+    hits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CancelOutcome:
+    """What a cancel met: no such job (`state` None), a queued one (now `finished`), or one that runs."""
+
+    state: JobState | None
+    finished: FinishedJob | None = None
+    incarnation: str | None = None
+    """Set when the job runs: the worker to tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """A job's state with its outcome, as a lookup answers it."""
+
+    attempt: int
+    reply_to: str | None
+    result: JobResult

@@ -1,0 +1,47 @@
+"""Workers and the answers to their heartbeats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+from uuid import UUID
+
+from db.records.jobs import JobAttempt
+
+WorkerState = Literal["ready", "draining", "gone", "lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLimits:
+    """What one worker can hold."""
+
+    max_num_seqs: int
+    num_kv_blocks: int
+    block_size: int
+    max_model_len: int
+    max_loras: int
+    max_lora_rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """One start of one worker."""
+
+    incarnation: str
+    pool: str
+    hostname: str
+    state: WorkerState
+    limits: WorkerLimits
+    lease_left_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """The answer to a heartbeat."""
+
+    alive: bool
+    """False: the incarnation is lost or unknown. Abort everything and start as a new one."""
+    cancelled: tuple[UUID, ...] = ()
+    not_mine: tuple[JobAttempt, ...] = ()
+    """Held pairs whose lease is over: abort them and say nothing."""
+    state: WorkerState = "ready"

@@ -1,0 +1,51 @@
+"""Words what is wrong with a process's environment, for the person who set it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pydantic import ValidationError
+
+from lorayard.contract.wording import shortened
+
+BAD_ENVIRONMENT = 2
+"""Exit status of a process that was told nonsense: starting it again would not help."""
+
+
+@contextmanager
+def readable_settings(program: str) -> Iterator[None]:
+    """End the process with one clear line where the settings read in the block are missing or wrong."""
+    try:
+        yield
+    except ValidationError as error:
+        message = settings_message(error)
+        if message is None:
+            raise
+        print(f"{program}: {message}", file=sys.stderr)  # noqa: T201 - before there is a log
+        raise SystemExit(BAD_ENVIRONMENT) from error
+
+
+def settings_message(error: ValidationError) -> str | None:
+    """Word what is wrong with the environment; other validations have their own errors."""
+    if not error.title.endswith("Settings"):
+        return None
+    problems = error.errors(include_url=False)
+    missing = [_variable(problem["loc"][0]) for problem in problems if problem["type"] == "missing"]
+    wrong = [
+        f"{_variable(problem['loc'][0])}={shortened(problem['input'])}: {problem['msg']}"
+        for problem in problems
+        if problem["type"] != "missing"
+    ]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        remedy = "export what is missing; beside `lorayard up`, source the file that it names"
+        wrong.append(f"{', '.join(missing)} {verb} not set: {remedy}")
+    return "; ".join(wrong)
+
+
+def _variable(location: int | str) -> str:
+    """Name the environment variable of a settings field."""
+    name = str(location)
+    return name if name.isupper() else f"LORAYARD_{name.upper()}"
