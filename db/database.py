@@ -134,7 +134,9 @@ def _connect_args(statement_timeout_ms: int, name: str) -> dict[str, Any]:
         "keepalives_interval": 5,
         "keepalives_count": 3,
         "tcp_user_timeout": 20_000,
-        "options": f"-c statement_timeout={statement_timeout_ms} "
+        # A plan kept from a small table goes on scanning the large one: leasing 16 of 40,000 jobs took 112 ms
+        # that way and 9 ms with a plan of its own (Postgres 18, never analysed).
+        "options": f"-c statement_timeout={statement_timeout_ms} -c plan_cache_mode=force_custom_plan "
         f"-c idle_in_transaction_session_timeout=60000 -c timezone=UTC",
     }
 

@@ -75,8 +75,8 @@ class Fleet:
         ]
 
     def unready(self) -> list[str]:
-        """List the workers that will get no more jobs and hold none: they may have left."""
-        return [name for name, slot in self._slots.items() if not slot.is_ready and not slot.outstanding]
+        """List the workers that get no more jobs: they may have left."""
+        return [name for name, slot in self._slots.items() if not slot.is_ready]
 
     def drop(self, incarnation: str) -> WorkerSlot | None:
         """Forget a worker that has left or is lost."""

@@ -52,13 +52,13 @@ class QueueFeed:
             self._cursor = rows[-1].admit_seq
         self._add(rows)
 
-    def put_back(self, job_ids: Sequence[UUID]) -> None:
-        """Let jobs wait again that the ledger has queued; those it has not are left out."""
+    def put_back(self, job_ids: Sequence[UUID]) -> int:
+        """Let jobs wait again that the ledger has queued; answers how many did not wait already."""
         if not job_ids:
-            return
+            return 0
         rows = self._office.transact(lambda connection: BacklogRepository(connection).pending(job_ids))
         # A job past its deadline is about to be ended; planning it again and again would get nowhere.
-        self._add([row for row in rows if row.deadline_in_s is None or row.deadline_in_s > 0])
+        return self._add([row for row in rows if row.deadline_in_s is None or row.deadline_in_s > 0])
 
     def depth(self) -> int:
         """Count the queued jobs, those beyond the cursor included."""
@@ -66,19 +66,19 @@ class QueueFeed:
             return len(self.backlog)
         return self._office.transact(lambda connection: JobRepository(connection).depth(self._office.pool))
 
-    def _add(self, rows: Sequence[PendingRow]) -> None:
+    def _add(self, rows: Sequence[PendingRow]) -> int:
         now = self._clock()
-        for row in rows:
-            self.backlog.add(
-                PendingJob(
-                    job_id=row.job_id,
-                    admit_seq=row.admit_seq,
-                    priority=PRIORITIES.index(row.priority),
-                    revision=row.revision,
-                    rank=self._catalogue.rank(row.revision),
-                    prompt_tokens=row.est_tokens,
-                    max_tokens=row.max_tokens,
-                    waiting_since=now - row.waited_s,
-                    strikes=row.strikes,
-                )
-            )
+        return sum(self.backlog.add(self._pending(row, now)) for row in rows)
+
+    def _pending(self, row: PendingRow, now: float) -> PendingJob:
+        return PendingJob(
+            job_id=row.job_id,
+            admit_seq=row.admit_seq,
+            priority=PRIORITIES.index(row.priority),
+            revision=row.revision,
+            rank=self._catalogue.rank(row.revision),
+            prompt_tokens=row.est_tokens,
+            max_tokens=row.max_tokens,
+            waiting_since=now - row.waited_s,
+            strikes=row.strikes,
+        )

@@ -97,12 +97,14 @@ class Reaper:
             requeued=len(lost.requeued),
             ended=len(lost.finished),
         )
-        self._clear_away(name)
         self.endings.follow(lost.finished)
         self.events.take_in([pair.job_id for pair in lost.requeued])
+        self._clear_away(name)
 
     def _clear_away(self, incarnation: str) -> None:
-        self.fleet.drop(incarnation)
+        """Forget a worker and delete its queue; what it gave back without a word of it waits again."""
+        slot = self.fleet.drop(incarnation)
+        self.events.take_in(list(slot.outstanding) if slot else ())
         queue = worker_queue(incarnation)
         pipeline = self.office.redis.pipeline(transaction=False)
         pipeline.delete(self.office.keys.commands(incarnation), *_queue_keys(queue))

@@ -52,11 +52,13 @@ class WorkerEvents:
         self.streams.acknowledge(entries)
 
     def take_in(self, job_ids: Sequence[UUID]) -> None:
-        """Let jobs wait again that came back; those of a quarantined adapter end instead."""
-        if not job_ids:
+        """Let jobs wait again that came back; those of a quarantined adapter end instead.
+
+        Of jobs that may have come back, the ledger knows which have: the others are left alone.
+        """
+        if not (came_back := self.queue.put_back(job_ids)):
             return
-        logger.info("jobs.requeued", jobs=len(job_ids), job_ids=[str(job_id) for job_id in job_ids[:20]])
-        self.queue.put_back(job_ids)
+        logger.info("jobs.requeued", jobs=came_back, job_ids=[str(job_id) for job_id in job_ids[:20]])
         if self.quarantine.revisions:
             self.quarantine.end_jobs()
 
@@ -82,4 +84,5 @@ class WorkerEvents:
             "worker.lost_jobs", incarnation=incarnation, missing=len(missing), requeued=len(released.requeued)
         )
         self.endings.follow(released.finished)
-        self.take_in([pair.job_id for pair in released.requeued])
+        # All of them: the worker may have given some back itself, and its word of that was lost.
+        self.take_in([pair.job_id for pair in missing])

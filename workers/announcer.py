@@ -132,7 +132,7 @@ class Announcer:
         result = job.result
         if job.state is JobState.SUCCEEDED:
             self._flower.succeeded(job.job_id, result.output or "", (result.run_ms or 0.0) / 1000)
-        elif job.state is JobState.CANCELLED:
-            self._flower.revoked(job.job_id)
+        elif job.state in (JobState.CANCELLED, JobState.EXPIRED):
+            self._flower.revoked(job.job_id, expired=job.state is JobState.EXPIRED)
         elif job.state.is_terminal:
             self._flower.failed(job.job_id, str(result.error))

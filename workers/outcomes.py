@@ -108,7 +108,7 @@ def _stop_error(held: HeldAttempt, reason: StopReason) -> JobError | None:
     if reason is StopReason.EXPIRED:
         within_s = held.job.first_token_within_s or 0.0
         return JobError(
-            code="deadline",
+            code="deadline_passed",
             message=f"no token within the {within_s:.3f} s left at dispatch: give the job a later deadline",
         )
     if reason is StopReason.CANCELLED:

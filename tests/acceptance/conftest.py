@@ -14,7 +14,7 @@ from lorayard.local import Stack
 from tests.acceptance.yard import Yard
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def yard(new_state_dir: Callable[[], Path]) -> Iterator[Yard]:
     """Everything, on the shipped model, with an append-only Redis."""
     with Stack(stack_config(new_state_dir())) as stack:

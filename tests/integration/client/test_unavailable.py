@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,18 +35,15 @@ def test_an_unreachable_redis_is_named_without_its_password() -> None:
     assert isinstance(raised.value, ConnectionError)
 
 
-def test_an_unreachable_redis_is_told_within_the_timeout() -> None:
+def test_a_redis_that_never_answers_is_told_after_the_timeout() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        start = time.monotonic()
         with (
             Client(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", timeout_s=0.3) as client,
             pytest.raises(Unavailable, match=r"Timeout.*nothing was submitted"),
         ):
             client.submit("hello")
-
-    assert time.monotonic() - start < 3.0
 
 
 def test_a_redis_that_falls_silent_leaves_open_what_arrived(own_redis: RedisServer) -> None:

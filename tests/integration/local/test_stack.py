@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -96,12 +95,9 @@ def test_the_secret_key_made_for_a_directory_is_kept(config: StackConfig) -> Non
 def test_a_process_that_dies_fails_the_start_at_once_with_its_last_words(
     config: StackConfig, name: str
 ) -> None:
-    began = time.monotonic()
-
+    # It would read "was not ready within" had the start waited its time out.
     with pytest.raises(ChildFailed, match=rf"(?s)^{name} .*status 1.*{name}: no bread in the house"):
         Stack(replace(config, extra_env={**config.extra_env, "DIES": name})).start()
-
-    assert time.monotonic() - began < config.start_timeout_s / 2
 
 
 def test_a_failed_start_leaves_no_process_and_frees_the_directory(config: StackConfig) -> None:

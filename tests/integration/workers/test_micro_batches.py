@@ -154,7 +154,7 @@ def test_a_job_without_a_token_at_its_deadline_expires(leader: ScriptedLeader, i
 
     assert result.state is JobState.EXPIRED
     assert result.error is not None
-    assert result.error.code == "deadline"
+    assert result.error.code == "deadline_passed"
     leader.command(incarnation, "cancel", job_ids=tuple(running))
     leader.ended(running)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_network
 
@@ -68,11 +67,9 @@ def test_a_host_that_drips_its_answer_is_cut_off() -> None:
             await writer.drain()
             await asyncio.sleep(0.05)
 
-    started_at = time.monotonic()
     attempt = asyncio.run(post_to(drip, timeout_s=0.5))
 
     assert attempt == Attempt(None, "no whole answer within 0.5 s")
-    assert time.monotonic() - started_at < 5.0
 
 
 def test_of_an_endless_answer_only_the_start_is_read() -> None:
