@@ -49,6 +49,7 @@ class Rhythm:
     reclaim: Every = field(default_factory=lambda: Every(2.0))
     introduce: Every = field(default_factory=lambda: Every(5.0))
     see_off: Every = field(default_factory=lambda: Every(5.0))
+    verify: Every = field(default_factory=lambda: Every(10.0))
     tidy: Every = field(default_factory=lambda: Every(60.0))
 
 
@@ -149,6 +150,8 @@ class Leader:
             self.publisher.introduce()
         if self.rhythm.see_off.is_due(now):
             self.reaper.see_off()
+        if self.rhythm.verify.is_due(now):
+            self.queue.verify()
         if self.rhythm.tidy.is_due(now) and self.housekeeping.tidy():
             self.rhythm.tidy.hasten()
 

@@ -31,6 +31,7 @@ from scheduler.housekeeping import Housekeeping
 from scheduler.intake import Intake
 from scheduler.leader import Leader
 from scheduler.office import Office
+from scheduler.policies import PolicyConfig
 from scheduler.publish import Publisher
 from scheduler.quarantine import Quarantine
 from scheduler.queue_feed import QueueFeed
@@ -124,7 +125,9 @@ class Scheduler:
         streams = LeaderStreams(office)
         catalogue = Catalogue(info.pool)
         fleet = Fleet(max_model_len=info.max_model_len, overcommit_s=settings.overcommit_s)
-        queue = QueueFeed(office, catalogue, clock)
+        bound_s = settings.starvation_s
+        policy = PolicyConfig(starvation_s=(bound_s / 2, bound_s, bound_s * 3))
+        queue = QueueFeed(office, catalogue, clock, policy)
         endings = Endings(office, queue, self._flower)
         quarantine = Quarantine(office, catalogue, endings)
         events = WorkerEvents(office, streams, fleet, queue, quarantine, endings, clock)

@@ -6,17 +6,21 @@ from collections.abc import Callable, Sequence
 from typing import Final
 from uuid import UUID
 
+import structlog
+
 from db.records import PendingRow
 from db.repositories.backlog import BacklogRepository
 from db.repositories.jobs import JobRepository
 from lorayard.contract.job import PRIORITIES
 from scheduler.catalogue import Catalogue
 from scheduler.office import Office
-from scheduler.policies import Backlog, PendingJob
+from scheduler.policies import Backlog, PendingJob, PolicyConfig
 
 WINDOW_JOBS: Final = 2000
 MAX_JOBS_IN_MEMORY: Final = 200_000
 """About 100 MB of headers; the rest waits in the ledger until these have gone."""
+
+logger = structlog.get_logger(__name__)
 
 
 class QueueFeed:
@@ -26,18 +30,27 @@ class QueueFeed:
     job can appear behind the cursor but one that comes back from a worker.
     """
 
-    def __init__(self, office: Office, catalogue: Catalogue, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        office: Office,
+        catalogue: Catalogue,
+        clock: Callable[[], float],
+        policy: PolicyConfig | None = None,
+    ) -> None:
+        self._policy = policy or PolicyConfig()
         self._office = office
         self._catalogue = catalogue
         self._clock = clock
         self._cursor = 0
+        self._is_short = False
         self.has_more = True
         """The ledger may hold queued jobs beyond the cursor."""
-        self.backlog = Backlog()
+        self.backlog = Backlog(self._policy)
 
     def restart(self) -> None:
         """Forget everything and read the ledger from the start."""
-        self._cursor, self.has_more, self.backlog = 0, True, Backlog()
+        self._cursor, self._is_short, self.has_more = 0, False, True
+        self.backlog = Backlog(self._policy)
 
     def fill(self) -> None:
         """Read the next window of queued jobs, where there may be one and there is room."""
@@ -52,6 +65,20 @@ class QueueFeed:
             self._cursor = rows[-1].admit_seq
         self._add(rows)
 
+    def verify(self) -> None:
+        """Compare with the ledger's count, and read all anew where jobs are missing here at two looks.
+
+        Jobs come back by what workers say of them, and a word can be lost; at one look it may be on its way.
+        """
+        if self.has_more:
+            return
+        num_missing = self.depth_in_ledger() - len(self.backlog)
+        if num_missing > 0 and self._is_short:
+            logger.warning("backlog.short", missing=num_missing)
+            self.restart()
+            return
+        self._is_short = num_missing > 0
+
     def put_back(self, job_ids: Sequence[UUID]) -> int:
         """Let jobs wait again that the ledger has queued; answers how many did not wait already."""
         if not job_ids:
@@ -62,8 +89,10 @@ class QueueFeed:
 
     def depth(self) -> int:
         """Count the queued jobs, those beyond the cursor included."""
-        if not self.has_more:
-            return len(self.backlog)
+        return self.depth_in_ledger() if self.has_more else len(self.backlog)
+
+    def depth_in_ledger(self) -> int:
+        """Count the queued jobs where they are true."""
         return self._office.transact(lambda connection: JobRepository(connection).depth(self._office.pool))
 
     def _add(self, rows: Sequence[PendingRow]) -> int:

@@ -26,6 +26,9 @@ class SchedulerSettings(BaseSettings):
     term_ttl_s: float = Field(default=5.0, gt=0, description="a silent leader is replaced after so long")
     worker_lease_s: float = Field(default=10.0, gt=0, description="what workers renew their leases for")
     overcommit_s: float = Field(default=0.5, ge=0, description="work a worker has ahead of it")
+    starvation_s: float = Field(
+        default=10.0, gt=0, description="a normal job waits no longer for a slot; high half of it, low thrice"
+    )
     max_backlog: int = Field(default=200_000, ge=1, description="queued jobs in the ledger")
     max_intake_entries: int = Field(default=100_000, ge=1, description="jobs waiting in Redis")
     max_intake_bytes: int = Field(default=512 * 1024 * 1024, ge=1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.metadata import packages_distributions
+import subprocess
+import sys
+from importlib.metadata import packages_distributions, requires
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,3 +21,22 @@ def test_a_root_name_belongs_to_this_repository(name: str) -> None:
     assert spec.origin is not None
     assert Path(spec.origin).is_relative_to(ROOT)
     assert set(packages_distributions().get(name, ["lorayard"])) == {"lorayard"}
+
+
+def test_what_a_producer_installs_names_neither_torch_nor_the_ledger() -> None:
+    plain = [line for line in requires("lorayard") or [] if "extra ==" not in line]
+
+    assert plain
+    assert not any(
+        name in line.lower() for line in plain for name in ("torch", "sqlalchemy", "celery", "psycopg")
+    )
+
+
+@pytest.mark.parametrize(
+    "module", ["scheduler.process", "workers.webhooks.relay", "workers.app", "db.migrate"]
+)
+def test_control_processes_run_without_torch(module: str) -> None:
+    """The light image of deploy/Dockerfile has no torch in it."""
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -50,6 +50,20 @@ def test_urgent_jobs_go_first(yard: Yard) -> None:
     assert sorted(job.job_id for job in worker.jobs) == sorted(high)
 
 
+def test_a_job_that_waited_beyond_the_configured_bound_goes_before_urgent_ones(yard: Yard) -> None:
+    (starved,) = yard.submit(priority="low")
+    urgent = yard.submit(20, priority="high")
+    limits = dataclasses.replace(LIMITS, max_num_seqs=1)
+
+    with yard.scheduler(overcommit_s=0.0, starvation_s=0.1):
+        yard.wait_for(JobState.QUEUED, starved, *urgent)
+        eventually(lambda: yard.sql("SELECT 1 FROM jobs HAVING max(submitted_at) < now() - interval '0.5 s'"))
+        with ScriptedWorker(yard, limits=limits) as worker:
+            yard.wait_for(JobState.SUCCEEDED, starved, *urgent)
+
+    assert [job.job_id for job in worker.jobs].index(starved) <= 4
+
+
 def test_a_resident_adapter_draws_its_jobs(yard: Yard) -> None:
     revision = yard.add_adapter("sql")
     with yard.scheduler(), ScriptedWorker(yard) as one, ScriptedWorker(yard) as two:
