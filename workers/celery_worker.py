@@ -19,6 +19,17 @@ CONNECT_S: Final = 2.0
 logger = structlog.get_logger(__name__)
 
 
+class _Controller(WorkController):
+    """Celery's worker, which otherwise leaves with its last task events unsent."""
+
+    def on_stopped(self) -> None:
+        """Send what the hub, stopped by now, would have sent in its next turn."""
+        dispatcher = self.consumer.event_dispatcher
+        if dispatcher is not None:
+            dispatcher.flush()
+        super().on_stopped()
+
+
 class CeleryWorker:
     """Consumes the queue of one incarnation; `run` belongs to the main thread, the rest to any."""
 
@@ -34,7 +45,7 @@ class CeleryWorker:
     ) -> None:
         self._app = app
         self._queue = worker_queue(incarnation)
-        self._controller: Any = WorkController(
+        self._controller: Any = _Controller(
             app=app,
             hostname=hostname,
             queues=[self._queue],

@@ -137,7 +137,9 @@ class TaskPool(BasePool):
             ticket.on_end(traced._replace(runtime_s=time.monotonic() - ticket.accepted_at))
 
     def on_stop(self) -> None:
-        """Wait for side tasks; the micro-batches were drained before Celery was told to stop."""
+        """End the micro-batches that were drained before Celery was told to stop; wait for side tasks."""
+        # The hub has taken its last turn, so a wake that came after it is made good here.
+        self._end_tickets()
         self._side.shutdown(wait=True)
 
     def on_terminate(self) -> None:

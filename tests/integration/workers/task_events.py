@@ -45,6 +45,8 @@ class TaskEvents:
         with self._app.connection_for_read() as connection:
             receiver = self._app.events.Receiver(connection, handlers={"*": self.seen.append})
             with receiver.consumer_context() as (own_connection, _channel, _consumers):
+                # The transport subscribes with the first look: what is sent before it is never heard.
+                self._drain(own_connection.drain_events)
                 self._ready.set()
                 while not self._stopping.is_set():
                     self._drain(own_connection.drain_events)

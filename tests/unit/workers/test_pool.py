@@ -34,13 +34,20 @@ class Request:
     """What Celery's request notes of a task."""
 
     def __init__(
-        self, pool: TaskPool, batches: Batches, *, failed: int = 0, name: str = RUN_MICRO_BATCH
+        self,
+        pool: TaskPool,
+        batches: Batches,
+        *,
+        failed: int = 0,
+        name: str = RUN_MICRO_BATCH,
+        task_id: str = "task",
     ) -> None:
         self._batches = batches
         self._failed = failed
         self.pid: int | None = None
         self.end: Traced | None = None
-        pool.on_apply(self._trace, (name, "task", {}, b"", "json", "utf-8"), {}, self._ended, self._accepted)
+        args = (name, task_id, {}, b"", "json", "utf-8")
+        pool.on_apply(self._trace, args, {}, self._ended, self._accepted)
 
     def _trace(self, _name: str, task_id: str, *_: Any) -> tuple[int, Any, float]:
         if not self._failed:
@@ -104,3 +111,14 @@ def test_other_tasks_run_on_a_side_thread() -> None:
 
     eventually(lambda: request.end, what="the side task")
     pool.on_stop()
+
+
+def test_a_micro_batch_that_ended_after_the_hubs_last_turn_ends_with_the_pool() -> None:
+    pool, batches = _pool()
+    drained, given_up = Request(pool, batches), Request(pool, batches, task_id="other")
+    batches.open.discard("task")
+
+    pool.on_stop()
+
+    assert drained.end is not None
+    assert given_up.end is None
