@@ -1,4 +1,4 @@
-"""LoRA on the CPU: one shrink, and one expand per sub-module, for each run of rows that share an adapter."""
+"""LoRA on the CPU: one compiled operator for all runs of a packed module, or plain torch run by run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.cpu import library
 from kernels.lora_slots import PackedLoRA, PackedModuleSlots
 from kernels.segments import Segments
 
@@ -25,6 +26,22 @@ def add_lora_cpu(
     module: PackedModuleSlots,
 ) -> None:
     """Add B(Ax) of every run's adapter to its rows; base rows and absent sub-modules stay as they are."""
+    if not library.serves(x):
+        add_lora_reference(out, x, segments, module)
+    elif module.dtype is not None:  # else no slot holds anything
+        _check_dtype(x, module)
+        torch.ops.lorayard.lora_add.default(out, x, segments.lora_run_table, module.table, module.columns)
+
+
+def _check_dtype(x: Tensor, module: PackedModuleSlots) -> None:
+    if module.dtype is not x.dtype:
+        raise ValueError(
+            f"x is {x.dtype} and the adapters are {module.dtype}; load them in the model's dtype"
+        )
+
+
+def add_lora_reference(out: Tensor, x: Tensor, segments: Segments, module: PackedModuleSlots) -> None:
+    """Compute `add_lora_cpu` in plain torch: a shrink, and an expand per sub-module, for each run."""
     for start, end, slot in segments.lora_runs:
         weights = module.entries[slot]
         if weights is not None:

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+MAX_RANK = 1024
+"""Of one sub-module: the compiled kernel keeps a tile's shrunk rows on its stack."""
 
 
 class Slice(NamedTuple):
@@ -44,7 +48,37 @@ class PackedModuleSlots:
         self.in_features = in_features
         self.out_features = sum(out_slices)
         self.entries: list[PackedLoRA | None] = [None] * num_slots
+        self.dtype: torch.dtype | None = None  # of all weights; None before the first
+        # For the compiled kernel: address of A, address of B, rank; 0 where the slot lacks the sub-module.
+        self.table = torch.zeros(num_slots, len(out_slices), 3, dtype=torch.int64)
+        self.columns = torch.tensor([0, *out_slices]).cumsum(0)  # [num_slices + 1] int64
 
     def set(self, slot: int, weights: PackedLoRA | None) -> None:
-        """Point `slot` at an adapter's weights; nothing is copied."""
-        self.entries[slot] = weights
+        """Point `slot` at an adapter's weights, copying nothing; ValueError for a layout no kernel reads."""
+        rows = torch.zeros_like(self.table[slot])
+        if weights is not None:
+            self._describe(weights, rows)
+            self.dtype = weights.a.dtype
+        self.entries[slot] = weights  # holds the tensors behind the addresses
+        self.table[slot] = rows
+
+    def _describe(self, weights: PackedLoRA, rows: Tensor) -> None:
+        starts = self.columns.tolist()
+        for part in weights.slices:
+            self._check(weights.a, part)
+            a = weights.a[part.rank.start : part.rank.end]
+            rows[starts.index(part.out.start)] = torch.tensor([a.data_ptr(), part.b_t.data_ptr(), a.shape[0]])
+
+    def _check(self, a: Tensor, part: LoRASlice) -> None:
+        rank, width = part.rank.end - part.rank.start, part.out.end - part.out.start
+        if a.shape[1] != self.in_features or part.b_t.shape != (rank, width) or rank > MAX_RANK:
+            raise ValueError(
+                f"A is {tuple(a.shape)} and B {tuple(part.b_t.shape)} for rank {rank}; they must be "
+                f"[ranks, {self.in_features}] and ({rank}, {width}), the rank at most {MAX_RANK}"
+            )
+        if not (a.is_contiguous() and part.b_t.is_contiguous()) or part.b_t.dtype is not a.dtype:
+            raise ValueError("A and B must be contiguous and of one dtype; pack the adapter again")
+        if self.dtype not in (None, a.dtype):
+            raise ValueError(
+                f"the adapter is {a.dtype}, the other slots are {self.dtype}; give all one dtype"
+            )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
 
 BASE_SLOT = -1
 
@@ -33,6 +36,9 @@ class Segments:
     runs: tuple[Run, ...]
     lora_runs: tuple[Run, ...]
     num_rows: int
+    lora_run_table: Tensor = field(
+        compare=False, repr=False
+    )  # [num_lora_runs, 3] int64, `lora_runs` once more
 
     @classmethod
     def from_runs(cls, runs: Iterable[tuple[int, int]]) -> Self:
@@ -44,7 +50,8 @@ class Segments:
             end = start + sum(num_rows for num_rows, _ in group)
             joined.append(_checked(Run(start, end, slot)))
             start = end
-        return cls(tuple(joined), tuple(run for run in joined if run.slot != BASE_SLOT), start)
+        lora_runs = tuple(run for run in joined if run.slot != BASE_SLOT)
+        return cls(tuple(joined), lora_runs, start, torch.tensor(lora_runs, dtype=torch.int64).view(-1, 3))
 
     @classmethod
     def from_slots(cls, slots: Sequence[int]) -> Self:

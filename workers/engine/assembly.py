@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from kernels.cpu import library
+from kernels.paged_attention import can_attend_in_place
 from workers.engine.batching import Batcher
 from workers.engine.config import EngineConfig
 from workers.engine.errors import ConfigError
@@ -42,6 +44,7 @@ class EngineInfo:
     num_kv_blocks: int
     max_loras: int  # 0 = LoRA is off
     max_lora_rank: int
+    cpu_kernels: str  # "avx512_bf16", "avx2", or "torch" where none are compiled
 
 
 class EngineParts(NamedTuple):
@@ -80,6 +83,7 @@ def assemble(config: EngineConfig) -> EngineParts:
             num_kv_heads=model.num_kv_heads,
             vocab_size=model.vocab_size,
             dtype=dtype,
+            gathers_kv=not can_attend_in_place(config.device, dtype, config.block_size),
         ),
         executor=LocalExecutor(decoder, _kv_cache(config, model, allocator.num_blocks, dtype)),
         checker=RequestChecker(
@@ -108,6 +112,7 @@ def _engine_info(config: EngineConfig, model: ModelConfig) -> EngineInfo:
         num_kv_blocks=_num_kv_blocks(config, model, max_model_len),
         max_loras=config.max_loras if config.enable_lora else 0,
         max_lora_rank=config.max_lora_rank,
+        cpu_kernels=library.level(),
     )
 
 

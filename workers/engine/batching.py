@@ -117,9 +117,11 @@ class Batcher:
         while index < len(self.running) and budget > 0:
             sequence = self.running[index]
             num_tokens = min(sequence.num_uncomputed_tokens, budget)
-            if not self._make_room(sequence, num_tokens):
-                break
-            schedule.fresh_blocks.extend(self._allocate(sequence, num_tokens))
+            # Most decode steps fill a block that is there already; this runs for every sequence and step.
+            if self._num_missing_blocks(sequence, num_tokens):
+                if not self._make_room(sequence, num_tokens):
+                    break
+                schedule.fresh_blocks.extend(self._allocate(sequence, num_tokens))
             schedule.rows.append(ScheduledRows(sequence, num_tokens))
             budget -= num_tokens
             index += 1

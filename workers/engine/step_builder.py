@@ -43,11 +43,21 @@ class _Span(NamedTuple):
 class StepBuilder:
     """Builds steps for one cache layout and vocabulary."""
 
-    def __init__(self, *, block_size: int, num_kv_heads: int, vocab_size: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        *,
+        block_size: int,
+        num_kv_heads: int,
+        vocab_size: int,
+        dtype: torch.dtype,
+        gathers_kv: bool = True,
+    ) -> None:
+        """`gathers_kv` is False where attention reads the cache in place and needs no groups."""
         self._block_size = block_size
         self._num_kv_heads = num_kv_heads
         self._vocab_size = vocab_size
         self._dtype = dtype
+        self._gathers_kv = gathers_kv
         self._heads = np.arange(num_kv_heads, dtype=np.int64)
 
     def build(self, schedule: Schedule) -> BuiltStep:
@@ -63,8 +73,10 @@ class StepBuilder:
             token_ids=torch.from_numpy(token_ids),
             positions=torch.from_numpy(positions),
             write_rows=torch.from_numpy(self._write_rows(places)),
+            spans=_span_table(spans),
+            block_tables=_block_tables(spans),
             fresh_blocks=_tensor(schedule.fresh_blocks) if schedule.fresh_blocks else None,
-            groups=self._groups(spans, num_tokens, positions),
+            groups=self._groups(spans, num_tokens, positions) if self._gathers_kv else (),
             segments=_segments(spans, num_tokens - num_real),
             sampling=self._sampling(sampled) if sampled else None,
         )
@@ -152,6 +164,19 @@ def _spans(rows: list[ScheduledRows]) -> list[_Span]:
         spans.append(_Span(sequence, first_row, num_tokens))
         first_row += num_tokens
     return spans
+
+
+def _span_table(spans: list[_Span]) -> Tensor:
+    rows = [(span.first_row, span.num_rows, span.sequence.num_computed_tokens) for span in spans]
+    return torch.tensor(rows, dtype=torch.int32)
+
+
+def _block_tables(spans: list[_Span]) -> Tensor:
+    tables = [span.sequence.block_table for span in spans]
+    filled = np.full((len(tables), max(map(len, tables))), SCRATCH_BLOCK, dtype=np.int32)
+    for row, table in zip(filled, tables, strict=True):
+        row[: len(table)] = table
+    return torch.from_numpy(filled)
 
 
 def _segments(spans: list[_Span], num_padding: int) -> Segments | None:

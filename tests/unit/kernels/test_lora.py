@@ -12,6 +12,8 @@ from kernels.lora_cpu import RANK_MULTIPLE
 from kernels.lora_slots import LoRASlice, PackedLoRA, PackedModuleSlots, Slice
 from kernels.segments import Segments
 
+pytestmark = pytest.mark.usefixtures("level")
+
 WIDTHS = (48, 16, 16)
 IN_FEATURES = 64
 

@@ -1,4 +1,4 @@
-"""Grouped-query attention over the paged cache: store new keys and values, then attend to all."""
+"""Grouped-query attention over the paged cache where no kernel reads it in place: blocks are gathered."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def store_kv(
     cache.view(-1, head_dim).index_copy_(0, write_rows, new.reshape(-1, head_dim))
 
 
-def paged_attention(
+def gathered_attention(
     queries: Tensor,  # [num_tokens, num_heads, head_dim]
     keys: Tensor,  # [num_blocks, num_kv_heads, block_size, head_dim]
     values: Tensor,  # [num_blocks, num_kv_heads, block_size, head_dim]

@@ -6,15 +6,18 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from kernels.add_rms_norm import add_rms_norm
+from kernels.linear import Linear
 from kernels.lora import add_lora
 from kernels.lora_slots import PackedModuleSlots
+from kernels.paged_attention import paged_attention
+from kernels.swiglu import swiglu
 from workers.engine.kv_cache import KVCache
 from workers.engine.lora.packed_slots import PackedModule
-from workers.engine.model.attention import paged_attention, store_kv
+from workers.engine.model.attention import gathered_attention, store_kv
 from workers.engine.model.config import ModelConfig
-from workers.engine.model.ops import RotaryTable, rms_norm, rotate, swiglu
+from workers.engine.model.ops import RotaryTable, rotate
 from workers.engine.model.weights import DecoderWeights, LayerWeights
 from workers.engine.step_input import StepInput
 
@@ -50,49 +53,62 @@ class Decoder:
 
     def forward(self, step: StepInput, cache: KVCache) -> Tensor:  # [num_sampled_rows, vocab_size] float32
         """Run one step and return the logits of `step.sampling.rows`, none when nothing is sampled."""
-        hidden = self._weights.embedding[step.token_ids]
+        residual = self._weights.embedding[step.token_ids]
         cos, sin = self._rotary.rows(step.positions)
+        delta: Tensor | None = None
+        eps = self._config.rms_norm_eps
         for index, layer in enumerate(self._weights.layers):
-            hidden = hidden + self._attention(index, layer, hidden, cos, sin, step, cache)
-            hidden = hidden + self._mlp(index, layer, hidden, step)
-        return self._head(hidden, step)
+            normed = add_rms_norm(residual, delta, layer.input_norm, eps)
+            delta = self._attention(index, layer, normed, cos, sin, step, cache)
+            normed = add_rms_norm(residual, delta, layer.post_attention_norm, eps)
+            delta = self._mlp(index, layer, normed, step)
+        return self._head(residual, delta, step)
 
     def _attention(
         self,
         index: int,
         layer: LayerWeights,
-        hidden: Tensor,  # [num_tokens, hidden_size]
-        cos: Tensor,
-        sin: Tensor,
+        normed: Tensor,  # [num_tokens, hidden_size]
+        cos: Tensor,  # [num_tokens, head_dim]
+        sin: Tensor,  # [num_tokens, head_dim]
         step: StepInput,
         cache: KVCache,
     ) -> Tensor:
-        config = self._config
-        num_rotated = config.num_heads + config.num_kv_heads
-        normed = rms_norm(hidden, layer.input_norm, config.rms_norm_eps)
         qkv = self._linear(index, "qkv", layer.qkv, normed, step)
-        qkv = qkv.view(step.num_tokens, num_rotated + config.num_kv_heads, config.head_dim)
-        qk = rotate(qkv[:, :num_rotated], cos, sin)
         keys, values = cache.layers[index]
-        store_kv(qk[:, config.num_heads :], keys, step.write_rows)
-        store_kv(qkv[:, num_rotated:], values, step.write_rows)
-        attended = paged_attention(qk[:, : config.num_heads], keys, values, step.groups)
+        if step.groups:
+            attended = self._attend_gathered(qkv, keys, values, cos, sin, step)
+        else:
+            scale = self._config.head_dim**-0.5
+            attended = paged_attention(qkv, keys, values, cos, sin, step.spans, step.block_tables, scale)
         return self._linear(index, "o", layer.o, attended, step)
 
-    def _mlp(self, index: int, layer: LayerWeights, hidden: Tensor, step: StepInput) -> Tensor:
-        normed = rms_norm(hidden, layer.post_attention_norm, self._config.rms_norm_eps)
+    def _attend_gathered(
+        self, qkv: Tensor, keys: Tensor, values: Tensor, cos: Tensor, sin: Tensor, step: StepInput
+    ) -> Tensor:
+        num_heads, num_kv_heads = self._config.num_heads, self._config.num_kv_heads
+        num_rotated = num_heads + num_kv_heads
+        qkv = qkv.view(step.num_tokens, num_rotated + num_kv_heads, self._config.head_dim)
+        qk = rotate(qkv[:, :num_rotated], cos.unsqueeze(1), sin.unsqueeze(1))
+        store_kv(qk[:, num_heads:], keys, step.write_rows)
+        store_kv(qkv[:, num_rotated:], values, step.write_rows)
+        return gathered_attention(qk[:, :num_heads], keys, values, step.groups)
+
+    def _mlp(self, index: int, layer: LayerWeights, normed: Tensor, step: StepInput) -> Tensor:
         gated = swiglu(self._linear(index, "gate_up", layer.gate_up, normed, step))
         return self._linear(index, "down", layer.down, gated, step)
 
-    def _linear(self, index: int, module: PackedModule, weight: Tensor, x: Tensor, step: StepInput) -> Tensor:
-        out = F.linear(x, weight)
+    def _linear(self, index: int, module: PackedModule, linear: Linear, x: Tensor, step: StepInput) -> Tensor:
+        out = linear(x)
         if step.segments is not None and self._adapters is not None:
             add_lora(out, x, step.segments, self._adapters.packed(index, module))
         return out
 
-    def _head(self, hidden: Tensor, step: StepInput) -> Tensor:
-        if step.sampling is None:
+    def _head(self, residual: Tensor, delta: Tensor | None, step: StepInput) -> Tensor:
+        sampling = step.sampling
+        if sampling is None:
             return torch.empty((0, self._config.vocab_size))
-        sampled = hidden.index_select(0, step.sampling.rows)
-        normed = rms_norm(sampled, self._weights.final_norm, self._config.rms_norm_eps)
-        return F.linear(normed.float(), self._weights.head)[: step.sampling.num_rows]
+        residual = residual.index_select(0, sampling.rows)
+        delta = None if delta is None else delta.index_select(0, sampling.rows)
+        normed = add_rms_norm(residual, delta, self._weights.final_norm, self._config.rms_norm_eps)
+        return self._weights.head(normed)[: sampling.num_rows]

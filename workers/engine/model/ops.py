@@ -1,27 +1,9 @@
-"""The decoder's small operations in plain torch, tensors in and tensors out."""
+"""Rotary position embeddings, tensors in and tensors out."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-
-
-def rms_norm(
-    x: Tensor,  # [num_tokens, hidden_size]
-    weight: Tensor,  # [hidden_size]
-    eps: float,
-) -> Tensor:
-    """Return x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich, 2019)."""
-    return F.rms_norm(x, (x.shape[-1],), weight, eps)
-
-
-def swiglu(
-    gate_up: Tensor,  # [num_tokens, 2 * intermediate_size]
-) -> Tensor:
-    """Return silu(gate) * up (Shazeer, 2020), [num_tokens, intermediate_size]."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate).mul_(up)
 
 
 class RotaryTable:
@@ -38,8 +20,8 @@ class RotaryTable:
         self,
         positions: Tensor,  # [num_tokens] int64
     ) -> tuple[Tensor, Tensor]:
-        """Return cosines and signed sines, [num_tokens, 1, head_dim] each, to be used by every layer."""
-        return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
+        """Return cosines and signed sines, [num_tokens, head_dim] each, to be used by every layer."""
+        return self._cos[positions], self._sin[positions]
 
 
 def rotate(

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kernels.linear import Linear
+from kernels.logits import Head
 from workers.engine.model.checkpoint import CheckpointReader
 from workers.engine.model.config import ModelConfig
 
@@ -17,11 +19,11 @@ class LayerWeights:
     """One decoder layer; q, k, v and gate, up are stacked so that each pair of matrices is one product."""
 
     input_norm: Tensor  # [hidden_size]
-    qkv: Tensor  # [(num_heads + 2 * num_kv_heads) * head_dim, hidden_size]
-    o: Tensor  # [hidden_size, num_heads * head_dim]
+    qkv: Linear  # [(num_heads + 2 * num_kv_heads) * head_dim, hidden_size]
+    o: Linear  # [hidden_size, num_heads * head_dim]
     post_attention_norm: Tensor  # [hidden_size]
-    gate_up: Tensor  # [2 * intermediate_size, hidden_size]
-    down: Tensor  # [hidden_size, intermediate_size]
+    gate_up: Linear  # [2 * intermediate_size, hidden_size]
+    down: Linear  # [hidden_size, intermediate_size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class DecoderWeights:
     embedding: Tensor  # [vocab_size, hidden_size]
     layers: tuple[LayerWeights, ...]
     final_norm: Tensor  # [hidden_size]
-    head: Tensor  # [vocab_size, hidden_size] float32: equal bf16 logits would make greedy choices a toss
+    head: Head  # [vocab_size, hidden_size]
 
 
 def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -69,16 +71,16 @@ def _load_layer(reader: CheckpointReader, config: ModelConfig, index: int) -> La
     }
     return LayerWeights(
         input_norm=reader.read(f"{prefix}.input_layernorm.weight", (config.hidden_size,)),
-        qkv=torch.cat([linear["q_proj"], linear["k_proj"], linear["v_proj"]]),
-        o=linear["o_proj"],
+        qkv=Linear(torch.cat([linear["q_proj"], linear["k_proj"], linear["v_proj"]])),
+        o=Linear(linear["o_proj"]),
         post_attention_norm=reader.read(f"{prefix}.post_attention_layernorm.weight", (config.hidden_size,)),
-        gate_up=torch.cat([linear["gate_proj"], linear["up_proj"]]),
-        down=linear["down_proj"],
+        gate_up=Linear(torch.cat([linear["gate_proj"], linear["up_proj"]])),
+        down=Linear(linear["down_proj"]),
     )
 
 
-def _load_head(reader: CheckpointReader, config: ModelConfig, embedding: Tensor) -> Tensor:
+def _load_head(reader: CheckpointReader, config: ModelConfig, embedding: Tensor) -> Head:
     if config.tie_word_embeddings:
         reader.ignore("lm_head.weight")
-        return embedding.float()
-    return reader.read("lm_head.weight", (config.vocab_size, config.hidden_size)).float()
+        return Head(embedding)
+    return Head(reader.read("lm_head.weight", (config.vocab_size, config.hidden_size)))

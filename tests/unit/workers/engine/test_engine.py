@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from kernels.cpu import library
 from workers.engine import LLMEngine, RequestOutput, SamplingParams
 from workers.engine.errors import InvalidParams, InvalidPrompt, RequestError
 
@@ -35,6 +36,19 @@ def test_a_request_alone_gives_what_it_gives_in_a_batch(
     alone = [engine.generate(prompt, GREEDY_24)[0] for prompt in prompts[:4]]
 
     assert token_lists(alone) == [greedy(prompt, 24) for prompt in prompts[:4]]
+
+
+def test_without_compiled_kernels_the_engine_says_so_and_gives_the_same_tokens(
+    make_engine: MakeEngine, prompts: list[list[int]], greedy: Greedy
+) -> None:
+    assert make_engine().info.cpu_kernels == library.best_level()
+
+    with library.use_level("torch"):
+        engine = make_engine()
+        outputs = engine.generate(prompts, GREEDY_24)
+
+    assert engine.info.cpu_kernels == "torch"
+    assert token_lists(outputs) == [greedy(prompt, 24) for prompt in prompts]
 
 
 @pytest.mark.parametrize("budget", [4, 7, 32])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -45,6 +46,15 @@ def test_greedy_takes_the_largest() -> None:
     assert sample(logits, sampling(2, temperature=0.0)).token_ids == [1, 0]
 
 
+@pytest.mark.parametrize("vocab_size", [7, 259, 512, 4096])
+def test_greedy_takes_the_first_of_equal_ones_in_any_vocabulary(vocab_size: int) -> None:
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randint(0, 50, (64, vocab_size), generator=generator).float()
+
+    expected = [row.index(max(row)) for row in logits.tolist()]
+    assert sample(logits, sampling(64, temperature=0.0)).token_ids == expected
+
+
 def test_draws_follow_the_softmax() -> None:
     logits = torch.tensor([0.0, 2.0, 1.0, -1.0])
 
@@ -74,6 +84,15 @@ def test_top_k_keeps_the_k_most_likely_and_renormalises() -> None:
     assert counts.tolist() == [0, 400, 0, 300]
 
 
+@pytest.mark.parametrize(("top_p", "expected"), [(0.5, [0, 700, 0, 0]), (0.6, [0, 400, 0, 300])])
+def test_top_p_counts_the_mass_that_top_k_left(top_p: float, expected: list[int]) -> None:
+    logits = torch.log(torch.tensor([0.1, 0.4, 0.2, 0.3]))
+
+    counts = draws(logits, 700, top_k=2, top_p=top_p)
+
+    assert counts.tolist() == expected  # of the two that are left, the first has 4/7 of the mass
+
+
 def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
     logits = torch.log(torch.tensor([0.1, 0.4, 0.2, 0.3]))
 
@@ -82,36 +101,89 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
     assert counts.tolist() == [0, 400, 200, 300]
 
 
+@pytest.mark.parametrize("vocab_size", [1000, 2048])
 @pytest.mark.parametrize("settings", [{}, {"top_p": 0.9}, {"top_k": 700}])
-def test_a_flat_distribution_reaches_beyond_the_preselected_candidates(settings: dict[str, float]) -> None:
+def test_a_flat_distribution_reaches_beyond_the_preselected_candidates(
+    settings: dict[str, float], vocab_size: int
+) -> None:
     generator = torch.Generator().manual_seed(3)
-    logits = torch.randn(1000, generator=generator) * 0.01
+    logits = torch.randn(vocab_size, generator=generator) * 0.01
 
-    counts = draws(logits, 20_000, **settings)
+    counts = draws(logits, 10_000, **settings)
 
-    num_allowed = {"top_p": 900, "top_k": 700}.get(next(iter(settings), ""), 1000)
-    assert abs(int((counts > 0).sum()) - num_allowed) <= 10
-    assert counts.max() <= 2.0 * 20_000 / num_allowed
+    num_allowed = {"top_p": 0.9 * vocab_size, "top_k": 700}.get(next(iter(settings), ""), vocab_size)
+    assert abs(int((counts > 0).sum()) - num_allowed) <= 0.01 * vocab_size
+    assert counts.max() <= 2.0 * 10_000 / num_allowed
 
 
-def test_a_row_does_not_depend_on_its_neighbours() -> None:
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.8}, {"top_k": 40}, {"top_k": 40, "top_p": 0.8}])
+def test_a_peaked_distribution_is_drawn_as_a_direct_computation_says(settings: dict[str, float]) -> None:
+    generator = torch.Generator().manual_seed(6)
+    logits = torch.randn(2048, generator=generator) * 4
+
+    counts = draws(logits, 4_000, **settings)
+
+    expected = torch.softmax(logits.double(), dim=-1)
+    in_order = expected.argsort(descending=True)
+    expected[in_order[int(settings.get("top_k", 2048)) :]] = 0.0
+    expected /= expected.sum()
+    mass_before = expected[in_order].cumsum(0) - expected[in_order]
+    expected[in_order[mass_before >= settings.get("top_p", 1.0)]] = 0.0
+    assert (counts - expected / expected.sum() * 4_000).abs().max() <= 2.0
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1.0 - 2.0**-53])
+def test_the_ends_of_the_unit_interval_never_reach_forbidden_tokens(uniform: float) -> None:
+    logits = torch.full((2, 4096), -math.inf)
+    logits[:, 300:3000] = torch.linspace(-3.0, 0.0, 2700)
+
+    for settings in ({}, {"top_p": 0.999}, {"top_k": 3500}):
+        for token_id in sample(logits, sampling(2, uniforms=[uniform] * 2, **settings)).token_ids:
+            assert 300 <= token_id < 3000, settings
+
+
+@pytest.mark.parametrize("vocab_size", [500, 4096])
+@pytest.mark.parametrize("top_p", [0.95, 1.0])
+def test_a_row_does_not_depend_on_its_neighbours(vocab_size: int, top_p: float) -> None:
     generator = torch.Generator().manual_seed(4)
-    logits = torch.randn(8, 500, generator=generator)
+    logits = torch.randn(8, vocab_size, generator=generator)
     uniforms = torch.rand(8, generator=generator).tolist()
 
-    together = sample(logits, sampling(8, top_p=0.95, uniforms=uniforms)).token_ids
+    together = sample(logits, sampling(8, top_p=top_p, uniforms=uniforms)).token_ids
     alone = [
-        sample(logits[row : row + 1], sampling(1, top_p=0.95, uniforms=uniforms[row : row + 1])).token_ids[0]
+        sample(logits[row : row + 1], sampling(1, top_p=top_p, uniforms=uniforms[row : row + 1])).token_ids[0]
         for row in range(8)
     ]
 
     assert together == alone
 
 
+def test_greedy_and_drawn_rows_keep_their_own_settings_in_one_batch() -> None:
+    generator = torch.Generator().manual_seed(8)
+    logits = torch.randn(4, 4096, generator=generator) * 3
+    uniforms = [0.9, 0.9, 0.9, 0.9]
+    mixed = dataclasses.replace(
+        sampling(4, uniforms=uniforms),
+        temperatures=torch.tensor([0.0, 1.0, 0.5, 1.0]),
+        top_ks=torch.tensor([4096, 4096, 20, 4096]),
+        top_ps=torch.tensor([1.0, 1.0, 1.0, 0.5], dtype=torch.float64),
+    )
+
+    settings = [{"temperature": 0.0}, {}, {"temperature": 0.5, "top_k": 20}, {"top_p": 0.5}]
+    alone = [
+        sample(logits[row : row + 1], sampling(1, uniforms=[0.9], **setting)).token_ids[0]  # type: ignore[arg-type]
+        for row, setting in enumerate(settings)
+    ]
+    assert sample(logits, mixed).token_ids == alone
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_non_finite_logits_fail_their_own_row_only(temperature: float, bad: float) -> None:
-    logits = torch.tensor([[0.0, 9.0], [0.0, bad], [9.0, 0.0]])
+@pytest.mark.parametrize("vocab_size", [2, 512])
+def test_non_finite_logits_fail_their_own_row_only(temperature: float, bad: float, vocab_size: int) -> None:
+    logits = torch.zeros(3, vocab_size)
+    logits[0, 1] = logits[2, 0] = 90.0
+    logits[1, vocab_size - 1] = bad
 
     output = sample(logits, sampling(3, temperature=temperature))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from kernels.cpu.library import LEVELS, available_levels, use_level
+from kernels.paged_attention import can_attend_in_place
 from workers.engine import SamplingParams
 from workers.engine.batching import Schedule, ScheduledRows
 from workers.engine.kv_cache import KVCache
@@ -21,6 +24,15 @@ from workers.engine.step_builder import StepBuilder
 TOKEN_IDS = torch.randint(3, 259, (70,), generator=torch.Generator().manual_seed(5))
 
 
+@pytest.fixture(params=LEVELS, autouse=True)
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every level of the CPU's kernels that this processor has."""
+    if request.param not in available_levels():
+        pytest.skip(f"this processor or this build has no {request.param} kernels")
+    with use_level(request.param):
+        yield request.param
+
+
 def teacher_forced_logits(
     folder: Path, dtype: torch.dtype, chunks: list[int]
 ) -> Tensor:  # [num_chunks, vocab_size]
@@ -28,7 +40,11 @@ def teacher_forced_logits(
     config = load_model_config(folder)
     decoder = Decoder(config, load_weights(folder, config, dtype), max_model_len=128, adapters=None)
     builder = StepBuilder(
-        block_size=16, num_kv_heads=config.num_kv_heads, vocab_size=config.vocab_size, dtype=dtype
+        block_size=16,
+        num_kv_heads=config.num_kv_heads,
+        vocab_size=config.vocab_size,
+        dtype=dtype,
+        gathers_kv=not can_attend_in_place("cpu", dtype, 16),
     )
     cache = _cache(config, dtype)
     params = SamplingParams(temperature=0.0)

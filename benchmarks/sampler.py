@@ -1,0 +1,61 @@
+"""The sampler's time per step for several kinds of requests: `python -m benchmarks.sampler`."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from workers.engine.sampler import sample
+from workers.engine.step_input import SamplingInput
+
+_NUM_ROWS, _VOCAB_SIZE = 32, 49152
+_REPEATS = 30
+# (temperature, top_k, top_p); a kind with several mixes them row by row
+_KINDS = {
+    "greedy": [(0.0, _VOCAB_SIZE, 1.0)],
+    "temperature": [(0.8, _VOCAB_SIZE, 1.0)],
+    "top-k 50": [(1.0, 50, 1.0)],
+    "top-p 0.9": [(1.0, _VOCAB_SIZE, 0.9)],
+    "mixed": [(0.0, _VOCAB_SIZE, 1.0), (0.8, _VOCAB_SIZE, 1.0), (1.0, 50, 0.95), (1.0, _VOCAB_SIZE, 0.9)],
+}
+
+
+def main() -> None:
+    """Print the best time of every kind, for peaked logits as trained models give them and for flat ones."""
+    generator = torch.Generator().manual_seed(1)
+    normal = torch.randn(_NUM_ROWS, _VOCAB_SIZE, generator=generator)
+    uniforms = torch.rand(_NUM_ROWS, dtype=torch.float64, generator=generator)
+    print(f"[{_NUM_ROWS}, {_VOCAB_SIZE}], {torch.get_num_threads()} threads, best of {_REPEATS}, ms per step")
+    print(f"{'':12s} {'peaked':>8s} {'flat':>8s}")
+    for name, settings in _KINDS.items():
+        times = [_best_ms(normal * spread, _input(settings, uniforms)) for spread in (6.0, 1.0)]
+        print(f"{name:12s} {times[0]:8.2f} {times[1]:8.2f}")
+
+
+def _input(settings: list[tuple[float, int, float]], uniforms: Tensor) -> SamplingInput:
+    rows = [settings[row % len(settings)] for row in range(_NUM_ROWS)]
+    return SamplingInput(
+        num_rows=_NUM_ROWS,
+        rows=torch.arange(_NUM_ROWS),
+        all_greedy=all(temperature == 0.0 for temperature, _, _ in rows),
+        temperatures=torch.tensor([temperature for temperature, _, _ in rows]),
+        top_ks=torch.tensor([top_k for _, top_k, _ in rows]),
+        top_ps=torch.tensor([top_p for _, _, top_p in rows], dtype=torch.float64),
+        uniforms=uniforms,
+    )
+
+
+def _best_ms(logits: Tensor, sampling: SamplingInput) -> float:
+    best_s = float("inf")
+    with torch.inference_mode():
+        for _ in range(_REPEATS):
+            began_s = time.perf_counter()
+            sample(logits, sampling)
+            best_s = min(best_s, time.perf_counter() - began_s)
+    return best_s * 1000.0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+// The kernels as torch operators: checks, dispatch to the best level, and torch's own threads.
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace {
+
+using at::Tensor;
+using namespace lorayard;
+
+bool use_avx512 = false;
+
+#define CALL(kernel, ...) (use_avx512 ? lorayard::avx512::kernel(__VA_ARGS__) : lorayard::avx2::kernel(__VA_ARGS__))
+
+// The best level of this processor: "avx512_bf16", "avx2" or "none".
+std::string best_level() {
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return "none";
+  bool all = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512bf16");
+  return all ? "avx512_bf16" : "avx2";
+}
+
+void set_level(std::string level) {
+  TORCH_CHECK(level == "avx2" || level == best_level(), "level ", level, " is not to be had here; best is ", best_level());
+  use_avx512 = level == "avx512_bf16";
+}
+
+bool is_bf16(const Tensor& x, const char* name) {
+  TORCH_CHECK(x.device().is_cpu() && x.is_contiguous(), name, " must be contiguous, in CPU memory");
+  bool bf16 = x.scalar_type() == at::kBFloat16;
+  TORCH_CHECK(bf16 || x.scalar_type() == at::kFloat, name, " is ", x.scalar_type(), "; give float32 or bfloat16");
+  return bf16;
+}
+
+void check_like(const Tensor& x, const Tensor& model, const char* name) {
+  TORCH_CHECK(x.scalar_type() == model.scalar_type() && x.is_contiguous(), name, " must be contiguous ", model.scalar_type());
+}
+
+template <class T>
+const T* ints(const Tensor& x, int64_t columns, const char* name) {
+  TORCH_CHECK(x.is_contiguous() && x.numel() % columns == 0, name, " has shape ", x.sizes(), "; rows of ", columns, " needed");
+  return x.const_data_ptr<T>();
+}
+
+void lora_add(Tensor& out, const Tensor& x, const Tensor& runs, const Tensor& table, const Tensor& columns) {
+  bool bf16 = is_bf16(out, "out");
+  check_like(x, out, "x");
+  int64_t num_slices = columns.numel() - 1, num_slots = table.size(0);
+  TORCH_CHECK(table.dim() == 3 && table.size(1) == num_slices && x.size(0) == out.size(0), "x or the slot table does not fit");
+  const int64_t* cut = ints<int64_t>(runs, 3, "runs");
+  std::vector<int64_t> tiles;
+  for (int64_t i = 0; i < runs.size(0); i++, cut += 3) {
+    TORCH_CHECK(0 <= cut[0] && cut[1] <= x.size(0) && 0 <= cut[2] && cut[2] < num_slots, "run ", i, " leaves the batch or the slots");
+    for (int64_t row = cut[0]; row < cut[1]; row += kTileRows)
+      tiles.insert(tiles.end(), {row, std::min<int64_t>(kTileRows, cut[1] - row), cut[2]});
+  }
+  LoraArgs args{bf16, out.mutable_data_ptr(), x.const_data_ptr(), out.size(1), x.size(1), num_slices, tiles.data(),
+                ints<int64_t>(table, 3 * num_slices, "table"), ints<int64_t>(columns, 1, "columns")};
+  at::parallel_for(0, static_cast<int64_t>(tiles.size()) / 3, 1,
+                   [&](int64_t first, int64_t end) { CALL(lora_add, args, first, end); });
+}
+
+Tensor paged_attention(Tensor& qkv, Tensor& keys, Tensor& values, const Tensor& cos, const Tensor& sin, const Tensor& spans,
+                       const Tensor& block_tables, double scale) {
+  bool bf16 = is_bf16(qkv, "qkv");
+  for (const Tensor* like : {&static_cast<const Tensor&>(keys), &static_cast<const Tensor&>(values), &cos, &sin})
+    check_like(*like, qkv, "keys, values, cos and sin");
+  int64_t num_tokens = qkv.size(0), num_kv_heads = keys.size(1), block_size = keys.size(2), head_dim = keys.size(3);
+  int64_t num_heads = qkv.size(1) / head_dim - 2 * num_kv_heads, num_seqs = spans.size(0);
+  TORCH_CHECK(block_size % kBlockMultiple == 0 && kSplitTokens % block_size == 0, "block_size is ", block_size);
+  TORCH_CHECK(cos.numel() == num_tokens * head_dim && sin.numel() == cos.numel(), "cos and sin must be [num_tokens, head_dim]");
+  TORCH_CHECK(num_heads > 0 && num_heads % num_kv_heads == 0 && block_tables.size(0) == num_seqs, "qkv or block_tables do not fit");
+  AttentionArgs args{};
+  args.is_bf16 = bf16;
+  args.qkv = qkv.mutable_data_ptr();
+  args.keys = keys.mutable_data_ptr();
+  args.values = values.mutable_data_ptr();
+  args.cos = cos.const_data_ptr();
+  args.sin = sin.const_data_ptr();
+  args.spans = ints<int32_t>(spans, 3, "spans");
+  args.block_tables = ints<int32_t>(block_tables, 1, "block_tables");
+  args.num_seqs = num_seqs;
+  args.max_blocks = block_tables.size(1);
+  args.num_heads = num_heads;
+  args.num_kv_heads = num_kv_heads;
+  args.head_dim = head_dim;
+  args.block_size = block_size;
+  args.scale = static_cast<float>(scale);
+  std::vector<int32_t> token_seqs, token_rows;
+  std::vector<int64_t> first_items{0};
+  bool is_split = false;
+  for (int64_t seq = 0; seq < num_seqs; seq++) {
+    const int32_t* span = args.spans + 3 * seq;
+    TORCH_CHECK(span[0] >= 0 && span[1] > 0 && span[0] + span[1] <= num_tokens, "span ", seq, " leaves the batch");
+    TORCH_CHECK(span[2] >= 0 && span[2] + span[1] <= args.max_blocks * block_size, "span ", seq, " leaves its block table");
+    for (int32_t row = 0; row < span[1]; row++) {
+      token_seqs.push_back(static_cast<int32_t>(seq));
+      token_rows.push_back(row);
+    }
+    first_items.push_back(first_items.back() + num_kv_heads * num_groups(args, seq) * num_splits(args, seq));
+    is_split |= num_splits(args, seq) > 1;
+  }
+  args.token_seqs = token_seqs.data();
+  args.token_rows = token_rows.data();
+  args.first_items = first_items.data();
+  int64_t num_rows = static_cast<int64_t>(token_seqs.size());
+  // Rows of no span are padding: they must not carry what the memory held before.
+  Tensor out = num_rows == num_tokens ? at::empty({num_tokens, num_heads * head_dim}, qkv.options())
+                                      : at::zeros({num_tokens, num_heads * head_dim}, qkv.options());
+  args.out = out.mutable_data_ptr();
+  Tensor partials;
+  if (is_split) {
+    partials = at::empty({first_items.back(), kTileRows, head_dim + 2}, qkv.options().dtype(at::kFloat));
+    args.partials = partials.mutable_data_ptr<float>();
+  }
+  at::parallel_for(0, num_rows, 8, [&](int64_t first, int64_t end) { CALL(rotate_and_store, args, first, end); });
+  at::parallel_for(0, first_items.back(), 4, [&](int64_t first, int64_t end) { CALL(attend, args, first, end); });
+  if (is_split) at::parallel_for(0, num_seqs, 1, [&](int64_t first, int64_t end) { CALL(merge_splits, args, first, end); });
+  return out;
+}
+
+Tensor add_rms_norm(Tensor& residual, const std::optional<Tensor>& delta, const Tensor& weight, double eps) {
+  bool bf16 = is_bf16(residual, "residual");
+  check_like(weight, residual, "weight");
+  TORCH_CHECK(residual.dim() == 2 && weight.numel() == residual.size(1), "residual is ", residual.sizes(), ", weight ", weight.sizes());
+  if (delta) {
+    check_like(*delta, residual, "delta");
+    TORCH_CHECK(delta->sizes() == residual.sizes(), "delta is ", delta->sizes(), ", residual ", residual.sizes());
+  }
+  Tensor out = at::empty(residual.sizes(), residual.options());
+  NormArgs args{bf16, residual.mutable_data_ptr(), delta ? delta->const_data_ptr() : nullptr, weight.const_data_ptr(),
+                out.mutable_data_ptr(), residual.size(1), static_cast<float>(eps)};
+  at::parallel_for(0, residual.size(0), 16, [&](int64_t first, int64_t end) { CALL(add_rms_norm, args, first, end); });
+  return out;
+}
+
+Tensor swiglu(const Tensor& gate_up) {
+  bool bf16 = is_bf16(gate_up, "gate_up");
+  TORCH_CHECK(gate_up.dim() == 2 && gate_up.size(1) % 2 == 0, "gate_up is ", gate_up.sizes(), "; give [num_rows, 2 width]");
+  Tensor out = at::empty({gate_up.size(0), gate_up.size(1) / 2}, gate_up.options());
+  SwigluArgs args{bf16, gate_up.const_data_ptr(), out.mutable_data_ptr(), out.size(1)};
+  at::parallel_for(0, out.size(0), 4, [&](int64_t first, int64_t end) { CALL(swiglu, args, first, end); });
+  return out;
+}
+
+Tensor logits(const Tensor& x, const Tensor& weight) {
+  TORCH_CHECK(is_bf16(x, "x") && is_bf16(weight, "weight"), "give x and weight in bfloat16");
+  TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1), "x is ", x.sizes(), ", weight ", weight.sizes());
+  Tensor out = at::empty({x.size(0), weight.size(0)}, x.options().dtype(at::kFloat));
+  LogitsArgs args{static_cast<const Bf16*>(x.const_data_ptr()), static_cast<const Bf16*>(weight.const_data_ptr()),
+                  out.mutable_data_ptr<float>(), x.size(0), x.size(1), weight.size(0)};
+  int64_t num_blocks = (weight.size(0) + kBlockMultiple - 1) / kBlockMultiple;
+  at::parallel_for(0, num_blocks, 16, [&](int64_t first, int64_t end) { CALL(logits, args, first, end); });
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY(lorayard, m) {
+  m.def("best_level() -> str", &best_level);
+  m.def("set_level(str level) -> ()", &set_level);
+  m.def("lora_add(Tensor(a!) out, Tensor x, Tensor runs, Tensor table, Tensor columns) -> ()");
+  m.def("paged_attention(Tensor(a!) qkv, Tensor(b!) keys, Tensor(c!) values, Tensor cos, Tensor sin, Tensor spans, "
+        "Tensor block_tables, float scale) -> Tensor");
+  m.def("add_rms_norm(Tensor(a!) residual, Tensor? delta, Tensor weight, float eps) -> Tensor");
+  m.def("swiglu(Tensor gate_up) -> Tensor");
+  m.def("logits(Tensor x, Tensor weight) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(lorayard, CPU, m) {
+  m.impl("lora_add", &lora_add);
+  m.impl("paged_attention", &paged_attention);
+  m.impl("add_rms_norm", &add_rms_norm);
+  m.impl("swiglu", &swiglu);
+  m.impl("logits", &logits);
+}

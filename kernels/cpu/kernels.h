@@ -1,0 +1,93 @@
+// What each compiled level offers: plain pointers in, ranges of independent work items, no torch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace lorayard {
+
+struct Bf16 {
+  uint16_t bits;
+};
+
+constexpr int kTileRows = 4;        // rows that share one pass over a matrix
+constexpr int kMaxRank = 1024;      // per sub-module
+constexpr int kSplitTokens = 512;   // a function of the position alone, so results never depend on the cores
+constexpr int kBlockMultiple = 16;  // cache blocks hold a multiple of this many tokens
+
+struct LoraArgs {
+  bool is_bf16;
+  void* out;          // [num_rows, out_features]
+  const void* x;      // [num_rows, in_features]
+  int64_t out_stride, in_features, num_slices;
+  const int64_t* tiles;    // [num_tiles, 3]: first row, number of rows, slot
+  const int64_t* table;    // [num_slots, num_slices, 3]: address of A, address of B, rank
+  const int64_t* columns;  // [num_slices + 1]
+};
+
+struct AttentionArgs {
+  bool is_bf16;
+  void* qkv;     // [num_tokens, (num_heads + 2 num_kv_heads) head_dim]; q is rotated in place
+  void* keys;    // [num_blocks, num_kv_heads, block_size, head_dim]
+  void* values;  // the same
+  const void* cos;  // [num_tokens, head_dim]
+  const void* sin;  // [num_tokens, head_dim], the first half negated
+  void* out;        // [num_tokens, num_heads head_dim]
+  const int32_t* spans;         // [num_seqs, 3]: first row, number of rows, position of the first row
+  const int32_t* block_tables;  // [num_seqs, max_blocks]
+  const int32_t* token_seqs;    // [num_span_rows]: the span of every row, rows counted over the spans
+  const int32_t* token_rows;    // [num_span_rows]: its row within the span
+  const int64_t* first_items;   // [num_seqs + 1]: attention items before each span
+  float* partials;              // [num_items, kTileRows, head_dim + 2] where some span has several splits
+  int64_t num_seqs, max_blocks, num_heads, num_kv_heads, head_dim, block_size;
+  float scale;
+};
+
+inline int64_t num_groups(const AttentionArgs& a, int64_t seq) {
+  int64_t pairs = a.spans[3 * seq + 1] * (a.num_heads / a.num_kv_heads);
+  return (pairs + kTileRows - 1) / kTileRows;
+}
+inline int64_t num_splits(const AttentionArgs& a, int64_t seq) {
+  int64_t tokens = a.spans[3 * seq + 2] + a.spans[3 * seq + 1];
+  return (tokens + kSplitTokens - 1) / kSplitTokens;
+}
+
+struct NormArgs {
+  bool is_bf16;
+  void* residual;     // [num_rows, width]; delta is added in place
+  const void* delta;  // [num_rows, width] or null
+  const void* weight;
+  void* out;
+  int64_t width;
+  float eps;
+};
+
+struct SwigluArgs {
+  bool is_bf16;
+  const void* gate_up;  // [num_rows, 2 width]
+  void* out;            // [num_rows, width]
+  int64_t width;
+};
+
+struct LogitsArgs {
+  const Bf16* x;       // [num_rows, width]
+  const Bf16* weight;  // [vocab_size, width]
+  float* out;          // [num_rows, vocab_size]
+  int64_t num_rows, width, vocab_size;
+};
+
+#define LORAYARD_DECLARE_LEVEL(level)                                          \
+  namespace level {                                                            \
+  void lora_add(const LoraArgs&, int64_t first_tile, int64_t end_tile);        \
+  void rotate_and_store(const AttentionArgs&, int64_t first, int64_t end);     \
+  void attend(const AttentionArgs&, int64_t first_item, int64_t end_item);     \
+  void merge_splits(const AttentionArgs&, int64_t first_seq, int64_t end_seq); \
+  void add_rms_norm(const NormArgs&, int64_t first_row, int64_t end_row);      \
+  void swiglu(const SwigluArgs&, int64_t first_row, int64_t end_row);          \
+  void logits(const LogitsArgs&, int64_t first_block, int64_t end_block);      \
+  }
+
+LORAYARD_DECLARE_LEVEL(avx512)
+LORAYARD_DECLARE_LEVEL(avx2)
+
+}  // namespace lorayard

@@ -1,0 +1,64 @@
+// out += B (A x) per row and sub-module: shrink and expand of a tile of rows in one go, weights read in place.
+#include "products.h"
+
+namespace lorayard::LORAYARD_LEVEL {
+namespace {
+
+template <class T, int M>
+void add_slice(const T* const* x, int64_t in_features, const int64_t* weights, int64_t width, T* const* out) {
+  auto a = reinterpret_cast<const T*>(weights[0]);  // [rank, in_features]
+  auto b = reinterpret_cast<const T*>(weights[1]);  // [rank, width]
+  int64_t rank = weights[2];
+  float exact[M][kMaxRank];
+  T shrunk[M][kMaxRank];
+  float* sums_at[M];
+  const T* factors[M];
+  for (int m = 0; m < M; m++) {
+    sums_at[m] = exact[m];
+    factors[m] = shrunk[m];
+  }
+  dot_rows<T, M>(x, a, in_features, in_features, rank, sums_at);
+  for (int m = 0; m < M; m++)
+    for (int64_t r = 0; r < rank; r += kLanes) {
+      int64_t n = smaller(kLanes, rank - r);
+      store(shrunk[m] + r, load(exact[m] + r, n), n);
+    }
+  BlockedRows<T> rows{&b, rank, width, rank};
+  mix_rows<T, M>(factors, rows, width, [&](int m, int64_t c, Vec v, int64_t n) {
+    store(out[m] + c, add(load(out[m] + c, n), v), n);
+  });
+}
+
+template <class T, int M>
+void add_tile(const LoraArgs& a, int64_t row, int64_t slot) {
+  const T* x[M];
+  T* out[M];
+  for (int m = 0; m < M; m++) x[m] = static_cast<const T*>(a.x) + (row + m) * a.in_features;
+  for (int64_t s = 0; s < a.num_slices; s++) {
+    const int64_t* weights = a.table + (slot * a.num_slices + s) * 3;
+    if (weights[2] == 0) continue;
+    for (int m = 0; m < M; m++) out[m] = static_cast<T*>(a.out) + (row + m) * a.out_stride + a.columns[s];
+    add_slice<T, M>(x, a.in_features, weights, a.columns[s + 1] - a.columns[s], out);
+  }
+}
+
+template <class T>
+void add_tiles(const LoraArgs& a, int64_t first, int64_t end) {
+  for (int64_t t = first; t < end; t++) {
+    const int64_t* tile = a.tiles + 3 * t;
+    switch (tile[1]) {
+      case 1: add_tile<T, 1>(a, tile[0], tile[2]); break;
+      case 2: add_tile<T, 2>(a, tile[0], tile[2]); break;
+      case 3: add_tile<T, 3>(a, tile[0], tile[2]); break;
+      default: add_tile<T, 4>(a, tile[0], tile[2]);
+    }
+  }
+}
+
+}  // namespace
+
+void lora_add(const LoraArgs& a, int64_t first, int64_t end) {
+  a.is_bf16 ? add_tiles<Bf16>(a, first, end) : add_tiles<float>(a, first, end);
+}
+
+}  // namespace lorayard::LORAYARD_LEVEL

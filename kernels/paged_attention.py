@@ -1,0 +1,78 @@
+"""Rotate queries and keys, keep keys and values in the paged cache, attend to all that the cache holds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels.cpu import library
+
+BLOCK_MULTIPLE = 16
+SPLIT_TOKENS = 512
+
+
+def can_attend_in_place(device_type: str, dtype: torch.dtype, block_size: int) -> bool:
+    """Whether `paged_attention` has a kernel here; where not, gather the blocks for torch's attention."""
+    fits = block_size % BLOCK_MULTIPLE == 0 and SPLIT_TOKENS % block_size == 0
+    return fits and library.serves(torch.empty(0, dtype=dtype, device=device_type))
+
+
+def paged_attention(
+    qkv: Tensor,  # [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]; the queries are rotated in place
+    keys: Tensor,  # [num_blocks, num_kv_heads, block_size, head_dim], new rows are stored
+    values: Tensor,  # the same
+    cos: Tensor,  # [num_tokens, head_dim]
+    sin: Tensor,  # [num_tokens, head_dim], the first half negated
+    spans: Tensor,  # [num_seqs, 3] int32: first row, number of rows, position of the first row
+    block_tables: Tensor,  # [num_seqs, max_blocks] int32
+    scale: float,
+) -> Tensor:
+    """Return softmax(scale q k^T) v, [num_tokens, num_heads * head_dim], causal; 0 for rows in no span.
+
+    Sums are cut at blocks and at multiples of 512 tokens from the sequence's start: a row's result depends
+    on what it sees, not on how its sequence was cut into steps, its neighbours or the cores.
+    """
+    return torch.ops.lorayard.paged_attention.default(qkv, keys, values, cos, sin, spans, block_tables, scale)
+
+
+def paged_attention_reference(
+    qkv: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    spans: Tensor,
+    block_tables: Tensor,
+    scale: float,
+) -> Tensor:
+    """Compute `paged_attention` in plain torch and float32, one sequence after another."""
+    num_kv_heads, head_dim = keys.shape[1], keys.shape[3]
+    rows = qkv.float().view(qkv.shape[0], -1, head_dim)
+    q, k, v = rows.split((rows.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads), dim=1)
+    out = torch.zeros_like(q)
+    for (start, num_rows, first), table in zip(spans.tolist(), block_tables.long(), strict=True):
+        mine, end = slice(start, start + num_rows), first + num_rows
+        positions = torch.arange(first, end)
+        places = table[positions // keys.shape[2]], slice(None), positions % keys.shape[2]
+        keys[places] = _rotate(k[mine], cos[mine], sin[mine]).to(keys.dtype)
+        values[places] = v[mine].to(values.dtype)
+        seen = _gather(keys, table, end), _gather(values, table, end)
+        out[mine] = _attend(_rotate(q[mine], cos[mine], sin[mine]), *seen, positions, scale)
+    return out.reshape(qkv.shape[0], -1).to(qkv.dtype)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [n, heads, head_dim]
+    first, second = x.chunk(2, dim=-1)
+    return x * cos.float()[:, None] + torch.cat((second, first), dim=-1) * sin.float()[:, None]
+
+
+def _gather(cache: Tensor, table: Tensor, num_tokens: int) -> Tensor:  # [kv_heads, num_tokens, head_dim]
+    return cache[table].transpose(0, 1).flatten(1, 2)[:, :num_tokens].float()
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, scale: float) -> Tensor:
+    shared = q.shape[1] // k.shape[0]
+    k, v = k.repeat_interleave(shared, dim=0), v.repeat_interleave(shared, dim=0)
+    scores = torch.einsum("nhd,htd->hnt", q, k) * scale
+    hidden = torch.arange(k.shape[1]) > positions[:, None]
+    return torch.einsum("hnt,htd->nhd", scores.masked_fill(hidden, float("-inf")).softmax(-1), v)

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from kernels import linear
+from kernels.linear import Linear
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("out_features", "in_features"), [(1, 1), (7, 33), (960, 576), (64, 1536)])
+def test_it_equals_plain_torch(out_features: int, in_features: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight = (torch.randn(out_features, in_features, generator=generator) / in_features**0.5).to(dtype)
+    layer = Linear(weight)
+    for num_rows in (1, 4, 32, 33):
+        x = torch.randn(num_rows, in_features, generator=generator).to(dtype)
+        tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+        torch.testing.assert_close(layer(x), F.linear(x, weight), atol=tolerance, rtol=tolerance)
+    assert torch.equal(layer.dense(), weight)
+
+
+def test_a_row_in_bfloat16_does_not_depend_on_its_batch() -> None:
+    layer, x = Linear(torch.randn(960, 576).bfloat16()), torch.randn(70, 576).bfloat16()
+
+    whole = layer(x)
+
+    for num_rows in (1, 2, 3, 4, 5, 8, 16, 31, 32, 33, 64):
+        assert torch.equal(layer(x[:num_rows]), whole[:num_rows]), num_rows
+
+
+def test_a_torch_without_the_private_operators_multiplies_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_reorder_linear_weight'")
+
+    weight, x = torch.randn(8, 16).bfloat16(), torch.randn(4, 16).bfloat16()
+    monkeypatch.setattr(linear, "_pack", refuse)
+    linear.can_pack.cache_clear()
+
+    layer = Linear(weight)
+    linear.can_pack.cache_clear()
+
+    assert not layer.is_packed
+    assert torch.equal(layer(x), F.linear(x, weight))
