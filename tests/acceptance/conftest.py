@@ -1,4 +1,4 @@
-"""Gives the acceptance tests one whole stack, which each of them leaves running."""
+"""Gives each file of acceptance tests one whole stack, which every test leaves running."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lorayard.local import Stack
 from tests.acceptance.yard import Yard
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def yard(new_state_dir: Callable[[], Path]) -> Iterator[Yard]:
     """Everything, on the shipped model, with an append-only Redis."""
     with Stack(stack_config(new_state_dir())) as stack:

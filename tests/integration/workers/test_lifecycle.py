@@ -12,6 +12,7 @@ from lorayard.contract.keys import worker_queue
 from lorayard.contract.states import JobState
 from tests.integration.workers.questions import questions
 from tests.integration.workers.scripted_leader import ENDLESS, ScriptedLeader
+from tests.integration.workers.task_events import TaskEvents
 from tests.integration.workers.worker_process import WorkerProcess, is_running
 from tests.polling import eventually
 
@@ -21,12 +22,13 @@ StartWorker = Callable[..., WorkerProcess]
 def test_a_drain_lets_running_jobs_end_and_gives_the_others_back(
     leader: ScriptedLeader, start_worker: StartWorker
 ) -> None:
-    with start_worker(max_num_seqs=1, drain_grace_s=20) as worker:
+    with start_worker(max_num_seqs=1, drain_grace_s=20) as worker, TaskEvents(leader.redis_url) as events:
         incarnation = worker.incarnation(leader)
         running, waiting = leader.dispatch(
             incarnation, [ENDLESS.model_copy(update={"max_tokens": 2500}), questions(1)[0].spec]
         )
-        leader.await_running(incarnation, running)
+        # A heartbeat would tell as well, but the job may have ended before the next one.
+        events.await_event("task-started", running)
 
         assert worker.terminate() == 0
 

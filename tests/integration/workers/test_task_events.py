@@ -70,7 +70,7 @@ def test_a_micro_batch_that_a_drain_finishes_shows_its_end(
         incarnation = worker.incarnation(leader)
         job_ids = leader.admit([ENDLESS.model_copy(update={"max_tokens": 2500})])
         task_id = leader.send(incarnation, leader.lease(incarnation, job_ids))
-        leader.await_running(incarnation, *job_ids)
+        task_events.await_event("task-started", job_ids[0])
 
         assert worker.terminate() == 0
 
