@@ -31,3 +31,8 @@ class SecretSettings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys in clear, for `db.secrets.SecretBox`."""
+        return [key.get_secret_value() for key in self.secret_key]

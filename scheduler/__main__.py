@@ -19,7 +19,7 @@ def main() -> int:
     """Serve until SIGTERM or SIGINT; answers the exit status."""
     with readable_settings("scheduler"):
         settings = SchedulerSettings()
-        keys = [key.get_secret_value() for key in SecretSettings().secret_key]
+        keys = SecretSettings().keys
     configure_logs(process="scheduler")
     try:
         scheduler = Scheduler(settings, seal=SecretBox(keys).seal_new if keys else None)

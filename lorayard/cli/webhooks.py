@@ -77,7 +77,7 @@ def webhook_secrets(
     from db.settings import SecretSettings
 
     try:
-        box = SecretBox([key.get_secret_value() for key in SecretSettings().secret_key])
+        box = SecretBox(SecretSettings().keys)
     except ValueError as error:
         raise LorayardError(str(error)) from error
     with database.transaction() as connection:

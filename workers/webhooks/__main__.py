@@ -37,14 +37,14 @@ def main() -> int:
     """Read the environment and serve; returns the exit status."""
     with readable_settings("workers.webhooks"):
         settings, ledger = RelaySettings(), DatabaseSettings()
-        keys = [key.get_secret_value() for key in SecretSettings().secret_key]
+        keys = SecretSettings().keys
     configure_logs(process="webhooks")
     try:
         secrets = SecretBox(keys)
     except ValueError as error:
         print(f"workers.webhooks: {error}", file=sys.stderr)  # noqa: T201
         return BAD_ENVIRONMENT
-    database = Database(ledger.database_url.get_secret_value(), name="lorayard-webhooks")
+    database = Database.from_settings(ledger, name="lorayard-webhooks")
     try:
         asyncio.run(serve(settings, database, secrets))
     finally:
