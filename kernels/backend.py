@@ -9,9 +9,9 @@ from torch import Tensor
 
 from kernels.lora_cpu import add_lora_cpu
 from kernels.lora_slots import PackedModuleSlots
-from kernels.segments import Segments
+from kernels.segments import Pass
 
-AddLoRA = Callable[[Tensor, Tensor, Segments, PackedModuleSlots], None]
+AddLoRA = Callable[[Tensor, Tensor, Pass, PackedModuleSlots], None]
 
 
 @cache

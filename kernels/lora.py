@@ -1,4 +1,4 @@
-"""Add each row's own adapter to a packed module's output, in one batch of many adapters and none."""
+"""Add each row's own adapters to a packed module's output, in one batch of many adapters and none."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ def add_lora(
     segments: Segments,
     module: PackedModuleSlots,
 ) -> None:
-    """Compute out += B(Ax) per row and sub-module, with the row's own adapter; scaling is folded into B.
+    """Compute out += scale B(Ax) per row, sub-module and adapter of the row; alpha / r is folded into B.
 
-    Rows must be ordered so that `segments` describes them. A row's result depends on that row and its adapter
-    alone: not on its neighbours, its place or the size of the batch.
+    Rows must be ordered so that `segments` describes them. A row's result depends on that row and its
+    adapters alone: not on its neighbours, its place or the size of the batch.
     """
-    if not segments.lora_runs:
+    if not segments.passes:
         return
     _check(out, x, segments, module)
-    lora_for(x.device.type)(out, x, segments, module)
+    add_pass = lora_for(x.device.type)
+    for lora_pass in segments.passes:
+        add_pass(out, x, lora_pass, module)
 
 
 def _check(out: Tensor, x: Tensor, segments: Segments, module: PackedModuleSlots) -> None:

@@ -1,4 +1,4 @@
-"""LoRA on the CPU: one compiled operator for all runs of a packed module, or plain torch run by run."""
+"""LoRA on the CPU: one compiled operator for all runs of a pass, or plain torch run by run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernels.cpu import library
 from kernels.lora_slots import PackedLoRA, PackedModuleSlots
-from kernels.segments import Segments
+from kernels.segments import Pass
 
 # MKL's sgemm picks its loop by the row count and rounds differently unless that is a multiple of 4: 1-3, 5-7,
 # 9 and 11 rows differed in the last bits from the same rows in a larger batch (torch 2.13, AVX-512, 2026-11).
@@ -22,15 +22,16 @@ RANK_MULTIPLE = 16
 def add_lora_cpu(
     out: Tensor,  # [num_rows, out_features], changed in place
     x: Tensor,  # [num_rows, in_features]
-    segments: Segments,
+    lora_pass: Pass,
     module: PackedModuleSlots,
 ) -> None:
-    """Add B(Ax) of every run's adapter to its rows; base rows and absent sub-modules stay as they are."""
+    """Add scale B(Ax) of every run's adapter to its rows; absent sub-modules stay as they are."""
     if not library.serves(x):
-        add_lora_reference(out, x, segments, module)
+        add_lora_reference(out, x, lora_pass, module)
     elif module.dtype is not None:  # else no slot holds anything
         _check_dtype(x, module)
-        torch.ops.lorayard.lora_add.default(out, x, segments.lora_run_table, module.table, module.columns)
+        runs = lora_pass.table, lora_pass.scales
+        torch.ops.lorayard.lora_add.default(out, x, *runs, module.table, module.columns)
 
 
 def _check_dtype(x: Tensor, module: PackedModuleSlots) -> None:
@@ -40,21 +41,24 @@ def _check_dtype(x: Tensor, module: PackedModuleSlots) -> None:
         )
 
 
-def add_lora_reference(out: Tensor, x: Tensor, segments: Segments, module: PackedModuleSlots) -> None:
+def add_lora_reference(out: Tensor, x: Tensor, lora_pass: Pass, module: PackedModuleSlots) -> None:
     """Compute `add_lora_cpu` in plain torch: a shrink, and an expand per sub-module, for each run."""
-    for start, end, slot in segments.lora_runs:
+    for start, end, slot, scale in lora_pass.runs:
         weights = module.entries[slot]
         if weights is not None:
-            _add_run(out[start:end], x[start:end], weights)
+            _add_run(out[start:end], x[start:end], weights, scale)
 
 
 def _add_run(
     out: Tensor,  # [run_rows, out_features], changed in place
     x: Tensor,  # [run_rows, in_features]
     weights: PackedLoRA,
+    scale: float,
 ) -> None:
     num_rows = x.shape[0]
     shrunk = F.linear(_padded_rows(x), weights.a)
+    if scale != 1.0:
+        shrunk *= scale
     for columns, ranks, b_t in weights.slices:
         delta = shrunk[:, ranks.start : ranks.end] @ b_t
         out[:, columns.start : columns.end] += delta[:num_rows]

@@ -72,18 +72,20 @@ class LoRAPages:
 
 @dataclass(frozen=True, slots=True)
 class DeviceTiles:
-    """Where each program's rows start and end, and whose they are; slot -1 makes a program leave at once."""
+    """Where each program's rows start and end, whose they are and how much; slot -1: the program leaves."""
 
     starts: Tensor  # [num_tiles] int32
     ends: Tensor  # [num_tiles] int32
     slots: Tensor  # [num_tiles] int32
+    scales: Tensor  # [num_tiles] float32
     block_rows: int
 
     @classmethod
     def from_host(cls, tiles: Tiles, *, block_rows: int, device: torch.device | str) -> DeviceTiles:
-        """Copy tiles that `Segments.tiles(block_rows)` cut to the device."""
-        starts, ends, slots = (torch.tensor(column, dtype=torch.int32, device=device) for column in tiles)
-        return cls(starts, ends, slots, block_rows)
+        """Copy tiles that `Pass.tiles(block_rows)` cut to the device."""
+        starts, ends, slots = (torch.tensor(column, dtype=torch.int32, device=device) for column in tiles[:3])
+        scales = torch.tensor(tiles.scales, dtype=torch.float32, device=device)
+        return cls(starts, ends, slots, scales, block_rows)
 
     @property
     def num_tiles(self) -> int:
@@ -93,8 +95,13 @@ class DeviceTiles:
         """Raise ValueError, with the values, unless the kernels can read the tiles."""
         if self.block_rows not in BLOCK_ROWS:
             raise ValueError(f"block_rows is {self.block_rows}; give one of {BLOCK_ROWS}")
-        for name, column in (("starts", self.starts), ("ends", self.ends), ("slots", self.slots)):
-            if column.dtype is not torch.int32 or column.shape != self.starts.shape or column.dim() != 1:
+        for name, column, dtype in (
+            ("starts", self.starts, torch.int32),
+            ("ends", self.ends, torch.int32),
+            ("slots", self.slots, torch.int32),
+            ("scales", self.scales, torch.float32),
+        ):
+            if column.dtype is not dtype or column.shape != self.starts.shape or column.dim() != 1:
                 raise ValueError(
-                    f"{name} is {tuple(column.shape)} {column.dtype}; it must be [num_tiles] int32"
+                    f"{name} is {tuple(column.shape)} {column.dtype}; it must be [num_tiles] {dtype}"
                 )

@@ -24,6 +24,7 @@ def shrink_kernel(  # type: ignore[no-untyped-def]
     tile_starts_ptr,
     tile_ends_ptr,
     tile_slots_ptr,
+    tile_scales_ptr,
     num_rows,
     in_features,
     num_slots,
@@ -32,7 +33,7 @@ def shrink_kernel(  # type: ignore[no-untyped-def]
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """shrunk[s, row, p*16 : p*16+16] = x[row] . A[s, slot(row)][page p]; program (tile, page p, slice s)."""
+    """shrunk[s, row, p*16 : p*16+16] = scale(row) x[row] . A[s, slot(row)][page p]; program (tile, p, s)."""
     tile = tl.program_id(0)
     page = tl.program_id(1)
     part = tl.program_id(2)
@@ -72,7 +73,7 @@ def shrink_kernel(  # type: ignore[no-untyped-def]
     shrunk_rows = (part * num_rows + rows).to(tl.int64) * width
     tl.store(
         shrunk_ptr + shrunk_rows[:, None] + page * PAGE + ranks[None, :],
-        acc,
+        acc * tl.load(tile_scales_ptr + tile),
         mask=row_is_mine[:, None],
     )
 
@@ -82,7 +83,7 @@ def lora_shrink(
     pages: LoRAPages,
     tiles: DeviceTiles,
 ) -> Tensor:  # [num_slices, num_rows, max_pages * 16] float32
-    """Return x . A for each sub-module; base rows and ranks past an adapter's last page stay unwritten."""
+    """Return scale x . A per sub-module; base rows and ranks past an adapter's last page stay unwritten."""
     check_shrink(x, pages, tiles)
     num_rows = x.shape[0]
     shrunk = torch.empty(
@@ -99,6 +100,7 @@ def lora_shrink(
         tiles.starts,
         tiles.ends,
         tiles.slots,
+        tiles.scales,
         num_rows,
         pages.in_features,
         pages.num_slots,
@@ -134,14 +136,13 @@ def lora_shrink_reference(
 ) -> Tensor:  # [num_slices, num_rows, max_pages * 16] float32, zero where the kernel leaves rows unwritten
     """Compute `lora_shrink` in plain torch, one tile after another, in float32."""
     shrunk = torch.zeros(pages.num_slices, x.shape[0], pages.max_pages * PAGE_RANKS, device=x.device)
-    for start, end, slot in zip(
-        tiles.starts.tolist(), tiles.ends.tolist(), tiles.slots.tolist(), strict=True
-    ):
+    columns = tiles.starts, tiles.ends, tiles.slots, tiles.scales
+    for start, end, slot, scale in zip(*(column.tolist() for column in columns), strict=True):
         if slot < 0:
             continue
         for part in range(pages.num_slices):
             rank = int(pages.ranks[part, slot])
             numbers = pages.a_pages[part, slot, : -(-rank // PAGE_RANKS)].long()
             a = pages.a_pool[numbers].reshape(-1, pages.in_features)[:rank]
-            shrunk[part, start:end, :rank] = x[start:end].float() @ a.float().T
+            shrunk[part, start:end, :rank] = x[start:end].float() @ a.float().T * scale
     return shrunk

@@ -1,4 +1,4 @@
-"""Contiguous runs of batch rows that share an adapter slot, built on the host once per step."""
+"""Which rows of a batch get which adapters, how strongly and in which order; built once per step."""
 
 from __future__ import annotations
 
@@ -13,12 +13,24 @@ from torch import Tensor
 BASE_SLOT = -1
 
 
+class SlotScale(NamedTuple):
+    """One adapter upon a row: its slot, and what its product is multiplied by."""
+
+    slot: int
+    scale: float = 1.0
+
+
+SlotScales = tuple[SlotScale, ...]
+"""All adapters upon a row, in the order in which they are added; empty for base rows."""
+
+
 class Run(NamedTuple):
-    """Rows `start` to `end` (exclusive), all of them served by `slot`."""
+    """Rows `start` to `end` (exclusive), to all of which `slot` is added, times `scale`."""
 
     start: int
     end: int
     slot: int
+    scale: float = 1.0
 
 
 class Tiles(NamedTuple):
@@ -27,63 +39,70 @@ class Tiles(NamedTuple):
     starts: list[int]
     ends: list[int]
     slots: list[int]
+    scales: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Runs over rows of which none is named twice, so that a kernel may work on all of them at once."""
+
+    runs: tuple[Run, ...]
+    table: Tensor = field(compare=False, repr=False)  # [num_runs, 3] int64: start, end, slot
+    scales: Tensor = field(compare=False, repr=False)  # [num_runs] float32
+
+    @classmethod
+    def of(cls, runs: Iterable[Run]) -> Self:
+        """Build from runs in row order."""
+        runs = tuple(runs)
+        table = torch.tensor([run[:3] for run in runs], dtype=torch.int64).view(-1, 3)
+        return cls(runs, table, torch.tensor([run.scale for run in runs], dtype=torch.float32))
+
+    def tiles(self, block_rows: int, *, pad_to: int = 0) -> Tiles:
+        """Cut the runs into tiles of `block_rows`; fill up to `pad_to` so that a grid keeps its size."""
+        cuts = [
+            Run(row, min(row + block_rows, run.end), run.slot, run.scale)
+            for run in self.runs
+            for row in range(run.start, run.end, block_rows)
+        ]
+        cuts += [Run(0, 0, BASE_SLOT)] * (pad_to - len(cuts))
+        return Tiles(*(list(column) for column in zip(*cuts, strict=True))) if cuts else Tiles([], [], [], [])
 
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """The batch in row order; `lora_runs` are the runs that need an adapter, the others are base rows."""
+    """A batch in row order: pass n adds the n-th adapter of every row that has so many, base rows none.
 
-    runs: tuple[Run, ...]
-    lora_runs: tuple[Run, ...]
+    Passes follow one another, so that a row's sum has one order whatever its neighbours have.
+    """
+
     num_rows: int
-    lora_run_table: Tensor = field(
-        compare=False, repr=False
-    )  # [num_lora_runs, 3] int64, `lora_runs` once more
+    passes: tuple[Pass, ...]
 
     @classmethod
-    def from_runs(cls, runs: Iterable[tuple[int, int]]) -> Self:
-        """Build from (num_rows, slot) in batch order; equal neighbours are joined, empty runs dropped."""
-        joined: list[Run] = []
-        start = 0
-        filled = ((num_rows, slot) for num_rows, slot in runs if num_rows)
-        for slot, group in groupby(filled, key=lambda run: run[1]):
-            end = start + sum(num_rows for num_rows, _ in group)
-            joined.append(_checked(Run(start, end, slot)))
-            start = end
-        lora_runs = tuple(run for run in joined if run.slot != BASE_SLOT)
-        return cls(tuple(joined), lora_runs, start, torch.tensor(lora_runs, dtype=torch.int64).view(-1, 3))
+    def from_runs(cls, runs: Iterable[tuple[int, SlotScales]]) -> Self:
+        """Build from (num_rows, adapters) in batch order; equal neighbours are joined, empty runs dropped."""
+        filled = [_checked(num_rows, adapters) for num_rows, adapters in runs if num_rows]
+        num_passes = max((len(adapters) for _, adapters in filled), default=0)
+        passes = tuple(Pass.of(_runs_of_pass(filled, index)) for index in range(num_passes))
+        return cls(sum(num_rows for num_rows, _ in filled), passes)
 
     @classmethod
     def from_slots(cls, slots: Sequence[int]) -> Self:
-        """Build from one slot per row."""
-        return cls.from_runs((1, slot) for slot in slots)
-
-    @property
-    def starts(self) -> tuple[int, ...]:
-        return tuple(run.start for run in self.runs)
-
-    @property
-    def ends(self) -> tuple[int, ...]:
-        return tuple(run.end for run in self.runs)
-
-    @property
-    def slots(self) -> tuple[int, ...]:
-        return tuple(run.slot for run in self.runs)
-
-    def tiles(self, block_rows: int, *, pad_to: int = 0) -> Tiles:
-        """Cut the LoRA runs into tiles of `block_rows`; fill up to `pad_to` so that a grid keeps its size."""
-        cuts = [
-            Run(row, min(row + block_rows, run.end), run.slot)
-            for run in self.lora_runs
-            for row in range(run.start, run.end, block_rows)
-        ]
-        cuts += [Run(0, 0, BASE_SLOT)] * (pad_to - len(cuts))
-        return Tiles([cut.start for cut in cuts], [cut.end for cut in cuts], [cut.slot for cut in cuts])
+        """Build from one unscaled adapter, or none (-1), per row."""
+        return cls.from_runs((1, () if slot == BASE_SLOT else (SlotScale(slot),)) for slot in slots)
 
 
-def _checked(run: Run) -> Run:
-    if run.end <= run.start or run.slot < BASE_SLOT:
-        raise ValueError(
-            f"run of {run.end - run.start} rows in slot {run.slot}: give rows >= 0 and slots >= -1 (base)"
-        )
-    return run
+def _runs_of_pass(filled: list[tuple[int, SlotScales]], index: int) -> Iterable[Run]:
+    start = 0
+    mine = ((rows, adapters[index] if index < len(adapters) else None) for rows, adapters in filled)
+    for adapter, group in groupby(mine, key=lambda run: run[1]):
+        end = start + sum(num_rows for num_rows, _ in group)
+        if adapter is not None:
+            yield Run(start, end, *adapter)
+        start = end
+
+
+def _checked(num_rows: int, adapters: SlotScales) -> tuple[int, SlotScales]:
+    if num_rows < 0 or any(adapter.slot < 0 for adapter in adapters):
+        raise ValueError(f"run of {num_rows} rows with {adapters}: give rows >= 0 and slots >= 0")
+    return num_rows, adapters

@@ -51,20 +51,24 @@ const T* ints(const Tensor& x, int64_t columns, const char* name) {
   return x.const_data_ptr<T>();
 }
 
-void lora_add(Tensor& out, const Tensor& x, const Tensor& runs, const Tensor& table, const Tensor& columns) {
+void lora_add(Tensor& out, const Tensor& x, const Tensor& runs, const Tensor& scales, const Tensor& table,
+              const Tensor& columns) {
   bool bf16 = is_bf16(out, "out");
   check_like(x, out, "x");
   int64_t num_slices = columns.numel() - 1, num_slots = table.size(0);
   TORCH_CHECK(table.dim() == 3 && table.size(1) == num_slices && x.size(0) == out.size(0), "x or the slot table does not fit");
+  TORCH_CHECK(scales.scalar_type() == at::kFloat && scales.is_contiguous() && scales.numel() == runs.size(0),
+              "one scale per run needed");
   const int64_t* cut = ints<int64_t>(runs, 3, "runs");
   std::vector<int64_t> tiles;
   for (int64_t i = 0; i < runs.size(0); i++, cut += 3) {
     TORCH_CHECK(0 <= cut[0] && cut[1] <= x.size(0) && 0 <= cut[2] && cut[2] < num_slots, "run ", i, " leaves the batch or the slots");
     for (int64_t row = cut[0]; row < cut[1]; row += kTileRows)
-      tiles.insert(tiles.end(), {row, std::min<int64_t>(kTileRows, cut[1] - row), cut[2]});
+      tiles.insert(tiles.end(), {row, std::min<int64_t>(kTileRows, cut[1] - row), i});
   }
   LoraArgs args{bf16, out.mutable_data_ptr(), x.const_data_ptr(), out.size(1), x.size(1), num_slices, tiles.data(),
-                ints<int64_t>(table, 3 * num_slices, "table"), ints<int64_t>(columns, 1, "columns")};
+                ints<int64_t>(runs, 3, "runs"), scales.const_data_ptr<float>(), ints<int64_t>(table, 3 * num_slices, "table"),
+                ints<int64_t>(columns, 1, "columns")};
   at::parallel_for(0, static_cast<int64_t>(tiles.size()) / 3, 1,
                    [&](int64_t first, int64_t end) { CALL(lora_add, args, first, end); });
 }
@@ -168,7 +172,7 @@ Tensor logits(const Tensor& x, const Tensor& weight) {
 TORCH_LIBRARY(lorayard, m) {
   m.def("best_level() -> str", &best_level);
   m.def("set_level(str level) -> ()", &set_level);
-  m.def("lora_add(Tensor(a!) out, Tensor x, Tensor runs, Tensor table, Tensor columns) -> ()");
+  m.def("lora_add(Tensor(a!) out, Tensor x, Tensor runs, Tensor scales, Tensor table, Tensor columns) -> ()");
   m.def("paged_attention(Tensor(a!) qkv, Tensor(b!) keys, Tensor(c!) values, Tensor cos, Tensor sin, Tensor spans, "
         "Tensor block_tables, float scale) -> Tensor");
   m.def("add_rms_norm(Tensor(a!) residual, Tensor? delta, Tensor weight, float eps) -> Tensor");

@@ -20,7 +20,9 @@ struct LoraArgs {
   void* out;          // [num_rows, out_features]
   const void* x;      // [num_rows, in_features]
   int64_t out_stride, in_features, num_slices;
-  const int64_t* tiles;    // [num_tiles, 3]: first row, number of rows, slot
+  const int64_t* tiles;    // [num_tiles, 3]: first row, number of rows, run
+  const int64_t* runs;     // [num_runs, 3]: first row, end, slot
+  const float* scales;     // [num_runs]
   const int64_t* table;    // [num_slots, num_slices, 3]: address of A, address of B, rank
   const int64_t* columns;  // [num_slices + 1]
 };

@@ -1,11 +1,11 @@
-// out += B (A x) per row and sub-module: shrink and expand of a tile of rows in one go, weights read in place.
+// out += scale B (A x) per row and sub-module: shrink and expand of a tile of rows in one go, weights read in place.
 #include "products.h"
 
 namespace lorayard::LORAYARD_LEVEL {
 namespace {
 
 template <class T, int M>
-void add_slice(const T* const* x, int64_t in_features, const int64_t* weights, int64_t width, T* const* out) {
+void add_slice(const T* const* x, int64_t in_features, const int64_t* weights, float scale, int64_t width, T* const* out) {
   auto a = reinterpret_cast<const T*>(weights[0]);  // [rank, in_features]
   auto b = reinterpret_cast<const T*>(weights[1]);  // [rank, width]
   int64_t rank = weights[2];
@@ -21,7 +21,7 @@ void add_slice(const T* const* x, int64_t in_features, const int64_t* weights, i
   for (int m = 0; m < M; m++)
     for (int64_t r = 0; r < rank; r += kLanes) {
       int64_t n = smaller(kLanes, rank - r);
-      store(shrunk[m] + r, load(exact[m] + r, n), n);
+      store(shrunk[m] + r, mul(set(scale), load(exact[m] + r, n)), n);
     }
   BlockedRows<T> rows{&b, rank, width, rank};
   mix_rows<T, M>(factors, rows, width, [&](int m, int64_t c, Vec v, int64_t n) {
@@ -30,15 +30,16 @@ void add_slice(const T* const* x, int64_t in_features, const int64_t* weights, i
 }
 
 template <class T, int M>
-void add_tile(const LoraArgs& a, int64_t row, int64_t slot) {
+void add_tile(const LoraArgs& a, int64_t row, int64_t run) {
   const T* x[M];
   T* out[M];
   for (int m = 0; m < M; m++) x[m] = static_cast<const T*>(a.x) + (row + m) * a.in_features;
+  int64_t slot = a.runs[3 * run + 2];
   for (int64_t s = 0; s < a.num_slices; s++) {
     const int64_t* weights = a.table + (slot * a.num_slices + s) * 3;
     if (weights[2] == 0) continue;
     for (int m = 0; m < M; m++) out[m] = static_cast<T*>(a.out) + (row + m) * a.out_stride + a.columns[s];
-    add_slice<T, M>(x, a.in_features, weights, a.columns[s + 1] - a.columns[s], out);
+    add_slice<T, M>(x, a.in_features, weights, a.scales[run], a.columns[s + 1] - a.columns[s], out);
   }
 }
 

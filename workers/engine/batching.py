@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from kernels.segments import BASE_SLOT
+from kernels.segments import SlotScale
 from workers.engine.errors import AdapterError
 from workers.engine.kv_cache import BlockAllocator
 from workers.engine.lora.request import LoRARequest
@@ -185,9 +185,9 @@ class Batcher:
         self._allocator.release(sequence.block_table)
         sequence.block_table.clear()
         sequence.num_computed_tokens = 0
-        if sequence.slot != BASE_SLOT and sequence.lora is not None and self._adapters is not None:
+        if sequence.slots and sequence.lora is not None and self._adapters is not None:
             self._adapters.release(sequence.lora)
-            sequence.slot = BASE_SLOT
+            sequence.slots = ()
 
 
 class _Admission:
@@ -205,7 +205,7 @@ class _Admission:
 
     def take_slot(self, sequence: Sequence) -> bool:
         """Whether the sequence may join; its adapter's slot is then in use by it."""
-        if sequence.lora is None or sequence.slot != BASE_SLOT:
+        if sequence.lora is None or sequence.slots:
             return True
         if self._is_closed or sequence.lora in self._not_ready:
             return False
@@ -214,7 +214,7 @@ class _Admission:
         if slot is None:
             self._pass_over(self._adapters, sequence, sequence.lora)
             return False
-        sequence.slot, sequence.num_slot_waits = slot, 0
+        sequence.slots, sequence.num_slot_waits = (SlotScale(slot),), 0
         return True
 
     def _pass_over(self, adapters: AdapterSlots, sequence: Sequence, lora: LoRARequest) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernels.segments import BASE_SLOT
+from kernels.segments import SlotScales
 from workers.engine.detokenizer import StopChecker
 from workers.engine.lora.request import LoRARequest
 from workers.engine.lora.stats import RevisionStats
@@ -29,7 +29,7 @@ class Sequence:
         "prompt",
         "request_id",
         "seed",
-        "slot",
+        "slots",
         "started_time_s",
         "stop_checker",
         "token_ids",
@@ -62,7 +62,7 @@ class Sequence:
         self.first_token_time_s: float | None = None
         self.block_table: list[int] = []
         self.num_computed_tokens = 0
-        self.slot = BASE_SLOT
+        self.slots: SlotScales = ()
         self.num_slot_waits = 0
         self.num_preemptions = 0
         self.device_ms = 0.0

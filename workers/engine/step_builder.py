@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.segments import BASE_SLOT, Segments
+from kernels.segments import Segments
 from workers.engine.batching import Schedule, ScheduledRows
 from workers.engine.kv_cache import SCRATCH_BLOCK
 from workers.engine.sampler import uniform
@@ -61,8 +61,8 @@ class StepBuilder:
         self._heads = np.arange(num_kv_heads, dtype=np.int64)
 
     def build(self, schedule: Schedule) -> BuiltStep:
-        """Lay out the scheduled rows, decode rows first, and by adapter slot within decode and prefill."""
-        rows = sorted(schedule.rows, key=lambda row: (row.num_tokens > 1, row.sequence.slot))
+        """Lay out the scheduled rows, decode rows first, and by adapters within decode and prefill."""
+        rows = sorted(schedule.rows, key=lambda row: (row.num_tokens > 1, row.sequence.slots))
         spans = _spans(rows)
         num_real = sum(row.num_tokens for row in rows)
         num_tokens = max(num_real, MIN_ROWS)
@@ -180,10 +180,10 @@ def _block_tables(spans: list[_Span]) -> Tensor:
 
 
 def _segments(spans: list[_Span], num_padding: int) -> Segments | None:
-    if all(span.sequence.slot == BASE_SLOT for span in spans):
+    if not any(span.sequence.slots for span in spans):
         return None
-    runs = [(span.num_rows, span.sequence.slot) for span in spans]
-    return Segments.from_runs([*runs, (num_padding, BASE_SLOT)])
+    runs = [(span.num_rows, span.sequence.slots) for span in spans]
+    return Segments.from_runs([*runs, (num_padding, ())])
 
 
 def _is_complete(span: _Span) -> bool:

@@ -36,7 +36,7 @@ class SamplingInput:
 
 @dataclass(frozen=True, slots=True)
 class StepInput:
-    """One step: rows ordered decode first, then prefill chunks, by adapter slot within each."""
+    """One step: rows ordered decode first, then prefill chunks, by adapters within each."""
 
     num_tokens: int  # padding included
     token_ids: Tensor  # [num_tokens] int64

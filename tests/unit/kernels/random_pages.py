@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.lora_pages import PAGE_RANKS, DeviceTiles, LoRAPages
-from kernels.segments import Segments
+from kernels.segments import BASE_SLOT, Pass, Segments, SlotScale
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ def make_case(
     *,
     ranks: list[list[int]],  # [num_slices][num_slots]
     slots: list[int],  # one per row, sorted into runs
+    scales: list[float] | None = None,  # one per slot
     in_features: int,
     slice_widths: list[int],
     dtype: torch.dtype,
@@ -39,6 +40,7 @@ def make_case(
         return torch.randn(*shape, generator=generator).to(dtype)
 
     num_slots = len(ranks[0])
+    factors = scales or [1.0] * num_slots
     max_pages = max(1, *(-(-rank // PAGE_RANKS) for row in ranks for rank in row))
     places = [
         (part, slot, page)
@@ -65,7 +67,7 @@ def make_case(
         mine = torch.tensor([held == slot for held in slots], dtype=torch.bool)
         start = sum(slice_widths[:part])
         shrunk = (x.float() @ a.float().T).to(dtype).float()
-        expected[:, start : start + width] += mine[:, None] * (shrunk @ b.float())
+        expected[:, start : start + width] += mine[:, None] * (shrunk @ b.float()) * factors[slot]
     pages = LoRAPages(
         a_pool=a_pool,
         b_pool=b_pool,
@@ -75,6 +77,8 @@ def make_case(
         slice_starts=torch.tensor([0, *torch.tensor(slice_widths).cumsum(0)], dtype=torch.int32),
         max_slice_features=max(slice_widths),
     )
-    host_tiles = Segments.from_slots(slots).tiles(block_rows, pad_to=len(slots) // block_rows + num_slots)
+    runs = [(1, () if slot == BASE_SLOT else (SlotScale(slot, factors[slot]),)) for slot in slots]
+    lora_pass = (*Segments.from_runs(runs).passes, Pass.of(()))[0]
+    host_tiles = lora_pass.tiles(block_rows, pad_to=len(slots) // block_rows + num_slots)
     tiles = DeviceTiles.from_host(host_tiles, block_rows=block_rows, device="cpu")
     return Case(x, out, expected.to(dtype), pages, tiles)

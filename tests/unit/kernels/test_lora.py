@@ -10,7 +10,7 @@ from kernels.backend import lora_for
 from kernels.lora import add_lora
 from kernels.lora_cpu import RANK_MULTIPLE
 from kernels.lora_slots import LoRASlice, PackedLoRA, PackedModuleSlots, Slice
-from kernels.segments import Segments
+from kernels.segments import Segments, SlotScale
 
 pytestmark = pytest.mark.usefixtures("level")
 
@@ -79,6 +79,41 @@ def test_a_mixed_batch_adds_each_rows_own_adapter_and_nothing_to_base_rows(
             torch.testing.assert_close(out[row].double(), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_rows_of_several_adapters_get_the_sum_of_all_each_times_its_scale(generator: torch.Generator) -> None:
+    adapters = [make_adapter((8, 8, 8), generator), make_adapter((1, None, 40), generator)]
+    module = make_module([*adapters, None])
+    mix = (SlotScale(0, 0.5), SlotScale(1, -2.0), SlotScale(2))
+    rows = [(2, (SlotScale(0),)), (5, mix), (1, ()), (3, (SlotScale(1, 0.25),)), (4, (SlotScale(0, 0.0),))]
+    x, out = torch.randn(15, IN_FEATURES, generator=generator), torch.randn(15, 80, generator=generator)
+    before = out.clone()
+
+    add_lora(out, x, Segments.from_runs(rows), module)
+
+    expected = before.double()
+    expected[:2] += dense(adapters[0], x[:2])
+    expected[2:7] += 0.5 * dense(adapters[0], x[2:7]) - 2.0 * dense(adapters[1], x[2:7])
+    expected[8:11] += 0.25 * dense(adapters[1], x[8:11])
+    torch.testing.assert_close(out.double(), expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(out[7], before[7])
+    assert torch.equal(out[11:], before[11:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_of_several_adapters_has_the_same_bits_whatever_its_neighbours_have(
+    dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    module = make_module([make_adapter((rank, rank, rank), generator, dtype) for rank in (8, 16, 40)])
+    x = torch.randn(9, IN_FEATURES, generator=generator).to(dtype)
+    mix = (SlotScale(2, 0.5), SlotScale(0, -1.5))
+    alone, among = torch.zeros(1, 80, dtype=dtype), torch.zeros(9, 80, dtype=dtype)
+    neighbours = (3, (SlotScale(0, -1.5), SlotScale(2, 0.5), SlotScale(1))), (1, mix), (5, mix[:1])
+
+    add_lora(alone, x[3:4], Segments.from_runs([(1, mix)]), module)
+    add_lora(among, x, Segments.from_runs(neighbours), module)
+
+    assert torch.equal(among[3:4], alone)
+
+
 def test_columns_of_a_missing_sub_module_keep_their_bits(generator: torch.Generator) -> None:
     module = make_module([make_adapter((8, None, 8), generator)])
     x, out = torch.randn(5, IN_FEATURES), torch.randn(5, 80)
@@ -122,7 +157,7 @@ def test_a_row_has_the_same_bits_for_every_batch_size_place_and_slot(
         for start in (0, 1, 2, 3, 50):
             out = torch.zeros(num_rows + 5, 80, dtype=dtype)
             batch = torch.cat([x[-5:], x[start : start + num_rows]])
-            add_lora(out, batch, Segments.from_runs([(5, 0), (num_rows, 1)]), module)
+            add_lora(out, batch, Segments.from_slots([0] * 5 + [1] * num_rows), module)
             assert torch.equal(out[5:], whole[start : start + num_rows]), (num_rows, start)
 
 

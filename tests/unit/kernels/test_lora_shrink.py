@@ -17,13 +17,19 @@ TABLES = {
     "tile_starts_ptr": "*i32",
     "tile_ends_ptr": "*i32",
     "tile_slots_ptr": "*i32",
+    "tile_scales_ptr": "*fp32",
 }
 
 
 @pytest.fixture
 def case() -> Case:
     return make_case(
-        ranks=[[20, 3]], slots=[0] * 3 + [1] * 3, in_features=24, slice_widths=[8], dtype=torch.float32
+        ranks=[[20, 3]],
+        slots=[0] * 3 + [1] * 3,
+        scales=[1.0, 0.5],
+        in_features=24,
+        slice_widths=[8],
+        dtype=torch.float32,
     )
 
 

@@ -94,6 +94,20 @@ def test_row_counts_that_are_no_multiple_of_the_block(num_rows: int, block_rows:
     _run(case)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_scale_multiplies_the_rows_of_its_run_only(dtype: torch.dtype) -> None:
+    case = make_case(
+        ranks=[[8, 20, 4], [16, 8, 0]],
+        slots=[0] * 3 + [1] * 20 + [-1] * 2 + [2] * 4,
+        scales=[0.5, -2.0, 1.0],
+        in_features=40,
+        slice_widths=[48, 16],
+        dtype=dtype,
+    )
+
+    _run(case)
+
+
 def test_adapters_without_a_sub_module_leave_its_columns_alone() -> None:
     case = make_case(
         ranks=[[8, 0], [0, 0], [4, 8]],

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.segments import BASE_SLOT
 from workers.engine import LoRARequest, SamplingParams
 from workers.engine.batching import MAX_SLOT_WAIT_STEPS, Batcher, Schedule
 from workers.engine.errors import AdapterNotFound
@@ -176,7 +175,7 @@ def test_slots_are_released_when_sequences_end_or_give_way() -> None:
 
     batch.remove(one)
 
-    assert (slots.uses["a"], one.slot) == (0, BASE_SLOT)
+    assert (slots.uses["a"], one.slots) == (0, ())
 
 
 def test_a_loaded_adapter_gets_its_slot_although_others_keep_coming() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from kernels.segments import Run, SlotScale
 from workers.engine import SamplingParams
 from workers.engine.batching import Schedule, ScheduledRows
 from workers.engine.sequence import Sequence
@@ -12,7 +13,9 @@ from workers.engine.step_builder import MIN_ROWS, BuiltStep, StepBuilder
 NUM_KV_HEADS = 2
 
 
-def sequence(name: str, num_tokens: int, computed: int, blocks: list[int], slot: int = -1) -> Sequence:
+def sequence(
+    name: str, num_tokens: int, computed: int, blocks: list[int], slot: int | None = None
+) -> Sequence:
     made = Sequence(
         name,
         None,
@@ -24,7 +27,8 @@ def sequence(name: str, num_tokens: int, computed: int, blocks: list[int], slot:
         stop_checker=None,
         arrival_time_s=0.0,
     )
-    made.num_computed_tokens, made.block_table, made.slot = computed, blocks, slot
+    made.num_computed_tokens, made.block_table = computed, blocks
+    made.slots = () if slot is None else (SlotScale(slot),)
     return made
 
 
@@ -50,15 +54,27 @@ def test_decode_rows_come_first_and_slots_are_contiguous_in_each_part() -> None:
         "prefill-1",
     ]
     assert built.step.segments is not None
-    assert [tuple(run) for run in built.step.segments.runs] == [
-        (0, 1, -1),
-        (1, 2, 0),
-        (2, 3, 1),
-        (3, 6, -1),
-        (6, 12, 1),
+    assert [lora_pass.runs for lora_pass in built.step.segments.passes] == [
+        (Run(1, 2, 0), Run(2, 3, 1), Run(6, 12, 1))
     ]
     assert built.step.sampling is not None
     assert built.step.sampling.rows.tolist() == [0, 1, 2, 5, 11]
+
+
+def test_rows_of_one_composition_are_contiguous_and_each_of_its_adapters_has_a_pass() -> None:
+    mix = (SlotScale(0, 0.5), SlotScale(2, -1.0))
+    rows = [sequence(str(index), 5, 4, [index + 1], slot=0) for index in range(5)]
+    rows[0].slots = rows[3].slots = mix
+    rows[2].slots = (SlotScale(0, 0.5),)
+
+    built = build(*((row, 1) for row in rows))
+
+    assert [one.request_id for one in built.sampled] == ["2", "0", "3", "1", "4"]
+    assert built.step.segments is not None
+    assert [lora_pass.runs for lora_pass in built.step.segments.passes] == [
+        (Run(0, 3, 0, 0.5), Run(3, 5, 0)),
+        (Run(1, 3, 2, -1.0),),
+    ]
 
 
 def test_rows_carry_their_tokens_positions_and_places_in_the_cache() -> None:
@@ -80,7 +96,7 @@ def test_small_steps_are_padded_with_rows_that_reach_nothing() -> None:
     assert step.num_tokens == MIN_ROWS
     assert step.write_rows.tolist()[NUM_KV_HEADS:] == [0, 16] * 3  # the scratch block
     assert step.segments is not None
-    assert [tuple(run) for run in step.segments.runs] == [(0, 1, 0), (1, 4, -1)]
+    assert (step.segments.num_rows, step.segments.passes[0].runs) == (MIN_ROWS, (Run(0, 1, 0),))
     assert step.sampling is not None
     assert (step.sampling.num_rows, step.sampling.rows.tolist()) == (1, [0, 0, 0, 0])
     assert [group.output_rows.tolist() for group in step.groups] == [[0]]
