@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from workers.engine.sampler import sample
-from workers.engine.step_input import SamplingInput
+from workers.engine.step_input import Penalties, SamplingInput, TokenMasks
 
 _NUM_ROWS, _VOCAB_SIZE = 32, 49152
 _REPEATS = 30
@@ -30,8 +31,20 @@ def main() -> None:
     print(f"[{_NUM_ROWS}, {_VOCAB_SIZE}], {torch.get_num_threads()} threads, best of {_REPEATS}, ms per step")
     print(f"{'':12s} {'peaked':>8s} {'flat':>8s}")
     for name, settings in _KINDS.items():
-        times = [_best_ms(normal * spread, _input(settings, uniforms)) for spread in (6.0, 1.0)]
-        print(f"{name:12s} {times[0]:8.2f} {times[1]:8.2f}")
+        _print_row(name, normal, _input(settings, uniforms))
+    greedy = _input(_KINDS["greedy"], uniforms)
+    _print_row(
+        "min-p 0.05",
+        normal,
+        replace(_input(_KINDS["temperature"], uniforms), min_ps=torch.full((_NUM_ROWS,), 0.05)),
+    )
+    _print_row("penalties", normal, replace(greedy, penalties=_penalties(generator)))
+    _print_row("masks", normal, replace(greedy, masks=_masks(generator)))
+
+
+def _print_row(name: str, normal: Tensor, sampling: SamplingInput) -> None:
+    times = [_best_ms(normal * spread, sampling) for spread in (6.0, 1.0)]
+    print(f"{name:12s} {times[0]:8.2f} {times[1]:8.2f}")
 
 
 def _input(settings: list[tuple[float, int, float]], uniforms: Tensor) -> SamplingInput:
@@ -45,6 +58,21 @@ def _input(settings: list[tuple[float, int, float]], uniforms: Tensor) -> Sampli
         top_ps=torch.tensor([top_p for _, _, top_p in rows], dtype=torch.float64),
         uniforms=uniforms,
     )
+
+
+def _penalties(generator: torch.Generator) -> Penalties:
+    """Return penalties on 500 tokens of every row."""
+    rows = torch.arange(_NUM_ROWS).repeat_interleave(500)
+    token_ids = torch.stack(
+        [torch.randperm(_VOCAB_SIZE, generator=generator)[:500] for _ in range(_NUM_ROWS)]
+    )
+    ones = torch.ones(rows.shape[0])
+    return Penalties(rows, token_ids.flatten(), factors=ones * 1.1, deductions=ones * 0.1)
+
+
+def _masks(generator: torch.Generator) -> TokenMasks:
+    bits = torch.randint(-(2**31), 2**31, (_NUM_ROWS, _VOCAB_SIZE // 32), generator=generator)
+    return TokenMasks(torch.arange(_NUM_ROWS), bits.int())
 
 
 def _best_ms(logits: Tensor, sampling: SamplingInput) -> float:

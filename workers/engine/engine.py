@@ -11,7 +11,14 @@ from workers.engine.accounts import Accounts, EngineStats, Room
 from workers.engine.assembly import EngineInfo, assemble
 from workers.engine.batching import Refusal, Schedule
 from workers.engine.config import EngineConfig
-from workers.engine.errors import ConfigError, EngineError, InvalidParams, NonFiniteLogits, RequestError
+from workers.engine.errors import (
+    ConfigError,
+    EngineError,
+    InvalidParams,
+    NonFiniteLogits,
+    NoTokenAllowed,
+    RequestError,
+)
 from workers.engine.finishing import Ending
 from workers.engine.lora.manager import LoRAManager
 from workers.engine.lora.request import LoRARequest
@@ -220,9 +227,11 @@ class LLMEngine:
         for row in schedule.rows:
             row.sequence.num_computed_tokens += row.num_tokens
         outputs = []
-        for sequence, token_id, failed in zip(sampled, result.token_ids, result.failed, strict=True):
+        rows = zip(sampled, result.token_ids, result.failed, strict=True)
+        for place, (sequence, token_id, failed) in enumerate(rows):
             if failed:
-                outputs.append(self._fail(sequence, _non_finite(sequence), now_s))
+                error = _barred(sequence) if place in result.barred else _non_finite(sequence)
+                outputs.append(self._fail(sequence, error, now_s))
             elif (ending := self._append(sequence, token_id, now_s)) is not None:
                 outputs.append(self._end(sequence, ending, now_s))
         return outputs
@@ -257,6 +266,13 @@ def _non_finite(sequence: Sequence) -> NonFiniteLogits:
     return NonFiniteLogits(
         f"logits of request {sequence.request_id!r} ({adapter}) are NaN or infinite at position "
         f"{sequence.num_tokens}; check the adapter's weights, or use dtype float32"
+    )
+
+
+def _barred(sequence: Sequence) -> NoTokenAllowed:
+    return NoTokenAllowed(
+        f"request {sequence.request_id!r} forbids every token at position {sequence.num_tokens}; "
+        "relax its grammar, bad_words, logit_bias or min_tokens"
     )
 
 

@@ -7,6 +7,7 @@ EngineError
 │   ├── InvalidPrompt
 │   └── InvalidParams
 ├── NonFiniteLogits              one request's forward pass produced NaN or infinity
+├── NoTokenAllowed               one request's own limits forbid every token
 ├── EngineProcessError
 │   ├── EngineStartError
 │   └── EngineDied
@@ -70,6 +71,12 @@ class NonFiniteLogits(EngineError):
     """A request's logits were NaN or infinite, so no token can be chosen."""
 
     code = "non_finite_logits"
+
+
+class NoTokenAllowed(EngineError):
+    """What a request forbids (bad words, bias, a grammar) leaves it no token to choose."""
+
+    code = "no_token_allowed"
 
 
 class EngineProcessError(EngineError):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from workers.engine.logit_edits import edit_logits
 from workers.engine.step_input import SamplingInput, StepOutput
 
 _MASK = (1 << 64) - 1
@@ -34,17 +35,23 @@ def derive_seed(engine_seed: int, request_id: str) -> int:
 
 
 def sample(
-    logits: Tensor,  # [num_rows, vocab_size] float32
+    logits: Tensor,  # [num_rows, vocab_size] float32, changed in place where the rows ask for it
     sampling: SamplingInput,
 ) -> StepOutput:
-    """Return one token per row; rows with NaN or infinite logits are marked as failed."""
+    """Return one token per row; rows that have no finite logit to choose by are marked as failed."""
+    barred: Tensor | None = None
+    if sampling.edits_logits:
+        barred = torch.isfinite(logits.amax(dim=-1))  # so far: the rows whose own logits are sound
+        edit_logits(logits, sampling)
     best, token_ids = _largest(logits)
     failed = ~torch.isfinite(best)  # NaN wins every maximum, so one look at it finds it
+    if barred is not None:
+        failed, barred = failed | ~barred, failed & barred
     if not sampling.all_greedy:
         drawn = ((sampling.temperatures > 0) & ~failed).nonzero().flatten()
         if drawn.numel():
             token_ids[drawn] = _draw(_Rows.of(logits, best, sampling).select(drawn))
-    return StepOutput(token_ids.tolist(), failed.tolist())
+    return StepOutput(token_ids.tolist(), failed.tolist(), _places(barred))
 
 
 class _Rows(NamedTuple):
@@ -56,20 +63,27 @@ class _Rows(NamedTuple):
     top_ks: Tensor  # [n] int64
     top_ps: Tensor  # [n] float64
     uniforms: Tensor  # [n] float64
+    min_ps: Tensor | None  # [n] float32
 
     @classmethod
     def of(cls, logits: Tensor, best: Tensor, sampling: SamplingInput) -> _Rows:
-        return cls(logits, best, sampling.temperatures, sampling.top_ks, sampling.top_ps, sampling.uniforms)
+        temperatures, min_ps = sampling.temperatures, sampling.min_ps
+        return cls(logits, best, temperatures, sampling.top_ks, sampling.top_ps, sampling.uniforms, min_ps)
 
     def select(self, index: Tensor) -> _Rows:
         """Return the rows at `index`, which rises; all of them are not copied."""
         if index.shape[0] == self.logits.shape[0]:
             return self
-        return _Rows(*(field.index_select(0, index) for field in self))
+        fields = [None if field is None else field.index_select(0, index) for field in self]
+        return _Rows(*fields)  # type: ignore[arg-type]  # None stays None and nothing else becomes it
 
     def weights(self, logits: Tensor) -> Tensor:
-        """Return exp((logits - best) / temperature); best goes first, or tiny temperatures overflow."""
-        return (logits - self.best.unsqueeze(1)).div_(self.temperatures.unsqueeze(1)).exp_()
+        """Return exp((logits - best) / temperature), 0 below min-p: the largest weight is 1.
+
+        `best` goes first, or tiny temperatures overflow.
+        """
+        weights = (logits - self.best.unsqueeze(1)).div_(self.temperatures.unsqueeze(1)).exp_()
+        return weights if self.min_ps is None else weights.mul_(weights >= self.min_ps.unsqueeze(1))
 
 
 def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,13 +140,14 @@ def _invert_likeliest(rows: _Rows, mass: Tensor, num_candidates: int) -> tuple[T
     top_logits, top_ids = _likeliest(rows.logits, num_candidates)
     weights = rows.weights(top_logits).double()
     top_ks = rows.top_ks.unsqueeze(1)
+    # Past a likely token without weight come only more of them: min-p ends there, or exp() underflows.
+    covers_all = (rows.top_ks <= num_candidates) | (weights[:, -1] == 0.0)
     weights = weights.masked_fill_(torch.arange(num_candidates) >= top_ks, 0.0)
     through = weights.cumsum(dim=-1)
-    covers_top_k = rows.top_ks <= num_candidates
-    mass = torch.where(covers_top_k, through[:, -1], mass)
+    mass = torch.where(covers_all, through[:, -1], mass)
     allowed = through - weights < (rows.top_ps * mass).unsqueeze(1)
     picks, _, _ = _invert(weights.mul_(allowed), rows.uniforms)
-    is_settled = covers_top_k | ((rows.top_ks >= rows.logits.shape[1]) & ~allowed[:, -1])
+    is_settled = covers_all | ((rows.top_ks >= rows.logits.shape[1]) & ~allowed[:, -1])
     return top_ids.gather(1, picks.unsqueeze(1)).squeeze(1), is_settled
 
 
@@ -165,6 +180,10 @@ def _invert(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     width = weights.gather(1, at).squeeze(1)
     into = (targets - through.gather(1, at).squeeze(1)) / width + 1.0
     return picks, into.clamp_(0.0, 1.0), mass
+
+
+def _places(flags: Tensor | None) -> frozenset[int]:
+    return frozenset() if flags is None else frozenset(flags.nonzero().flatten().tolist())
 
 
 def _block(values: Tensor, blocks: Tensor) -> Tensor:

@@ -22,8 +22,35 @@ class AttentionGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenMasks:
+    """The tokens that constrained rows may choose, as packed bits; rows that are not named may choose any."""
+
+    rows: Tensor  # [num_masked] int64, places in `SamplingInput.rows`, none twice
+    bits: Tensor  # [num_masked, ceil(vocab_size / 32)] int32, bit t % 32 of word t // 32 allows token t
+
+
+@dataclass(frozen=True, slots=True)
+class LogitShifts:
+    """Numbers added to single logits: a request's bias, and -inf for what it may not choose now."""
+
+    rows: Tensor  # [num_shifts] int64, places in `SamplingInput.rows`
+    token_ids: Tensor  # [num_shifts] int64; a token may be named twice
+    values: Tensor  # [num_shifts] float32
+
+
+@dataclass(frozen=True, slots=True)
+class Penalties:
+    """What single logits lose because their tokens were seen before; no token of a row is named twice."""
+
+    rows: Tensor  # [num_penalties] int64, places in `SamplingInput.rows`
+    token_ids: Tensor  # [num_penalties] int64
+    factors: Tensor  # [num_penalties] float32, divide positive logits and multiply negative ones
+    deductions: Tensor  # [num_penalties] float32, subtracted after that
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingInput:
-    """How each sampled row chooses its token; `None` tensors mean that no row needs them."""
+    """How each sampled row chooses its token; `None` means that no row needs this."""
 
     num_rows: int
     rows: Tensor  # [max(num_rows, MIN_ROWS)] int64, rows of the step; padding repeats the last one
@@ -32,6 +59,15 @@ class SamplingInput:
     top_ks: Tensor  # [num_rows] int64, vocab_size = no limit
     top_ps: Tensor  # [num_rows] float64
     uniforms: Tensor  # [num_rows] float64 in [0, 1)
+    min_ps: Tensor | None = None  # [num_rows] float32, 0 = no limit
+    masks: TokenMasks | None = None
+    shifts: LogitShifts | None = None
+    penalties: Penalties | None = None
+
+    @property
+    def edits_logits(self) -> bool:
+        """Whether some row's logits are changed before a token is chosen."""
+        return not (self.masks is None and self.shifts is None and self.penalties is None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,4 +93,6 @@ class StepOutput:
     """One token per sampled row, in the order of `SamplingInput.rows`."""
 
     token_ids: list[int]
-    failed: list[bool]  # the row's logits were not finite; its token id means nothing
+    failed: list[bool]  # no token could be chosen; the row's token id means nothing
+    barred: frozenset[int] = frozenset()
+    """Places of the failed rows that had sound logits, but were left no token to choose."""

@@ -19,6 +19,7 @@ def sampling(
     temperature: float = 1.0,
     top_k: int = 10_000,
     top_p: float = 1.0,
+    min_p: float | None = None,
     uniforms: list[float] | None = None,
 ) -> SamplingInput:
     return SamplingInput(
@@ -29,6 +30,7 @@ def sampling(
         top_ks=torch.full((num_rows,), top_k),
         top_ps=torch.full((num_rows,), top_p, dtype=torch.float64),
         uniforms=torch.tensor(uniforms or [0.5] * num_rows, dtype=torch.float64),
+        min_ps=None if min_p is None else torch.full((num_rows,), min_p),
     )
 
 
@@ -130,6 +132,36 @@ def test_a_peaked_distribution_is_drawn_as_a_direct_computation_says(settings: d
     mass_before = expected[in_order].cumsum(0) - expected[in_order]
     expected[in_order[mass_before >= settings.get("top_p", 1.0)]] = 0.0
     assert (counts - expected / expected.sum() * 4_000).abs().max() <= 2.0
+
+
+@pytest.mark.parametrize("spread", [0.01, 4.0])
+@pytest.mark.parametrize(
+    "settings",
+    [{"min_p": 0.3}, {"min_p": 0.02, "top_k": 9}, {"min_p": 0.02, "top_p": 0.7, "temperature": 1.4}],
+)
+def test_min_p_drops_what_is_unlikely_beside_the_likeliest_before_top_k_and_top_p(
+    settings: dict[str, float], spread: float
+) -> None:
+    generator = torch.Generator().manual_seed(9)
+    logits = torch.randn(2048, generator=generator) * spread
+
+    counts = draws(logits, 4_000, **settings)
+
+    expected = torch.softmax(logits.double() / settings.get("temperature", 1.0), dim=-1)
+    expected[expected < settings["min_p"] * expected.max()] = 0.0
+    in_order = expected.argsort(descending=True)
+    expected[in_order[int(settings.get("top_k", 2048)) :]] = 0.0
+    expected /= expected.sum()
+    mass_before = expected[in_order].cumsum(0) - expected[in_order]
+    expected[in_order[mass_before >= settings.get("top_p", 1.0)]] = 0.0
+    assert (counts - expected / expected.sum() * 4_000).abs().max() <= 2.0
+
+
+def test_min_p_of_one_row_is_not_its_neighbour_s() -> None:
+    logits = torch.log(torch.tensor([[0.6, 0.4], [0.6, 0.4]]))
+    both = dataclasses.replace(sampling(2, uniforms=[0.9, 0.9]), min_ps=torch.tensor([0.0, 0.7]))
+
+    assert sample(logits, both).token_ids == [1, 0]
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1.0 - 2.0**-53])
