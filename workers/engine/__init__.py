@@ -6,7 +6,7 @@ from workers.engine.accounts import EngineStats
 from workers.engine.assembly import EngineInfo
 from workers.engine.config import EngineConfig
 from workers.engine.engine import LLMEngine
-from workers.engine.lora import LoRARequest
+from workers.engine.lora import LoRAMix, LoRARequest
 from workers.engine.outputs import CompletionOutput, RequestFailure, RequestMetrics, RequestOutput
 from workers.engine.process import EngineProcess
 from workers.engine.sampling_params import SamplingParams
@@ -15,6 +15,7 @@ __all__ = [
     "EngineConfig",
     "LLMEngine",
     "LoRARequest",
+    "LoRAMix",
     "SamplingParams",
     "RequestOutput",
     "CompletionOutput",

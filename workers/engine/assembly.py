@@ -90,7 +90,7 @@ def assemble(config: EngineConfig) -> EngineParts:
             tokenizer,
             vocab_size=model.vocab_size,
             max_model_len=info.max_model_len,
-            enable_lora=config.enable_lora,
+            max_loras=info.max_loras,
             seed=config.seed,
         ),
         finisher=Finisher(tokenizer, model.eos_token_ids),

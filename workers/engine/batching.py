@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from collections.abc import Sequence as ListLike
 from typing import NamedTuple, Protocol
 
-from kernels.segments import SlotScale
-from workers.engine.errors import AdapterError
+from workers.engine.errors import AdapterError, EngineError, RequestError
 from workers.engine.kv_cache import BlockAllocator
+from workers.engine.lora.composition import Composition, Seat
 from workers.engine.lora.request import LoRARequest
 from workers.engine.sequence import Sequence
 
@@ -19,20 +20,16 @@ MAX_SLOT_WAIT_STEPS = 64
 class AdapterSlots(Protocol):
     """The part of the adapter manager that admission needs."""
 
-    def acquire(self, request: LoRARequest) -> int | None:
-        """Return the adapter's slot, now in use by one sequence more, or None while it is not ready."""
+    def acquire_all(self, requests: ListLike[LoRARequest]) -> tuple[Seat, ...] | None:
+        """Return all adapters' seats, in use by one sequence more, or None and none used while one lacks."""
         ...
 
     def release(self, request: LoRARequest) -> None:
         """Give up one use of the adapter's slot."""
         ...
 
-    def revision_of(self, request: LoRARequest) -> str | None:
-        """Return the adapter's content digest, once known."""
-        ...
-
-    def tier_of(self, revision: str) -> str:
-        """Return "none", "host" or "device"."""
+    def is_loaded(self, request: LoRARequest) -> bool:
+        """Whether the adapter is in memory, so that it lacks nothing but a place."""
         ...
 
 
@@ -47,7 +44,7 @@ class Refusal(NamedTuple):
     """A waiting sequence whose adapter turned out unusable."""
 
     sequence: Sequence
-    error: AdapterError
+    error: EngineError
 
 
 class Schedule(NamedTuple):
@@ -152,7 +149,7 @@ class Batcher:
                 break
             try:
                 is_ready = admission.take_slot(sequence)
-            except AdapterError as error:
+            except (AdapterError, RequestError) as error:
                 self.waiting.remove(sequence)
                 schedule.refusals.append(Refusal(sequence, error))
                 continue
@@ -185,41 +182,42 @@ class Batcher:
         self._allocator.release(sequence.block_table)
         sequence.block_table.clear()
         sequence.num_computed_tokens = 0
-        if sequence.slots and sequence.lora is not None and self._adapters is not None:
-            self._adapters.release(sequence.lora)
+        if sequence.slots and self._adapters is not None:
+            for member in sequence.composition:
+                self._adapters.release(member.lora)
             sequence.slots = ()
 
 
 class _Admission:
-    """One pass over the waiting sequences: who gets an adapter slot.
+    """One pass over the waiting sequences: who gets its adapters' slots, all of them or none.
 
-    A sequence whose adapter is still loading is passed over. One that only lacks a free slot is passed
+    A sequence whose adapters are still loading is passed over. One that only lacks free slots is passed
     over as well, but not for ever: after `MAX_SLOT_WAIT_STEPS` no younger adapter request may join, so
-    that the slots in use run empty and one becomes free.
+    that the slots in use run empty and enough become free.
     """
 
     def __init__(self, adapters: AdapterSlots | None) -> None:
         self._adapters = adapters
-        self._not_ready: set[LoRARequest] = set()
+        self._not_ready: set[Composition] = set()
         self._is_closed = False
 
     def take_slot(self, sequence: Sequence) -> bool:
-        """Whether the sequence may join; its adapter's slot is then in use by it."""
-        if sequence.lora is None or sequence.slots:
+        """Whether the sequence may join; its adapters' slots are then in use by it."""
+        if sequence.is_seated:
             return True
-        if self._is_closed or sequence.lora in self._not_ready:
+        if self._is_closed or sequence.composition in self._not_ready:
             return False
         assert self._adapters is not None, "a request with an adapter was let in without LoRA"
-        slot = self._adapters.acquire(sequence.lora)
-        if slot is None:
-            self._pass_over(self._adapters, sequence, sequence.lora)
+        seats = self._adapters.acquire_all([member.lora for member in sequence.composition])
+        if seats is None:
+            self._pass_over(self._adapters, sequence)
             return False
-        sequence.slots, sequence.num_slot_waits = (SlotScale(slot),), 0
+        sequence.seat(seats)
+        sequence.num_slot_waits = 0
         return True
 
-    def _pass_over(self, adapters: AdapterSlots, sequence: Sequence, lora: LoRARequest) -> None:
-        self._not_ready.add(lora)
-        revision = adapters.revision_of(lora)
-        if revision is not None and adapters.tier_of(revision) == "host":
+    def _pass_over(self, adapters: AdapterSlots, sequence: Sequence) -> None:
+        self._not_ready.add(sequence.composition)
+        if all(adapters.is_loaded(member.lora) for member in sequence.composition):
             sequence.num_slot_waits += 1
             self._is_closed = sequence.num_slot_waits > MAX_SLOT_WAIT_STEPS

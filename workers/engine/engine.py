@@ -20,8 +20,9 @@ from workers.engine.errors import (
     RequestError,
 )
 from workers.engine.finishing import Ending
+from workers.engine.lora.composition import describe, unscaled
 from workers.engine.lora.manager import LoRAManager
-from workers.engine.lora.request import LoRARequest
+from workers.engine.lora.request import AnyLoRA, LoRARequest
 from workers.engine.lora.residency import ResidencyChange
 from workers.engine.outputs import RequestOutput
 from workers.engine.requests import Prompt
@@ -53,11 +54,12 @@ class LLMEngine:
         self,
         prompts: Prompt | ListLike[Prompt],
         params: SamplingParams | ListLike[SamplingParams] | None = None,
-        lora_request: LoRARequest | ListLike[LoRARequest | None] | None = None,
+        lora_request: AnyLoRA | ListLike[AnyLoRA | None] | None = None,
     ) -> list[RequestOutput]:
         """Serve these prompts to their end and return their outputs in order.
 
         A prompt is text, token ids or chat messages; `params` and `lora_request` are one for all or one each.
+        Several adapters upon one prompt are a `LoRAMix`; a list is always one entry per prompt.
         """
         all_prompts = _as_prompts(prompts)
         all_params = _one_each("params", params or SamplingParams(), len(all_prompts))
@@ -74,7 +76,7 @@ class LLMEngine:
         request_id: str,
         prompt: Prompt,
         params: SamplingParams,
-        lora_request: LoRARequest | None = None,
+        lora_request: AnyLoRA | None = None,
     ) -> None:
         """Queue a request; raises `RequestError` if it is known at once that it cannot be served."""
         if request_id in self._by_id:
@@ -122,11 +124,11 @@ class LLMEngine:
 
     def prefetch_lora(self, request: LoRARequest) -> None:
         """Start loading an adapter into the host cache."""
-        self._adapters.prefetch(request)
+        self._adapters.prefetch(unscaled(request))
 
     def add_lora(self, request: LoRARequest) -> bool:
         """Load an adapter and give it a slot; False if it has one already."""
-        return self._adapters.add(request)
+        return self._adapters.add(unscaled(request))
 
     def remove_lora(self, lora_int_id: int) -> bool:
         """Drop an adapter; False if it is not there."""
@@ -190,12 +192,12 @@ class LLMEngine:
         return self._parts.adapters
 
     def _new_sequence(
-        self, request_id: str, prompt: Prompt, params: SamplingParams, lora: LoRARequest | None
+        self, request_id: str, prompt: Prompt, params: SamplingParams, lora: AnyLoRA | None
     ) -> Sequence:
         checker = self._parts.checker
         sequence = checker.sequence(request_id, prompt, params, lora, arrival_time_s=time.monotonic())
-        if lora is not None:
-            self._adapters.prefetch(lora)
+        for member in sequence.composition:
+            self._adapters.prefetch(member.lora)
         return sequence
 
     def _enqueue(self, sequence: Sequence) -> None:
@@ -253,8 +255,10 @@ class LLMEngine:
     def _end(
         self, sequence: Sequence, ending: Ending, now_s: float, error: EngineError | None = None
     ) -> RequestOutput:
-        if sequence.lora is not None and self._parts.adapters is not None:
-            sequence.adapter_use = self._parts.adapters.take_uncharged(sequence.lora)
+        for member in sequence.composition:
+            if isinstance(error, NonFiniteLogits):
+                self._adapters.count_non_finite(member.lora)
+            sequence.adapter_use += self._adapters.take_uncharged(member.lora)
         self._parts.batcher.remove(sequence)
         del self._by_id[sequence.request_id]
         self._accounts.close(sequence)
@@ -262,10 +266,9 @@ class LLMEngine:
 
 
 def _non_finite(sequence: Sequence) -> NonFiniteLogits:
-    adapter = "the base model" if sequence.lora is None else f"adapter {sequence.lora.lora_name!r}"
     return NonFiniteLogits(
-        f"logits of request {sequence.request_id!r} ({adapter}) are NaN or infinite at position "
-        f"{sequence.num_tokens}; check the adapter's weights, or use dtype float32"
+        f"logits of request {sequence.request_id!r} ({describe(sequence.composition)}) are NaN or infinite "
+        f"at position {sequence.num_tokens}; check the weights and the scale, or use dtype float32"
     )
 
 

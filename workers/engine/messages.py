@@ -7,7 +7,7 @@ from typing import Any
 
 from workers.engine.accounts import EngineStats
 from workers.engine.assembly import EngineInfo
-from workers.engine.lora.request import LoRARequest
+from workers.engine.lora.request import AnyLoRA, LoRARequest
 from workers.engine.lora.residency import ResidencyChange
 from workers.engine.outputs import RequestOutput
 from workers.engine.sampling_params import SamplingParams
@@ -21,7 +21,7 @@ class AddRequest:
     prompt: str | list[int] | None
     messages: list[dict[str, Any]] | None
     params: SamplingParams
-    lora: LoRARequest | None
+    lora: AnyLoRA | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from workers.engine.lora.request import LoRARequest
+from workers.engine.lora.request import AnyLoRA
 from workers.engine.lora.stats import RevisionStats
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -48,7 +48,7 @@ class RequestMetrics:
     device_ms: float
     num_preemptions: int
     adapter_use: RevisionStats = field(default_factory=RevisionStats)
-    """What its adapter has cost since the last request with that adapter ended: each load is charged once."""
+    """What its adapters have cost since the last requests with them ended: each load is charged once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,6 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     finished: bool
-    lora_request: LoRARequest | None
+    lora_request: AnyLoRA | None
     metrics: RequestMetrics
     error: RequestFailure | None = None

@@ -7,7 +7,8 @@ from typing import Any
 
 from workers.engine.chat_template import Message
 from workers.engine.errors import InvalidParams, InvalidPrompt, RequestError
-from workers.engine.lora.request import LoRARequest
+from workers.engine.lora.composition import composition_of, describe
+from workers.engine.lora.request import AnyLoRA
 from workers.engine.sampler import derive_seed
 from workers.engine.sampling_params import SamplingParams
 from workers.engine.sequence import Sequence
@@ -21,12 +22,13 @@ class RequestChecker:
     """Knows the limits of one engine and turns what fits them into sequences."""
 
     def __init__(
-        self, tokenizer: Tokenizer, *, vocab_size: int, max_model_len: int, enable_lora: bool, seed: int
+        self, tokenizer: Tokenizer, *, vocab_size: int, max_model_len: int, max_loras: int, seed: int
     ) -> None:
+        """`max_loras` is 0 where LoRA is off."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
-        self._enable_lora = enable_lora
+        self._max_loras = max_loras
         self._seed = seed
 
     def sequence(
@@ -34,16 +36,12 @@ class RequestChecker:
         request_id: str,
         prompt: Prompt,
         params: SamplingParams,
-        lora: LoRARequest | None,
+        lora: AnyLoRA | None,
         *,
         arrival_time_s: float,
     ) -> Sequence:
         """Return the request as a sequence, or raise the `RequestError` that says what is wrong with it."""
-        if lora is not None and not self._enable_lora:
-            raise RequestError(
-                f"request {request_id!r} asks for adapter {lora.lora_name!r}, but enable_lora is False; "
-                "set it to True"
-            )
+        self._check_adapters(request_id, lora)
         text, token_ids = self._tokenize(prompt)
         self._check_tokens(token_ids)
         self._check_stop_tokens(params)
@@ -59,6 +57,19 @@ class RequestChecker:
             stop_checker=self._tokenizer.stop_checker(stops) if stops else None,
             arrival_time_s=arrival_time_s,
         )
+
+    def _check_adapters(self, request_id: str, lora: AnyLoRA | None) -> None:
+        composition = composition_of(lora)
+        if composition and not self._max_loras:
+            raise RequestError(
+                f"request {request_id!r} asks for {describe(composition)}, but enable_lora is False; "
+                "set it to True"
+            )
+        if len(composition) > self._max_loras:
+            raise RequestError(
+                f"request {request_id!r} asks for {len(composition)} adapters at once, but max_loras is "
+                f"{self._max_loras}; raise it, or merge some of the adapters"
+            )
 
     def _tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):

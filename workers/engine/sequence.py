@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from kernels.segments import SlotScales
+from collections.abc import Sequence as ListLike
+
+from kernels.segments import SlotScale, SlotScales
 from workers.engine.detokenizer import StopChecker
-from workers.engine.lora.request import LoRARequest
+from workers.engine.lora.composition import Seat, composition_of, pinned
+from workers.engine.lora.request import AnyLoRA
 from workers.engine.lora.stats import RevisionStats
 from workers.engine.outputs import RequestMetrics
 from workers.engine.sampling_params import SamplingParams
+
+KVIdentity = tuple[tuple[str | None, float], ...]
+"""Revision and scale of every adapter, in order; empty for the base model."""
 
 
 class Sequence:
@@ -17,6 +23,7 @@ class Sequence:
         "adapter_use",
         "arrival_time_s",
         "block_table",
+        "composition",
         "device_ms",
         "first_token_time_s",
         "lora",
@@ -41,7 +48,7 @@ class Sequence:
         prompt: str | None,
         prompt_token_ids: list[int],
         params: SamplingParams,
-        lora: LoRARequest | None,
+        lora: AnyLoRA | None,
         *,
         seed: int,
         max_total_tokens: int,
@@ -54,6 +61,7 @@ class Sequence:
         self.num_prompt_tokens = len(prompt_token_ids)
         self.params = params
         self.lora = lora
+        self.composition = composition_of(lora)
         self.seed = seed
         self.max_total_tokens = max_total_tokens
         self.stop_checker = stop_checker
@@ -67,6 +75,23 @@ class Sequence:
         self.num_preemptions = 0
         self.device_ms = 0.0
         self.adapter_use = RevisionStats()
+
+    @property
+    def is_seated(self) -> bool:
+        """Whether all its adapters are in slots that count it; the base model needs none."""
+        return len(self.slots) == len(self.composition)
+
+    @property
+    def kv_identity(self) -> KVIdentity:
+        """What its keys and values depend on beside base and tokens; known once its adapters were seated."""
+        return tuple((member.lora.revision, member.scale) for member in self.composition)
+
+    def seat(self, seats: ListLike[Seat]) -> None:
+        """Give it its adapters' slots; from now on it means the revisions found there, and no others."""
+        self.composition = pinned(self.composition, seats)
+        self.slots = tuple(
+            SlotScale(seat.slot, member.scale) for seat, member in zip(seats, self.composition, strict=True)
+        )
 
     @property
     def num_tokens(self) -> int:

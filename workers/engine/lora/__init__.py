@@ -6,13 +6,15 @@ from workers.engine.lora.base import BaseDescription, ModuleShape, describe_base
 from workers.engine.lora.digest import adapter_digest
 from workers.engine.lora.manager import LoRAManager
 from workers.engine.lora.packed_slots import PackedModule
-from workers.engine.lora.request import LoRARequest
+from workers.engine.lora.request import AnyLoRA, LoRAMix, LoRARequest
 from workers.engine.lora.residency import ResidencyChange, Tier
 from workers.engine.lora.stats import AdapterStats, RevisionStats
 from workers.engine.lora.validate import AdapterDescription, validate_adapter
 
 __all__ = [
     "LoRARequest",
+    "LoRAMix",
+    "AnyLoRA",
     "LoRAManager",
     "ModuleShape",
     "PackedModule",

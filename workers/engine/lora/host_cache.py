@@ -43,6 +43,10 @@ class HostCache:
     def num_bytes(self) -> int:
         return sum(entry.weights.num_bytes for entry in self._entries.values())
 
+    def peek(self, revision: str) -> AdapterWeights:
+        """Return a revision's weights without using them."""
+        return self._entries[revision].weights
+
     def use(self, revision: str) -> AdapterWeights:
         """Return a revision's weights and make it the most recently used."""
         entry = self._entries[revision]

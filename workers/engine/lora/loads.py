@@ -51,10 +51,7 @@ class Loads:
 
     def is_underway(self, request: LoRARequest) -> bool:
         """Tell whether this request's load is queued, running, or has arrived and waits for a place."""
-        key = _key(request)
-        return key in self._loading or any(
-            key in (_key(arrival.request), arrival.weights.digest) for arrival in self.arrivals
-        )
+        return _key(request) in self._loading or self.has_arrived(request)
 
     def start(self, request: LoRARequest) -> None:
         """Queue the load of a request for which none is under way."""
@@ -78,6 +75,10 @@ class Loads:
             finished.append(self._loader.wait())
             self._settle(finished[-1])
         return finished
+
+    def has_arrived(self, request: LoRARequest) -> bool:
+        """Tell whether a request's adapter has been read and waits for a place."""
+        return any(_key(request) in (_key(one.request), one.weights.digest) for one in self.arrivals)
 
     def take_arrival(self, request: LoRARequest) -> AdapterWeights | None:
         """Take a request's loaded adapter out of those that wait for a place."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 import torch
@@ -12,6 +12,7 @@ import torch
 from kernels.lora_slots import PackedModuleSlots
 from workers.engine.errors import AdapterInUse, AllSlotsPinned, ConfigError
 from workers.engine.lora.base import BaseDescription, ModuleShape
+from workers.engine.lora.composition import Seat
 from workers.engine.lora.host_cache import WANTED_S
 from workers.engine.lora.identities import Identities
 from workers.engine.lora.loader import LoadResult
@@ -19,6 +20,7 @@ from workers.engine.lora.loads import Loads
 from workers.engine.lora.packed_slots import PackedModule, packed_layout
 from workers.engine.lora.request import LoRARequest
 from workers.engine.lora.residency import ResidencyChange, Tier
+from workers.engine.lora.seating import Seating
 from workers.engine.lora.stats import AdapterStats, RevisionStats
 from workers.engine.lora.tiers import Tiers
 from workers.engine.lora.validate import check_adapter
@@ -58,34 +60,31 @@ class LoRAManager:
         self._clock = clock
         self._loads = Loads(self._load, clock=clock)
         self._identities = Identities()
+        self._seating = Seating(self._tiers, self._identities, self._loads, self._start_if_room)
 
     # What the engine asks for its sequences
 
     def acquire(self, request: LoRARequest) -> int | None:
-        """Return the adapter's slot, now counted in use; None if it is not there yet: ask again next step.
+        """Return one adapter's slot; see `acquire_all`."""
+        seats = self.acquire_all([request])
+        return None if seats is None else seats[0].slot
 
-        Raises the AdapterError for which this request cannot be served.
+    def acquire_all(self, requests: Sequence[LoRARequest]) -> tuple[Seat, ...] | None:
+        """Return the adapters' seats, all now counted in use; None, and none counted, while one lacks.
+
+        Ask again next step then. Raises the AdapterError for which an adapter cannot be served, or the
+        RequestError for which these cannot be served together.
         """
         self._collect()
-        revision = self._identities.revision_of(request)
-        if revision is not None and revision in self._tiers:
-            self._identities.register(request.lora_int_id, revision)
-            slot = self._tiers.use(revision)
-            if slot is not None:
-                self._identities.hold(request, revision)
-            return slot
-        self._loads.raise_failure(request)
-        self._start_if_room(request)
-        return None
+        return self._seating.take(requests)
+
+    def is_loaded(self, request: LoRARequest) -> bool:
+        """Tell whether an adapter is in memory and lacks nothing but a place on the host or a slot."""
+        return self._seating.is_loaded(request)
 
     def release(self, request: LoRARequest) -> None:
-        """Count one sequence less on the adapter; call it once for each `acquire` that gave a slot."""
-        revision = self._identities.revision_of(request)
-        if revision is None:
-            raise ValueError(f"adapter {request.lora_name!r} runs nowhere; release only what was acquired")
-        self._tiers.slots.release(revision)
-        if self._tiers.slots.num_uses(revision) == 0:
-            self._identities.let_go(revision)
+        """Count one sequence less on the adapter; call it once for each acquisition that gave a slot."""
+        self._seating.give_back(request)
 
     def prefetch(self, request: LoRARequest) -> None:
         """Start loading an adapter into host memory if there is a place; `acquire` tells if that failed."""
@@ -97,6 +96,12 @@ class LoRAManager:
         self._loads.forget_retryable(request)
         if not self._loads.has_failed(request):
             self._start_if_room(request)
+
+    def count_non_finite(self, request: LoRARequest) -> None:
+        """Note that a request with this adapter ended in NaN or infinity."""
+        revision = self._identities.revision_of(request)
+        if revision is not None:
+            self._tiers.counters.non_finite(revision)
 
     def revision_of(self, request: LoRARequest) -> str | None:
         """Return the digest a request means, once known; it is known when `acquire` has given a slot."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,6 +53,17 @@ class SlotTable:
         """Tell whether the revision is in use or pinned, so that it must stay."""
         tenant = self._tenants.get(revision)
         return tenant is not None and tenant.busy
+
+    def can_seat(self, revisions: Collection[str]) -> bool:
+        """Tell whether all could have slots at once; AllSlotsPinned when waiting cannot help."""
+        others = [tenant for held, tenant in self._tenants.items() if held not in revisions]
+        num_wanted = len(set(revisions))
+        if num_wanted + sum(tenant.pinned for tenant in others) > self.num_slots:
+            raise AllSlotsPinned(
+                f"no slots for {', '.join(revisions)}: of {self.num_slots}, too many hold pinned adapters; "
+                "unpin one, or raise max_loras"
+            )
+        return num_wanted + sum(tenant.busy for tenant in others) <= self.num_slots
 
     def assign(self, revision: str) -> Assignment | None:
         """Give a revision a slot; None while all are busy, AllSlotsPinned when waiting cannot help."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,16 +17,15 @@ class RevisionStats:
     hits: int = 0
     evictions: int = 0
     failures: int = 0
+    non_finite: int = 0  # requests with it that ended in NaN or infinite logits
 
     def since(self, earlier: RevisionStats) -> RevisionStats:
         """Return what came on top of an earlier reading."""
-        return RevisionStats(
-            self.loads - earlier.loads,
-            self.load_ms - earlier.load_ms,
-            self.hits - earlier.hits,
-            self.evictions - earlier.evictions,
-            self.failures - earlier.failures,
-        )
+        return RevisionStats(*map(operator.sub, astuple(self), astuple(earlier)))
+
+    def __add__(self, other: RevisionStats) -> RevisionStats:
+        """Return both counts together, as of several adapters upon one request."""
+        return RevisionStats(*map(operator.add, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class AdapterStats:
     evictions: int
     slot_evictions: int
     failures: int
+    non_finite: int
     num_on_device: int
     num_on_host: int
     host_bytes: int
@@ -52,9 +53,10 @@ class _Counts:
     hits: int = 0
     evictions: int = 0
     failures: int = 0
+    non_finite: int = 0
 
     def frozen(self) -> RevisionStats:
-        return RevisionStats(self.loads, self.load_ms, self.hits, self.evictions, self.failures)
+        return RevisionStats(*astuple(self))
 
 
 @dataclass(slots=True)
@@ -79,6 +81,9 @@ class AdapterCounters:
     def failed(self, revision_or_path: str) -> None:
         self._by_revision[revision_or_path].failures += 1
 
+    def non_finite(self, revision: str) -> None:
+        self._by_revision[revision].non_finite += 1
+
     def take_uncharged(self, revision: str) -> RevisionStats:
         """Return what has been counted for a revision since the last call, to charge somebody for it."""
         now = self._by_revision[revision].frozen()
@@ -99,6 +104,7 @@ class AdapterCounters:
             evictions=sum(counts.evictions for counts in every),
             slot_evictions=self.slot_evictions,
             failures=sum(counts.failures for counts in every),
+            non_finite=sum(counts.non_finite for counts in every),
             num_on_device=num_on_device,
             num_on_host=num_on_host,
             host_bytes=host_bytes,

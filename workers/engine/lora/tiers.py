@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from kernels.lora_slots import PackedModuleSlots
 from workers.engine.lora.base import ModuleShape
@@ -38,13 +38,23 @@ class Tiers:
     def table(self, layer: int, module: PackedModule) -> PackedModuleSlots:
         return self._tables.table(layer, module)
 
-    def use(self, revision: str) -> int | None:
-        """Count one more sequence on a host revision's slot; None if it has none and every slot is in use."""
-        if revision in self.slots:
-            self.counters.hit(revision)
-        elif not self.activate(revision):
-            self.host.want(revision)
+    def use_all(self, revisions: Sequence[str]) -> list[int] | None:
+        """Count one more sequence on the slot of each of these host revisions.
+
+        Without slots for all of them none is taken and the answer is None: sequences that each held a part
+        of what they need would wait for each other for ever.
+        """
+        if not self.slots.can_seat(revisions):
             return None
+        for revision in revisions:
+            if revision in self.slots:  # counted first: the newcomers must not take their slots
+                self.counters.hit(revision)
+                self.touch(revision)
+        return [self._use(revision) for revision in revisions]
+
+    def _use(self, revision: str) -> int:
+        if revision not in self.slots:
+            self.activate(revision)
         self.host.use(revision)
         return self.slots.use(revision)
 

@@ -24,6 +24,7 @@ class AdapterWeights:
     digest: str
     rank: int
     modules: PackedAdapter
+    unmixable: str | None = None  # why it is served alone only, never in a LoRAMix
 
     @property
     def num_bytes(self) -> int:

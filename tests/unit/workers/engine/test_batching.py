@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence as ListLike
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.engine import LoRARequest, SamplingParams
+from kernels.segments import SlotScale
+from workers.engine import LoRAMix, LoRARequest, SamplingParams
 from workers.engine.batching import MAX_SLOT_WAIT_STEPS, Batcher, Schedule
 from workers.engine.errors import AdapterNotFound
 from workers.engine.kv_cache import BlockAllocator
+from workers.engine.lora.composition import Seat
 from workers.engine.sequence import Sequence
 
 BLOCK_SIZE = 16
@@ -25,36 +28,38 @@ class Slots:
         self.loaded = loaded
         self.uses: Counter[str] = Counter()
 
-    def acquire(self, request: LoRARequest) -> int | None:
-        name = request.lora_name
-        if name == "missing":
+    def acquire_all(self, requests: ListLike[LoRARequest]) -> tuple[Seat, ...] | None:
+        names = [request.lora_name for request in requests]
+        if "missing" in names:
             raise AdapterNotFound("no such adapter")
-        if self.loaded is not None and name not in self.loaded:
+        if not all(self.is_loaded(request) for request in requests):
             return None
-        active = sorted(+self.uses)
-        if name not in active and len(active) == self.num_slots:
+        if len({*+self.uses, *names}) > self.num_slots:
             return None
-        self.uses[name] += 1
-        return sorted(+self.uses).index(name)
+        self.uses.update(names)
+        return tuple(Seat(name, sorted(+self.uses).index(name)) for name in names)
 
     def release(self, request: LoRARequest) -> None:
         self.uses[request.lora_name] -= 1
         assert self.uses[request.lora_name] >= 0
 
-    def revision_of(self, request: LoRARequest) -> str | None:
-        return request.lora_name if self.loaded is None or request.lora_name in self.loaded else None
-
-    def tier_of(self, revision: str) -> str:
-        return "device" if self.uses[revision] else "host"
+    def is_loaded(self, request: LoRARequest) -> bool:
+        return self.loaded is None or request.lora_name in self.loaded
 
 
-def sequence(request_id: str, num_prompt_tokens: int = 10, adapter: str | None = None) -> Sequence:
+def lora(names: str) -> LoRAMix:
+    """A mix of the adapters of one letter that `names` lists, or of the one that it names."""
+    members = names.split("+")
+    return LoRAMix([(LoRARequest(name, ord(name[0]), "path"), 0.5) for name in members])
+
+
+def sequence(request_id: str, num_prompt_tokens: int = 10, adapters: str | None = None) -> Sequence:
     return Sequence(
         request_id,
         None,
         [3] * num_prompt_tokens,
         SamplingParams(),
-        None if adapter is None else LoRARequest(adapter, ord(adapter[0]), "path"),
+        None if adapters is None else lora(adapters),
         seed=0,
         max_total_tokens=200,
         stop_checker=None,
@@ -200,6 +205,57 @@ def test_a_loaded_adapter_gets_its_slot_although_others_keep_coming() -> None:
     assert steps > MAX_SLOT_WAIT_STEPS
 
 
+def test_a_sequence_joins_with_all_of_its_adapters_slots_or_with_none() -> None:
+    slots = Slots(2, loaded={"a", "b"})
+    batch = batcher(slots=slots)
+    for name, adapters in [("1", "a+b"), ("2", "b+c"), ("3", "b")]:
+        batch.add(sequence(name, 10, adapters))
+
+    assert rows(batch.schedule()) == [("1", 10), ("3", 10)]
+    assert slots.uses == {"a": 1, "b": 2}
+
+    slots.loaded = None
+    batch.schedule()  # c is loaded now, but both slots are in use
+    assert slots.uses == {"a": 1, "b": 2}
+    batch.remove(batch.running[0])
+    batch.schedule()
+    assert [one.request_id for one in batch.running] == ["3", "2"]
+    assert slots.uses == {"a": 0, "b": 2, "c": 1}
+
+
+def test_a_seated_sequence_knows_its_slots_scales_and_kv_identity() -> None:
+    batch = batcher(slots=Slots(2))
+    one, base = sequence("one", 10, "b+a"), sequence("base")
+    batch.add(one)
+    batch.add(base)
+    batch.schedule()
+
+    assert one.slots == (SlotScale(1, 0.5), SlotScale(0, 0.5))
+    assert one.kv_identity == (("b", 0.5), ("a", 0.5))
+    assert (base.slots, base.kv_identity) == ((), ())
+
+
+def test_a_mix_gets_its_slots_although_its_members_rivals_keep_coming() -> None:
+    batch = batcher(slots=Slots(2), max_num_seqs=4)
+    rare = sequence("rare", 10, "c+d")
+    ages: Counter[str] = Counter()
+
+    # Two other adapters are always in use, by turns: both slots never fall idle at once by themselves.
+    steps = 0
+    while rare not in batch.running:
+        if steps == 4:
+            batch.add(rare)
+        batch.add(sequence(f"popular-{steps}", 10, "ab"[steps % 2]))
+        run(batch.schedule())
+        ages.update(one.request_id for one in batch.running)
+        for one in [one for one in batch.running if ages[one.request_id] == 3]:
+            batch.remove(one)
+        steps += 1
+        assert steps < 2 * MAX_SLOT_WAIT_STEPS
+
+    assert steps > MAX_SLOT_WAIT_STEPS
+
+
 def test_a_newcomer_leaves_room_for_the_running_to_grow() -> None:
     batch = batcher(num_blocks=2)
     batch.add(sequence("running", 10))
@@ -213,7 +269,7 @@ def test_a_newcomer_leaves_room_for_the_running_to_grow() -> None:
 @settings(max_examples=40, deadline=None)
 @given(
     work=st.lists(
-        st.tuples(st.integers(1, 100), st.integers(1, 28), st.sampled_from([None, "a", "b", "c"])),
+        st.tuples(st.integers(1, 100), st.integers(1, 28), st.sampled_from([None, *"abc", "a+b", "b+c"])),
         min_size=1,
         max_size=12,
     ),
@@ -225,8 +281,8 @@ def test_everything_ends_however_tight_the_memory(
     slots = Slots(2)
     batch = batcher(num_blocks, slots, max_num_seqs=4, budget=budget)
     goals = {}
-    for index, (num_prompt_tokens, num_new_tokens, adapter) in enumerate(work):
-        one = sequence(str(index), num_prompt_tokens, adapter)
+    for index, (num_prompt_tokens, num_new_tokens, adapters) in enumerate(work):
+        one = sequence(str(index), num_prompt_tokens, adapters)
         goals[one.request_id] = num_prompt_tokens + num_new_tokens
         batch.add(one)
 
