@@ -6,8 +6,11 @@ from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from workers.engine.batching import ScheduledRows
+from workers.engine.batching import Batcher, ScheduledRows
+from workers.engine.kv_cache import BlockAllocator
+from workers.engine.lora.manager import LoRAManager
 from workers.engine.lora.stats import AdapterStats
+from workers.engine.prefix_cache import PrefixCache
 from workers.engine.sequence import Sequence
 
 
@@ -22,7 +25,10 @@ class EngineStats:
     num_preemptions: int
     num_running: int
     num_waiting: int
-    num_free_kv_blocks: int
+    num_free_kv_blocks: int  # cached ones without users among them
+    num_cached_kv_blocks: int
+    num_prefix_query_tokens: int  # of admitted sequences, readmitted ones counted again
+    num_prefix_hit_tokens: int  # of those, found in the cache
     adapters: AdapterStats | None
 
 
@@ -56,3 +62,26 @@ class Accounts:
         """Count the tokens of a sequence that ended."""
         self.num_prompt_tokens += sequence.num_prompt_tokens
         self.num_completion_tokens += sequence.num_output_tokens
+
+    def stats(
+        self,
+        batcher: Batcher,
+        allocator: BlockAllocator,
+        prefixes: PrefixCache | None,
+        adapters: LoRAManager | None,
+    ) -> EngineStats:
+        """Return the counts with what the engine's parts hold now."""
+        return EngineStats(
+            num_steps=self.num_steps,
+            busy_ms=self.busy_ms,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_completion_tokens=self.num_completion_tokens,
+            num_preemptions=batcher.num_preemptions,
+            num_running=len(batcher.running),
+            num_waiting=len(batcher.waiting),
+            num_free_kv_blocks=allocator.num_free,
+            num_cached_kv_blocks=allocator.num_published,
+            num_prefix_query_tokens=0 if prefixes is None else prefixes.num_query_tokens,
+            num_prefix_hit_tokens=0 if prefixes is None else prefixes.num_hit_tokens,
+            adapters=None if adapters is None else adapters.stats(),
+        )

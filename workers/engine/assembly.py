@@ -21,6 +21,8 @@ from workers.engine.lora.manager import LoRAManager
 from workers.engine.model.config import ModelConfig, load_model_config
 from workers.engine.model.decoder import Decoder
 from workers.engine.model.weights import load_weights
+from workers.engine.prefix_cache import PrefixCache
+from workers.engine.prefix_keys import base_fingerprint
 from workers.engine.requests import RequestChecker
 from workers.engine.step_builder import StepBuilder
 from workers.engine.tokenizer import Tokenizer
@@ -53,6 +55,7 @@ class EngineParts(NamedTuple):
     info: EngineInfo
     adapters: LoRAManager | None
     allocator: BlockAllocator
+    prefixes: PrefixCache | None
     batcher: Batcher
     builder: StepBuilder
     executor: Executor
@@ -71,13 +74,15 @@ def assemble(config: EngineConfig) -> EngineParts:
     tokenizer = Tokenizer.from_folder(folder)
     adapters = _adapters(config, model, dtype) if config.enable_lora else None
     allocator = BlockAllocator(info.num_kv_blocks + 1)
+    prefixes = _prefix_cache(config, allocator, adapters) if config.enable_prefix_caching else None
     weights = load_weights(folder, model, dtype)
     decoder = Decoder(model, weights, max_model_len=info.max_model_len, adapters=adapters)
     return EngineParts(
         info=info,
         adapters=adapters,
         allocator=allocator,
-        batcher=_batcher(config, allocator, adapters),
+        prefixes=prefixes,
+        batcher=_batcher(config, allocator, adapters, prefixes),
         builder=StepBuilder(
             block_size=config.block_size,
             num_kv_heads=model.num_kv_heads,
@@ -165,13 +170,26 @@ def _adapters(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> L
     )
 
 
-def _batcher(config: EngineConfig, allocator: BlockAllocator, adapters: LoRAManager | None) -> Batcher:
+def _prefix_cache(
+    config: EngineConfig, allocator: BlockAllocator, adapters: LoRAManager | None
+) -> PrefixCache:
+    base = base_fingerprint(Path(config.model))
+    return PrefixCache(allocator, adapters, base=base, dtype=config.dtype, block_size=config.block_size)
+
+
+def _batcher(
+    config: EngineConfig,
+    allocator: BlockAllocator,
+    adapters: LoRAManager | None,
+    prefixes: PrefixCache | None,
+) -> Batcher:
     return Batcher(
         allocator,
         adapters,
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
+        prefixes=prefixes,
     )
 
 

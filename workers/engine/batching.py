@@ -11,6 +11,7 @@ from workers.engine.errors import AdapterError, EngineError, RequestError
 from workers.engine.kv_cache import BlockAllocator
 from workers.engine.lora.composition import Composition, Seat
 from workers.engine.lora.request import LoRARequest
+from workers.engine.prefix_cache import PrefixCache
 from workers.engine.sequence import Sequence
 
 MAX_SLOT_WAIT_STEPS = 64
@@ -71,9 +72,12 @@ class Batcher:
         block_size: int,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        prefixes: PrefixCache | None = None,
     ) -> None:
+        """`prefixes` is None where no sequence may begin with what others have computed."""
         self._allocator = allocator
         self._adapters = adapters
+        self._prefixes = prefixes
         self._block_size = block_size
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
@@ -97,6 +101,16 @@ class Batcher:
         """Forget a sequence that ended, wherever it is, and free what it used."""
         (self.running if sequence in self.running else self.waiting).remove(sequence)
         self._give_up_resources(sequence)
+
+    def confirm(self, sequence: Sequence) -> None:
+        """Note that a sequence's latest logits are finite, so that what it computed may serve others."""
+        if self._prefixes is not None:
+            self._prefixes.publish(sequence)
+
+    def disown(self, sequence: Sequence) -> None:
+        """Note that a sequence's logits are not finite, so that nothing it computed may serve others."""
+        if self._prefixes is not None:
+            self._prefixes.retract(sequence)
 
     def schedule(self) -> Schedule:
         """Form the next step: every running sequence goes on, then waiting ones join while there is room."""
@@ -155,18 +169,23 @@ class Batcher:
                 continue
             if not is_ready:
                 continue
-            if not self._can_admit(sequence):
+            found = self._prefixes.find(sequence) if self._prefixes is not None else []
+            if not self._can_admit(sequence, found):
                 break  # in order: a short prompt must not overtake a long one for ever
             self.waiting.remove(sequence)
             self.running.append(sequence)
+            if self._prefixes is not None:
+                self._prefixes.adopt(sequence, found)
             num_tokens = min(sequence.num_uncomputed_tokens, budget)
             schedule.fresh_blocks.extend(self._allocate(sequence, sequence.num_uncomputed_tokens))
             schedule.rows.append(ScheduledRows(sequence, num_tokens))
             budget -= num_tokens
 
-    def _can_admit(self, sequence: Sequence) -> bool:
+    def _can_admit(self, sequence: Sequence, found: list[int]) -> bool:
+        # Found blocks need not be allocated, but those that are idle count as free until they are shared.
+        num_saved = len(found) - self._allocator.num_idle_among(found)
+        num_needed = self._num_missing_blocks(sequence, sequence.num_uncomputed_tokens) - num_saved
         # One block of growth for each running sequence: else the newcomer is preempted at once.
-        num_needed = self._num_missing_blocks(sequence, sequence.num_uncomputed_tokens)
         return self._allocator.can_allocate(num_needed + len(self.running))
 
     def _num_missing_blocks(self, sequence: Sequence, num_tokens: int) -> int:
@@ -181,7 +200,7 @@ class Batcher:
     def _give_up_resources(self, sequence: Sequence) -> None:
         self._allocator.release(sequence.block_table)
         sequence.block_table.clear()
-        sequence.num_computed_tokens = 0
+        sequence.num_computed_tokens = sequence.num_adopted_blocks = sequence.num_published_blocks = 0
         if sequence.slots and self._adapters is not None:
             for member in sequence.composition:
                 self._adapters.release(member.lora)

@@ -147,7 +147,13 @@ class EngineServer:
     def _add(self, command: AddRequest) -> None:
         try:
             prompt = command.messages if command.prompt is None else command.prompt
-            self._engine.add_request(command.request_id, prompt, command.params, command.lora)  # type: ignore[arg-type]
+            self._engine.add_request(
+                command.request_id,
+                prompt,  # type: ignore[arg-type]  # whatever it is, the engine says what is wrong with it
+                command.params,
+                command.lora,
+                cache_salt=command.cache_salt,
+            )
         except EngineError as error:
             self._finished.append(_refused(command, error.code, str(error), retryable=error.retryable))
         except Exception as error:  # noqa: BLE001 - a bad command must not end the other requests

@@ -23,6 +23,7 @@ class EngineConfig:
     block_size: int = 16
     kv_cache_bytes: int | None = None
     num_kv_blocks: int | None = None
+    enable_prefix_caching: bool = True
     enable_lora: bool = False
     max_loras: int = 4
     max_lora_rank: int = 64

@@ -16,11 +16,10 @@ from workers.engine.errors import (
     EngineError,
     InvalidParams,
     NonFiniteLogits,
-    NoTokenAllowed,
     RequestError,
 )
-from workers.engine.finishing import Ending
-from workers.engine.lora.composition import describe, unscaled
+from workers.engine.finishing import Ending, no_token_allowed, non_finite_logits
+from workers.engine.lora.composition import unscaled
 from workers.engine.lora.manager import LoRAManager
 from workers.engine.lora.request import AnyLoRA, LoRARequest
 from workers.engine.lora.residency import ResidencyChange
@@ -77,11 +76,16 @@ class LLMEngine:
         prompt: Prompt,
         params: SamplingParams,
         lora_request: AnyLoRA | None = None,
+        *,
+        cache_salt: str | None = None,
     ) -> None:
-        """Queue a request; raises `RequestError` if it is known at once that it cannot be served."""
+        """Queue a request; raises `RequestError` if it is known at once that it cannot be served.
+
+        Requests share cached prefixes only with those of the same `cache_salt`.
+        """
         if request_id in self._by_id:
             raise RequestError(f"request id {request_id!r} is in use; give each request its own")
-        self._enqueue(self._new_sequence(request_id, prompt, params, lora_request))
+        self._enqueue(self._new_sequence(request_id, prompt, params, lora_request, cache_salt))
 
     def step(self) -> list[RequestOutput]:
         """Run one step and return the outputs of the requests that ended with it."""
@@ -153,18 +157,8 @@ class LLMEngine:
 
     def stats(self) -> EngineStats:
         """Return the engine's counters."""
-        parts, accounts = self._parts, self._accounts
-        return EngineStats(
-            num_steps=accounts.num_steps,
-            busy_ms=accounts.busy_ms,
-            num_prompt_tokens=accounts.num_prompt_tokens,
-            num_completion_tokens=accounts.num_completion_tokens,
-            num_preemptions=parts.batcher.num_preemptions,
-            num_running=len(parts.batcher.running),
-            num_waiting=len(parts.batcher.waiting),
-            num_free_kv_blocks=parts.allocator.num_free,
-            adapters=None if parts.adapters is None else parts.adapters.stats(),
-        )
+        parts = self._parts
+        return self._accounts.stats(parts.batcher, parts.allocator, parts.prefixes, parts.adapters)
 
     def room(self) -> Room:
         """Return how much more the engine could take on; cheap enough for every step."""
@@ -192,10 +186,17 @@ class LLMEngine:
         return self._parts.adapters
 
     def _new_sequence(
-        self, request_id: str, prompt: Prompt, params: SamplingParams, lora: AnyLoRA | None
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams,
+        lora: AnyLoRA | None,
+        cache_salt: str | None = None,
     ) -> Sequence:
-        checker = self._parts.checker
-        sequence = checker.sequence(request_id, prompt, params, lora, arrival_time_s=time.monotonic())
+        checker, now_s = self._parts.checker, time.monotonic()
+        sequence = checker.sequence(
+            request_id, prompt, params, lora, arrival_time_s=now_s, cache_salt=cache_salt
+        )
         for member in sequence.composition:
             self._adapters.prefetch(member.lora)
         return sequence
@@ -232,9 +233,10 @@ class LLMEngine:
         rows = zip(sampled, result.token_ids, result.failed, strict=True)
         for place, (sequence, token_id, failed) in enumerate(rows):
             if failed:
-                error = _barred(sequence) if place in result.barred else _non_finite(sequence)
-                outputs.append(self._fail(sequence, error, now_s))
-            elif (ending := self._append(sequence, token_id, now_s)) is not None:
+                outputs.append(self._fail(sequence, place in result.barred, now_s))
+                continue
+            self._parts.batcher.confirm(sequence)
+            if (ending := self._append(sequence, token_id, now_s)) is not None:
                 outputs.append(self._end(sequence, ending, now_s))
         return outputs
 
@@ -249,7 +251,10 @@ class LLMEngine:
         del self._by_id[sequence.request_id]
         return self._parts.finisher.output(sequence, Ending("error"), time.monotonic(), error)
 
-    def _fail(self, sequence: Sequence, error: EngineError, now_s: float) -> RequestOutput:
+    def _fail(self, sequence: Sequence, is_barred: bool, now_s: float) -> RequestOutput:
+        if not is_barred:
+            self._parts.batcher.disown(sequence)
+        error = no_token_allowed(sequence) if is_barred else non_finite_logits(sequence)
         return self._end(sequence, Ending("error"), now_s, error)
 
     def _end(
@@ -263,20 +268,6 @@ class LLMEngine:
         del self._by_id[sequence.request_id]
         self._accounts.close(sequence)
         return self._parts.finisher.output(sequence, ending, now_s, error)
-
-
-def _non_finite(sequence: Sequence) -> NonFiniteLogits:
-    return NonFiniteLogits(
-        f"logits of request {sequence.request_id!r} ({describe(sequence.composition)}) are NaN or infinite "
-        f"at position {sequence.num_tokens}; check the weights and the scale, or use dtype float32"
-    )
-
-
-def _barred(sequence: Sequence) -> NoTokenAllowed:
-    return NoTokenAllowed(
-        f"request {sequence.request_id!r} forbids every token at position {sequence.num_tokens}; "
-        "relax its grammar, bad_words, logit_bias or min_tokens"
-    )
 
 
 def _as_prompts(prompts: Prompt | ListLike[Prompt]) -> list[Prompt]:

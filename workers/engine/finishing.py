@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from workers.engine.errors import EngineError
+from workers.engine.errors import EngineError, NonFiniteLogits, NoTokenAllowed
+from workers.engine.lora.composition import describe
 from workers.engine.outputs import CompletionOutput, FinishReason, RequestFailure, RequestOutput
 from workers.engine.sequence import Sequence
 from workers.engine.tokenizer import Tokenizer
@@ -64,3 +65,19 @@ class Finisher:
         if isinstance(ending.stop_reason, str) and sequence.stop_checker is not None:
             return sequence.stop_checker.text
         return self._tokenizer.decode(sequence.output_token_ids)
+
+
+def non_finite_logits(sequence: Sequence) -> NonFiniteLogits:
+    """Return why a sequence failed whose logits are not finite."""
+    return NonFiniteLogits(
+        f"logits of request {sequence.request_id!r} ({describe(sequence.composition)}) are NaN or infinite "
+        f"at position {sequence.num_tokens}; check the weights and the scale, or use dtype float32"
+    )
+
+
+def no_token_allowed(sequence: Sequence) -> NoTokenAllowed:
+    """Return why a sequence failed whose own limits left it no token."""
+    return NoTokenAllowed(
+        f"request {sequence.request_id!r} forbids every token at position {sequence.num_tokens}; "
+        "relax its grammar, bad_words, logit_bias or min_tokens"
+    )

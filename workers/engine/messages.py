@@ -22,6 +22,7 @@ class AddRequest:
     messages: list[dict[str, Any]] | None
     params: SamplingParams
     lora: AnyLoRA | None
+    cache_salt: str | None = None  # only requests of one salt share cached prefixes
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,8 @@ class RequestMetrics:
     num_preemptions: int
     adapter_use: RevisionStats = field(default_factory=RevisionStats)
     """What its adapters have cost since the last requests with them ended: each load is charged once."""
+    num_cached_tokens: int = 0
+    """Prompt tokens whose keys and values were there already when the request started."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ class RequestChecker:
         lora: AnyLoRA | None,
         *,
         arrival_time_s: float,
+        cache_salt: str | None = None,
     ) -> Sequence:
         """Return the request as a sequence, or raise the `RequestError` that says what is wrong with it."""
         self._check_adapters(request_id, lora)
@@ -56,6 +57,7 @@ class RequestChecker:
             max_total_tokens=min(len(token_ids) + params.max_tokens, self._max_model_len),
             stop_checker=self._tokenizer.stop_checker(stops) if stops else None,
             arrival_time_s=arrival_time_s,
+            cache_salt=cache_salt,
         )
 
     def _check_adapters(self, request_id: str, lora: AnyLoRA | None) -> None:

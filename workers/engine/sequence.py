@@ -10,6 +10,7 @@ from workers.engine.lora.composition import Seat, composition_of, pinned
 from workers.engine.lora.request import AnyLoRA
 from workers.engine.lora.stats import RevisionStats
 from workers.engine.outputs import RequestMetrics
+from workers.engine.prefix_keys import KeyChain
 from workers.engine.sampling_params import SamplingParams
 
 KVIdentity = tuple[tuple[str | None, float], ...]
@@ -23,17 +24,23 @@ class Sequence:
         "adapter_use",
         "arrival_time_s",
         "block_table",
+        "cache_salt",
         "composition",
         "device_ms",
         "first_token_time_s",
+        "keys",
         "lora",
         "max_total_tokens",
+        "num_adopted_blocks",
+        "num_cached_tokens",
         "num_computed_tokens",
         "num_preemptions",
         "num_prompt_tokens",
+        "num_published_blocks",
         "num_slot_waits",
         "params",
         "prompt",
+        "reads_prefix_cache",
         "request_id",
         "seed",
         "slots",
@@ -54,6 +61,7 @@ class Sequence:
         max_total_tokens: int,
         stop_checker: StopChecker | None,
         arrival_time_s: float,
+        cache_salt: str | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
@@ -66,10 +74,16 @@ class Sequence:
         self.max_total_tokens = max_total_tokens
         self.stop_checker = stop_checker
         self.arrival_time_s = arrival_time_s
+        self.cache_salt = cache_salt
         self.started_time_s: float | None = None
         self.first_token_time_s: float | None = None
         self.block_table: list[int] = []
         self.num_computed_tokens = 0
+        self.keys: KeyChain | None = None
+        self.reads_prefix_cache = True  # False where the logits of every prompt token are wanted
+        self.num_adopted_blocks = 0
+        self.num_published_blocks = 0  # leading blocks that are offered to others, the adopted ones included
+        self.num_cached_tokens = 0
         self.slots: SlotScales = ()
         self.num_slot_waits = 0
         self.num_preemptions = 0
@@ -124,5 +138,6 @@ class Sequence:
             num_completion_tokens=self.num_output_tokens,
             device_ms=self.device_ms,
             num_preemptions=self.num_preemptions,
+            num_cached_tokens=self.num_cached_tokens,
             adapter_use=self.adapter_use,
         )

@@ -107,6 +107,10 @@ class LoRAManager:
         """Return the digest a request means, once known; it is known when `acquire` has given a slot."""
         return self._identities.revision_of(request)
 
+    def changes_kv(self, revision: str) -> bool:
+        """Whether a revision on the host can change any key or value of the model."""
+        return self._tiers.host.peek(revision).changes_kv
+
     def take_uncharged(self, request: LoRARequest) -> RevisionStats:
         """Return the adapter's counts since the last call; call it while the request holds its slot."""
         revision = self._identities.revision_of(request)

@@ -11,6 +11,7 @@ from torch import Tensor
 from kernels.lora_cpu import RANK_MULTIPLE
 from kernels.lora_slots import LoRASlice, PackedLoRA, Slice
 from workers.engine.lora.base import ModuleShape
+from workers.engine.lora.kv_effect import changes_kv
 from workers.engine.lora.packed_slots import PackedAdapter, PackedKey, PackedLayout
 from workers.engine.lora.peft_config import PeftLoraConfig
 from workers.engine.lora.peft_file import LoRAPair
@@ -25,6 +26,8 @@ class AdapterWeights:
     rank: int
     modules: PackedAdapter
     unmixable: str | None = None  # why it is served alone only, never in a LoRAMix
+    changes_kv: bool = True
+    """Whether it can change keys or values; where not, its requests share cached prefixes with the base."""
 
     @property
     def num_bytes(self) -> int:
@@ -39,7 +42,13 @@ def pack_adapter(
     for key, paths in layout.items():
         if any(path in adapter.pairs for path in paths):
             modules[key] = _pack_module(paths, adapter, shapes, dtype)
-    return AdapterWeights(adapter.description.digest, adapter.description.rank, modules)
+    num_layers = 1 + max(key.layer for key in layout)
+    return AdapterWeights(
+        adapter.description.digest,
+        adapter.description.rank,
+        modules,
+        changes_kv=changes_kv(adapter.pairs, num_layers),
+    )
 
 
 def _pack_module(

@@ -11,22 +11,98 @@ from hypothesis import strategies as st
 
 from workers.engine.kv_cache import SCRATCH_BLOCK, BlockAllocator, KVCache
 
+MOVES = st.sampled_from(["allocate", "release", "publish", "share", "retract"])
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(1, 6)), max_size=60))
-def test_blocks_are_accounted_for_whatever_happens(moves: list[tuple[bool, int]]) -> None:
+
+@given(st.lists(st.tuples(MOVES, st.integers(1, 6)), max_size=80))
+def test_blocks_are_accounted_for_whatever_happens(moves: list[tuple[str, int]]) -> None:
     allocator = BlockAllocator(16)
     tables: list[list[int]] = []
 
-    for takes, number in moves:
-        if takes and allocator.can_allocate(number):
+    for move, number in moves:
+        table = tables[number % len(tables)] if tables else []
+        if move == "allocate" and allocator.can_allocate(number):
             tables.append(allocator.allocate(number))
-        elif not takes and tables:
-            allocator.release(tables.pop(number % len(tables)))
+        elif move == "release" and tables:
+            tables.remove(table)
+            allocator.release(table)
+        elif move == "publish":
+            for index, block in enumerate(table):
+                allocator.publish(block, bytes([number, index]))
+        elif move == "share":
+            found = [allocator.find(bytes([number, index])) for index in range(6)]
+            tables.append([block for block in found if block is not None])
+            allocator.share(tables[-1])
+        elif move == "retract":
+            for block in table[: number - 1]:
+                allocator.retract(block)
         allocator.check(tables)
 
-    held = [block for table in tables for block in table]
+    held = {block for table in tables for block in table}
     assert SCRATCH_BLOCK not in held
     assert allocator.num_free == 15 - len(held)
+    assert allocator.can_allocate(allocator.num_free)
+
+
+def test_an_idle_block_is_found_until_no_blank_one_is_left_and_the_longest_idle_goes_first() -> None:
+    allocator = BlockAllocator(6)
+    old, young = allocator.allocate(2), allocator.allocate(2)
+    for block in (*old, *young):
+        allocator.publish(block, bytes([block]))
+    allocator.release(old)
+    allocator.release(young)
+
+    assert (allocator.num_free, allocator.num_published) == (5, 4)
+    allocator.allocate(1)
+    assert allocator.num_published == 4
+    assert allocator.allocate(3) == [old[1], old[0], young[1]]
+    assert allocator.find(bytes([young[0]])) == young[0]
+    assert allocator.num_published == 1
+
+
+def test_a_block_in_use_is_never_evicted_and_a_shared_one_has_several_users() -> None:
+    allocator = BlockAllocator(4)
+    (block,) = table = allocator.allocate(1)
+    allocator.publish(block, b"key")
+    allocator.release(table)
+    allocator.share([block])
+    allocator.share([block])
+
+    assert allocator.num_idle_among([block]) == 0
+    assert not allocator.can_allocate(3)
+    assert block not in allocator.allocate(2)
+    allocator.release([block])
+    assert not allocator.can_allocate(1)
+    allocator.release([block])
+    assert allocator.allocate(1) == [block]
+    assert allocator.find(b"key") is None
+
+
+def test_the_first_block_of_a_key_stays_the_known_one() -> None:
+    allocator = BlockAllocator(4)
+    one, other = allocator.allocate(2)
+
+    allocator.publish(one, b"key")
+    allocator.publish(other, b"key")
+
+    assert allocator.find(b"key") == one
+    allocator.release([one, other])
+    allocator.check([])
+
+
+def test_a_retracted_block_is_kept_by_its_users_and_found_by_nobody() -> None:
+    allocator = BlockAllocator(4)
+    table = allocator.allocate(1)
+    allocator.publish(table[0], b"key")
+    allocator.share(table)
+
+    allocator.retract(table[0])
+
+    assert allocator.find(b"key") is None
+    allocator.check([table, table])
+    allocator.release(table)
+    allocator.release(table)
+    allocator.check([])
 
 
 def test_a_leak_and_a_double_release_are_found() -> None:
@@ -38,6 +114,17 @@ def test_a_leak_and_a_double_release_are_found() -> None:
     allocator.release(table)
     with pytest.raises(AssertionError, match="released twice"):
         allocator.release(table[:1])
+
+
+def test_a_key_without_its_block_is_found() -> None:
+    allocator = BlockAllocator(8)
+    table = allocator.allocate(1)
+    allocator.publish(table[0], b"key")
+
+    del allocator._key_of[table[0]]
+
+    with pytest.raises(AssertionError, match="keys and published blocks"):
+        allocator.check([table])
 
 
 def test_an_allocator_needs_more_than_the_scratch_block() -> None:
