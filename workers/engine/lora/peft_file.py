@@ -37,6 +37,7 @@ def read_pairs(files: Mapping[str, bytes], label: str) -> dict[str, LoRAPair]:
     for key, tensor in tensors.items():
         module, half = _split_key(key, label)
         _check_dtype(key, tensor, label)
+        _check_finite(key, tensor, label)
         halves.setdefault(module, {})[half] = tensor
     return {module: _pair(module, found, label) for module, found in halves.items()}
 
@@ -76,6 +77,15 @@ def _check_dtype(key: str, tensor: Tensor, label: str) -> None:
     if tensor.dtype not in _DTYPES:
         raise AdapterFileError(
             f"{label}: tensor {key!r} is {tensor.dtype}; save the adapter as float32, float16 or bfloat16"
+        )
+
+
+def _check_finite(key: str, tensor: Tensor, label: str) -> None:
+    if not tensor.isfinite().all():
+        num_bad = int((~tensor.isfinite()).sum())
+        raise AdapterFileError(
+            f"{label}: tensor {key!r} holds {num_bad} values that are NaN or infinite; its training "
+            "diverged or the file is damaged: save the adapter again, from an earlier checkpoint"
         )
 
 

@@ -41,6 +41,7 @@ class CheckedAdapter:
     description: AdapterDescription
     config: PeftLoraConfig
     pairs: Mapping[str, LoRAPair]  # by module path
+    label: str  # what messages call it
 
 
 def adapter_label(name: str, path: str | Path) -> str:
@@ -74,7 +75,7 @@ def check_adapter(
     for module, pair in sorted(pairs.items()):
         _check_rank(module, config.rank_of(module), max_rank, label)
         _check_shapes(module, pair, config.rank_of(module), base.shapes[module], label)
-    return CheckedAdapter(_describe(digest, files, config, pairs), config, pairs)
+    return CheckedAdapter(_describe(digest, files, config, pairs), config, pairs, label)
 
 
 def _describe(

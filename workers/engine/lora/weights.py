@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kernels.lora_cpu import RANK_MULTIPLE
 from kernels.lora_slots import LoRASlice, PackedLoRA, Slice
+from workers.engine.errors import AdapterFileError
 from workers.engine.lora.base import ModuleShape
 from workers.engine.lora.kv_effect import changes_kv
 from workers.engine.lora.packed_slots import PackedAdapter, PackedKey, PackedLayout
@@ -61,6 +62,7 @@ def _pack_module(
         out_features = shapes[path].out_features
         if pair := adapter.pairs.get(path):
             a, b_t = _layout(path, pair, adapter.config, dtype)
+            _check_range(path, a, b_t, adapter)
             ranks = Slice(rank_start, rank_start + a.shape[0])
             slices.append(LoRASlice(Slice(column, column + out_features), ranks, b_t))
             stacked_a.append(a)
@@ -78,3 +80,11 @@ def _layout(path: str, pair: LoRAPair, config: PeftLoraConfig, dtype: torch.dtyp
     # Scaled in float32 and rounded once; in bfloat16 scaling first would round twice.
     b_t[:rank] = (pair.b.float() * config.scaling_of(path)).T
     return a, b_t
+
+
+def _check_range(path: str, a: Tensor, b_t: Tensor, adapter: CheckedAdapter) -> None:
+    if not (a.isfinite().all() and b_t.isfinite().all()):
+        raise AdapterFileError(
+            f"{adapter.label}: the weights of {path}, scaled by {adapter.config.scaling_of(path):g}, are too "
+            f"large for {a.dtype}; correct lora_alpha, or serve the base in float32"
+        )

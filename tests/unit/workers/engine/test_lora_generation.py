@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from workers.engine import LLMEngine, LoRARequest, RequestOutput, SamplingParams
@@ -144,42 +143,6 @@ def test_base_rows_do_not_notice_adapter_rows(
 
     assert token_lists(mixed)[:12] == alone
     engine.close()
-
-
-def test_nan_in_an_adapter_fails_its_own_requests_only(
-    make_engine: MakeEngine,
-    adapters: dict[str, LoRARequest],
-    oracle: Oracle,
-    prompts: list[list[int]],
-    tmp_path: Path,
-) -> None:
-    bad = _copy_with_nan(adapters["everything"], tmp_path / "nan")
-    engine = make_engine(enable_lora=True, max_loras=2, max_model_len=128, num_kv_blocks=20)
-    loras = [bad, None, adapters["mlp"]] * 4
-
-    outputs = engine.generate(prompts, GREEDY, lora_request=loras)
-    again = engine.generate(prompts, GREEDY)
-
-    for output, prompt, lora in zip(outputs, prompts, loras, strict=True):
-        if lora is bad:
-            assert output.error is not None
-            assert (output.error.code, output.error.retryable) == ("non_finite_logits", False)
-        else:
-            assert output.outputs[0].token_ids == oracle(lora and lora.lora_name, prompt)
-    # The blocks that held NaN serve others now.
-    assert token_lists(again) == [oracle(None, prompt) for prompt in prompts]
-    engine.close()
-
-
-def _copy_with_nan(request: LoRARequest, folder: Path) -> LoRARequest:
-    folder.mkdir()
-    source = Path(request.lora_path)
-    (folder / "adapter_config.json").write_bytes((source / "adapter_config.json").read_bytes())
-    tensors = load_file(source / "adapter_model.safetensors")
-    first = next(name for name in sorted(tensors) if "v_proj.lora_B" in name)
-    tensors[first][0, 0] = float("nan")
-    save_file(tensors, folder / "adapter_model.safetensors")
-    return LoRARequest("nan", 99, str(folder))
 
 
 def test_a_refused_adapter_fails_its_own_request_only(

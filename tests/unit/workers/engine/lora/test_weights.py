@@ -10,7 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from tests.unit.workers.engine.lora.adapter_writer import BASE, write_adapter
+from tests.unit.workers.engine.lora.adapter_writer import BASE, config_of, tensors_of, write_adapter
+from workers.engine.errors import AdapterFileError
 from workers.engine.lora.packed_slots import PackedKey, packed_layout
 from workers.engine.lora.validate import CheckedAdapter, check_adapter
 from workers.engine.lora.weights import AdapterWeights, pack_adapter
@@ -122,3 +123,15 @@ def test_bfloat16_rounds_the_scaled_b_once(tmp_path: Path) -> None:
     assert torch.equal(packed.slices[0].b_t[:3].T, expected)
     assert packed.a.dtype is torch.bfloat16
     assert packed.slices[0].b_t[3:].count_nonzero() == 0
+
+
+def test_weights_that_overflow_when_scaled_are_refused_with_module_and_scale(tmp_path: Path) -> None:
+    tensors = tensors_of(rank=4, targets=("q_proj",))
+    tensors["base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"].fill_(1e38)
+    write_adapter(tmp_path, config=config_of(4, ("q_proj",), lora_alpha=16.0), tensors=tensors)
+    checked = check_adapter(tmp_path, base=BASE, max_rank=8, name="sql")
+
+    with pytest.raises(
+        AdapterFileError, match=r"'sql' .*layers.1.self_attn.q_proj, scaled by 4, are too large"
+    ):
+        _pack(checked)
