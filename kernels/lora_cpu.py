@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.cpu import library
-from kernels.lora_slots import PackedLoRA, PackedModuleSlots
+from kernels.lora_slots import LoRASlice, PackedLoRA, PackedModuleSlots
 from kernels.segments import Pass
 
 # MKL's sgemm picks its loop by the row count and rounds differently unless that is a multiple of 4: 1-3, 5-7,
@@ -25,7 +25,10 @@ def add_lora_cpu(
     lora_pass: Pass,
     module: PackedModuleSlots,
 ) -> None:
-    """Add scale B(Ax) of every run's adapter to its rows; absent sub-modules stay as they are."""
+    """Add scale (B(Ax) + bias) of every run's adapter to its rows, then apply its DoRA gain, if it has one.
+
+    Absent sub-modules stay as they are.
+    """
     if not library.serves(x):
         add_lora_reference(out, x, lora_pass, module)
     elif module.dtype is not None:  # else no slot holds anything
@@ -59,9 +62,30 @@ def _add_run(
     shrunk = F.linear(_padded_rows(x), weights.a)
     if scale != 1.0:
         shrunk *= scale
-    for columns, ranks, b_t in weights.slices:
-        delta = shrunk[:, ranks.start : ranks.end] @ b_t
-        out[:, columns.start : columns.end] += delta[:num_rows]
+    for part in weights.slices:
+        delta = shrunk[:, part.rank.start : part.rank.end] @ part.b_t
+        columns = out[:, part.out.start : part.out.end]
+        if part.bias is None and part.dora is None:
+            columns += delta[:num_rows]
+        else:
+            columns.copy_(_finished(columns.float() + delta[:num_rows].float(), part, scale))
+
+
+def _finished(sums: Tensor, part: LoRASlice, scale: float) -> Tensor:
+    if part.bias is not None:
+        sums = sums + scale * part.bias
+    return sums if part.dora is None else apply_dora(sums, part.dora, scale)
+
+
+def apply_dora(
+    sums: Tensor,  # [num_rows, out_slice] float32, base with its bias, plus adapter
+    dora: Tensor,  # [NUM_DORA_TERMS, out_slice] float32
+    scale: float,
+) -> Tensor:  # [num_rows, out_slice] float32
+    """Return m / |W + scale BA| (sums - bias) + bias per column (Liu et al., 2024), as PEFT computes it."""
+    magnitude, base, cross, delta, bias = dora.unbind()
+    gain = magnitude / (base + scale * (cross + scale * delta)).sqrt()
+    return gain * (sums - bias) + bias
 
 
 def _padded_rows(

@@ -11,6 +11,8 @@ from torch import Tensor
 
 MAX_RANK = 1024
 """Of one sub-module: the compiled kernel keeps a tile's shrunk rows on its stack."""
+NUM_DORA_TERMS = 5
+_NUM_TABLE_COLUMNS = 5
 
 
 class Slice(NamedTuple):
@@ -21,11 +23,22 @@ class Slice(NamedTuple):
 
 
 class LoRASlice(NamedTuple):
-    """One sub-module's B with the scaling folded in, and the columns of the shrunk rows that it expands."""
+    """One sub-module's B with the scaling folded in, and the columns of the shrunk rows that it expands.
+
+    `dora` holds per column of the output, which is a row of W: its trained magnitude, |W|^2, 2 W.BA, |BA|^2
+    and the base's bias; the sum of base and adapter is scaled to that magnitude.
+    """
 
     out: Slice
     rank: Slice
     b_t: Tensor  # [rank_padded, out_slice], B transposed
+    bias: Tensor | None = None  # [out_slice] float32, of lora_B, with the scaling folded in
+    dora: Tensor | None = None  # [NUM_DORA_TERMS, out_slice] float32
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that it holds."""
+        return tuple(tensor for tensor in (self.b_t, self.bias, self.dora) if tensor is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +50,7 @@ class PackedLoRA:
 
     @property
     def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (self.a, *(part.b_t for part in self.slices)))
+        return self.a.nbytes + sum(tensor.nbytes for part in self.slices for tensor in part.tensors)
 
 
 class PackedModuleSlots:
@@ -49,8 +62,8 @@ class PackedModuleSlots:
         self.out_features = sum(out_slices)
         self.entries: list[PackedLoRA | None] = [None] * num_slots
         self.dtype: torch.dtype | None = None  # of all weights; None before the first
-        # For the compiled kernel: address of A, address of B, rank; 0 where the slot lacks the sub-module.
-        self.table = torch.zeros(num_slots, len(out_slices), 3, dtype=torch.int64)
+        # For the compiled kernel: addresses of A and B, rank, those of bias and DoRA terms; 0 where absent.
+        self.table = torch.zeros(num_slots, len(out_slices), _NUM_TABLE_COLUMNS, dtype=torch.int64)
         self.columns = torch.tensor([0, *out_slices]).cumsum(0)  # [num_slices + 1] int64
 
     def set(self, slot: int, weights: PackedLoRA | None) -> None:
@@ -67,7 +80,9 @@ class PackedModuleSlots:
         for part in weights.slices:
             self._check(weights.a, part)
             a = weights.a[part.rank.start : part.rank.end]
-            rows[starts.index(part.out.start)] = torch.tensor([a.data_ptr(), part.b_t.data_ptr(), a.shape[0]])
+            pointers = [0 if extra is None else extra.data_ptr() for extra in (part.bias, part.dora)]
+            described = [a.data_ptr(), part.b_t.data_ptr(), a.shape[0], *pointers]
+            rows[starts.index(part.out.start)] = torch.tensor(described)
 
     def _check(self, a: Tensor, part: LoRASlice) -> None:
         rank, width = part.rank.end - part.rank.start, part.out.end - part.out.start
@@ -78,7 +93,18 @@ class PackedModuleSlots:
             )
         if not (a.is_contiguous() and part.b_t.is_contiguous()) or part.b_t.dtype is not a.dtype:
             raise ValueError("A and B must be contiguous and of one dtype; pack the adapter again")
+        _check_extras(part, width)
         if self.dtype not in (None, a.dtype):
             raise ValueError(
                 f"the adapter is {a.dtype}, the other slots are {self.dtype}; give all one dtype"
+            )
+
+
+def _check_extras(part: LoRASlice, width: int) -> None:
+    for extra, shape in ((part.bias, (width,)), (part.dora, (NUM_DORA_TERMS, width))):
+        if extra is not None and (
+            tuple(extra.shape) != shape or extra.dtype is not torch.float32 or not extra.is_contiguous()
+        ):
+            raise ValueError(
+                f"bias or DoRA terms are {extra.dtype} {tuple(extra.shape)}; give contiguous float32 {shape}"
             )

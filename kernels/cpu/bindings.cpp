@@ -56,7 +56,8 @@ void lora_add(Tensor& out, const Tensor& x, const Tensor& runs, const Tensor& sc
   bool bf16 = is_bf16(out, "out");
   check_like(x, out, "x");
   int64_t num_slices = columns.numel() - 1, num_slots = table.size(0);
-  TORCH_CHECK(table.dim() == 3 && table.size(1) == num_slices && x.size(0) == out.size(0), "x or the slot table does not fit");
+  TORCH_CHECK(table.dim() == 3 && table.size(1) == num_slices && table.size(2) == kSlotColumns && x.size(0) == out.size(0),
+              "x or the slot table does not fit");
   TORCH_CHECK(scales.scalar_type() == at::kFloat && scales.is_contiguous() && scales.numel() == runs.size(0),
               "one scale per run needed");
   const int64_t* cut = ints<int64_t>(runs, 3, "runs");
@@ -67,7 +68,7 @@ void lora_add(Tensor& out, const Tensor& x, const Tensor& runs, const Tensor& sc
       tiles.insert(tiles.end(), {row, std::min<int64_t>(kTileRows, cut[1] - row), i});
   }
   LoraArgs args{bf16, out.mutable_data_ptr(), x.const_data_ptr(), out.size(1), x.size(1), num_slices, tiles.data(),
-                ints<int64_t>(runs, 3, "runs"), scales.const_data_ptr<float>(), ints<int64_t>(table, 3 * num_slices, "table"),
+                ints<int64_t>(runs, 3, "runs"), scales.const_data_ptr<float>(), ints<int64_t>(table, kSlotColumns * num_slices, "table"),
                 ints<int64_t>(columns, 1, "columns")};
   at::parallel_for(0, static_cast<int64_t>(tiles.size()) / 3, 1,
                    [&](int64_t first, int64_t end) { CALL(lora_add, args, first, end); });

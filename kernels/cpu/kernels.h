@@ -12,6 +12,7 @@ struct Bf16 {
 
 constexpr int kTileRows = 4;        // rows that share one pass over a matrix
 constexpr int kMaxRank = 1024;      // per sub-module
+constexpr int kSlotColumns = 5;     // of a slot table, per sub-module
 constexpr int kSplitTokens = 512;   // a function of the position alone, so results never depend on the cores
 constexpr int kBlockMultiple = 16;  // cache blocks hold a multiple of this many tokens
 
@@ -23,7 +24,7 @@ struct LoraArgs {
   const int64_t* tiles;    // [num_tiles, 3]: first row, number of rows, run
   const int64_t* runs;     // [num_runs, 3]: first row, end, slot
   const float* scales;     // [num_runs]
-  const int64_t* table;    // [num_slots, num_slices, 3]: address of A, address of B, rank
+  const int64_t* table;    // [num_slots, num_slices, kSlotColumns]: addresses of A and B, rank, addresses of bias and DoRA terms
   const int64_t* columns;  // [num_slices + 1]
 };
 

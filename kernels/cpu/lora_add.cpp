@@ -1,11 +1,33 @@
-// out += scale B (A x) per row and sub-module: shrink and expand of a tile of rows in one go, weights read in place.
+// out += scale (B (A x) + bias) per row and sub-module, and DoRA's gain upon that: shrink and expand of a tile of rows
+// in one go, weights read in place.
 #include "products.h"
 
 namespace lorayard::LORAYARD_LEVEL {
 namespace {
 
+// What else a sub-module's adapter does to its columns; each part is null where the adapter has none.
+struct Extras {
+  const float* bias;  // [width], of lora_B
+  const float* dora;  // [5, width]: magnitude, |W|^2, 2 W.BA, |BA|^2 of each row, bias of the base
+  int64_t width;
+  float scale;
+
+  // Finishes columns c...: v is the base's output plus the adapter's product.
+  Vec operator()(Vec v, int64_t c, int64_t n) const {
+    if (bias) v = fma(set(scale), load(bias + c, n), v);
+    if (!dora) return v;
+    auto term = [&](int64_t row) { return load(dora + row * width + c, n); };
+    Vec s = set(scale), base_bias = term(4);
+    // Where there are no columns the terms are 0, and so is what nobody stores.
+    Vec square_norm = fma(s, fma(s, term(3), term(2)), term(1));
+    return fma(div(term(0), root(square_norm)), sub(v, base_bias), base_bias);
+  }
+};
+
 template <class T, int M>
 void add_slice(const T* const* x, int64_t in_features, const int64_t* weights, float scale, int64_t width, T* const* out) {
+  Extras extras{reinterpret_cast<const float*>(weights[3]), reinterpret_cast<const float*>(weights[4]), width, scale};
+  bool has_extras = weights[3] || weights[4];
   auto a = reinterpret_cast<const T*>(weights[0]);  // [rank, in_features]
   auto b = reinterpret_cast<const T*>(weights[1]);  // [rank, width]
   int64_t rank = weights[2];
@@ -25,7 +47,8 @@ void add_slice(const T* const* x, int64_t in_features, const int64_t* weights, f
     }
   BlockedRows<T> rows{&b, rank, width, rank};
   mix_rows<T, M>(factors, rows, width, [&](int m, int64_t c, Vec v, int64_t n) {
-    store(out[m] + c, add(load(out[m] + c, n), v), n);
+    Vec sum = add(load(out[m] + c, n), v);
+    store(out[m] + c, has_extras ? extras(sum, c, n) : sum, n);
   });
 }
 
@@ -36,7 +59,7 @@ void add_tile(const LoraArgs& a, int64_t row, int64_t run) {
   for (int m = 0; m < M; m++) x[m] = static_cast<const T*>(a.x) + (row + m) * a.in_features;
   int64_t slot = a.runs[3 * run + 2];
   for (int64_t s = 0; s < a.num_slices; s++) {
-    const int64_t* weights = a.table + (slot * a.num_slices + s) * 3;
+    const int64_t* weights = a.table + (slot * a.num_slices + s) * kSlotColumns;
     if (weights[2] == 0) continue;
     for (int m = 0; m < M; m++) out[m] = static_cast<T*>(a.out) + (row + m) * a.out_stride + a.columns[s];
     add_slice<T, M>(x, a.in_features, weights, a.scales[run], a.columns[s + 1] - a.columns[s], out);

@@ -49,7 +49,7 @@ def make_module(adapters: list[PackedLoRA | None], in_features: int = IN_FEATURE
 
 def dense(adapter: PackedLoRA, x: Tensor) -> Tensor:
     delta = torch.zeros(x.shape[0], sum(WIDTHS), dtype=torch.float64)
-    for columns, ranks, b_t in adapter.slices:
+    for columns, ranks, b_t, *_ in adapter.slices:
         a = adapter.a[ranks.start : ranks.end].double()
         delta[:, columns.start : columns.end] = x.double() @ a.T @ b_t.double()
     return delta
@@ -206,3 +206,89 @@ def test_two_dtypes_are_refused(generator: torch.Generator) -> None:
 def test_a_device_without_an_implementation_is_named() -> None:
     with pytest.raises(ValueError, match="no LoRA implementation for device 'xpu'"):
         lora_for("xpu")
+
+
+def with_extras(adapter: PackedLoRA, generator: torch.Generator, *, dora: bool) -> PackedLoRA:
+    """Give the first sub-module DoRA's terms and the last one a bias, or the first a bias only."""
+
+    def terms(width: int) -> Tensor:
+        magnitude = torch.randn(width, generator=generator)
+        norms = 4.0 + torch.rand(3, width, generator=generator)
+        return torch.stack([magnitude, *norms, torch.randn(width, generator=generator)])
+
+    first, *others, last = adapter.slices
+    first = first._replace(dora=terms(first.b_t.shape[1])) if dora else first
+    last = last._replace(bias=torch.randn(last.b_t.shape[1], generator=generator))
+    return PackedLoRA(adapter.a, (first, *others, last))
+
+
+def extras_of(adapter: PackedLoRA, base: Tensor, x: Tensor, scale: float) -> Tensor:
+    """Return base plus adapter in double precision, straight from the definitions."""
+    out = base.double() + scale * dense(adapter, x)
+    for columns, _, _, bias, dora in adapter.slices:
+        view = out[:, columns.start : columns.end]
+        if bias is not None:
+            view += scale * bias.double()
+        if dora is not None:
+            magnitude, square_norm, cross, delta, base_bias = dora.double()
+            gain = magnitude / (square_norm + scale * cross + scale**2 * delta).sqrt()
+            view.copy_(gain * (view - base_bias) + base_bias)
+    return out
+
+
+@pytest.mark.parametrize("scale", [1.0, -0.5, 0.0])
+def test_bias_and_dora_terms_finish_the_rows_of_their_adapter_only(
+    scale: float, generator: torch.Generator
+) -> None:
+    adapters = [
+        with_extras(make_adapter((8, 8, 8), generator), generator, dora=True),
+        make_adapter((16, None, 8), generator),
+        with_extras(make_adapter((1, None, 40), generator), generator, dora=False),
+    ]
+    slots = [0, 0, 0, 0, 0, -1, 1, 2, 2, 0]
+    x, out = torch.randn(10, IN_FEATURES, generator=generator), torch.randn(10, 80, generator=generator)
+    before = out.clone()
+
+    runs = [(1, () if slot == -1 else (SlotScale(slot, scale),)) for slot in slots]
+    add_lora(out, x, Segments.from_runs(runs), make_module(adapters))
+
+    assert torch.equal(out[5], before[5])
+    for row, slot in enumerate(slots):
+        if slot >= 0:
+            expected = extras_of(adapters[slot], before[row : row + 1], x[row : row + 1], scale)[0]
+            torch.testing.assert_close(out[row].double(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_with_extras_has_the_same_bits_whatever_its_neighbours_have(
+    dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    adapter = with_extras(make_adapter((8, 8, 40), generator, dtype), generator, dora=True)
+    module = make_module([adapter, make_adapter((8, 8, 8), generator, dtype)])
+    x = torch.randn(9, IN_FEATURES, generator=generator).to(dtype)
+    alone, among = torch.zeros(1, 80, dtype=dtype), torch.zeros(9, 80, dtype=dtype)
+
+    add_lora(alone, x[6:7], Segments.from_slots([0]), module)
+    add_lora(among, x, Segments.from_slots([1, 1, 1, 0, 0, 0, 0, -1, 0]), module)
+
+    assert torch.equal(among[6:7], alone)
+
+
+def test_a_slot_given_to_a_plain_adapter_keeps_no_bias_and_no_dora(generator: torch.Generator) -> None:
+    plain = make_adapter((8, 8, 8), generator)
+    module = make_module([with_extras(plain, generator, dora=True)])
+    x, out, expected = torch.randn(3, IN_FEATURES), torch.zeros(3, 80), torch.zeros(3, 80)
+
+    module.set(0, plain)
+    add_lora(out, x, Segments.from_slots([0, 0, 0]), module)
+
+    add_lora(expected, x, Segments.from_slots([0, 0, 0]), make_module([plain]))
+    assert torch.equal(out, expected)
+
+
+def test_terms_of_another_width_are_refused_with_their_shape(generator: torch.Generator) -> None:
+    plain = make_adapter((8, 8, 8), generator)
+    wrong = PackedLoRA(plain.a, (plain.slices[0]._replace(bias=torch.zeros(3)), *plain.slices[1:]))
+
+    with pytest.raises(ValueError, match=r"\(3,\); give contiguous float32 \(48,\)"):
+        make_module([wrong])

@@ -40,7 +40,7 @@ def expected_delta(x: Tensor, slots: list[int], module: PackedModuleSlots) -> Te
     delta = torch.zeros(x.shape[0], module.out_features, dtype=torch.float64)
     for row, slot in enumerate(slots):
         weights = module.entries[slot] if slot >= 0 else None
-        for columns, ranks, b_t in weights.slices if weights else ():
+        for columns, ranks, b_t, *_ in weights.slices if weights else ():
             a = weights.a[ranks.start : ranks.end].double()
             delta[row, columns.start : columns.end] = x[row].double() @ a.T @ b_t.double()
     return delta

@@ -32,7 +32,7 @@ def _deltas(weights: AdapterWeights) -> dict[str, Tensor]:
         for path in LAYOUT[key]:
             starts[column] = path
             column += BASE.shapes[path].out_features
-        for columns, ranks, b_t in packed.slices:
+        for columns, ranks, b_t, *_ in packed.slices:
             assert columns.end - columns.start == BASE.shapes[starts[columns.start]].out_features
             deltas[starts[columns.start]] = (
                 b_t.T.double() @ packed.a[ranks.start : ranks.end].double()
