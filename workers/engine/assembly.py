@@ -97,6 +97,7 @@ def assemble(config: EngineConfig) -> EngineParts:
             max_model_len=info.max_model_len,
             max_loras=info.max_loras,
             seed=config.seed,
+            eos_token_ids=model.eos_token_ids,
         ),
         finisher=Finisher(tokenizer, model.eos_token_ids),
     )

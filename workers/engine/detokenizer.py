@@ -40,29 +40,36 @@ class IncrementalDetokenizer:
 class StopChecker:
     """Watches the generated text for the first complete stop string."""
 
-    __slots__ = ("_detokenizer", "_longest", "_stops", "_text")
+    __slots__ = ("_detokenizer", "_keeps_stop", "_stops", "_text")
 
-    def __init__(self, stops: Sequence[str], detokenizer: IncrementalDetokenizer) -> None:
+    def __init__(
+        self, stops: Sequence[str], detokenizer: IncrementalDetokenizer, *, keeps_stop: bool = False
+    ) -> None:
+        """`keeps_stop` leaves the stop string itself in the text."""
         self._stops = tuple(stops)
-        self._longest = max(map(len, stops))
         self._detokenizer = detokenizer
+        self._keeps_stop = keeps_stop
         self._text = ""
 
     @property
     def text(self) -> str:
-        """The text so far, cut before the stop string once one was found."""
+        """The text so far, cut at the stop string once one was found."""
         return self._text
 
-    def push(self, token_id: int) -> str | None:
-        """Add one token; return the stop string it completed, the earliest in the text if several."""
+    def push(self, token_id: int, *, is_armed: bool = True) -> str | None:
+        """Add one token; return the stop string it completed, the earliest in the text if several.
+
+        Until it is armed nothing stops it, and what was complete by then never will.
+        """
         new_text = self._detokenizer.push(token_id)
-        if not new_text:
-            return None
-        start = max(0, len(self._text) - self._longest + 1)
+        length = len(self._text)
         self._text += new_text
-        found = [(at, stop) for stop in self._stops if (at := self._text.find(stop, start)) >= 0]
+        if not new_text or not is_armed:
+            return None
+        starts = [(stop, max(0, length - len(stop) + 1)) for stop in self._stops]
+        found = [(at, stop) for stop, start in starts if (at := self._text.find(stop, start)) >= 0]
         if not found:
             return None
         at, stop = min(found)
-        self._text = self._text[:at]
+        self._text = self._text[: at + len(stop)] if self._keeps_stop else self._text[:at]
         return stop

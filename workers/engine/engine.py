@@ -241,7 +241,7 @@ class LLMEngine:
         return outputs
 
     def _append(self, sequence: Sequence, token_id: int, now_s: float) -> Ending | None:
-        sequence.token_ids.append(token_id)
+        sequence.append(token_id)
         if sequence.first_token_time_s is None:
             sequence.first_token_time_s = now_s
         return self._parts.finisher.ending(sequence)

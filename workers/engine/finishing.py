@@ -33,8 +33,10 @@ class Finisher:
             return Ending("stop")
         if params.stop_token_ids and token_id in params.stop_token_ids:
             return Ending("stop", token_id)
-        if sequence.stop_checker is not None and (stop := sequence.stop_checker.push(token_id)) is not None:
-            return Ending("stop", stop)
+        if sequence.stop_checker is not None:
+            is_armed = sequence.num_output_tokens > params.min_tokens
+            if (stop := sequence.stop_checker.push(token_id, is_armed=is_armed)) is not None:
+                return Ending("stop", stop)
         if sequence.num_tokens >= sequence.max_total_tokens:
             return Ending("length")
         return None
@@ -62,9 +64,13 @@ class Finisher:
         )
 
     def _text(self, sequence: Sequence, ending: Ending) -> str:
-        if isinstance(ending.stop_reason, str) and sequence.stop_checker is not None:
-            return sequence.stop_checker.text
-        return self._tokenizer.decode(sequence.output_token_ids)
+        params, token_ids = sequence.params, sequence.output_token_ids
+        if ending.finish_reason == "stop":
+            if isinstance(ending.stop_reason, str) and sequence.stop_checker is not None:
+                return sequence.stop_checker.text
+            if not params.include_stop_str_in_output:
+                token_ids = token_ids[:-1]  # an end-of-sequence or stop token is no part of the answer
+        return self._tokenizer.decode(token_ids, skip_special_tokens=params.skip_special_tokens)
 
 
 def non_finite_logits(sequence: Sequence) -> NonFiniteLogits:

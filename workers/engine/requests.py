@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
+from workers.engine.bad_words import BadWords, tokenize_bad_words
 from workers.engine.chat_template import Message
+from workers.engine.detokenizer import StopChecker
 from workers.engine.errors import InvalidParams, InvalidPrompt, RequestError
 from workers.engine.lora.composition import composition_of, describe
 from workers.engine.lora.request import AnyLoRA
 from workers.engine.sampler import derive_seed
 from workers.engine.sampling_params import SamplingParams
 from workers.engine.sequence import Sequence
+from workers.engine.token_rules import TokenRules
 from workers.engine.tokenizer import Tokenizer
 
 Prompt = str | list[int] | list[dict[str, Any]]
@@ -22,7 +26,14 @@ class RequestChecker:
     """Knows the limits of one engine and turns what fits them into sequences."""
 
     def __init__(
-        self, tokenizer: Tokenizer, *, vocab_size: int, max_model_len: int, max_loras: int, seed: int
+        self,
+        tokenizer: Tokenizer,
+        *,
+        vocab_size: int,
+        max_model_len: int,
+        max_loras: int,
+        seed: int,
+        eos_token_ids: Iterable[int],
     ) -> None:
         """`max_loras` is 0 where LoRA is off."""
         self._tokenizer = tokenizer
@@ -30,6 +41,7 @@ class RequestChecker:
         self._max_model_len = max_model_len
         self._max_loras = max_loras
         self._seed = seed
+        self._eos_token_ids = frozenset(eos_token_ids)
 
     def sequence(
         self,
@@ -45,8 +57,8 @@ class RequestChecker:
         self._check_adapters(request_id, lora)
         text, token_ids = self._tokenize(prompt)
         self._check_tokens(token_ids)
-        self._check_stop_tokens(params)
-        stops = params.stop_strings
+        self._check_named_tokens("stop token id", params.stop_token_ids or ())
+        self._check_named_tokens("logit_bias of token", params.logit_bias or ())
         return Sequence(
             request_id,
             text,
@@ -55,9 +67,10 @@ class RequestChecker:
             lora,
             seed=derive_seed(self._seed, request_id) if params.seed is None else params.seed,
             max_total_tokens=min(len(token_ids) + params.max_tokens, self._max_model_len),
-            stop_checker=self._tokenizer.stop_checker(stops) if stops else None,
+            stop_checker=self._stop_checker(params) if params.stop_strings else None,
             arrival_time_s=arrival_time_s,
             cache_salt=cache_salt,
+            rules=self._rules(params, token_ids) if params.edits_logits else None,
         )
 
     def _check_adapters(self, request_id: str, lora: AnyLoRA | None) -> None:
@@ -104,9 +117,26 @@ class RequestChecker:
                 f"token id {bad} is not of this model; give ids from 0 to {self._vocab_size - 1}"
             )
 
-    def _check_stop_tokens(self, params: SamplingParams) -> None:
-        for token_id in params.stop_token_ids or ():
+    def _check_named_tokens(self, what: str, token_ids: Iterable[int]) -> None:
+        for token_id in token_ids:
             if token_id >= self._vocab_size:
                 raise InvalidParams(
-                    f"stop token id {token_id} is not of this model; give ids below {self._vocab_size}"
+                    f"{what} {token_id} is not of this model; give ids below {self._vocab_size}"
                 )
+
+    def _stop_checker(self, params: SamplingParams) -> StopChecker:
+        return self._tokenizer.stop_checker(
+            params.stop_strings,
+            keeps_stop=params.include_stop_str_in_output,
+            skip_special_tokens=params.skip_special_tokens,
+        )
+
+    def _rules(self, params: SamplingParams, prompt_token_ids: list[int]) -> TokenRules:
+        words = tokenize_bad_words(params.bad_word_list, self._tokenizer.encode_bare)
+        self._check_named_tokens("a bad word's token", chain.from_iterable(words))
+        return TokenRules(
+            params,
+            prompt_token_ids,
+            end_token_ids=sorted(self._eos_token_ids.union(params.stop_token_ids or ())),
+            bad_words=BadWords(words) if words else None,
+        )

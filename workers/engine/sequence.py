@@ -12,6 +12,7 @@ from workers.engine.lora.stats import RevisionStats
 from workers.engine.outputs import RequestMetrics
 from workers.engine.prefix_keys import KeyChain
 from workers.engine.sampling_params import SamplingParams
+from workers.engine.token_rules import TokenRules
 
 KVIdentity = tuple[tuple[str | None, float], ...]
 """Revision and scale of every adapter, in order; empty for the base model."""
@@ -42,6 +43,7 @@ class Sequence:
         "prompt",
         "reads_prefix_cache",
         "request_id",
+        "rules",
         "seed",
         "slots",
         "started_time_s",
@@ -62,6 +64,7 @@ class Sequence:
         stop_checker: StopChecker | None,
         arrival_time_s: float,
         cache_salt: str | None = None,
+        rules: TokenRules | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
@@ -75,6 +78,7 @@ class Sequence:
         self.stop_checker = stop_checker
         self.arrival_time_s = arrival_time_s
         self.cache_salt = cache_salt
+        self.rules = rules
         self.started_time_s: float | None = None
         self.first_token_time_s: float | None = None
         self.block_table: list[int] = []
@@ -126,6 +130,12 @@ class Sequence:
     def output_token_ids(self) -> list[int]:
         """A copy of the generated tokens."""
         return self.token_ids[self.num_prompt_tokens :]
+
+    def append(self, token_id: int) -> None:
+        """Add a generated token."""
+        self.token_ids.append(token_id)
+        if self.rules is not None:
+            self.rules.append(token_id)
 
     def metrics(self, finished_time_s: float) -> RequestMetrics:
         """Return this request's accounts, closed at `finished_time_s`."""

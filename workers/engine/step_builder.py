@@ -12,7 +12,7 @@ from torch import Tensor
 from kernels.segments import Segments
 from workers.engine.batching import Schedule, ScheduledRows
 from workers.engine.kv_cache import SCRATCH_BLOCK
-from workers.engine.sampler import uniform
+from workers.engine.sampling_input import sampling_input
 from workers.engine.sequence import Sequence
 from workers.engine.step_input import AttentionGroup, SamplingInput, StepInput
 
@@ -144,18 +144,9 @@ class StepBuilder:
         return torch.zeros(is_hidden.shape, dtype=self._dtype).masked_fill_(is_hidden, float("-inf"))
 
     def _sampling(self, sampled: list[_Span]) -> SamplingInput:
-        params = [span.sequence.params for span in sampled]
         rows = [span.first_row + span.num_rows - 1 for span in sampled]
-        all_greedy = all(param.is_greedy for param in params)
-        return SamplingInput(
-            num_rows=len(rows),
-            rows=_tensor(rows + rows[-1:] * (MIN_ROWS - len(rows))),
-            all_greedy=all_greedy,
-            temperatures=torch.tensor([param.temperature for param in params], dtype=torch.float32),
-            top_ks=_tensor([param.top_k if param.top_k > 0 else self._vocab_size for param in params]),
-            top_ps=torch.tensor([param.top_p for param in params], dtype=torch.float64),
-            uniforms=torch.tensor([_uniform(span.sequence) for span in sampled], dtype=torch.float64),
-        )
+        padded = _tensor(rows + rows[-1:] * (MIN_ROWS - len(rows)))
+        return sampling_input([span.sequence for span in sampled], padded, self._vocab_size)
 
 
 def _spans(rows: list[ScheduledRows]) -> list[_Span]:
@@ -188,10 +179,6 @@ def _segments(spans: list[_Span], num_padding: int) -> Segments | None:
 
 def _is_complete(span: _Span) -> bool:
     return span.sequence.num_uncomputed_tokens == span.num_rows
-
-
-def _uniform(sequence: Sequence) -> float:
-    return 0.0 if sequence.params.is_greedy else uniform(sequence.seed, sequence.num_tokens)
 
 
 def _bucket(value: int, smallest: int) -> int:

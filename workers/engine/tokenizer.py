@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,20 @@ class Tokenizer:
         text = self._chat_template.render(messages)
         return text, self._encode(text, add_special_tokens=False)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of `token_ids` without special tokens."""
-        return self._backend.decode(token_ids, skip_special_tokens=True)
+    def encode_bare(self, text: str) -> list[int]:
+        """Return the tokens of a piece of text, without any special tokens."""
+        return self._encode(text, add_special_tokens=False)
 
-    def stop_checker(self, stops: Sequence[str]) -> StopChecker:
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of `token_ids`."""
+        return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def stop_checker(
+        self, stops: Sequence[str], *, keeps_stop: bool = False, skip_special_tokens: bool = True
+    ) -> StopChecker:
         """Return a watcher for `stops` in a generated text."""
-        return StopChecker(stops, IncrementalDetokenizer(self.decode))
+        decode = partial(self.decode, skip_special_tokens=skip_special_tokens)
+        return StopChecker(stops, IncrementalDetokenizer(decode), keeps_stop=keeps_stop)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         try:

@@ -61,3 +61,25 @@ def test_text_without_a_stop_string_is_kept_whole(tokenizer: Tokenizer) -> None:
 
     assert [stop for token_id in tokenizer.encode(TEXT) if (stop := checker.push(token_id))] == []
     assert checker.text == TEXT
+
+
+def test_the_stop_string_stays_where_it_is_asked_for(tokenizer: Tokenizer) -> None:
+    checker = tokenizer.stop_checker(["界!", "fin"], keeps_stop=True)
+
+    found = next(stop for token_id in tokenizer.encode(TEXT) if (stop := checker.push(token_id)) is not None)
+
+    assert (checker.text, found) == ("Grüße, 世界!", "界!")
+
+
+def test_what_is_complete_before_the_checker_is_armed_stops_nothing(tokenizer: Tokenizer) -> None:
+    token_ids = tokenizer.encode("stop it: stop")
+    checker = tokenizer.stop_checker(["stop", "it:", "long and never there"])
+
+    found = next(
+        (place, stop)
+        for place, token_id in enumerate(token_ids)
+        if (stop := checker.push(token_id, is_armed=place > 7)) is not None
+    )
+
+    assert found == (8, "it:")  # begun before, complete after
+    assert checker.text == "stop "

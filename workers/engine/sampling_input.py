@@ -1,0 +1,74 @@
+"""Builds the part of a step that says how each sampled row chooses its token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as ListLike
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workers.engine.sampler import uniform
+from workers.engine.sequence import Sequence
+from workers.engine.step_input import LogitShifts, Penalties, SamplingInput
+
+
+def sampling_input(
+    sequences: ListLike[Sequence],
+    rows: Tensor,  # [max(len(sequences), MIN_ROWS)] int64
+    vocab_size: int,
+) -> SamplingInput:
+    """Describe the choice of one token for each sequence; what nobody asks for stays None."""
+    params = [sequence.params for sequence in sequences]
+    has_rules = any(sequence.rules is not None for sequence in sequences)
+    return SamplingInput(
+        num_rows=len(sequences),
+        rows=rows,
+        all_greedy=all(param.is_greedy for param in params),
+        temperatures=torch.tensor([param.temperature for param in params], dtype=torch.float32),
+        top_ks=torch.tensor([param.top_k if param.top_k > 0 else vocab_size for param in params]),
+        top_ps=torch.tensor([param.top_p for param in params], dtype=torch.float64),
+        uniforms=torch.tensor([_uniform(sequence) for sequence in sequences], dtype=torch.float64),
+        min_ps=_min_ps(sequences),
+        shifts=_shifts(sequences) if has_rules else None,
+        penalties=_penalties(sequences) if has_rules else None,
+    )
+
+
+def _uniform(sequence: Sequence) -> float:
+    return 0.0 if sequence.params.is_greedy else uniform(sequence.seed, sequence.num_tokens)
+
+
+def _min_ps(sequences: ListLike[Sequence]) -> Tensor | None:
+    min_ps = [sequence.params.min_p for sequence in sequences]
+    return torch.tensor(min_ps, dtype=torch.float32) if any(min_ps) else None
+
+
+def _shifts(sequences: ListLike[Sequence]) -> LogitShifts | None:
+    rows: list[int] = []
+    token_ids: list[int] = []
+    values: list[float] = []
+    for row, sequence in enumerate(sequences):
+        shifts = None if sequence.rules is None else sequence.rules.shifts()
+        if shifts is not None:
+            rows += [row] * len(shifts.token_ids)
+            token_ids += shifts.token_ids
+            values += shifts.values
+    if not rows:
+        return None
+    return LogitShifts(torch.tensor(rows), torch.tensor(token_ids), torch.tensor(values, dtype=torch.float32))
+
+
+def _penalties(sequences: ListLike[Sequence]) -> Penalties | None:
+    rules = [(row, sequence.rules) for row, sequence in enumerate(sequences) if sequence.rules is not None]
+    penalised = [(row, found) for row, one in rules if (found := one.penalties()) is not None]
+    if not penalised:
+        return None
+    sizes = [len(found.token_ids) for _, found in penalised]
+    # Concatenation copies: later tokens must not change what was described here.
+    return Penalties(
+        rows=torch.from_numpy(np.repeat([row for row, _ in penalised], sizes)),
+        token_ids=torch.from_numpy(np.concatenate([found.token_ids for _, found in penalised])),
+        factors=torch.from_numpy(np.concatenate([found.factors for _, found in penalised])),
+        deductions=torch.from_numpy(np.concatenate([found.deductions for _, found in penalised])),
+    )
