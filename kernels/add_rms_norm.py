@@ -12,7 +12,7 @@ from kernels.cpu import library
 def add_rms_norm(
     residual: Tensor,  # [num_rows, width], changed in place
     delta: Tensor | None,  # [num_rows, width]; None: nothing to add
-    weight: Tensor,  # [width]
+    weight: Tensor,  # [width] float32
     eps: float,
 ) -> Tensor:  # [num_rows, width]
     """Compute residual += delta; return residual / sqrt(mean(residual^2) + eps) * weight.
@@ -28,4 +28,4 @@ def add_rms_norm_reference(residual: Tensor, delta: Tensor | None, weight: Tenso
     """Compute `add_rms_norm` in plain torch."""
     if delta is not None:
         residual += delta
-    return F.rms_norm(residual, (residual.shape[-1],), weight, eps)
+    return F.rms_norm(residual.float(), (residual.shape[-1],), weight, eps).to(residual.dtype)

@@ -13,23 +13,29 @@ _TYPICAL_ROWS = 32
 
 
 class Linear:
-    """y = x W^T without bias; bfloat16 weights on a CPU are packed by oneDNN once, where it can.
+    """y = x W^T + bias; bfloat16 weights on a CPU are packed by oneDNN once, where it can.
 
     In bfloat16 a row's result does not depend on the number of rows: so it was for every count tried (oneDNN
     of torch 2.13, 2026-11). MKL's float32 sums fewer than four rows in another order.
     """
 
-    def __init__(self, weight: Tensor) -> None:  # [out_features, in_features]
+    def __init__(
+        self,
+        weight: Tensor,  # [out_features, in_features]
+        bias: Tensor | None = None,  # [out_features]
+    ) -> None:
         self.out_features, self.in_features = weight.shape
         self.is_packed = weight.dtype is torch.bfloat16 and weight.device.type == "cpu" and can_pack()
         self._weight = _pack(weight) if self.is_packed else weight
+        self.bias = bias
 
     def __call__(
         self,
         x: Tensor,  # [num_rows, in_features]
     ) -> Tensor:  # [num_rows, out_features]
         """Multiply."""
-        return _multiply_packed(x, self._weight) if self.is_packed else F.linear(x, self._weight)
+        multiply = _multiply_packed if self.is_packed else F.linear
+        return multiply(x, self._weight, self.bias)
 
     def dense(self) -> Tensor:  # [out_features, in_features]
         """Return the weight in its plain layout; a copy where it is packed."""
@@ -44,18 +50,20 @@ def can_pack() -> bool:
     """
     weight = torch.linspace(-1, 1, 64 * 32).view(64, 32).to(torch.bfloat16)
     x = torch.linspace(-2, 2, 8 * 32).view(8, 32).to(torch.bfloat16)
+    bias = torch.linspace(-1, 1, 64).to(torch.bfloat16)
     try:
         if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001
             return False
-        packed = _multiply_packed(x, _pack(weight))
+        packed = _multiply_packed(x, _pack(weight), bias)
     except (AttributeError, RuntimeError, TypeError):
         return False
-    return torch.allclose(packed.float(), F.linear(x.float(), weight.float()), atol=0.02, rtol=0.02)
+    expected = F.linear(x.float(), weight.float(), bias.float())
+    return torch.allclose(packed.float(), expected, atol=0.02, rtol=0.02)
 
 
 def _pack(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)  # noqa: SLF001
 
 
-def _multiply_packed(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], "")  # noqa: SLF001
+def _multiply_packed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")  # noqa: SLF001

@@ -21,7 +21,6 @@ float add_and_square(T* residual, const T* delta, int64_t width) {
 
 template <class T>
 void norm_rows(const NormArgs& a, int64_t first, int64_t end) {
-  auto weight = static_cast<const T*>(a.weight);
   for (int64_t row = first; row < end; row++) {
     T* residual = static_cast<T*>(a.residual) + row * a.width;
     const T* delta = a.delta ? static_cast<const T*>(a.delta) + row * a.width : nullptr;
@@ -30,7 +29,7 @@ void norm_rows(const NormArgs& a, int64_t first, int64_t end) {
     Vec factor = set(1.0f / __builtin_sqrtf(mean + a.eps));
     for (int64_t c = 0; c < a.width; c += kLanes) {
       int64_t n = smaller(kLanes, a.width - c);
-      store(out + c, mul(mul(load(residual + c, n), factor), load(weight + c, n)), n);
+      store(out + c, mul(mul(load(residual + c, n), factor), load(a.weight + c, n)), n);
     }
   }
 }

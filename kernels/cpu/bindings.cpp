@@ -51,6 +51,12 @@ const T* ints(const Tensor& x, int64_t columns, const char* name) {
   return x.const_data_ptr<T>();
 }
 
+const float* norm_weight(const Tensor& x, int64_t width, const char* name) {
+  TORCH_CHECK(x.device().is_cpu() && x.is_contiguous() && x.scalar_type() == at::kFloat && x.numel() == width,
+              name, " is ", x.scalar_type(), " ", x.sizes(), "; give contiguous float32 [", width, "]");
+  return x.const_data_ptr<float>();
+}
+
 void lora_add(Tensor& out, const Tensor& x, const Tensor& runs, const Tensor& scales, const Tensor& table,
               const Tensor& columns) {
   bool bf16 = is_bf16(out, "out");
@@ -75,14 +81,18 @@ void lora_add(Tensor& out, const Tensor& x, const Tensor& runs, const Tensor& sc
 }
 
 Tensor paged_attention(Tensor& qkv, Tensor& keys, Tensor& values, const Tensor& cos, const Tensor& sin, const Tensor& spans,
-                       const Tensor& block_tables, double scale) {
+                       const Tensor& block_tables, double scale, int64_t window, double softcap,
+                       const std::optional<Tensor>& q_norm, const std::optional<Tensor>& k_norm, double norm_eps) {
   bool bf16 = is_bf16(qkv, "qkv");
   for (const Tensor* like : {&static_cast<const Tensor&>(keys), &static_cast<const Tensor&>(values), &cos, &sin})
     check_like(*like, qkv, "keys, values, cos and sin");
   int64_t num_tokens = qkv.size(0), num_kv_heads = keys.size(1), block_size = keys.size(2), head_dim = keys.size(3);
   int64_t num_heads = qkv.size(1) / head_dim - 2 * num_kv_heads, num_seqs = spans.size(0);
   TORCH_CHECK(block_size % kBlockMultiple == 0 && kSplitTokens % block_size == 0, "block_size is ", block_size);
-  TORCH_CHECK(cos.numel() == num_tokens * head_dim && sin.numel() == cos.numel(), "cos and sin must be [num_tokens, head_dim]");
+  int64_t rotary_dim = cos.dim() == 2 ? cos.size(1) : 0;
+  TORCH_CHECK(cos.size(0) == num_tokens && sin.sizes() == cos.sizes() && rotary_dim % 2 == 0 && 0 < rotary_dim && rotary_dim <= head_dim,
+              "cos and sin must be [num_tokens, rotary_dim], rotary_dim even and at most ", head_dim);
+  TORCH_CHECK(window >= 0 && softcap >= 0.0, "window is ", window, " and softcap ", softcap, "; give 0 for none");
   TORCH_CHECK(num_heads > 0 && num_heads % num_kv_heads == 0 && block_tables.size(0) == num_seqs, "qkv or block_tables do not fit");
   AttentionArgs args{};
   args.is_bf16 = bf16;
@@ -98,8 +108,14 @@ Tensor paged_attention(Tensor& qkv, Tensor& keys, Tensor& values, const Tensor& 
   args.num_heads = num_heads;
   args.num_kv_heads = num_kv_heads;
   args.head_dim = head_dim;
+  args.rotary_dim = rotary_dim;
   args.block_size = block_size;
+  args.window = window;
   args.scale = static_cast<float>(scale);
+  args.softcap = static_cast<float>(softcap);
+  args.norm_eps = static_cast<float>(norm_eps);
+  args.q_norm = q_norm ? norm_weight(*q_norm, head_dim, "q_norm") : nullptr;
+  args.k_norm = k_norm ? norm_weight(*k_norm, head_dim, "k_norm") : nullptr;
   std::vector<int32_t> token_seqs, token_rows;
   std::vector<int64_t> first_items{0};
   bool is_split = false;
@@ -135,26 +151,34 @@ Tensor paged_attention(Tensor& qkv, Tensor& keys, Tensor& values, const Tensor& 
 
 Tensor add_rms_norm(Tensor& residual, const std::optional<Tensor>& delta, const Tensor& weight, double eps) {
   bool bf16 = is_bf16(residual, "residual");
-  check_like(weight, residual, "weight");
-  TORCH_CHECK(residual.dim() == 2 && weight.numel() == residual.size(1), "residual is ", residual.sizes(), ", weight ", weight.sizes());
+  TORCH_CHECK(residual.dim() == 2, "residual is ", residual.sizes(), "; give [num_rows, width]");
   if (delta) {
     check_like(*delta, residual, "delta");
     TORCH_CHECK(delta->sizes() == residual.sizes(), "delta is ", delta->sizes(), ", residual ", residual.sizes());
   }
   Tensor out = at::empty(residual.sizes(), residual.options());
-  NormArgs args{bf16, residual.mutable_data_ptr(), delta ? delta->const_data_ptr() : nullptr, weight.const_data_ptr(),
-                out.mutable_data_ptr(), residual.size(1), static_cast<float>(eps)};
+  NormArgs args{bf16, residual.mutable_data_ptr(), delta ? delta->const_data_ptr() : nullptr,
+                norm_weight(weight, residual.size(1), "weight"), out.mutable_data_ptr(), residual.size(1), static_cast<float>(eps)};
   at::parallel_for(0, residual.size(0), 16, [&](int64_t first, int64_t end) { CALL(add_rms_norm, args, first, end); });
   return out;
 }
 
-Tensor swiglu(const Tensor& gate_up) {
+template <class Gate>
+Tensor gated(const Tensor& gate_up, Gate gate) {
   bool bf16 = is_bf16(gate_up, "gate_up");
   TORCH_CHECK(gate_up.dim() == 2 && gate_up.size(1) % 2 == 0, "gate_up is ", gate_up.sizes(), "; give [num_rows, 2 width]");
   Tensor out = at::empty({gate_up.size(0), gate_up.size(1) / 2}, gate_up.options());
-  SwigluArgs args{bf16, gate_up.const_data_ptr(), out.mutable_data_ptr(), out.size(1)};
-  at::parallel_for(0, out.size(0), 4, [&](int64_t first, int64_t end) { CALL(swiglu, args, first, end); });
+  GateArgs args{bf16, gate_up.const_data_ptr(), out.mutable_data_ptr(), out.size(1)};
+  at::parallel_for(0, out.size(0), 4, [&](int64_t first, int64_t end) { gate(args, first, end); });
   return out;
+}
+
+Tensor swiglu(const Tensor& gate_up) {
+  return gated(gate_up, [](const GateArgs& args, int64_t first, int64_t end) { CALL(swiglu, args, first, end); });
+}
+
+Tensor geglu(const Tensor& gate_up) {
+  return gated(gate_up, [](const GateArgs& args, int64_t first, int64_t end) { CALL(geglu, args, first, end); });
 }
 
 Tensor logits(const Tensor& x, const Tensor& weight) {
@@ -175,9 +199,11 @@ TORCH_LIBRARY(lorayard, m) {
   m.def("set_level(str level) -> ()", &set_level);
   m.def("lora_add(Tensor(a!) out, Tensor x, Tensor runs, Tensor scales, Tensor table, Tensor columns) -> ()");
   m.def("paged_attention(Tensor(a!) qkv, Tensor(b!) keys, Tensor(c!) values, Tensor cos, Tensor sin, Tensor spans, "
-        "Tensor block_tables, float scale) -> Tensor");
+        "Tensor block_tables, float scale, int window=0, float softcap=0.0, Tensor? q_norm=None, Tensor? k_norm=None, "
+        "float norm_eps=0.0) -> Tensor");
   m.def("add_rms_norm(Tensor(a!) residual, Tensor? delta, Tensor weight, float eps) -> Tensor");
   m.def("swiglu(Tensor gate_up) -> Tensor");
+  m.def("geglu(Tensor gate_up) -> Tensor");
   m.def("logits(Tensor x, Tensor weight) -> Tensor");
 }
 
@@ -186,5 +212,6 @@ TORCH_LIBRARY_IMPL(lorayard, CPU, m) {
   m.impl("paged_attention", &paged_attention);
   m.impl("add_rms_norm", &add_rms_norm);
   m.impl("swiglu", &swiglu);
+  m.impl("geglu", &geglu);
   m.impl("logits", &logits);
 }

@@ -33,8 +33,8 @@ struct AttentionArgs {
   void* qkv;     // [num_tokens, (num_heads + 2 num_kv_heads) head_dim]; q is rotated in place
   void* keys;    // [num_blocks, num_kv_heads, block_size, head_dim]
   void* values;  // the same
-  const void* cos;  // [num_tokens, head_dim]
-  const void* sin;  // [num_tokens, head_dim], the first half negated
+  const void* cos;  // [num_tokens, rotary_dim]
+  const void* sin;  // [num_tokens, rotary_dim], the first half negated
   void* out;        // [num_tokens, num_heads head_dim]
   const int32_t* spans;         // [num_seqs, 3]: first row, number of rows, position of the first row
   const int32_t* block_tables;  // [num_seqs, max_blocks]
@@ -42,8 +42,11 @@ struct AttentionArgs {
   const int32_t* token_rows;    // [num_span_rows]: its row within the span
   const int64_t* first_items;   // [num_seqs + 1]: attention items before each span
   float* partials;              // [num_items, kTileRows, head_dim + 2] where some span has several splits
-  int64_t num_seqs, max_blocks, num_heads, num_kv_heads, head_dim, block_size;
-  float scale;
+  const float* q_norm;  // [head_dim], or null: queries are not normed before they are rotated
+  const float* k_norm;  // the same for keys
+  int64_t num_seqs, max_blocks, num_heads, num_kv_heads, head_dim, rotary_dim, block_size;
+  int64_t window;  // a row sees that many positions, its own included; 0: all
+  float scale, softcap, norm_eps;  // softcap 0: none
 };
 
 inline int64_t num_groups(const AttentionArgs& a, int64_t seq) {
@@ -59,13 +62,13 @@ struct NormArgs {
   bool is_bf16;
   void* residual;     // [num_rows, width]; delta is added in place
   const void* delta;  // [num_rows, width] or null
-  const void* weight;
+  const float* weight;
   void* out;
   int64_t width;
   float eps;
 };
 
-struct SwigluArgs {
+struct GateArgs {
   bool is_bf16;
   const void* gate_up;  // [num_rows, 2 width]
   void* out;            // [num_rows, width]
@@ -86,7 +89,8 @@ struct LogitsArgs {
   void attend(const AttentionArgs&, int64_t first_item, int64_t end_item);     \
   void merge_splits(const AttentionArgs&, int64_t first_seq, int64_t end_seq); \
   void add_rms_norm(const NormArgs&, int64_t first_row, int64_t end_row);      \
-  void swiglu(const SwigluArgs&, int64_t first_row, int64_t end_row);          \
+  void swiglu(const GateArgs&, int64_t first_row, int64_t end_row);            \
+  void geglu(const GateArgs&, int64_t first_row, int64_t end_row);             \
   void logits(const LogitsArgs&, int64_t first_block, int64_t end_block);      \
   }
 

@@ -4,15 +4,35 @@
 namespace lorayard::LORAYARD_LEVEL {
 namespace {
 
+// x = x / sqrt(mean(x^2) + eps) weight, one head.
 template <class T>
-void rotate(const T* x, const T* cos, const T* sin, int64_t head_dim, T* out) {
-  int64_t half = head_dim / 2;
+void norm(T* x, const float* weight, int64_t head_dim, float eps) {
+  Vec squares = set(0.0f);
+  for (int64_t c = 0; c < head_dim; c += kLanes) {
+    Vec part = load(x + c, smaller(kLanes, head_dim - c));
+    squares = fma(part, part, squares);
+  }
+  Vec factor = set(1.0f / __builtin_sqrtf(sum(squares) / static_cast<float>(head_dim) + eps));
+  for (int64_t c = 0; c < head_dim; c += kLanes) {
+    int64_t n = smaller(kLanes, head_dim - c);
+    store(x + c, mul(mul(load(x + c, n), factor), load(weight + c, n)), n);
+  }
+}
+
+template <class T>
+void rotate(const T* x, const T* cos, const T* sin, int64_t rotary_dim, T* out) {
+  int64_t half = rotary_dim / 2;
   for (int64_t c = 0; c < half; c += kLanes) {
     int64_t n = smaller(kLanes, half - c);
     Vec x1 = load(x + c, n), x2 = load(x + half + c, n);
     store(out + c, fma(x1, load(cos + c, n), mul(x2, load(sin + c, n))), n);
     store(out + half + c, fma(x2, load(cos + half + c, n), mul(x1, load(sin + half + c, n))), n);
   }
+}
+
+template <class T>
+void copy(const T* from, int64_t n, T* to) {
+  __builtin_memcpy(to, from, static_cast<size_t>(n) * sizeof(T));
 }
 
 template <class T>
@@ -29,18 +49,26 @@ void rotate_rows(const AttentionArgs& a, int64_t first, int64_t end) {
     int64_t seq = a.token_seqs[i], row = a.spans[3 * seq] + a.token_rows[i];
     int64_t position = a.spans[3 * seq + 2] + a.token_rows[i];
     T* q = static_cast<T*>(a.qkv) + row * num_columns;
-    const T* k = q + a.num_heads * a.head_dim;
+    T* k = q + a.num_heads * a.head_dim;
     const T* v = k + a.num_kv_heads * a.head_dim;
-    const T* cos = static_cast<const T*>(a.cos) + row * a.head_dim;
-    const T* sin = static_cast<const T*>(a.sin) + row * a.head_dim;
-    for (int64_t h = 0; h < a.num_heads; h++) rotate(q + h * a.head_dim, cos, sin, a.head_dim, q + h * a.head_dim);
+    const T* cos = static_cast<const T*>(a.cos) + row * a.rotary_dim;
+    const T* sin = static_cast<const T*>(a.sin) + row * a.rotary_dim;
+    for (int64_t h = 0; h < a.num_heads; h++) {
+      T* head = q + h * a.head_dim;
+      if (a.q_norm) norm(head, a.q_norm, a.head_dim, a.norm_eps);
+      rotate(head, cos, sin, a.rotary_dim, head);
+    }
     for (int64_t h = 0; h < a.num_kv_heads; h++) {
-      rotate(k + h * a.head_dim, cos, sin, a.head_dim, cache_row<T>(a, a.keys, seq, h, position));
-      __builtin_memcpy(cache_row<T>(a, a.values, seq, h, position), v + h * a.head_dim,
-                       static_cast<size_t>(a.head_dim) * sizeof(T));
+      T *head = k + h * a.head_dim, *kept = cache_row<T>(a, a.keys, seq, h, position);
+      if (a.k_norm) norm(head, a.k_norm, a.head_dim, a.norm_eps);
+      rotate(head, cos, sin, a.rotary_dim, kept);
+      copy(head + a.rotary_dim, a.head_dim - a.rotary_dim, kept + a.rotary_dim);
+      copy(v + h * a.head_dim, a.head_dim, cache_row<T>(a, a.values, seq, h, position));
     }
   }
 }
+
+inline float softmax_scale(const AttentionArgs& a) { return a.softcap > 0.0f ? 1.0f : a.scale; }
 
 // Up to four (row, query head) pairs that share a key head, and one split of their tokens.
 struct Item {
@@ -57,13 +85,25 @@ Item item_at(const AttentionArgs& a, int64_t index) {
   return {low, rest / (splits * groups), rest / splits % groups, rest % splits, splits};
 }
 
-// Turns n scores into e^(scale (score - max)), writes them as factors and zeros up to `padded`.
+constexpr float kHidden = -3.0e38f;
+
+// score = softcap tanh(scale score / softcap), which leaves nothing for the softmax to scale.
+void cap(float* scores, int64_t n, float scale, float softcap) {
+  for (int64_t j = 0; j < n; j += kLanes) {
+    Vec e = exponential(mul(set(2.0f * scale / softcap), load(scores + j)));
+    Vec tanh = sub(set(1.0f), div(set(2.0f), add(e, set(1.0f))));
+    store(scores + j, mul(set(softcap), tanh), kLanes);
+  }
+}
+
+// Turns scores `from` to n into e^(scale (score - max)), writes them as factors, and zeros around up to `padded`.
 template <class T>
-void soften(float* scores, int64_t n, int64_t padded, float scale, T* factors, float& max, float& total) {
-  Vec best = set(-3.0e38f), added = set(0.0f);
+void soften(float* scores, int64_t from, int64_t n, int64_t padded, float scale, T* factors, float& max, float& total) {
+  Vec best = set(kHidden), added = set(0.0f);
+  for (int64_t j = 0; j < from; j++) scores[j] = kHidden;
   for (int64_t j = 0; j < n; j += kLanes) {
     int64_t some = smaller(kLanes, n - j);
-    for (int64_t t = j + some; t < j + kLanes; t++) scores[t] = -3.0e38f;
+    for (int64_t t = j + some; t < j + kLanes; t++) scores[t] = kHidden;
     best = highest(best, load(scores + j));
   }
   float lanes[kLanes];
@@ -73,8 +113,9 @@ void soften(float* scores, int64_t n, int64_t padded, float scale, T* factors, f
   for (int64_t j = 0; j < padded; j += kLanes) {
     int64_t some = n - j;
     Vec p = some > 0 ? exponential(mul(set(scale), sub(load(scores + j), set(max)))) : set(0.0f);
-    if (some > 0 && some < kLanes) {
+    if (some > 0 && (some < kLanes || j < from)) {
       store(lanes, p, kLanes);
+      for (int64_t t = 0; t < smaller(from - j, kLanes); t++) lanes[t] = 0.0f;
       p = load(lanes, some);
     }
     added = add(added, p);
@@ -87,8 +128,8 @@ template <class T, int M>
 void attend_item(const AttentionArgs& a, const Item& item, float* partial) {
   constexpr int64_t kWidest = kSplitTokens + kLanes;
   const int32_t* span = a.spans + 3 * item.seq;
-  int64_t shared = a.num_heads / a.num_kv_heads, start = item.split * kSplitTokens, end = start;
-  int64_t num_columns = (a.num_heads + 2 * a.num_kv_heads) * a.head_dim, ends[M];
+  int64_t shared = a.num_heads / a.num_kv_heads, first = item.split * kSplitTokens, last = first + kSplitTokens;
+  int64_t num_columns = (a.num_heads + 2 * a.num_kv_heads) * a.head_dim, begins[M], ends[M], start = last, end = first;
   alignas(64) float scores[M][kWidest];
   alignas(64) T factors[M][kWidest];
   const T* q[M];
@@ -100,9 +141,21 @@ void attend_item(const AttentionArgs& a, const Item& item, float* partial) {
     q[m] = static_cast<const T*>(a.qkv) + row * num_columns + head * a.head_dim;
     out[m] = static_cast<T*>(a.out) + (row * a.num_heads + head) * a.head_dim;
     p[m] = factors[m];
-    ends[m] = smaller(span[2] + pair / shared + 1, start + kSplitTokens);
-    end = ends[m] > end ? ends[m] : end;
+    int64_t position = span[2] + pair / shared;
+    begins[m] = larger(a.window ? position - a.window + 1 : 0, first);
+    ends[m] = smaller(position + 1, last);
+    if (begins[m] >= ends[m]) continue;
+    start = smaller(begins[m], start);
+    end = larger(ends[m], end);
   }
+  if (start >= end) {  // no row sees any of this split, so there are several
+    for (int m = 0; m < M; m++) {
+      partial[m * (a.head_dim + 2)] = kHidden;
+      partial[m * (a.head_dim + 2) + 1] = 0.0f;
+    }
+    return;
+  }
+  start -= start % a.block_size;  // blocks before the window are not read
   const T* blocks[kSplitTokens / kBlockMultiple + 1];
   int64_t num_tokens = end - start, num_blocks = 0;
   for (int64_t t = 0; t < num_tokens; t += a.block_size) {
@@ -115,8 +168,10 @@ void attend_item(const AttentionArgs& a, const Item& item, float* partial) {
   float max[M], total[M];
   int64_t padded = (num_tokens + kLanes - 1) / kLanes * kLanes;
   for (int m = 0; m < M; m++) {
-    int64_t n = ends[m] - start;
-    soften(scores[m], n > 0 ? n : 0, padded, a.scale, factors[m], max[m], total[m]);
+    bool sees = begins[m] < ends[m];
+    int64_t from = sees ? begins[m] - start : 0, n = sees ? ends[m] - start : 0;
+    if (a.softcap > 0.0f) cap(scores[m], n, a.scale, a.softcap);
+    soften(scores[m], from, n, padded, softmax_scale(a), factors[m], max[m], total[m]);
   }
   BlockedRows<T> rows{blocks, a.block_size, a.head_dim, num_tokens};
   if (item.num_splits == 1) {
@@ -160,7 +215,7 @@ void merge_pair(const AttentionArgs& a, const float* partial, int64_t stride, in
     for (int64_t s = 0; s < splits; s++) {
       const float* part = partial + s * stride;
       if (part[1] == 0.0f) continue;  // the row sees none of this split
-      Vec weight = exponential(set(a.scale * (part[0] - max)));
+      Vec weight = exponential(set(softmax_scale(a) * (part[0] - max)));
       total = fma(weight, set(part[1]), total);
       acc = fma(weight, load(part + 2 + c, n), acc);
     }

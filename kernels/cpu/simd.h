@@ -13,6 +13,7 @@ namespace {
 using lorayard::Bf16;
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 inline float to_float(float x) { return x; }
 inline float to_float(Bf16 x) {

@@ -5,7 +5,7 @@ namespace lorayard::LORAYARD_LEVEL {
 namespace {
 
 template <class T>
-void gate_rows(const SwigluArgs& a, int64_t first, int64_t end) {
+void gate_rows(const GateArgs& a, int64_t first, int64_t end) {
   for (int64_t row = first; row < end; row++) {
     const T* gate = static_cast<const T*>(a.gate_up) + 2 * row * a.width;
     const T* up = gate + a.width;
@@ -21,7 +21,7 @@ void gate_rows(const SwigluArgs& a, int64_t first, int64_t end) {
 
 }  // namespace
 
-void swiglu(const SwigluArgs& a, int64_t first, int64_t end) {
+void swiglu(const GateArgs& a, int64_t first, int64_t end) {
   a.is_bf16 ? gate_rows<Bf16>(a, first, end) : gate_rows<float>(a, first, end);
 }
 

@@ -89,6 +89,7 @@ def assemble(config: EngineConfig) -> EngineParts:
             vocab_size=model.vocab_size,
             dtype=dtype,
             gathers_kv=not can_attend_in_place(config.device, dtype, config.block_size),
+            windows=model.windows,
         ),
         executor=LocalExecutor(decoder, _kv_cache(config, model, allocator.num_blocks, dtype)),
         checker=RequestChecker(
@@ -123,7 +124,7 @@ def _engine_info(config: EngineConfig, model: ModelConfig) -> EngineInfo:
 
 
 def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
-    limit = model.max_position_embeddings
+    limit = model.max_positions
     if config.max_model_len is None:
         return min(limit, _DEFAULT_MAX_MODEL_LEN)
     if config.max_model_len > limit:
@@ -161,6 +162,7 @@ def _adapters(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> L
     base = describe_base(config.model, name=config.served_model_name or model.name)
     return LoRAManager(
         base.shapes,
+        layout=base.layout,
         num_layers=base.num_layers,
         max_loras=config.max_loras,
         max_cpu_loras=config.host_cache_capacity,

@@ -51,13 +51,18 @@ class StepBuilder:
         vocab_size: int,
         dtype: torch.dtype,
         gathers_kv: bool = True,
+        windows: tuple[int | None, ...] = (None,),
     ) -> None:
-        """`gathers_kv` is False where attention reads the cache in place and needs no groups."""
+        """`gathers_kv` is False where attention reads the cache in place and needs no groups.
+
+        `windows` are the model's: how many positions a row sees, its own included; None for all.
+        """
         self._block_size = block_size
         self._num_kv_heads = num_kv_heads
         self._vocab_size = vocab_size
         self._dtype = dtype
         self._gathers_kv = gathers_kv
+        self._windows = windows
         self._heads = np.arange(num_kv_heads, dtype=np.int64)
 
     def build(self, schedule: Schedule) -> BuiltStep:
@@ -128,7 +133,7 @@ class StepBuilder:
             query_rows=torch.from_numpy(query_rows.ravel()),
             output_rows=torch.from_numpy(output_rows.ravel()),
             kv_rows=torch.from_numpy(self._kv_rows(spans, num_blocks)),
-            mask=self._mask(query_positions, num_blocks),
+            masks=tuple(self._mask(query_positions, num_blocks, window) for window in self._windows),
         )
 
     def _kv_rows(self, spans: list[_Span], num_blocks: int) -> Ints:
@@ -138,9 +143,12 @@ class StepBuilder:
             tables[index, 0, : len(table)] = table
         return (tables * self._num_kv_heads + self._heads[:, None]).ravel()
 
-    def _mask(self, query_positions: Ints, num_blocks: int) -> Tensor:
+    def _mask(self, query_positions: Ints, num_blocks: int, window: int | None) -> Tensor:
         limits = torch.from_numpy(query_positions)[:, None, :, None]
-        is_hidden = torch.arange(num_blocks * self._block_size) > limits
+        kv_positions = torch.arange(num_blocks * self._block_size)
+        is_hidden = kv_positions > limits
+        if window is not None:
+            is_hidden |= kv_positions <= limits - window
         return torch.zeros(is_hidden.shape, dtype=self._dtype).masked_fill_(is_hidden, float("-inf"))
 
     def _sampling(self, sampled: list[_Span]) -> SamplingInput:

@@ -18,7 +18,8 @@ class AttentionGroup:
     query_rows: Tensor  # [num_seqs * query_len] int64, rows of the step; padding repeats the last one
     output_rows: Tensor  # [num_seqs * query_len] int64, where results go; padding goes to row num_tokens
     kv_rows: Tensor  # [num_seqs * num_kv_heads * num_blocks] int64, block * num_kv_heads + head
-    mask: Tensor  # [num_seqs, 1, query_len, num_blocks * block_size] added to the scores
+    # [num_seqs, 1, query_len, num_blocks * block_size] each, added to the scores; one per window
+    masks: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)

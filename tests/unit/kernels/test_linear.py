@@ -10,14 +10,18 @@ from kernels.linear import Linear
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("out_features", "in_features"), [(1, 1), (7, 33), (960, 576), (64, 1536)])
-def test_it_equals_plain_torch(out_features: int, in_features: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_it_equals_plain_torch(
+    out_features: int, in_features: int, has_bias: bool, dtype: torch.dtype
+) -> None:
     generator = torch.Generator().manual_seed(1)
     weight = (torch.randn(out_features, in_features, generator=generator) / in_features**0.5).to(dtype)
-    layer = Linear(weight)
+    bias = torch.randn(out_features, generator=generator).to(dtype) if has_bias else None
+    layer = Linear(weight, bias)
     for num_rows in (1, 4, 32, 33):
         x = torch.randn(num_rows, in_features, generator=generator).to(dtype)
         tolerance = 1e-5 if dtype is torch.float32 else 2e-2
-        torch.testing.assert_close(layer(x), F.linear(x, weight), atol=tolerance, rtol=tolerance)
+        torch.testing.assert_close(layer(x), F.linear(x, weight, bias), atol=tolerance, rtol=tolerance)
     assert torch.equal(layer.dense(), weight)
 
 

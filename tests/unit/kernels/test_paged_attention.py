@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from kernels.cpu.library import LEVELS, Level, available_levels, use_level
-from kernels.paged_attention import can_attend_in_place, paged_attention, paged_attention_reference
+from kernels.paged_attention import (
+    HeadNorms,
+    can_attend_in_place,
+    paged_attention,
+    paged_attention_reference,
+)
 
 
 @pytest.fixture(params=[name for name in LEVELS if name != "torch"], autouse=True)
@@ -31,6 +36,9 @@ class Case:
     spans: Tensor
     block_tables: Tensor
     scale: float
+    window: int | None = None
+    softcap: float | None = None
+    head_norms: HeadNorms | None = None
 
     def copied(self) -> Case:
         return Case(*(part.clone() if isinstance(part, Tensor) else part for part in vars(self).values()))
@@ -59,6 +67,7 @@ def make_case(
     block_size: int = 16,
     dtype: torch.dtype = torch.float32,
     num_padding: int = 0,
+    rotary_dim: int | None = None,
 ) -> Case:
     generator = torch.Generator().manual_seed(1)
 
@@ -74,7 +83,7 @@ def make_case(
     num_tokens = sum(rows for rows, _ in chunks) + num_padding
     spans = torch.tensor([(start, *chunk) for start, chunk in zip(starts, chunks, strict=True)])
     cache_shape = (int(order.max()) + 1, num_kv_heads, block_size, head_dim)
-    cos, sin = random(num_tokens, head_dim), random(num_tokens, head_dim)
+    cos, sin = (random(num_tokens, rotary_dim or head_dim) for _ in range(2))
     qkv = random(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim)
     caches = random(*cache_shape), random(*cache_shape)
     return Case(qkv, *caches, cos, sin, spans.int(), tables, head_dim**-0.5)
@@ -109,10 +118,48 @@ def test_a_mixed_step_equals_plain_torch(
     assert torch.equal(out[-2:], torch.zeros_like(out[-2:]))
 
 
-@pytest.mark.usefixtures("num_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_chunks_neighbours_and_threads_change_no_bit(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("window", [None, 1, 16, 21, 600])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(32, 32), (32, 20), (256, 64)])
+def test_windows_softcaps_head_norms_and_partial_rotation_equal_plain_torch(
+    window: int | None, softcap: float | None, head_dim: int, rotary_dim: int, dtype: torch.dtype
+) -> None:
+    case = make_case(
+        [(1, 0), (1, 16), (1, 700), (37, 0), (20, 505), (1, 512), (3, 1100)],
+        head_dim=head_dim,
+        rotary_dim=rotary_dim,
+        dtype=dtype,
+        num_padding=1,
+    )
+    case.window, case.softcap = window, softcap
+    case.head_norms = HeadNorms(torch.linspace(0.2, 2, head_dim), torch.linspace(2, 0.2, head_dim), 1e-6)
+    reference = case.copied()
+    expected = reference.run_reference()
+
+    out = case.run()
+
+    tolerance = 2e-5 if dtype is torch.float32 else 5e-2
+    torch.testing.assert_close(out, expected, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(case.keys, reference.keys, atol=tolerance, rtol=tolerance)
+
+
+def test_what_lies_before_the_window_is_not_read() -> None:
+    case = make_case([(1, 600)])
+    case.window = 32
+    clean = case.copied().run()
+    case.keys[case.block_tables[0, :35].long()] = float("nan")
+    case.values[case.block_tables[0, :35].long()] = float("nan")
+
+    assert torch.equal(case.run(), clean)
+
+
+@pytest.mark.usefixtures("num_threads")
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chunks_neighbours_and_threads_change_no_bit(dtype: torch.dtype, window: int | None) -> None:
     whole = make_case([(600, 0)], head_dim=32, dtype=dtype)
+    whole.window = window
     expected = whole.copied().run()
 
     pieces = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from workers.engine.lora.base import BaseDescription, ModuleShape, describe_base
 from workers.engine.lora.digest import adapter_digest
 from workers.engine.lora.manager import LoRAManager
-from workers.engine.lora.packed_slots import PackedModule
 from workers.engine.lora.request import AnyLoRA, LoRAMix, LoRARequest
 from workers.engine.lora.residency import ResidencyChange, Tier
 from workers.engine.lora.stats import AdapterStats, RevisionStats
@@ -17,7 +16,6 @@ __all__ = [
     "AnyLoRA",
     "LoRAManager",
     "ModuleShape",
-    "PackedModule",
     "BaseDescription",
     "describe_base",
     "AdapterDescription",

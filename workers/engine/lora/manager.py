@@ -17,7 +17,7 @@ from workers.engine.lora.host_cache import WANTED_S
 from workers.engine.lora.identities import Identities
 from workers.engine.lora.loader import LoadResult
 from workers.engine.lora.loads import Loads
-from workers.engine.lora.packed_slots import PackedModule, packed_layout
+from workers.engine.lora.packed_slots import PackedLayout
 from workers.engine.lora.request import LoRARequest
 from workers.engine.lora.residency import ResidencyChange, Tier
 from workers.engine.lora.seating import Seating
@@ -38,6 +38,7 @@ class LoRAManager:
         self,
         shapes: Mapping[str, ModuleShape],
         *,
+        layout: PackedLayout,
         num_layers: int,
         max_loras: int,
         max_cpu_loras: int | None,
@@ -47,13 +48,16 @@ class LoRAManager:
         base_name: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`shapes` are the base's linear layers by module path; an empty `base_name` means unknown."""
+        """`shapes` are the base's linear layers by module path; an empty `base_name` means unknown.
+
+        `layout` says which of them are packed together.
+        """
         host_capacity = max_loras if max_cpu_loras is None else max_cpu_loras
         _check_limits(max_loras, host_capacity, max_lora_rank, torch.device(device))
-        self._base = BaseDescription(base_name, num_layers, shapes)
+        self._base = BaseDescription(base_name, num_layers, shapes, layout)
         self._max_lora_rank = max_lora_rank
         self._dtype = dtype
-        self._layout = packed_layout(shapes, num_layers)
+        self._layout = layout
         self._tiers = Tiers(
             shapes, self._layout, num_slots=max_loras, host_capacity=host_capacity, clock=clock
         )
@@ -116,7 +120,7 @@ class LoRAManager:
         revision = self._identities.revision_of(request)
         return RevisionStats() if revision is None else self._tiers.counters.take_uncharged(revision)
 
-    def packed(self, layer: int, module: PackedModule) -> PackedModuleSlots:
+    def packed(self, layer: int, module: str) -> PackedModuleSlots:
         """Return a packed module's slot table for `kernels.lora`; the same object for the engine's life."""
         return self._tiers.table(layer, module)
 

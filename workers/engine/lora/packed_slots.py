@@ -1,48 +1,15 @@
-"""Which linear layers the model packs into one, and the slot tables of all of them."""
+"""The slot tables of all packed modules."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
 
 from kernels.lora_slots import PackedLoRA, PackedModuleSlots
-from workers.engine.errors import ConfigError
-from workers.engine.lora.base import ModuleShape
+from workers.engine.lora.base import ModuleShape, PackedKey, PackedLayout
 
-PackedModule = Literal["qkv", "o", "gate_up", "down"]
-SUB_MODULES: dict[PackedModule, tuple[str, ...]] = {
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "o": ("self_attn.o_proj",),
-    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "down": ("mlp.down_proj",),
-}
+__all__ = ["PackedAdapter", "PackedKey", "PackedLayout", "PackedSlotTables"]
 
-
-class PackedKey(NamedTuple):
-    """A packed module's place in the model."""
-
-    layer: int
-    module: PackedModule
-
-
-PackedLayout = Mapping[PackedKey, tuple[str, ...]]  # the module paths that are packed, in order
 PackedAdapter = Mapping[PackedKey, PackedLoRA]
-
-
-def packed_layout(shapes: Mapping[str, ModuleShape], num_layers: int) -> PackedLayout:
-    """Find every packed module's parts among the base's linear layers."""
-    layout: dict[PackedKey, tuple[str, ...]] = {}
-    by_place = {match[1]: path for path in shapes if (match := re.search(r"\blayers\.(\d+\..+)$", path))}
-    for layer in range(num_layers):
-        for module, parts in SUB_MODULES.items():
-            missing = [part for part in parts if f"{layer}.{part}" not in by_place]
-            if missing:
-                raise ConfigError(
-                    f"layer {layer} of the base has no {missing[0]}; give the shapes of all its linear layers"
-                )
-            layout[PackedKey(layer, module)] = tuple(by_place[f"{layer}.{part}"] for part in parts)
-    return layout
 
 
 class PackedSlotTables:
@@ -58,7 +25,7 @@ class PackedSlotTables:
             for key, paths in layout.items()
         }
 
-    def table(self, layer: int, module: PackedModule) -> PackedModuleSlots:
+    def table(self, layer: int, module: str) -> PackedModuleSlots:
         """Return one packed module's table; it is the same object for the life of the engine."""
         return self._tables[PackedKey(layer, module)]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from kernels.lora_slots import PackedModuleSlots
 from workers.engine.lora.base import ModuleShape
 from workers.engine.lora.host_cache import HostCache
-from workers.engine.lora.packed_slots import PackedLayout, PackedModule, PackedSlotTables
+from workers.engine.lora.packed_slots import PackedLayout, PackedSlotTables
 from workers.engine.lora.residency import ResidencyLog
 from workers.engine.lora.slots import SlotTable
 from workers.engine.lora.stats import AdapterCounters, AdapterStats
@@ -35,7 +35,7 @@ class Tiers:
     def __contains__(self, revision: str) -> bool:
         return revision in self.host
 
-    def table(self, layer: int, module: PackedModule) -> PackedModuleSlots:
+    def table(self, layer: int, module: str) -> PackedModuleSlots:
         return self._tables.table(layer, module)
 
     def use_all(self, revisions: Sequence[str]) -> list[int] | None:

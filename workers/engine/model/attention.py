@@ -1,63 +1,85 @@
-"""Grouped-query attention over the paged cache where no kernel reads it in place: blocks are gathered."""
+"""The attention of a layer: project, norm and rotate, keep keys and values, attend, project back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from workers.engine.step_input import AttentionGroup
-
-
-def store_kv(
-    new: Tensor,  # [num_tokens, num_kv_heads, head_dim]
-    cache: Tensor,  # [num_blocks, num_kv_heads, block_size, head_dim]
-    write_rows: Tensor,  # [num_tokens * num_kv_heads] int64
-) -> None:
-    """Write keys or values of this step's tokens to their places in the cache."""
-    head_dim = cache.shape[-1]
-    cache.view(-1, head_dim).index_copy_(0, write_rows, new.reshape(-1, head_dim))
+from kernels.add_rms_norm import add_rms_norm
+from kernels.paged_attention import HeadNorms, paged_attention
+from workers.engine.model.adapted_linear import AdaptedLinear
+from workers.engine.model.config import ModelConfig
+from workers.engine.model.gathered_attention import gathered_attention, store_kv
+from workers.engine.model.ops import Rotation, rotate
+from workers.engine.model.weights import LayerWeights
+from workers.engine.step_input import StepInput
 
 
-def gathered_attention(
-    queries: Tensor,  # [num_tokens, num_heads, head_dim]
-    keys: Tensor,  # [num_blocks, num_kv_heads, block_size, head_dim]
-    values: Tensor,  # [num_blocks, num_kv_heads, block_size, head_dim]
-    groups: Sequence[AttentionGroup],
-) -> Tensor:
-    """Return softmax(q k^T / sqrt(head_dim)) v, [num_tokens, num_heads * head_dim], 0 for padding rows."""
-    num_tokens, num_heads, head_dim = queries.shape
-    # One row more than tokens: the place where padded queries put their results.
-    out = queries.new_zeros((num_tokens + 1, num_heads * head_dim))
-    for group in groups:
-        attend = _attend_one_query if group.query_len == 1 else _attend_many_queries
-        out.index_copy_(0, group.output_rows, attend(queries, keys, values, group))
-    return out[:num_tokens]
+class Attention:
+    """Grouped-query attention of one layer, over the cache in place or gathered as the step was built."""
 
+    def __init__(
+        self, config: ModelConfig, index: int, weights: LayerWeights, linears: Mapping[str, AdaptedLinear]
+    ) -> None:
+        self._qkv = linears["qkv"]
+        self._o = linears["o"]
+        self._num_heads = config.num_heads
+        self._num_kv_heads = config.num_kv_heads
+        self._head_dim = config.head_dim
+        self._scale = config.attention_scale
+        self._softcap = config.attn_logit_softcapping
+        self._window = config.layers[index].window
+        self._mask = config.windows.index(self._window)
+        self._head_norms: HeadNorms | None = None
+        if weights.q_norm is not None and weights.k_norm is not None:
+            self._head_norms = HeadNorms(weights.q_norm, weights.k_norm, config.rms_norm_eps)
 
-def _attend_one_query(queries: Tensor, keys: Tensor, values: Tensor, group: AttentionGroup) -> Tensor:
-    # Query heads that share a key head stand where query positions would: nothing is repeated.
-    num_kv_heads, head_dim = keys.shape[1], keys.shape[3]
-    q = queries.index_select(0, group.query_rows).view(group.num_seqs, num_kv_heads, -1, head_dim)
-    k, v = _gather(keys, group), _gather(values, group)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask)
-    return out.reshape(group.num_seqs, -1)
+    def __call__(
+        self,
+        x: Tensor,  # [num_tokens, hidden_size]
+        rotation: Rotation,
+        step: StepInput,
+        kv: tuple[Tensor, Tensor],  # this layer's keys and values
+    ) -> Tensor:  # [num_tokens, hidden_size]
+        """Return what is added to the residual."""
+        qkv = self._qkv(x, step.segments)
+        attend = self._attend_gathered if step.groups else self._attend_in_place
+        return self._o(attend(qkv, rotation, step, *kv), step.segments)
 
+    def _attend_in_place(
+        self, qkv: Tensor, rotation: Rotation, step: StepInput, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        return paged_attention(
+            qkv,
+            keys,
+            values,
+            rotation.cos,
+            rotation.sin,
+            step.spans,
+            step.block_tables,
+            self._scale,
+            window=self._window,
+            softcap=self._softcap,
+            head_norms=self._head_norms,
+        )
 
-def _attend_many_queries(queries: Tensor, keys: Tensor, values: Tensor, group: AttentionGroup) -> Tensor:
-    num_heads, head_dim = queries.shape[1], queries.shape[2]
-    q = queries.index_select(0, group.query_rows).view(group.num_seqs, group.query_len, num_heads, head_dim)
-    heads_per_kv_head = num_heads // keys.shape[1]
-    k = _gather(keys, group).repeat_interleave(heads_per_kv_head, dim=1)
-    v = _gather(values, group).repeat_interleave(heads_per_kv_head, dim=1)
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=group.mask)
-    return out.transpose(1, 2).reshape(group.num_seqs * group.query_len, -1)
-
-
-def _gather(cache: Tensor, group: AttentionGroup) -> Tensor:
-    """Return the group's blocks in order, [num_seqs, num_kv_heads, num_blocks * block_size, head_dim]."""
-    num_kv_heads, block_size, head_dim = cache.shape[1:]
-    rows = torch.index_select(cache.view(-1, block_size, head_dim), 0, group.kv_rows)
-    return rows.view(group.num_seqs, num_kv_heads, -1, head_dim)
+    def _attend_gathered(
+        self, qkv: Tensor, rotation: Rotation, step: StepInput, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        rows = qkv.view(step.num_tokens, -1, self._head_dim)
+        q, k, v = rows.split((self._num_heads, self._num_kv_heads, self._num_kv_heads), dim=1)
+        if (norms := self._head_norms) is not None:
+            q = add_rms_norm(q.reshape(-1, self._head_dim), None, norms.q, norms.eps).view(q.shape)
+            k = add_rms_norm(k.reshape(-1, self._head_dim), None, norms.k, norms.eps).view(k.shape)
+        store_kv(rotate(k, rotation), keys, step.write_rows)
+        store_kv(v, values, step.write_rows)
+        return gathered_attention(
+            rotate(q, rotation),
+            keys,
+            values,
+            step.groups,
+            mask=self._mask,
+            scale=self._scale,
+            softcap=self._softcap,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,43 +13,31 @@ from kernels.linear import Linear
 from kernels.logits import Head
 from workers.engine.model.checkpoint import CheckpointReader
 from workers.engine.model.config import ModelConfig
+from workers.engine.model.layout import layer_modules, layer_path
+from workers.engine.model.modules import PackedLinear
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One decoder layer; q, k, v and gate, up are stacked so that each pair of matrices is one product."""
+    """One decoder layer's matrices by the names of its packed modules, and its norms in float32."""
 
-    input_norm: Tensor  # [hidden_size]
-    qkv: Linear  # [(num_heads + 2 * num_kv_heads) * head_dim, hidden_size]
-    o: Linear  # [hidden_size, num_heads * head_dim]
-    post_attention_norm: Tensor  # [hidden_size]
-    gate_up: Linear  # [2 * intermediate_size, hidden_size]
-    down: Linear  # [hidden_size, intermediate_size]
+    linears: Mapping[str, Linear]  # by PackedLinear.name
+    pre_attention_norm: Tensor  # [hidden_size]
+    post_attention_norm: Tensor | None  # [hidden_size]
+    pre_mlp_norm: Tensor  # [hidden_size]
+    post_mlp_norm: Tensor | None  # [hidden_size]
+    q_norm: Tensor | None  # [head_dim]
+    k_norm: Tensor | None  # [head_dim]
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
-    """Everything a Llama-family decoder multiplies with."""
+    """Everything a decoder multiplies with."""
 
     embedding: Tensor  # [vocab_size, hidden_size]
     layers: tuple[LayerWeights, ...]
-    final_norm: Tensor  # [hidden_size]
+    final_norm: Tensor  # [hidden_size] float32
     head: Head  # [vocab_size, hidden_size]
-
-
-def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """Return [out_features, in_features] of every linear module of a layer, by its name below the layer."""
-    q_size = config.num_heads * config.head_dim
-    kv_size = config.num_kv_heads * config.head_dim
-    return {
-        "self_attn.q_proj": (q_size, config.hidden_size),
-        "self_attn.k_proj": (kv_size, config.hidden_size),
-        "self_attn.v_proj": (kv_size, config.hidden_size),
-        "self_attn.o_proj": (config.hidden_size, q_size),
-        "mlp.gate_proj": (config.intermediate_size, config.hidden_size),
-        "mlp.up_proj": (config.intermediate_size, config.hidden_size),
-        "mlp.down_proj": (config.hidden_size, config.intermediate_size),
-    }
 
 
 def load_weights(folder: Path, config: ModelConfig, dtype: torch.dtype) -> DecoderWeights:
@@ -57,26 +46,52 @@ def load_weights(folder: Path, config: ModelConfig, dtype: torch.dtype) -> Decod
         hidden, vocab = config.hidden_size, config.vocab_size
         embedding = reader.read("model.embed_tokens.weight", (vocab, hidden))
         layers = tuple(_load_layer(reader, config, index) for index in range(config.num_layers))
-        final_norm = reader.read("model.norm.weight", (hidden,))
+        final_norm = _load_norm(reader, "model.norm", hidden, config)
         head = _load_head(reader, config, embedding)
         reader.require_all_read()
     return DecoderWeights(embedding, layers, final_norm, head)
 
 
 def _load_layer(reader: CheckpointReader, config: ModelConfig, index: int) -> LayerWeights:
-    prefix = f"model.layers.{index}"
-    linear = {
-        name.rpartition(".")[2]: reader.read(f"{prefix}.{name}.weight", shape)
-        for name, shape in linear_shapes(config).items()
-    }
+    prefix, names = layer_path(index), config.family.norms
+    hidden, head_dim = config.hidden_size, config.head_dim
+
+    def norm(name: str, width: int = hidden) -> Tensor:
+        return _load_norm(reader, f"{prefix}.{name}", width, config)
+
+    has_qk_norm = config.family.has_qk_norm
+    modules = layer_modules(config, index)
     return LayerWeights(
-        input_norm=reader.read(f"{prefix}.input_layernorm.weight", (config.hidden_size,)),
-        qkv=Linear(torch.cat([linear["q_proj"], linear["k_proj"], linear["v_proj"]])),
-        o=Linear(linear["o_proj"]),
-        post_attention_norm=reader.read(f"{prefix}.post_attention_layernorm.weight", (config.hidden_size,)),
-        gate_up=Linear(torch.cat([linear["gate_proj"], linear["up_proj"]])),
-        down=Linear(linear["down_proj"]),
+        linears={packed.name: _load_linear(reader, prefix, packed) for packed in modules},
+        pre_attention_norm=norm(names.pre_attention),
+        post_attention_norm=norm(names.post_attention) if names.post_attention else None,
+        pre_mlp_norm=norm(names.pre_mlp),
+        post_mlp_norm=norm(names.post_mlp) if names.post_mlp else None,
+        q_norm=norm("self_attn.q_norm", head_dim) if has_qk_norm else None,
+        k_norm=norm("self_attn.k_norm", head_dim) if has_qk_norm else None,
     )
+
+
+def _load_linear(reader: CheckpointReader, prefix: str, packed: PackedLinear) -> Linear:
+    weights = [
+        reader.read(f"{prefix}.{part.path}.weight", (part.out_features, part.in_features))
+        for part in packed.parts
+    ]
+    biases = [
+        reader.read(f"{prefix}.{part.path}.bias", (part.out_features,))
+        for part in packed.parts
+        if part.has_bias
+    ]
+    return Linear(_stacked(weights), _stacked(biases) if biases else None)
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+def _load_norm(reader: CheckpointReader, name: str, width: int, config: ModelConfig) -> Tensor:
+    # In float32 whatever the model is in: 1 + weight would lose the weight's last bits in bfloat16.
+    return reader.read(f"{name}.weight", (width,)).float() + config.family.norm_offset
 
 
 def _load_head(reader: CheckpointReader, config: ModelConfig, embedding: Tensor) -> Head:

@@ -115,9 +115,10 @@ def test_a_group_pads_queries_and_blocks_and_hides_what_is_not_there() -> None:
     assert group.output_rows.view(2, 19)[1].tolist() == [19, 20] + [step.num_tokens] * 17
     tables = group.kv_rows.view(2, NUM_KV_HEADS, 2) // NUM_KV_HEADS
     assert tables.tolist() == [[[1, 2], [1, 2]], [[4, 0], [4, 0]]]
-    visible = group.mask.eq(0).sum(dim=-1).squeeze(1)
+    (mask,) = group.masks
+    visible = mask.eq(0).sum(dim=-1).squeeze(1)
     assert visible.tolist() == [list(range(1, 20)), [2, 3] + [3] * 17]
-    assert not group.mask.isinf().all(dim=-1).any()
+    assert not mask.isinf().all(dim=-1).any()
 
 
 def test_decode_prefill_and_long_contexts_are_grouped_apart() -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from workers.engine.lora.base import BaseDescription, ModuleShape
+from workers.engine.lora.base import BaseDescription, ModuleShape, PackedKey
 
 HIDDEN, INTERMEDIATE, KV, LAYERS = 32, 48, 16, 2
 SHAPES = {
@@ -22,11 +22,22 @@ SHAPES = {
     "mlp.up_proj": ModuleShape(HIDDEN, INTERMEDIATE),
     "mlp.down_proj": ModuleShape(INTERMEDIATE, HIDDEN),
 }
+PACKED = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
 BASE = BaseDescription(
     name="tiny-base",
     num_layers=LAYERS,
     shapes={
         f"model.layers.{layer}.{name}": shape for layer in range(LAYERS) for name, shape in SHAPES.items()
+    },
+    layout={
+        PackedKey(layer, module): tuple(f"model.layers.{layer}.{name}" for name in names)
+        for layer in range(LAYERS)
+        for module, names in PACKED.items()
     },
 )
 

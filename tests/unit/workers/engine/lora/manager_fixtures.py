@@ -23,6 +23,7 @@ def new_manager(max_loras: int = 2, max_cpu_loras: int | None = 4, **options: An
     return LoRAManager(
         BASE.shapes,
         **{
+            "layout": BASE.layout,
             "num_layers": BASE.num_layers,
             "max_loras": max_loras,
             "max_cpu_loras": max_cpu_loras,

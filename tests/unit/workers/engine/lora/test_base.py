@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 from workers.engine.errors import CheckpointError
-from workers.engine.lora.base import ModuleShape, base_name, describe_base, same_base
+from workers.engine.lora.base import ModuleShape, PackedKey, base_name, describe_base, same_base
 
 CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 64,
+    "max_position_embeddings": 128,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 3,
@@ -34,6 +37,14 @@ def test_shapes_come_from_config_json_alone(tmp_path: Path) -> None:
     assert base.shapes["model.layers.0.self_attn.k_proj"] == ModuleShape(32, 16)
     assert base.shapes["model.layers.0.self_attn.o_proj"] == ModuleShape(32, 32)
     assert base.shapes["model.layers.1.mlp.down_proj"] == ModuleShape(48, 32)
+
+
+def test_the_layout_packs_qkv_and_gate_up_in_order(tmp_path: Path) -> None:
+    layout = describe_base(_checkpoint(tmp_path / "my-llama")).layout
+
+    assert len(layout) == 12
+    assert layout[PackedKey(1, "qkv")] == tuple(f"model.layers.1.self_attn.{part}_proj" for part in "qkv")
+    assert layout[PackedKey(0, "gate_up")] == ("model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj")
 
 
 def test_head_dim_and_kv_heads_follow_the_configuration_or_its_defaults(tmp_path: Path) -> None:
@@ -65,15 +76,15 @@ def test_the_shapes_are_those_of_the_real_model(tmp_path: Path, tiny_llama: Any)
 
 
 def test_unreadable_configurations_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"cannot read .*config.json"):
+    with pytest.raises(CheckpointError, match=r"config.json is missing"):
         describe_base(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="is not JSON"):
         describe_base(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="holds list"):
+    with pytest.raises(CheckpointError, match="holds no JSON object"):
         describe_base(tmp_path)
-    with pytest.raises(CheckpointError, match="hidden_size is 'wide'"):
+    with pytest.raises(CheckpointError, match="hidden_size: Input should be a valid integer"):
         describe_base(_checkpoint(tmp_path / "odd", hidden_size="wide"))
 
 

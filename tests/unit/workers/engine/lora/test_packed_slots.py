@@ -2,38 +2,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from tests.unit.workers.engine.lora.adapter_writer import BASE, write_adapter
-from workers.engine.errors import ConfigError
-from workers.engine.lora.packed_slots import PackedKey, PackedSlotTables, packed_layout
+from workers.engine.lora.packed_slots import PackedKey, PackedSlotTables
 from workers.engine.lora.validate import check_adapter
 from workers.engine.lora.weights import PackedAdapter, pack_adapter
-
-LAYOUT = packed_layout(BASE.shapes, BASE.num_layers)
 
 
 def _packed(folder: Path, rank: int, targets: tuple[str, ...]) -> PackedAdapter:
     checked = check_adapter(write_adapter(folder, rank=rank, targets=targets), base=BASE, max_rank=64)
-    return pack_adapter(checked, shapes=BASE.shapes, layout=LAYOUT, dtype=torch.float32).modules
-
-
-def test_the_layout_packs_qkv_and_gate_up_in_order() -> None:
-    assert len(LAYOUT) == 8
-    assert LAYOUT[PackedKey(1, "qkv")] == tuple(f"model.layers.1.self_attn.{part}_proj" for part in "qkv")
-    assert LAYOUT[PackedKey(0, "gate_up")] == ("model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj")
-
-
-def test_a_base_that_lacks_a_layer_of_the_pattern_is_refused() -> None:
-    shapes = {path: shape for path, shape in BASE.shapes.items() if path != "model.layers.1.mlp.up_proj"}
-
-    with pytest.raises(ConfigError, match=r"layer 1 of the base has no mlp.up_proj"):
-        packed_layout(shapes, 2)
+    return pack_adapter(checked, shapes=BASE.shapes, layout=BASE.layout, dtype=torch.float32).modules
 
 
 def test_a_narrow_adapter_leaves_nothing_of_the_wide_one_before_it(tmp_path: Path) -> None:
-    tables = PackedSlotTables(BASE.shapes, LAYOUT, 2)
+    tables = PackedSlotTables(BASE.shapes, BASE.layout, 2)
     wide = _packed(tmp_path / "wide", 64, ("q_proj", "k_proj", "o_proj", "up_proj", "down_proj"))
     narrow = _packed(tmp_path / "narrow", 2, ("v_proj",))
 
@@ -47,7 +30,7 @@ def test_a_narrow_adapter_leaves_nothing_of_the_wide_one_before_it(tmp_path: Pat
 
 
 def test_pointing_copies_nothing_and_keeps_the_table_itself(tmp_path: Path) -> None:
-    tables = PackedSlotTables(BASE.shapes, LAYOUT, 1)
+    tables = PackedSlotTables(BASE.shapes, BASE.layout, 1)
     table = tables.table(0, "down")
     adapter = _packed(tmp_path, 4, ("down_proj",))
 

@@ -255,7 +255,7 @@ def test_an_empty_weight_file_matches_nothing(tmp_path: Path) -> None:
 
 def test_an_adapter_of_a_deeper_base_is_refused_with_the_layer_it_needs(tmp_path: Path) -> None:
     shallow = BaseDescription(
-        "tiny-base", 1, {path: shape for path, shape in BASE.shapes.items() if ".0." in path}
+        "tiny-base", 1, {path: shape for path, shape in BASE.shapes.items() if ".0." in path}, layout={}
     )
     write_adapter(tmp_path)
 
@@ -273,7 +273,7 @@ def test_an_unknown_base_name_on_either_side_is_no_mismatch(
     theirs: str | None, ours: str, tmp_path: Path
 ) -> None:
     write_adapter(tmp_path, config=config_of(base_model_name_or_path=theirs))
-    base = BaseDescription(ours, BASE.num_layers, BASE.shapes)
+    base = BaseDescription(ours, BASE.num_layers, BASE.shapes, BASE.layout)
 
     assert validate_adapter(tmp_path, base=base, max_rank=16).rank == 8
 

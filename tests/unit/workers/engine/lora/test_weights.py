@@ -12,11 +12,11 @@ from torch import Tensor
 
 from tests.unit.workers.engine.lora.adapter_writer import BASE, config_of, tensors_of, write_adapter
 from workers.engine.errors import AdapterFileError
-from workers.engine.lora.packed_slots import PackedKey, packed_layout
+from workers.engine.lora.packed_slots import PackedKey
 from workers.engine.lora.validate import CheckedAdapter, check_adapter
 from workers.engine.lora.weights import AdapterWeights, pack_adapter
 
-LAYOUT = packed_layout(BASE.shapes, BASE.num_layers)
+LAYOUT = BASE.layout
 
 
 def _pack(adapter: CheckedAdapter, dtype: torch.dtype = torch.float32) -> AdapterWeights:

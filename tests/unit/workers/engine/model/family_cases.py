@@ -1,0 +1,87 @@
+"""A tiny random model of every family and variant that is served, as transformers makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+VOCAB_SIZE = 128
+MakeModel = Callable[[], PreTrainedModel]
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    # Large enough that no two logits are close.
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+WINDOW = 21  # inside a block of the cache, and shorter than the prompts
+
+
+def _llama(**changes: Any) -> MakeModel:
+    return lambda: LlamaForCausalLM(LlamaConfig(**SHAPE | changes))
+
+
+def _scaled_llama(rope_type: str, **parameters: Any) -> MakeModel:
+    max_positions = parameters.pop("max_position_embeddings", 128)
+    rope = {"rope_type": rope_type, "rope_theta": 10000.0, **parameters}
+    return _llama(rope_parameters=rope, max_position_embeddings=max_positions)
+
+
+CASES: dict[str, MakeModel] = {
+    "llama-with-wide-heads": _llama(head_dim=20, tie_word_embeddings=True),
+    "llama-linear": _scaled_llama("linear", factor=2.0),
+    "llama-dynamic": _scaled_llama("dynamic", factor=3.0, max_position_embeddings=48),
+    "llama-yarn": _scaled_llama("yarn", factor=4.0, original_max_position_embeddings=32),
+    "llama-yarn-attention-factor": _scaled_llama(
+        "yarn", factor=4.0, original_max_position_embeddings=32, attention_factor=0.9, truncate=False
+    ),
+    "llama3": _scaled_llama(
+        "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
+    ),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=None, head_dim=16)),
+    "mistral-sliding": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=WINDOW)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE)),
+    "qwen2-sliding": lambda: Qwen2ForCausalLM(
+        Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1)
+    ),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=16, tie_word_embeddings=True)),
+    "qwen3-sliding": lambda: Qwen3ForCausalLM(
+        Qwen3Config(
+            **SHAPE,
+            head_dim=16,
+            use_sliding_window=True,
+            sliding_window=WINDOW,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        )
+    ),
+}
+
+
+def make_model(case: str) -> PreTrainedModel:
+    """Build a case with random norms and biases too, which transformers leaves at one and zero."""
+    torch.manual_seed(11)
+    model = CASES[case]().eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith(("norm.weight", ".bias")):
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    return model

@@ -1,0 +1,198 @@
+"""Every family against transformers and PEFT: logits by position, and mixed batches with adapters."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kernels.cpu.library import available_levels, use_level
+from kernels.paged_attention import can_attend_in_place
+from tests.unit.workers.engine.conftest import PAD_ID, save_tokenizer
+from tests.unit.workers.engine.model.family_cases import CASES, VOCAB_SIZE, make_model
+from workers.engine import EngineConfig, LLMEngine, LoRARequest, SamplingParams
+from workers.engine.batching import Schedule, ScheduledRows
+from workers.engine.kv_cache import KVCache
+from workers.engine.lora import describe_base
+from workers.engine.model.config import load_model_config
+from workers.engine.model.decoder import Decoder
+from workers.engine.model.weights import load_weights
+from workers.engine.sequence import Sequence
+from workers.engine.step_builder import StepBuilder
+
+# PEFT 0.21 asks transformers 5 for an attribute that is going away.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+TOKEN_IDS = torch.randint(3, VOCAB_SIZE, (70,), generator=torch.Generator().manual_seed(5))
+CHUNKS = [37, 1, 1, 17, 1, 1, 1, 1, 1, 1, 1, 7]  # the first is longer than the windows
+PROMPT_LENGTHS = [40, 5, 17, 33, 2, 26]
+NUM_TOKENS = 12
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model as transformers has it in memory, and as it lies on disk with two adapters."""
+
+    model: PreTrainedModel
+    folder: Path
+    adapters: dict[str, LoRARequest]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """One family's checkpoint, and adapters on every linear module and on some."""
+    model, folder = make_model(request.param), tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(folder / "base")
+    save_tokenizer(folder / "base")
+    adapters = {}
+    for number, rank in enumerate((4, 7), start=1):
+        path = folder / f"adapter-{number}"
+        _save_adapter(make_model(request.param), rank, path)
+        adapters[path.name] = LoRARequest(path.name, number, str(path))
+    return Case(model, folder / "base", adapters)
+
+
+def _save_adapter(model: PreTrainedModel, rank: int, path: Path) -> None:
+    torch.manual_seed(rank)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=8, target_modules="all-linear"))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    adapted.save_pretrained(str(path))
+
+
+@pytest.fixture(params=available_levels())
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The compiled kernels, which read the cache in place, and plain torch, which gathers it."""
+    with use_level(request.param):
+        yield request.param
+
+
+def teacher_forced_logits(folder: Path, dtype: torch.dtype) -> Tensor:  # [num_chunks, vocab_size]
+    """Feed TOKEN_IDS in CHUNKS; return the logits after each."""
+    config = load_model_config(folder)
+    decoder = Decoder(config, load_weights(folder, config, dtype), max_model_len=128, adapters=None)
+    builder = StepBuilder(
+        block_size=16,
+        num_kv_heads=config.num_kv_heads,
+        vocab_size=config.vocab_size,
+        dtype=dtype,
+        gathers_kv=not can_attend_in_place("cpu", dtype, 16),
+        windows=config.windows,
+    )
+    cache = KVCache(
+        num_layers=config.num_layers,
+        num_blocks=9,
+        num_kv_heads=config.num_kv_heads,
+        block_size=16,
+        head_dim=config.head_dim,
+        dtype=dtype,
+        device=torch.device("cpu"),
+    )
+    params = SamplingParams(temperature=0.0)
+    sequence = Sequence(
+        "one", None, [], params, None, seed=0, max_total_tokens=99, stop_checker=None, arrival_time_s=0.0
+    )
+    sequence.block_table = [5, 2, 7, 1, 3]
+    logits = []
+    for chunk in CHUNKS:
+        sequence.token_ids += TOKEN_IDS[sequence.num_tokens : sequence.num_tokens + chunk].tolist()
+        built = builder.build(Schedule([ScheduledRows(sequence, chunk)], [], []))
+        with torch.inference_mode():
+            logits.append(decoder.forward(built.step, cache)[0])
+        sequence.num_computed_tokens += chunk
+    return torch.stack(logits)
+
+
+def oracle_logits(model: PreTrainedModel) -> Tensor:  # [num_chunks, vocab_size] float32
+    """Feed TOKEN_IDS as generation would: the prompt, then one token after another."""
+    ends = torch.tensor(CHUNKS).cumsum(0)
+    with torch.inference_mode():
+        out = model(TOKEN_IDS[None, : CHUNKS[0]], use_cache=True)
+        logits = [out.logits[0, -1]]
+        for token_id in TOKEN_IDS[CHUNKS[0] :]:
+            out = model(token_id.view(1, 1), use_cache=True, past_key_values=out.past_key_values)
+            logits.append(out.logits[0, -1])
+    return torch.stack(logits).float()[ends - CHUNKS[0]]
+
+
+@pytest.mark.usefixtures("level")
+def test_float32_logits_equal_transformers(case: Case) -> None:
+    logits = teacher_forced_logits(case.folder, torch.float32)
+
+    torch.testing.assert_close(logits, oracle_logits(case.model), atol=1e-4, rtol=0)
+
+
+def test_a_mixed_batch_of_two_adapters_and_the_base_equals_peft(case: Case) -> None:
+    generator = torch.Generator().manual_seed(3)
+    prompts = [
+        torch.randint(3, VOCAB_SIZE, (length,), generator=generator).tolist() for length in PROMPT_LENGTHS
+    ]
+    names = [None, *case.adapters] * 2
+    engine = LLMEngine(EngineConfig(str(case.folder), enable_lora=True, max_loras=2, num_threads=1))
+
+    outputs = engine.generate(
+        prompts,
+        SamplingParams(max_tokens=NUM_TOKENS, temperature=0.0, ignore_eos=True),
+        lora_request=[None if name is None else case.adapters[name] for name in names],
+    )
+    engine.close()
+
+    expected = _greedy(case, prompts, names)
+    assert [output.outputs[0].token_ids for output in outputs] == expected
+    assert len({tuple(tokens) for tokens in expected}) == len(expected)
+
+
+def _greedy(case: Case, prompts: list[list[int]], names: list[str | None]) -> list[list[int]]:
+    expected: dict[int, list[int]] = {}
+    for index, (prompt, name) in enumerate(zip(prompts, names, strict=True)):
+        if name is None:
+            expected[index] = _generate(case.model, prompt)
+    # The model itself is left as it was: PEFT unloads what it put in.
+    first, *others = case.adapters.values()
+    peft = PeftModel.from_pretrained(case.model, first.lora_path, adapter_name=first.lora_name)
+    for other in others:
+        peft.load_adapter(other.lora_path, adapter_name=other.lora_name)
+    for index, (prompt, name) in enumerate(zip(prompts, names, strict=True)):
+        if name is not None:
+            peft.set_adapter(name)
+            expected[index] = _generate(peft, prompt)
+    peft.unload()
+    return [expected[index] for index in range(len(prompts))]
+
+
+def _generate(model: PreTrainedModel | PeftModel, prompt: list[int]) -> list[int]:
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=NUM_TOKENS,
+            min_new_tokens=NUM_TOKENS,
+            eos_token_id=None,
+            pad_token_id=PAD_ID,
+        )
+    return out[0, len(prompt) :].tolist()
+
+
+def test_the_shapes_for_adapters_are_those_of_the_model(case: Case) -> None:
+    expected = {
+        name: (module.in_features, module.out_features)
+        for name, module in case.model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    }
+
+    base = describe_base(case.folder)
+
+    assert {path: (shape.in_features, shape.out_features) for path, shape in base.shapes.items()} == expected
+    assert sorted(path for paths in base.layout.values() for path in paths) == sorted(expected)

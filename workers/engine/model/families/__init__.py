@@ -1,0 +1,13 @@
+"""The architectures this engine serves, one small entry each."""
+
+from __future__ import annotations
+
+from workers.engine.model.families.family import DenseMLP, Family, LayerNorms, LayerType
+from workers.engine.model.families.llama import LLAMA
+from workers.engine.model.families.mistral import MISTRAL
+from workers.engine.model.families.qwen2 import QWEN2
+from workers.engine.model.families.qwen3 import QWEN3
+
+FAMILIES = {family.architecture: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3)}
+
+__all__ = ["FAMILIES", "DenseMLP", "Family", "LayerNorms", "LayerType"]

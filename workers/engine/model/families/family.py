@@ -1,0 +1,58 @@
+"""What a family entry says: how an architecture differs from Llama, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Activation = Literal["silu", "gelu_pytorch_tanh"]
+LayerType = Literal["full_attention", "sliding_attention"]
+RawConfig = Mapping[str, Any]
+LayerTypeOf = Callable[[RawConfig, int], LayerType]
+
+
+@dataclass(frozen=True, slots=True)
+class DenseMLP:
+    """down(activation(gate) * up); the names are those below `mlp` in the file."""
+
+    gate_up: tuple[str, ...] = ("gate_proj", "up_proj")  # one name where the file holds them fused
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorms:
+    """Names of a layer's norms; a post norm, where there is one, norms what a block adds to the residual."""
+
+    pre_attention: str = "input_layernorm"
+    post_attention: str | None = None
+    pre_mlp: str = "post_attention_layernorm"
+    post_mlp: str | None = None
+
+
+def all_full(_config: RawConfig, _layer: int) -> LayerType:
+    """Every layer attends to everything before it."""
+    return "full_attention"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One architecture of config.json; the defaults are Llama's."""
+
+    architecture: str
+    # Values that transformers assumes for keys a config.json leaves out.
+    defaults: RawConfig = field(default_factory=dict)
+    # Keys that only some architectures read; what is not named here is ignored, as transformers does.
+    reads: frozenset[str] = frozenset()
+    # Keys of which only these values are honoured; any other value is refused by name.
+    served: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    rope_types: frozenset[str] = frozenset({"default", "linear", "dynamic", "yarn", "llama3"})
+    layer_type: LayerTypeOf = all_full  # where config.json has no layer_types
+    qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")  # one name where the file holds them fused
+    has_qkv_bias: bool = False
+    has_qk_norm: bool = False  # queries and keys are normed per head, before they are rotated
+    mlp: DenseMLP = DenseMLP()
+    activation_key: str = "hidden_act"
+    activation: Activation = "silu"
+    norms: LayerNorms = LayerNorms()
+    norm_offset: float = 0.0  # added to every norm weight of the file
+    scales_embedding: bool = False  # embeddings are multiplied by sqrt(hidden_size)

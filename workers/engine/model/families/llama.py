@@ -1,0 +1,10 @@
+"""Llama 1 to 3, and everything published in its form."""
+
+from __future__ import annotations
+
+from workers.engine.model.families.family import Family
+
+LLAMA = Family(
+    architecture="LlamaForCausalLM",
+    served={"attention_bias": (False,), "mlp_bias": (False,)},
+)

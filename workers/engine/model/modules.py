@@ -1,0 +1,32 @@
+"""The linear modules of a decoder layer, by their names in checkpoints and in PEFT, and their packing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ShardAxis = Literal["column", "row", "vocabulary", "replicate"]
+"""How a weight is cut between devices: by its outputs, its inputs, its tokens, or not at all."""
+
+EMBEDDING_SHARD: ShardAxis = "vocabulary"
+HEAD_SHARD: ShardAxis = "vocabulary"
+NORM_SHARD: ShardAxis = "replicate"
+
+
+@dataclass(frozen=True, slots=True)
+class LinearModule:
+    """One linear module of a layer."""
+
+    path: str  # below its layer, such as "self_attn.q_proj"
+    in_features: int
+    out_features: int
+    shard: ShardAxis
+    has_bias: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLinear:
+    """Linear modules of one input that are multiplied as one; their outputs lie side by side, in order."""
+
+    name: str  # unique within the layer, such as "qkv"
+    parts: tuple[LinearModule, ...]
