@@ -164,6 +164,7 @@ def _batch_job(job: LeasedJob) -> BatchJob:
         tenant=job.tenant,
         adapter=job.adapter,
         revision=job.revision,
+        adapter_scale=job.adapter_scale,
         prompt=job.prompt,
         messages=job.messages,
         max_tokens=job.max_tokens,

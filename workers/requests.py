@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
@@ -57,8 +58,14 @@ def add_request(job: BatchJob, adapters: AdapterIds) -> AddRequest:
             seed=job.seed,
             stop=job.stop or None,
         ),
-        lora=None if job.revision is None else adapters.request(job.revision, job.adapter),
+        lora=_lora(job, adapters),
     )
+
+
+def _lora(job: BatchJob, adapters: AdapterIds) -> LoRARequest | None:
+    if job.revision is None:
+        return None
+    return replace(adapters.request(job.revision, job.adapter), scale=job.adapter_scale)
 
 
 def _messages(job: BatchJob) -> list[dict[str, str]] | None:

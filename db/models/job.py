@@ -110,6 +110,7 @@ class JobInput(Table):
     job_id: Mapped[UUID] = mapped_column(primary_key=True)
     prompt: Mapped[str | None]
     messages: Mapped[list[dict[str, str]] | None] = mapped_column(JSON)
+    adapter_scale: Mapped[float] = mapped_column(server_default=text("1"))
     temperature: Mapped[float]
     top_p: Mapped[float]
     top_k: Mapped[int] = mapped_column(BigInteger)

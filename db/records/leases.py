@@ -21,6 +21,7 @@ class LeasedJob:
     tenant: str
     adapter: str | None
     revision: str | None
+    adapter_scale: float
     prompt: str | None
     messages: tuple[Message, ...] | None
     max_tokens: int

@@ -62,19 +62,19 @@ _JOBS = text("""
 
 _INPUTS = text("""
     INSERT INTO job_inputs (
-        job_id, prompt, messages, temperature, top_p, top_k, seed, stop, metadata, callback_url,
-        callback_host, submission_id
+        job_id, prompt, messages, adapter_scale, temperature, top_p, top_k, seed, stop, metadata,
+        callback_url, callback_host, submission_id
     )
-    SELECT job_id, prompt, CAST(messages AS json), temperature, top_p, top_k, seed, CAST(stop AS json),
-        CAST(metadata AS json), callback_url, callback_host, submission_id
+    SELECT job_id, prompt, CAST(messages AS json), adapter_scale, temperature, top_p, top_k, seed,
+        CAST(stop AS json), CAST(metadata AS json), callback_url, callback_host, submission_id
     FROM unnest(
         CAST(:job_id AS uuid[]), CAST(:prompt AS text[]), CAST(:messages AS text[]),
-        CAST(:temperature AS float8[]), CAST(:top_p AS float8[]), CAST(:top_k AS bigint[]),
-        CAST(:seed AS bigint[]), CAST(:stop AS text[]), CAST(:metadata AS text[]),
+        CAST(:adapter_scale AS float8[]), CAST(:temperature AS float8[]), CAST(:top_p AS float8[]),
+        CAST(:top_k AS bigint[]), CAST(:seed AS bigint[]), CAST(:stop AS text[]), CAST(:metadata AS text[]),
         CAST(:callback_url AS text[]), CAST(:callback_host AS text[]), CAST(:submission_id AS uuid[])
     ) AS n(
-        job_id, prompt, messages, temperature, top_p, top_k, seed, stop, metadata, callback_url,
-        callback_host, submission_id
+        job_id, prompt, messages, adapter_scale, temperature, top_p, top_k, seed, stop, metadata,
+        callback_url, callback_host, submission_id
     )
 """)
 
@@ -187,6 +187,7 @@ def _input_row(job: NewJob) -> dict[str, Any]:
         "job_id": job.job_id,
         "prompt": spec.prompt,
         "messages": json.dumps(messages) if messages is not None else None,
+        "adapter_scale": spec.adapter_scale,
         "temperature": spec.temperature,
         "top_p": spec.top_p,
         "top_k": min(spec.top_k, LARGEST_INT),  # beyond any vocabulary it keeps every token

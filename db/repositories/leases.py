@@ -39,7 +39,8 @@ _LEASE = text("""
         RETURNING j.*
     )
     SELECT t.job_id, t.attempt, t.strikes, t.tenant, t.adapter, t.revision, t.max_tokens, t.reply_to,
-        t.has_callback, i.prompt, i.messages, i.temperature, i.top_p, i.top_k, i.seed, i.stop, i.metadata,
+        t.has_callback, i.prompt, i.messages, i.adapter_scale, i.temperature, i.top_p, i.top_k, i.seed,
+        i.stop, i.metadata,
         1000 * extract(epoch FROM now() - t.submitted_at)::float8 AS queue_ms,
         extract(epoch FROM t.deadline_at - now())::float8 AS first_token_within_s
     FROM taken t JOIN job_inputs i ON i.job_id = t.job_id
@@ -202,6 +203,7 @@ def _to_leased(row: Row[Any]) -> LeasedJob:
         tenant=row.tenant,
         adapter=row.adapter,
         revision=row.revision,
+        adapter_scale=row.adapter_scale,
         prompt=row.prompt,
         messages=messages,
         max_tokens=row.max_tokens,

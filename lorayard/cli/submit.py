@@ -17,6 +17,7 @@ from lorayard.contract.states import JobState
 def submit(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
     adapter: Annotated[str | None, typer.Option(help="The adapter's name; none is the base model.")] = None,
+    adapter_scale: Annotated[float, typer.Option(help="How strongly it acts; 1 as trained.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(help="At most so many new tokens.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability.")] = 1.0,
@@ -36,10 +37,10 @@ def submit(
 ) -> None:
     """Submit one job and print its output; status 1 where it does not succeed."""
     fields: dict[str, Any] = {
-        "adapter": adapter, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p,
-        "top_k": top_k, "seed": seed, "stop": stop or (), "priority": priority, "deadline_s": deadline_s,
-        "tenant": tenant, "callback_url": callback_url, "idempotency_key": idempotency_key,
-        "metadata": parse_metadata(metadata),
+        "adapter": adapter, "adapter_scale": adapter_scale, "max_tokens": max_tokens,
+        "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "stop": stop or (),
+        "priority": priority, "deadline_s": deadline_s, "tenant": tenant, "callback_url": callback_url,
+        "idempotency_key": idempotency_key, "metadata": parse_metadata(metadata),
     }  # fmt: skip
     with Client.from_env(model=model) as client:
         handle = client.submit(sys.stdin.read() if prompt == "-" else prompt, **fields)

@@ -89,6 +89,7 @@ class Client:
         *,
         messages: Sequence[Message | Mapping[str, str]] | None = None,
         adapter: str | None = None,
+        adapter_scale: float = 1.0,
         max_tokens: int = 128,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -110,10 +111,11 @@ class Client:
         ResultTimeout; without it a conflict is raised by `result`.
         """
         fields = {
-            "prompt": prompt, "messages": messages, "adapter": adapter, "max_tokens": max_tokens,
-            "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "stop": stop,
-            "priority": priority, "deadline_s": deadline_s, "tenant": tenant, "callback_url": callback_url,
-            "idempotency_key": idempotency_key, "metadata": {} if metadata is None else metadata,
+            "prompt": prompt, "messages": messages, "adapter": adapter, "adapter_scale": adapter_scale,
+            "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
+            "seed": seed, "stop": stop, "priority": priority, "deadline_s": deadline_s, "tenant": tenant,
+            "callback_url": callback_url, "idempotency_key": idempotency_key,
+            "metadata": {} if metadata is None else metadata,
         }  # fmt: skip
         return self._submit([validated(fields)], confirm)[0]
 

@@ -21,6 +21,7 @@ _REMEDIES = {
     "prompt": "give a non-empty string",
     "messages": "give a list of {'role': 'system' | 'user' | 'assistant', 'content': text}",
     "adapter": f"{_NAME_REMEDY}, or None for the base model",
+    "adapter_scale": "give a number from -100 to 100, 1 for the adapter as trained",
     "max_tokens": "give a whole number from 1 to 1000000",
     "temperature": "give a number from 0 (greedy) to 10",
     "top_p": "give a number above 0 and up to 1",

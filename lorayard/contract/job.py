@@ -19,6 +19,7 @@ MAX_METADATA_DEPTH = 64
 MAX_METADATA_INT_BITS = 1024
 """Readers refuse integers of thousands of digits; this is where floating point ends as well."""
 MAX_STOP_STRINGS = 16
+MAX_ADAPTER_SCALE = 100.0
 
 
 def storable_text(text: str) -> str:
@@ -60,6 +61,13 @@ class JobSpec(BaseModel):
     prompt: Text | None = None
     messages: tuple[Message, ...] | None = None
     adapter: Name | None = None
+    adapter_scale: float = Field(
+        default=1.0,
+        ge=-MAX_ADAPTER_SCALE,
+        le=MAX_ADAPTER_SCALE,
+        allow_inf_nan=False,
+        description="multiplies what the adapter adds; 1 as trained",
+    )
     max_tokens: int = Field(default=128, ge=1, le=1_000_000)
     temperature: float = Field(default=0.0, ge=0.0, le=10.0, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0, allow_inf_nan=False)
@@ -105,6 +113,10 @@ class JobSpec(BaseModel):
     def _one_input(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give exactly one of prompt and messages")
+        if self.adapter is None and self.adapter_scale != 1.0:
+            raise ValueError(
+                f"adapter_scale={self.adapter_scale} without an adapter: name one, or leave it out"
+            )
         if self.messages is not None:
             self._check_messages(self.messages)
         if (size := len(to_json(self.metadata))) > MAX_METADATA_BYTES:

@@ -86,6 +86,7 @@ class BatchJob(WireMessage):
     tenant: str
     adapter: str | None
     revision: str | None
+    adapter_scale: float = 1.0
     prompt: str | None
     messages: tuple[Message, ...] | None
     max_tokens: int

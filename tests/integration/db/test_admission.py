@@ -32,6 +32,7 @@ def test_a_job_comes_back_as_it_was_submitted(ledger: Ledger) -> None:
         prompt=None,
         adapter="sql",
         revision="sha256:aa",
+        adapter_scale=-0.1,
         temperature=0.7,
         top_p=0.9,
         top_k=10**30,
@@ -49,6 +50,7 @@ def test_a_job_comes_back_as_it_was_submitted(ledger: Ledger) -> None:
     assert leased.messages == job.spec.messages
     assert leased.prompt is None
     assert (leased.adapter, leased.revision) == ("sql", "sha256:aa")
+    assert leased.adapter_scale == -0.1
     assert (leased.temperature, leased.top_p, leased.seed) == (0.7, 0.9, 4611686018427387904)
     assert leased.top_k == 2**31 - 1
     assert leased.stop == ("\n", "END")

@@ -19,6 +19,7 @@ def leased(num_bytes: int) -> LeasedJob:
         prompt="x" * num_bytes,
         messages=None,
         max_tokens=1,
+        adapter_scale=1.0,
         temperature=0.0,
         top_p=1.0,
         top_k=0,

@@ -11,6 +11,8 @@ from db.records import JobAttempt
 from lorayard.contract.job import Message
 from tests.unit.workers.batch_jobs import REVISION, batch_job
 from workers.engine.errors import InvalidParams
+from workers.engine.lora.composition import unscaled
+from workers.engine.lora.request import LoRARequest
 from workers.requests import AdapterIds, add_request, parse_request_id, request_id
 
 STORE = Path("/store")
@@ -43,6 +45,17 @@ def test_sampling_parameters_reach_the_engine() -> None:
     assert (params.max_tokens, params.temperature, params.top_p, params.top_k) == (5, 0.5, 0.9, 3)
     assert params.seed == 7
     assert params.stop == ("x", "y")
+
+
+def test_an_adapters_scale_reaches_the_engine_and_is_no_part_of_its_identity() -> None:
+    adapters = AdapterIds(STORE)
+
+    lora = add_request(batch_job(adapter_scale=0.25), adapters).lora
+    plain = add_request(batch_job(), adapters).lora
+
+    assert isinstance(lora, LoRARequest)
+    assert lora.scale == 0.25
+    assert unscaled(lora) == plain == adapters.request(REVISION, "upper")
 
 
 def test_messages_go_as_plain_mappings_and_the_base_model_without_an_adapter() -> None:

@@ -43,6 +43,17 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": "a", "max_tokens": 1_000_001}, "max_tokens=1000001", "from 1 to 1000000"),
     ({"prompt": "a", "max_tokens": 1.5}, "max_tokens=1.5", "whole number"),
     ({"prompt": "a", "max_tokens": 10**5000}, "an integer of 16610 bits", "from 1 to 1000000"),
+    ({"prompt": "a", "adapter": "a", "adapter_scale": float("inf")}, "adapter_scale=inf", "from -100 to 100"),
+    (
+        {"prompt": "a", "adapter": "a", "adapter_scale": 101},
+        "adapter_scale=101",
+        "1 for the adapter as trained",
+    ),
+    (
+        {"prompt": "a", "adapter_scale": 0.5},
+        "adapter_scale=0.5 without an adapter",
+        "name one, or leave it out",
+    ),
     ({"prompt": "a", "temperature": -0.1}, "temperature=-0.1", "from 0 (greedy) to 10"),
     ({"prompt": "a", "temperature": float("nan")}, "temperature=nan", "from 0 (greedy) to 10"),
     ({"prompt": "a", "temperature": 11}, "temperature=11", "from 0 (greedy) to 10"),
