@@ -60,8 +60,17 @@ class Batcher:
     """Holds the waiting and the running sequences and forms steps from them.
 
     Running sequences come first, oldest first; when blocks run out, the youngest running one gives its
-    own back and starts over later. The oldest sequence can therefore always finish, and since one
-    sequence of maximal length fits the cache, so can every other after it.
+    own back and starts over later.
+
+    No one can wait in a circle. A running sequence waits for nothing: it takes blocks from the youngest, and
+    the oldest is a victim only when it is alone; then all blocks are its own, and one sequence of maximal
+    length fits. Whatever runs thus brings its oldest nearer to the end with every step. A waiting sequence
+    holds slots at most, never a block: it waits for running ones to give back blocks, or for running and
+    seated ones to give back slots. With nothing running, all blocks are free (cached ones without users
+    are), so that the first seated sequence joins; with nothing seated either, all slots are.
+
+    No one waits for ever: the queue is served in order, what gave way goes back to its head, and only those
+    whose adapters are not there are passed over, so many times at most (`_Admission`).
     """
 
     def __init__(

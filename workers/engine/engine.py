@@ -171,7 +171,7 @@ class LLMEngine:
         )
 
     def check_integrity(self) -> None:
-        """Assert that every cache block is accounted for."""
+        """Assert that every cache block is accounted for, in use, cached or blank; looks at each of them."""
         self._parts.allocator.check(sequence.block_table for sequence in self._parts.batcher.sequences())
 
     def close(self) -> None:
@@ -266,6 +266,8 @@ class LLMEngine:
             sequence.adapter_use += self._adapters.take_uncharged(member.lora)
         self._parts.batcher.remove(sequence)
         del self._by_id[sequence.request_id]
+        if not self._by_id:
+            self._parts.allocator.check_idle()
         self._accounts.close(sequence)
         return self._parts.finisher.output(sequence, ending, now_s, error)
 

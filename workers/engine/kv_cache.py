@@ -95,6 +95,10 @@ class BlockAllocator:
             del self._idle[block]
             self._blank.append(block)
 
+    def check_idle(self) -> None:
+        """Assert that no block is in use; looks at two numbers only."""
+        assert self.num_free == self.num_blocks - 1, f"{self.num_free} of {self.num_blocks - 1} blocks free"
+
     def check(self, block_tables: Iterable[Sequence[int]]) -> None:
         """Assert that these tables, the free blocks and the keys together account for every block."""
         num_users = [0] * self.num_blocks

@@ -3,92 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence as ListLike
-
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from kernels.segments import SlotScale
-from workers.engine import LoRAMix, LoRARequest, SamplingParams
-from workers.engine.batching import MAX_SLOT_WAIT_STEPS, Batcher, Schedule
-from workers.engine.errors import AdapterNotFound
-from workers.engine.kv_cache import BlockAllocator
-from workers.engine.lora.composition import Seat
-from workers.engine.sequence import Sequence
-
-BLOCK_SIZE = 16
-
-
-class Slots:
-    """An adapter manager's answers: what is loaded, and how many slots there are."""
-
-    def __init__(self, num_slots: int, loaded: set[str] | None = None) -> None:
-        self.num_slots = num_slots
-        self.loaded = loaded
-        self.uses: Counter[str] = Counter()
-
-    def acquire_all(self, requests: ListLike[LoRARequest]) -> tuple[Seat, ...] | None:
-        names = [request.lora_name for request in requests]
-        if "missing" in names:
-            raise AdapterNotFound("no such adapter")
-        if not all(self.is_loaded(request) for request in requests):
-            return None
-        if len({*+self.uses, *names}) > self.num_slots:
-            return None
-        self.uses.update(names)
-        return tuple(Seat(name, sorted(+self.uses).index(name)) for name in names)
-
-    def release(self, request: LoRARequest) -> None:
-        self.uses[request.lora_name] -= 1
-        assert self.uses[request.lora_name] >= 0
-
-    def is_loaded(self, request: LoRARequest) -> bool:
-        return self.loaded is None or request.lora_name in self.loaded
-
-
-def lora(names: str) -> LoRAMix:
-    """A mix of the adapters of one letter that `names` lists, or of the one that it names."""
-    members = names.split("+")
-    return LoRAMix([(LoRARequest(name, ord(name[0]), "path"), 0.5) for name in members])
-
-
-def sequence(request_id: str, num_prompt_tokens: int = 10, adapters: str | None = None) -> Sequence:
-    return Sequence(
-        request_id,
-        None,
-        [3] * num_prompt_tokens,
-        SamplingParams(),
-        None if adapters is None else lora(adapters),
-        seed=0,
-        max_total_tokens=200,
-        stop_checker=None,
-        arrival_time_s=0.0,
-    )
-
-
-def batcher(
-    num_blocks: int = 100, slots: Slots | None = None, *, max_num_seqs: int = 8, budget: int = 64
-) -> Batcher:
-    return Batcher(
-        BlockAllocator(num_blocks + 1),
-        slots,
-        block_size=BLOCK_SIZE,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=budget,
-    )
-
-
-def rows(schedule: Schedule) -> list[tuple[str, int]]:
-    return [(row.sequence.request_id, row.num_tokens) for row in schedule.rows]
-
-
-def run(schedule: Schedule) -> None:
-    """Pretend the step was executed: a complete sequence gains a token."""
-    for row in schedule.rows:
-        row.sequence.num_computed_tokens += row.num_tokens
-        if row.sequence.num_uncomputed_tokens == 0:
-            row.sequence.token_ids.append(3)
+from tests.unit.workers.engine.batches import BLOCK_SIZE, Slots, batcher, rows, run, sequence
+from workers.engine.batching import MAX_SLOT_WAIT_STEPS
 
 
 def test_running_sequences_go_first_and_prompts_share_what_is_left_of_the_budget() -> None:
@@ -183,7 +101,7 @@ def test_slots_are_released_when_sequences_end_or_give_way() -> None:
     assert (slots.uses["a"], one.slots) == (0, ())
 
 
-def test_a_loaded_adapter_gets_its_slot_although_others_keep_coming() -> None:
+def test_behaviour_25_a_loaded_adapter_gets_its_slot_although_others_keep_coming() -> None:
     batch = batcher(slots=Slots(1), max_num_seqs=2)
     rare = sequence("rare", 10, "b")
     ages = Counter({"popular": 1})
@@ -265,37 +183,31 @@ def test_a_newcomer_leaves_room_for_the_running_to_grow() -> None:
     assert rows(batch.schedule()) == [("running", 1)]
 
 
-@pytest.mark.parametrize("num_blocks", [8, 11, 40])
-@settings(max_examples=40, deadline=None)
-@given(
-    work=st.lists(
-        st.tuples(st.integers(1, 100), st.integers(1, 28), st.sampled_from([None, *"abc", "a+b", "b+c"])),
-        min_size=1,
-        max_size=12,
-    ),
-    budget=st.integers(4, 64),
-)
-def test_everything_ends_however_tight_the_memory(
-    num_blocks: int, work: list[tuple[int, int, str | None]], budget: int
-) -> None:
-    slots = Slots(2)
-    batch = batcher(num_blocks, slots, max_num_seqs=4, budget=budget)
-    goals = {}
-    for index, (num_prompt_tokens, num_new_tokens, adapters) in enumerate(work):
-        one = sequence(str(index), num_prompt_tokens, adapters)
-        goals[one.request_id] = num_prompt_tokens + num_new_tokens
-        batch.add(one)
+def test_behaviour_24_the_base_and_the_resident_adapter_run_beside_one_that_waits_for_the_slot() -> None:
+    batch = batcher(slots=Slots(1))
+    for name, adapters in [("first", "a"), ("other", "b"), ("base", None), ("resident", "a")]:
+        batch.add(sequence(name, 10, adapters))
 
-    for _ in range(20_000):
+    assert rows(batch.schedule()) == [("first", 10), ("base", 10), ("resident", 10)]
+    assert [one.request_id for one in batch.waiting] == ["other"]
+    for one in list(batch.running):
+        batch.remove(one)
+    assert rows(batch.schedule()) == [("other", 10)]
+
+
+def test_a_long_prompt_is_computed_in_chunks_beside_those_that_write() -> None:
+    batch = batcher(budget=20)
+    batch.add(sequence("writes", 10))
+    run(batch.schedule())
+    batch.add(sequence("long", 90))
+
+    seen = []
+    for _ in range(6):
         schedule = batch.schedule()
-        assert sum(row.num_tokens for row in schedule.rows) <= budget
+        seen.append(rows(schedule))
         run(schedule)
-        for one in [row.sequence for row in schedule.rows]:
-            if one.num_tokens >= goals[one.request_id]:
-                batch.remove(one)
-        batch._allocator.check(one.block_table for one in batch.sequences())
-        if not len(batch):
-            break
 
-    assert len(batch) == 0
-    assert not +slots.uses
+    assert seen == [[("writes", 1), ("long", 19)]] * 4 + [
+        [("writes", 1), ("long", 14)],
+        [("writes", 1), ("long", 1)],
+    ]
