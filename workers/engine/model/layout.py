@@ -1,10 +1,12 @@
-"""Which linear modules a layer has: the one place where weights, adapters and shards read it."""
+"""Which weights a model has, by name: the one place where loading, adapters and shards read it."""
 
 from __future__ import annotations
 
 from workers.engine.model.config import ModelConfig
 from workers.engine.model.families import DenseMLP
-from workers.engine.model.modules import LinearModule, PackedLinear
+from workers.engine.model.modules import LinearModule, PackedLinear, ShardAxis
+
+EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm", "lm_head.weight"
 
 
 def layer_path(layer: int) -> str:
@@ -42,9 +44,40 @@ def _packed(
     has_bias: bool = False,
 ) -> PackedLinear:
     """Pack modules of these output widths; a single name is a module that the file holds fused already."""
-    out_features = widths if len(names) == len(widths) else (sum(widths),)
+    is_fused = len(names) == 1
     parts = tuple(
-        LinearModule(f"{parent}.{part}", in_features, width, "column", has_bias)
-        for part, width in zip(names, out_features, strict=True)
+        LinearModule(f"{parent}.{part}", in_features, width, "column", has_bias, widths if is_fused else ())
+        for part, width in zip(names, (sum(widths),) if is_fused else widths, strict=True)
     )
     return PackedLinear(name, parts)
+
+
+def layer_norms(config: ModelConfig) -> dict[str, tuple[str, int]]:
+    """Return name below the layer and width of each norm that a layer has, by its field of `LayerWeights`."""
+    names, hidden = config.family.norms, config.hidden_size
+    norms = {
+        "pre_attention_norm": (names.pre_attention, hidden),
+        "post_attention_norm": (names.post_attention, hidden),
+        "pre_mlp_norm": (names.pre_mlp, hidden),
+        "post_mlp_norm": (names.post_mlp, hidden),
+        "q_norm": ("self_attn.q_norm" if config.family.has_qk_norm else None, config.head_dim),
+        "k_norm": ("self_attn.k_norm" if config.family.has_qk_norm else None, config.head_dim),
+    }
+    return {field: (name, width) for field, (name, width) in norms.items() if name is not None}
+
+
+def weight_shards(config: ModelConfig) -> dict[str, ShardAxis]:
+    """Return how each tensor of the checkpoint is cut between devices, by the tensor's name."""
+    shards: dict[str, ShardAxis] = {EMBEDDING: "vocabulary", f"{FINAL_NORM}.weight": "replicate"}
+    if not config.tie_word_embeddings:
+        shards[HEAD] = "vocabulary"
+    for layer in range(config.num_layers):
+        for packed in layer_modules(config, layer):
+            for part in packed.parts:
+                path = f"{layer_path(layer)}.{part.path}"
+                shards[f"{path}.weight"] = part.shard
+                if part.has_bias:  # what is added to a sum over devices is added once
+                    shards[f"{path}.bias"] = "column" if part.shard == "column" else "replicate"
+        for name, _ in layer_norms(config).values():
+            shards[f"{layer_path(layer)}.{name}.weight"] = "replicate"
+    return shards

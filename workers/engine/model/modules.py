@@ -8,10 +8,6 @@ from typing import Literal
 ShardAxis = Literal["column", "row", "vocabulary", "replicate"]
 """How a weight is cut between devices: by its outputs, its inputs, its tokens, or not at all."""
 
-EMBEDDING_SHARD: ShardAxis = "vocabulary"
-HEAD_SHARD: ShardAxis = "vocabulary"
-NORM_SHARD: ShardAxis = "replicate"
-
 
 @dataclass(frozen=True, slots=True)
 class LinearModule:
@@ -22,6 +18,7 @@ class LinearModule:
     out_features: int
     shard: ShardAxis
     has_bias: bool = False
+    sections: tuple[int, ...] = ()  # output widths of the matrices that the file holds fused in this one
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ _OPTIONAL = (
     "query_pre_attn_scalar",
     "attn_logit_softcapping",
     "final_logit_softcapping",
-    "partial_rotary_factor",
 )
 
 
@@ -98,16 +97,20 @@ def layer_types(filled: Mapping[str, Any], family: Family) -> list[LayerType]:
 def rope_of(filled: Mapping[str, Any], layer_type: LayerType, family: Family) -> dict[str, Any]:
     """Return the rope parameters of one type of layer, old key names replaced by new ones."""
     given = filled.get("rope_parameters") or filled.get("rope_scaling") or {}
+    local_key = family.local_rope_key if layer_type == "sliding_attention" else None
     if any(key in given for key in LAYER_TYPES):
         given = given.get(layer_type) or {}
+    elif local_key:
+        given = {}  # the older layout scales the other layers only
     rope = {key: value for key, value in given.items() if value is not None and key != "type"}
-    rope["rope_type"] = given.get("rope_type") or given.get("type") or "default"
+    rope_type = given.get("rope_type") or given.get("type") or "default"
+    rope["rope_type"] = family.rope_aliases.get(rope_type, rope_type)
     if rope["rope_type"] not in family.rope_types:
         raise ValueError(
             f"rope_type is {rope['rope_type']!r}; for {family.architecture} this engine serves "
             f"{', '.join(sorted(family.rope_types))}"
         )
-    rope.setdefault("rope_theta", filled.get("rope_theta", 10000.0))
+    rope.setdefault("rope_theta", filled.get(local_key or "rope_theta", 10000.0))
     rope.setdefault("partial_rotary_factor", filled.get("partial_rotary_factor", 1.0))
     if "partial_rotary_factor" not in family.reads and rope["partial_rotary_factor"] != 1.0:
         raise ValueError(

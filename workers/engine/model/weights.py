@@ -13,7 +13,14 @@ from kernels.linear import Linear
 from kernels.logits import Head
 from workers.engine.model.checkpoint import CheckpointReader
 from workers.engine.model.config import ModelConfig
-from workers.engine.model.layout import layer_modules, layer_path
+from workers.engine.model.layout import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    layer_modules,
+    layer_norms,
+    layer_path,
+)
 from workers.engine.model.modules import PackedLinear
 
 
@@ -23,11 +30,11 @@ class LayerWeights:
 
     linears: Mapping[str, Linear]  # by PackedLinear.name
     pre_attention_norm: Tensor  # [hidden_size]
-    post_attention_norm: Tensor | None  # [hidden_size]
     pre_mlp_norm: Tensor  # [hidden_size]
-    post_mlp_norm: Tensor | None  # [hidden_size]
-    q_norm: Tensor | None  # [head_dim]
-    k_norm: Tensor | None  # [head_dim]
+    post_attention_norm: Tensor | None = None  # [hidden_size]
+    post_mlp_norm: Tensor | None = None  # [hidden_size]
+    q_norm: Tensor | None = None  # [head_dim]
+    k_norm: Tensor | None = None  # [head_dim]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,32 +51,22 @@ def load_weights(folder: Path, config: ModelConfig, dtype: torch.dtype) -> Decod
     """Read the checkpoint; every tensor it holds is used or refused."""
     with CheckpointReader(folder, dtype) as reader:
         hidden, vocab = config.hidden_size, config.vocab_size
-        embedding = reader.read("model.embed_tokens.weight", (vocab, hidden))
+        embedding = reader.read(EMBEDDING, (vocab, hidden))
         layers = tuple(_load_layer(reader, config, index) for index in range(config.num_layers))
-        final_norm = _load_norm(reader, "model.norm", hidden, config)
+        final_norm = _load_norm(reader, FINAL_NORM, hidden, config)
         head = _load_head(reader, config, embedding)
         reader.require_all_read()
     return DecoderWeights(embedding, layers, final_norm, head)
 
 
 def _load_layer(reader: CheckpointReader, config: ModelConfig, index: int) -> LayerWeights:
-    prefix, names = layer_path(index), config.family.norms
-    hidden, head_dim = config.hidden_size, config.head_dim
-
-    def norm(name: str, width: int = hidden) -> Tensor:
-        return _load_norm(reader, f"{prefix}.{name}", width, config)
-
-    has_qk_norm = config.family.has_qk_norm
-    modules = layer_modules(config, index)
-    return LayerWeights(
-        linears={packed.name: _load_linear(reader, prefix, packed) for packed in modules},
-        pre_attention_norm=norm(names.pre_attention),
-        post_attention_norm=norm(names.post_attention) if names.post_attention else None,
-        pre_mlp_norm=norm(names.pre_mlp),
-        post_mlp_norm=norm(names.post_mlp) if names.post_mlp else None,
-        q_norm=norm("self_attn.q_norm", head_dim) if has_qk_norm else None,
-        k_norm=norm("self_attn.k_norm", head_dim) if has_qk_norm else None,
-    )
+    prefix = layer_path(index)
+    norms = {
+        field: _load_norm(reader, f"{prefix}.{name}", width, config)
+        for field, (name, width) in layer_norms(config).items()
+    }
+    linears = {packed.name: _load_linear(reader, prefix, packed) for packed in layer_modules(config, index)}
+    return LayerWeights(linears, **norms)
 
 
 def _load_linear(reader: CheckpointReader, prefix: str, packed: PackedLinear) -> Linear:
@@ -96,6 +93,6 @@ def _load_norm(reader: CheckpointReader, name: str, width: int, config: ModelCon
 
 def _load_head(reader: CheckpointReader, config: ModelConfig, embedding: Tensor) -> Head:
     if config.tie_word_embeddings:
-        reader.ignore("lm_head.weight")
+        reader.ignore(HEAD)
         return Head(embedding)
-    return Head(reader.read("lm_head.weight", (config.vocab_size, config.hidden_size)))
+    return Head(reader.read(HEAD, (config.vocab_size, config.hidden_size)))

@@ -46,6 +46,8 @@ class Family:
     # Keys of which only these values are honoured; any other value is refused by name.
     served: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     rope_types: frozenset[str] = frozenset({"default", "linear", "dynamic", "yarn", "llama3"})
+    rope_aliases: Mapping[str, str] = field(default_factory=dict)  # older names of rope types
+    local_rope_key: str | None = None  # the key with the rope_theta of layers that have a window
     layer_type: LayerTypeOf = all_full  # where config.json has no layer_types
     qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")  # one name where the file holds them fused
     has_qkv_bias: bool = False

@@ -7,10 +7,16 @@ from typing import Any
 
 import torch
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -72,6 +78,43 @@ CASES: dict[str, MakeModel] = {
             use_sliding_window=True,
             sliding_window=WINDOW,
             layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        )
+    ),
+    "gemma2": lambda: Gemma2ForCausalLM(
+        Gemma2Config(
+            **SHAPE,
+            head_dim=16,
+            query_pre_attn_scalar=20,
+            sliding_window=WINDOW,
+            attn_logit_softcapping=3.0,
+            final_logit_softcapping=9.0,
+        )
+    ),
+    "gemma3": lambda: Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            **SHAPE,
+            head_dim=16,
+            query_pre_attn_scalar=20,
+            sliding_window=WINDOW,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            rope_parameters={
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        )
+    ),
+    "phi3": lambda: Phi3ForCausalLM(
+        Phi3Config(**SHAPE, sliding_window=WINDOW, rope_parameters={"partial_rotary_factor": 0.5})
+    ),
+    "phi3-longrope": lambda: Phi3ForCausalLM(
+        Phi3Config(
+            **SHAPE,
+            original_max_position_embeddings=80,
+            rope_parameters={
+                "rope_type": "longrope",
+                "short_factor": [1.0, 1.1, 1.3, 1.7, 2.0, 2.5],
+                "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0],
+            },
         )
     ),
 }

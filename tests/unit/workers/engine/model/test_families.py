@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -23,6 +24,7 @@ from workers.engine.kv_cache import KVCache
 from workers.engine.lora import describe_base
 from workers.engine.model.config import load_model_config
 from workers.engine.model.decoder import Decoder
+from workers.engine.model.layout import weight_shards
 from workers.engine.model.weights import load_weights
 from workers.engine.sequence import Sequence
 from workers.engine.step_builder import StepBuilder
@@ -196,3 +198,21 @@ def test_the_shapes_for_adapters_are_those_of_the_model(case: Case) -> None:
 
     assert {path: (shape.in_features, shape.out_features) for path, shape in base.shapes.items()} == expected
     assert sorted(path for paths in base.layout.values() for path in paths) == sorted(expected)
+
+
+def test_every_tensor_of_the_checkpoint_has_a_shard_axis(case: Case) -> None:
+    config = load_model_config(case.folder)
+
+    with safe_open(case.folder / "model.safetensors", framework="pt") as file:
+        assert set(weight_shards(config)) == set(file.keys())
+
+
+@pytest.mark.parametrize("case", ["gemma3"], indirect=True)
+@pytest.mark.usefixtures("level")
+def test_bfloat16_is_no_further_from_float32_than_transformers_bfloat16(case: Case) -> None:
+    exact = oracle_logits(case.model)
+    theirs = oracle_logits(type(case.model).from_pretrained(case.folder, dtype=torch.bfloat16).eval())
+
+    ours = teacher_forced_logits(case.folder, torch.bfloat16)
+
+    assert (ours - exact).abs().mean() <= 2.0 * (theirs - exact).abs().mean()

@@ -1,0 +1,49 @@
+"""Gemma 2 and Gemma 3 (text): norms that add one, GeGLU, norms after each block, windows."""
+
+from __future__ import annotations
+
+from workers.engine.model.families.family import Family, LayerNorms
+from workers.engine.model.families.layer_types import sliding_but_every_nth
+
+_NORMS = LayerNorms(
+    post_attention="post_attention_layernorm",
+    pre_mlp="pre_feedforward_layernorm",
+    post_mlp="post_feedforward_layernorm",
+)
+_DEFAULTS = {
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "tie_word_embeddings": True,
+}
+_SERVED = {"attention_bias": (False,), "use_bidirectional_attention": (None, False)}
+_READS = frozenset({"sliding_window", "layer_types", "query_pre_attn_scalar", "final_logit_softcapping"})
+
+GEMMA2 = Family(
+    architecture="Gemma2ForCausalLM",
+    defaults=_DEFAULTS
+    | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window_pattern": 2},
+    reads=_READS | {"attn_logit_softcapping"},
+    served=_SERVED,
+    layer_type=sliding_but_every_nth,
+    activation_key="hidden_activation",
+    activation="gelu_pytorch_tanh",
+    norms=_NORMS,
+    norm_offset=1.0,
+    scales_embedding=True,
+)
+
+GEMMA3 = Family(
+    architecture="Gemma3ForCausalLM",
+    defaults=_DEFAULTS | {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 6},
+    reads=_READS,
+    served=_SERVED,
+    local_rope_key="rope_local_base_freq",
+    layer_type=sliding_but_every_nth,
+    has_qk_norm=True,
+    activation_key="hidden_activation",
+    activation="gelu_pytorch_tanh",
+    norms=_NORMS,
+    norm_offset=1.0,
+    scales_embedding=True,
+)
