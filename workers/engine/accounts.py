@@ -59,8 +59,9 @@ class Accounts:
             row.sequence.device_ms += ms_per_token * row.num_tokens
 
     def close(self, sequence: Sequence) -> None:
-        """Count the tokens of a sequence that ended."""
-        self.num_prompt_tokens += sequence.num_prompt_tokens
+        """Count the tokens of a sequence that ended; completions of one request share their prompt."""
+        if sequence.index == 0:
+            self.num_prompt_tokens += sequence.num_prompt_tokens
         self.num_completion_tokens += sequence.num_output_tokens
 
     def stats(

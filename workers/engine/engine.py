@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence as ListLike
 from itertools import count
-from typing import Any
 
 from workers.engine.accounts import Accounts, EngineStats, Room
 from workers.engine.assembly import EngineInfo, assemble
@@ -14,17 +13,17 @@ from workers.engine.config import EngineConfig
 from workers.engine.errors import (
     ConfigError,
     EngineError,
-    InvalidParams,
     NonFiniteLogits,
     RequestError,
 )
 from workers.engine.finishing import Ending, no_token_allowed, non_finite_logits
+from workers.engine.live_request import LiveRequest
 from workers.engine.lora.composition import unscaled
 from workers.engine.lora.manager import LoRAManager
 from workers.engine.lora.request import AnyLoRA, LoRARequest
 from workers.engine.lora.residency import ResidencyChange
 from workers.engine.outputs import RequestOutput
-from workers.engine.requests import Prompt
+from workers.engine.requests import Prompt, as_prompts, one_each
 from workers.engine.sampling_params import SamplingParams
 from workers.engine.sequence import Sequence
 from workers.engine.step_input import StepOutput
@@ -43,7 +42,7 @@ class LLMEngine:
     def __init__(self, config: EngineConfig) -> None:
         self._parts = assemble(config)
         self.info: EngineInfo = self._parts.info
-        self._by_id: dict[str, Sequence] = {}
+        self._by_id: dict[str, LiveRequest] = {}
         self._started: list[str] = []
         self._undelivered: list[RequestOutput] = []
         self._ids = count()
@@ -60,15 +59,15 @@ class LLMEngine:
         A prompt is text, token ids or chat messages; `params` and `lora_request` are one for all or one each.
         Several adapters upon one prompt are a `LoRAMix`; a list is always one entry per prompt.
         """
-        all_prompts = _as_prompts(prompts)
-        all_params = _one_each("params", params or SamplingParams(), len(all_prompts))
-        all_loras = _one_each("lora_request", lora_request, len(all_prompts))
+        all_prompts = as_prompts(prompts)
+        all_params = one_each("params", params or SamplingParams(), len(all_prompts))
+        all_loras = one_each("lora_request", lora_request, len(all_prompts))
         asked = zip(all_prompts, all_params, all_loras, strict=True)
         # All are checked before any runs, so that a bad one leaves nothing behind.
-        sequences = [self._new_sequence(f"generate-{next(self._ids)}", *request) for request in asked]
-        for sequence in sequences:
-            self._enqueue(sequence)
-        return self._run_to_end([sequence.request_id for sequence in sequences])
+        requests = [self._new_request(f"generate-{next(self._ids)}", *request) for request in asked]
+        for request in requests:
+            self._enqueue(request)
+        return self._run_to_end([request.request_id for request in requests])
 
     def add_request(
         self,
@@ -85,7 +84,7 @@ class LLMEngine:
         """
         if request_id in self._by_id:
             raise RequestError(f"request id {request_id!r} is in use; give each request its own")
-        self._enqueue(self._new_sequence(request_id, prompt, params, lora_request, cache_salt))
+        self._enqueue(self._new_request(request_id, prompt, params, lora_request, cache_salt))
 
     def step(self) -> list[RequestOutput]:
         """Run one step and return the outputs of the requests that ended with it."""
@@ -93,7 +92,6 @@ class LLMEngine:
         self._started = []
         began_s = time.monotonic()
         schedule = self._parts.batcher.schedule()
-        outputs += [self._refuse(refusal) for refusal in schedule.refusals]
         if schedule.rows:
             self._mark_started(schedule, began_s)
             built = self._parts.builder.build(schedule)
@@ -101,16 +99,14 @@ class LLMEngine:
             now_s = time.monotonic()
             self._accounts.charge(schedule.rows, (now_s - began_s) * 1000.0)
             outputs += self._postprocess(schedule, built.sampled, result, now_s)
-        elif self._parts.batcher.waiting and not outputs:
+        elif self._parts.batcher.waiting and not outputs and not schedule.refusals:
             time.sleep(_IDLE_POLL_S)
-        return outputs
+        return outputs + self._refuse(schedule.refusals)
 
     def abort_request(self, request_id: str) -> RequestOutput | None:
         """End a request now; returns its output with what it has generated, None if it is not held."""
-        sequence = self._by_id.get(request_id)
-        if sequence is None:
-            return None
-        return self._end(sequence, Ending("abort"), time.monotonic())
+        outputs = self._end_all(request_id, Ending("abort"), time.monotonic())
+        return outputs[0] if outputs else None
 
     def has_unfinished_requests(self) -> bool:
         """Whether `step` still has something to do or to deliver."""
@@ -185,25 +181,26 @@ class LLMEngine:
             raise ConfigError("enable_lora is False, so there are no adapters; set it to True")
         return self._parts.adapters
 
-    def _new_sequence(
+    def _new_request(
         self,
         request_id: str,
         prompt: Prompt,
         params: SamplingParams,
         lora: AnyLoRA | None,
         cache_salt: str | None = None,
-    ) -> Sequence:
+    ) -> LiveRequest:
         checker, now_s = self._parts.checker, time.monotonic()
-        sequence = checker.sequence(
+        sequences = checker.sequences(
             request_id, prompt, params, lora, arrival_time_s=now_s, cache_salt=cache_salt
         )
-        for member in sequence.composition:
+        for member in sequences[0].composition:
             self._adapters.prefetch(member.lora)
-        return sequence
+        return LiveRequest(sequences)
 
-    def _enqueue(self, sequence: Sequence) -> None:
-        self._by_id[sequence.request_id] = sequence
-        self._parts.batcher.add(sequence)
+    def _enqueue(self, request: LiveRequest) -> None:
+        self._by_id[request.request_id] = request
+        for sequence in request.sequences:
+            self._parts.batcher.add(sequence)
 
     def _run_to_end(self, request_ids: list[str]) -> list[RequestOutput]:
         outputs: dict[str, RequestOutput] = {}
@@ -222,22 +219,27 @@ class LLMEngine:
         for row in schedule.rows:
             if row.sequence.started_time_s is None:
                 row.sequence.started_time_s = now_s
-                self._started.append(row.sequence.request_id)
+                request = self._by_id[row.sequence.request_id]
+                if not request.is_started:
+                    request.is_started = True
+                    self._started.append(request.request_id)
 
     def _postprocess(
         self, schedule: Schedule, sampled: list[Sequence], result: StepOutput, now_s: float
     ) -> list[RequestOutput]:
         for row in schedule.rows:
             row.sequence.num_computed_tokens += row.num_tokens
-        outputs = []
+        outputs: list[RequestOutput] = []
         rows = zip(sampled, result.token_ids, result.failed, strict=True)
         for place, (sequence, token_id, failed) in enumerate(rows):
+            if sequence.request_id not in self._by_id:
+                continue  # another completion of its request has just failed
             if failed:
-                outputs.append(self._fail(sequence, place in result.barred, now_s))
+                outputs += self._fail(sequence, place in result.barred, now_s)
                 continue
             self._parts.batcher.confirm(sequence)
             if (ending := self._append(sequence, token_id, now_s)) is not None:
-                outputs.append(self._end(sequence, ending, now_s))
+                outputs += self._end(sequence, ending, now_s)
         return outputs
 
     def _append(self, sequence: Sequence, token_id: int, now_s: float) -> Ending | None:
@@ -246,43 +248,49 @@ class LLMEngine:
             sequence.first_token_time_s = now_s
         return self._parts.finisher.ending(sequence)
 
-    def _refuse(self, refusal: Refusal) -> RequestOutput:
-        sequence, error = refusal
-        del self._by_id[sequence.request_id]
-        return self._parts.finisher.output(sequence, Ending("error"), time.monotonic(), error)
+    def _refuse(self, refusals: ListLike[Refusal]) -> list[RequestOutput]:
+        """End requests whose adapters turned out unusable; the batch has let go of the refused sequences."""
+        outputs, now_s = [], time.monotonic()
+        for sequence, error in refusals:
+            outputs += self._settle(
+                sequence, self._parts.finisher.output(sequence, Ending("error"), now_s, error)
+            )
+        for sequence, error in refusals:
+            outputs += self._end_all(sequence.request_id, Ending("error"), now_s, error)
+        return outputs
 
-    def _fail(self, sequence: Sequence, is_barred: bool, now_s: float) -> RequestOutput:
+    def _fail(self, sequence: Sequence, is_barred: bool, now_s: float) -> list[RequestOutput]:
         if not is_barred:
             self._parts.batcher.disown(sequence)
         error = no_token_allowed(sequence) if is_barred else non_finite_logits(sequence)
-        return self._end(sequence, Ending("error"), now_s, error)
+        if isinstance(error, NonFiniteLogits):
+            for member in sequence.composition:
+                self._adapters.count_non_finite(member.lora)
+        return self._end_all(sequence.request_id, Ending("error"), now_s, error)
+
+    def _end_all(
+        self, request_id: str, ending: Ending, now_s: float, error: EngineError | None = None
+    ) -> list[RequestOutput]:
+        """End what is left of a request, if it is still held."""
+        request = self._by_id.get(request_id)
+        sequences = [] if request is None else list(request.sequences)
+        return [output for one in sequences for output in self._end(one, ending, now_s, error)]
 
     def _end(
         self, sequence: Sequence, ending: Ending, now_s: float, error: EngineError | None = None
-    ) -> RequestOutput:
+    ) -> list[RequestOutput]:
         for member in sequence.composition:
-            if isinstance(error, NonFiniteLogits):
-                self._adapters.count_non_finite(member.lora)
             sequence.adapter_use += self._adapters.take_uncharged(member.lora)
         self._parts.batcher.remove(sequence)
+        self._accounts.close(sequence)
+        return self._settle(sequence, self._parts.finisher.output(sequence, ending, now_s, error))
+
+    def _settle(self, sequence: Sequence, output: RequestOutput) -> list[RequestOutput]:
+        """Return the output of the whole request, if this was its last sequence."""
+        whole = self._by_id[sequence.request_id].end(sequence, output)
+        if whole is None:
+            return []
         del self._by_id[sequence.request_id]
         if not self._by_id:
             self._parts.allocator.check_idle()
-        self._accounts.close(sequence)
-        return self._parts.finisher.output(sequence, ending, now_s, error)
-
-
-def _as_prompts(prompts: Prompt | ListLike[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str):
-        return [prompts]
-    if prompts and isinstance(prompts[0], (int, dict)):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
-
-
-def _one_each(name: str, given: Any, num_prompts: int) -> list[Any]:
-    if not isinstance(given, (list, tuple)):
-        return [given] * num_prompts
-    if len(given) != num_prompts:
-        raise InvalidParams(f"{len(given)} {name} for {num_prompts} prompts; give one for all, or one each")
-    return list(given)
+        return [whole]

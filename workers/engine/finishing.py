@@ -44,9 +44,9 @@ class Finisher:
     def output(
         self, sequence: Sequence, ending: Ending, now_s: float, error: EngineError | None = None
     ) -> RequestOutput:
-        """Return the final output of a sequence."""
+        """Return the final output of a sequence, as that of its request if it is the only one."""
         completion = CompletionOutput(
-            index=0,
+            index=sequence.index,
             text=self._text(sequence, ending),
             token_ids=sequence.output_token_ids,
             finish_reason=ending.finish_reason,

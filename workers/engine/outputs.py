@@ -33,8 +33,9 @@ class RequestFailure:
 
 @dataclass(frozen=True, slots=True)
 class RequestMetrics:
-    """When things happened (monotonic seconds) and what they cost.
+    """When things happened (monotonic seconds) and what they cost, all completions together.
 
+    The prompt counts once, however many completions it has.
     `device_ms` is this request's share of the steps it took part in: a step's wall time is split
     over its rows' tokens, so the shares of all requests add up to the engine's `busy_ms`.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as ListLike
 from itertools import chain
 from typing import Any
 
@@ -43,7 +44,7 @@ class RequestChecker:
         self._seed = seed
         self._eos_token_ids = frozenset(eos_token_ids)
 
-    def sequence(
+    def sequences(
         self,
         request_id: str,
         prompt: Prompt,
@@ -52,26 +53,33 @@ class RequestChecker:
         *,
         arrival_time_s: float,
         cache_salt: str | None = None,
-    ) -> Sequence:
-        """Return the request as a sequence, or raise the `RequestError` that says what is wrong with it."""
+    ) -> list[Sequence]:
+        """Return a sequence for each completion, or raise the `RequestError` that says what is wrong."""
         self._check_adapters(request_id, lora)
         text, token_ids = self._tokenize(prompt)
         self._check_tokens(token_ids)
         self._check_named_tokens("stop token id", params.stop_token_ids or ())
         self._check_named_tokens("logit_bias of token", params.logit_bias or ())
-        return Sequence(
-            request_id,
-            text,
-            token_ids,
-            params,
-            lora,
-            seed=derive_seed(self._seed, request_id) if params.seed is None else params.seed,
-            max_total_tokens=min(len(token_ids) + params.max_tokens, self._max_model_len),
-            stop_checker=self._stop_checker(params) if params.stop_strings else None,
-            arrival_time_s=arrival_time_s,
-            cache_salt=cache_salt,
-            rules=self._rules(params, token_ids) if params.edits_logits else None,
-        )
+        bad_words = self._bad_words(params)
+        seed = derive_seed(self._seed, request_id) if params.seed is None else params.seed
+        return [
+            Sequence(
+                request_id,
+                text,
+                token_ids,
+                params,
+                lora,
+                index=index,
+                # The first completion is the one that n=1 gives.
+                seed=seed if index == 0 else derive_seed(seed, str(index)),
+                max_total_tokens=min(len(token_ids) + params.max_tokens, self._max_model_len),
+                stop_checker=self._stop_checker(params) if params.stop_strings else None,
+                arrival_time_s=arrival_time_s,
+                cache_salt=cache_salt,
+                rules=self._rules(params, token_ids, bad_words) if params.edits_logits else None,
+            )
+            for index in range(params.n)
+        ]
 
     def _check_adapters(self, request_id: str, lora: AnyLoRA | None) -> None:
         composition = composition_of(lora)
@@ -131,12 +139,31 @@ class RequestChecker:
             skip_special_tokens=params.skip_special_tokens,
         )
 
-    def _rules(self, params: SamplingParams, prompt_token_ids: list[int]) -> TokenRules:
+    def _bad_words(self, params: SamplingParams) -> BadWords | None:
         words = tokenize_bad_words(params.bad_word_list, self._tokenizer.encode_bare)
         self._check_named_tokens("a bad word's token", chain.from_iterable(words))
-        return TokenRules(
-            params,
-            prompt_token_ids,
-            end_token_ids=sorted(self._eos_token_ids.union(params.stop_token_ids or ())),
-            bad_words=BadWords(words) if words else None,
-        )
+        return BadWords(words) if words else None
+
+    def _rules(
+        self, params: SamplingParams, prompt_token_ids: list[int], bad_words: BadWords | None
+    ) -> TokenRules:
+        end_token_ids = sorted(self._eos_token_ids.union(params.stop_token_ids or ()))
+        return TokenRules(params, prompt_token_ids, end_token_ids=end_token_ids, bad_words=bad_words)
+
+
+def as_prompts(prompts: Prompt | ListLike[Prompt]) -> list[Prompt]:
+    """Return the prompts of a call that may have been given one alone."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if prompts and isinstance(prompts[0], (int, dict)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def one_each(name: str, given: Any, num_prompts: int) -> list[Any]:
+    """Return one value for each prompt, of a list or of one for all."""
+    if not isinstance(given, (list, tuple)):
+        return [given] * num_prompts
+    if len(given) != num_prompts:
+        raise InvalidParams(f"{len(given)} {name} for {num_prompts} prompts; give one for all, or one each")
+    return list(given)

@@ -1,4 +1,4 @@
-"""The mutable state of one request while the engine holds it."""
+"""The mutable state of one completion while the engine holds it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KVIdentity = tuple[tuple[str | None, float], ...]
 
 
 class Sequence:
-    """Tokens, cache blocks, adapter slot and accounts of one request; changed only by the engine's loop."""
+    """Tokens, cache blocks, adapter slots, accounts of one completion; changed only by the engine's loop."""
 
     __slots__ = (
         "adapter_use",
@@ -29,6 +29,7 @@ class Sequence:
         "composition",
         "device_ms",
         "first_token_time_s",
+        "index",
         "keys",
         "lora",
         "max_total_tokens",
@@ -63,10 +64,12 @@ class Sequence:
         max_total_tokens: int,
         stop_checker: StopChecker | None,
         arrival_time_s: float,
+        index: int = 0,
         cache_salt: str | None = None,
         rules: TokenRules | None = None,
     ) -> None:
         self.request_id = request_id
+        self.index = index
         self.prompt = prompt
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(prompt_token_ids)
