@@ -87,6 +87,17 @@ class DeviceTiles:
         scales = torch.tensor(tiles.scales, dtype=torch.float32, device=device)
         return cls(starts, ends, slots, scales, block_rows)
 
+    def update(self, tiles: Tiles) -> None:
+        """Take another step's tiles at the same addresses; ValueError unless they are as many: pad them."""
+        if len(tiles.starts) != self.num_tiles:
+            raise ValueError(
+                f"{len(tiles.starts)} tiles for a grid of {self.num_tiles}; "
+                f"cut them with pad_to={self.num_tiles}"
+            )
+        columns = self.starts, self.ends, self.slots, self.scales
+        for column, values in zip(columns, tiles, strict=True):
+            column.copy_(torch.tensor(values, dtype=column.dtype))
+
     @property
     def num_tiles(self) -> int:
         return self.starts.shape[0]

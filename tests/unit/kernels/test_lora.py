@@ -99,7 +99,7 @@ def test_rows_of_several_adapters_get_the_sum_of_all_each_times_its_scale(genera
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_of_several_adapters_has_the_same_bits_whatever_its_neighbours_have(
+def test_behaviour_08_a_row_of_several_adapters_has_the_same_bits_whatever_its_neighbours_have(
     dtype: torch.dtype, generator: torch.Generator
 ) -> None:
     module = make_module([make_adapter((rank, rank, rank), generator, dtype) for rank in (8, 16, 40)])
@@ -143,7 +143,7 @@ def test_nothing_of_a_wide_adapter_stays_when_a_narrow_one_takes_its_slot(genera
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("in_features", [33, 64])
 @pytest.mark.parametrize("ranks", [(1, 1, 1), (7, None, 3), (None, 2, None), (16, 16, 16), (100, 64, 8)])
-def test_a_row_has_the_same_bits_for_every_batch_size_place_and_slot(
+def test_behaviour_08_a_row_has_the_same_bits_for_every_batch_size_place_and_slot(
     ranks: tuple[int | None, ...], in_features: int, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
     mine = make_adapter(ranks, generator, dtype, in_features)

@@ -32,7 +32,7 @@ def random_module(
                 stacked.append(torch.randn(rank, in_features, generator=generator) / in_features**0.5)
                 parts.append(LoRASlice(Slice(left, right), Slice(first, first + rank), b_t.to(dtype)))
                 first += rank
-        module.set(slot, PackedLoRA(torch.cat(stacked).to(dtype), tuple(parts)))
+        module.set(slot, PackedLoRA(torch.cat(stacked).to(dtype), tuple(parts)) if parts else None)
     return module
 
 
@@ -50,7 +50,9 @@ def expected_delta(x: Tensor, slots: list[int], module: PackedModuleSlots) -> Te
 @pytest.mark.parametrize(
     ("in_features", "widths"), [(64, (48, 16, 16)), (33, (7,)), (1, (1, 2)), (576, (101, 130)), (95, (256,))]
 )
-def test_every_rank_equals_float64(in_features: int, widths: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_behaviour_03_every_rank_equals_float64(
+    in_features: int, widths: tuple[int, ...], dtype: torch.dtype
+) -> None:
     ranks = [1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 64, 100, 128]
     module = random_module([[rank] * len(widths) for rank in ranks], in_features, widths, dtype)
     slots = [slot for slot in range(len(ranks)) for _ in range(slot % 6 + 1)] + [-1, -1]
@@ -64,6 +66,47 @@ def test_every_rank_equals_float64(in_features: int, widths: tuple[int, ...], dt
     tolerance = 1e-5 if dtype is torch.float32 else 4e-2
     torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
     assert torch.equal(out[-2:], before[-2:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("ranks", "in_features", "widths", "num_rows"),
+    [
+        pytest.param([[1], [511], [512], [257]], 2049, (33,), 17, id="odd hidden, ranks to 512"),
+        pytest.param([[slot % 40 + 1] * 3 for slot in range(128)], 64, (48, 16, 16), 300, id="128 adapters"),
+        pytest.param([[16, 16], [8, None], [None, 4]], 48, (32, 17), 4096, id="many rows"),
+        pytest.param([[None, None], [8, 8], [None, None]], 40, (16, 24), 31, id="empty adapters"),
+    ],
+)
+def test_behaviour_03_any_number_of_ranks_adapters_slices_and_rows_equals_float64(
+    ranks: list[list[int | None]],
+    in_features: int,
+    widths: tuple[int, ...],
+    num_rows: int,
+    dtype: torch.dtype,
+) -> None:
+    module = random_module(ranks, in_features, widths, dtype)
+    slots = sorted(row % (len(ranks) + 1) - 1 for row in range(num_rows))
+    x = torch.randn(num_rows, in_features, generator=torch.Generator().manual_seed(2)).to(dtype)
+    before = torch.randn(num_rows, sum(widths), generator=torch.Generator().manual_seed(3)).to(dtype)
+    out = before.clone()
+
+    add_lora(out, x, Segments.from_slots(slots), module)
+
+    expected = before.double() + expected_delta(x, slots, module)
+    tolerance = 1e-5 if dtype is torch.float32 else 4e-2
+    torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_behaviour_03_base_rows_alone_keep_every_bit(dtype: torch.dtype) -> None:
+    module = random_module([[8]], 24, (16,), dtype)
+    out = torch.randn(13, 16, generator=torch.Generator().manual_seed(3)).to(dtype)
+    before = out.clone()
+
+    add_lora(out, torch.ones(13, 24, dtype=dtype), Segments.from_slots([-1] * 13), module)
+
+    assert torch.equal(out, before)
 
 
 def test_the_largest_rank_is_served_and_a_larger_one_refused() -> None:

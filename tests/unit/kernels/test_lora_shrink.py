@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kernels.lora_shrink import BLOCK_IN, NUM_WARPS, lora_shrink, lora_shrink_reference, shrink_kernel
+from kernels.segments import Pass
 from tests.unit.kernels.compiled import compile_kernel
 from tests.unit.kernels.random_pages import Case, make_case
 
@@ -82,6 +83,11 @@ def test_x_of_another_dtype_is_refused_with_both_dtypes(case: Case) -> None:
 def test_a_block_of_a_size_the_kernel_was_not_compiled_for_is_refused(case: Case) -> None:
     with pytest.raises(ValueError, match="block_rows is 64; give one of"):
         lora_shrink(case.x, case.pages, replace(case.tiles, block_rows=64))
+
+
+def test_tiles_that_do_not_fill_a_grid_are_refused_with_both_numbers(case: Case) -> None:
+    with pytest.raises(ValueError, match=r"0 tiles for a grid of 2; cut them with pad_to=2"):
+        case.tiles.update(Pass.of(()).tiles(16))
 
 
 def test_ranks_of_a_wrong_type_are_refused(case: Case) -> None:

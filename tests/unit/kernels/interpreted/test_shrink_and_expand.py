@@ -7,6 +7,7 @@ from torch import Tensor
 from kernels.lora_expand import lora_expand, lora_expand_reference
 from kernels.lora_pages import PAGE_RANKS
 from kernels.lora_shrink import lora_shrink, lora_shrink_reference
+from kernels.segments import Tiles
 from tests.unit.kernels.random_pages import Case, make_case
 
 # Triton's interpreter computes tl.dot on bfloat16 wrongly, so bfloat16 is compiled only.
@@ -46,8 +47,8 @@ def _compare_written(case: Case, shrunk: Tensor, reference: Tensor, tolerance: f
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("rank", [1, 2, 5, 8, 15, 16, 17, 32, 33, 64, 100, 128])
-def test_any_rank_equals_the_dense_product_beside_garbage_in_unused_pages(
+@pytest.mark.parametrize("rank", [1, 2, 5, 8, 15, 16, 17, 32, 33, 64, 100, 128, 512])
+def test_behaviour_03_any_rank_equals_the_dense_product_beside_garbage_in_unused_pages(
     rank: int, dtype: torch.dtype
 ) -> None:
     case = make_case(
@@ -57,7 +58,19 @@ def test_any_rank_equals_the_dense_product_beside_garbage_in_unused_pages(
     _run(case)
 
 
-@pytest.mark.parametrize("in_features", [33, 129, 257])
+def test_behaviour_03_128_adapters_of_three_slices_in_one_batch() -> None:
+    case = make_case(
+        ranks=[[slot % 20 for slot in range(128)], [4] * 128, [8, 0] * 64],
+        slots=[-1] * 3 + [slot for slot in range(127, 0, -5) for _ in range(slot % 3)],
+        in_features=24,
+        slice_widths=[16, 8, 8],
+        dtype=torch.float32,
+    )
+
+    _run(case)
+
+
+@pytest.mark.parametrize("in_features", [33, 129, 2049])
 def test_odd_widths_in_and_out_are_masked(in_features: int) -> None:
     case = make_case(
         ranks=[[8], [8]], slots=[0] * 7, in_features=in_features, slice_widths=[131, 3], dtype=torch.float32
@@ -120,13 +133,47 @@ def test_adapters_without_a_sub_module_leave_its_columns_alone() -> None:
     _run(case)
 
 
-def test_a_batch_of_base_rows_only_is_left_as_it_was() -> None:
+def test_behaviour_03_a_batch_of_base_rows_only_is_left_as_it_was() -> None:
     case = make_case(ranks=[[8]], slots=[-1] * 20, in_features=32, slice_widths=[32], dtype=torch.float32)
     before = case.out.clone()
 
     lora_expand(case.out, lora_shrink(case.x, case.pages, case.tiles), case.pages, case.tiles)
 
     assert torch.equal(case.out, before)
+
+
+def test_behaviour_28_fixed_addresses_serve_whatever_the_tables_hold_right_after_slots_change() -> None:
+    """A captured graph keeps addresses and grids; that it replays on a device is not shown here."""
+    batches = [
+        {"ranks": [[20, 3, 40]], "slots": [0] * 5 + [1] * 9 + [-1] * 6},
+        {"ranks": [[40, 16, 1]], "slots": [2] * 20},  # every slot changes hands, one adapter in use
+        {"ranks": [[40, 16, 1]], "slots": [-1] * 20},  # none
+        {"ranks": [[8, 40, 7]], "slots": [-1] * 2 + [0] * 3 + [1] * 7 + [2] * 8},  # all
+    ]
+    cases = [
+        make_case(in_features=24, slice_widths=[16], dtype=torch.float32, **batch)  # type: ignore[arg-type]
+        for batch in batches
+    ]
+    pages, tiles, x = cases[0].pages, cases[0].tiles, cases[0].x
+    static = [pages.a_pool, pages.b_pool, pages.a_pages, pages.b_offsets, pages.ranks]
+    static += [tiles.starts, tiles.ends, tiles.slots, tiles.scales, x]
+    addresses = [tensor.data_ptr() for tensor in static]
+
+    for case in cases:
+        new = case.pages
+        for old, tensor in zip(static, (new.a_pool, new.b_pool, new.a_pages, new.b_offsets), strict=False):
+            old.copy_(tensor)
+        pages.ranks.copy_(new.ranks)
+        x.copy_(case.x)
+        host = case.tiles
+        tiles.update(
+            Tiles(*(column.tolist() for column in (host.starts, host.ends, host.slots, host.scales)))
+        )
+        out = case.out.clone()
+        lora_expand(out, lora_shrink(x, pages, tiles), pages, tiles)
+        torch.testing.assert_close(out, case.expected, atol=1e-4, rtol=1e-4)
+
+    assert [tensor.data_ptr() for tensor in static] == addresses
 
 
 def test_a_row_is_the_same_bits_whatever_its_neighbours() -> None:
