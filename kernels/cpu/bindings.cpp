@@ -192,6 +192,51 @@ Tensor logits(const Tensor& x, const Tensor& weight) {
   return out;
 }
 
+void quantized_linear(Tensor& out, int64_t first_column, const Tensor& x, const Tensor& codes, const Tensor& scales,
+                      const std::optional<Tensor>& zeros, const std::optional<Tensor>& table, const std::optional<Tensor>& bias,
+                      int64_t block) {
+  QuantizedArgs args{};
+  args.is_bf16 = is_bf16(out, "out");
+  check_like(x, out, "x");
+  TORCH_CHECK(x.dim() == 2 && out.dim() == 2 && codes.dim() == 2 && x.size(0) == out.size(0), "x, out and codes must be matrices");
+  TORCH_CHECK(codes.scalar_type() == at::kByte && codes.is_contiguous(), "codes must be contiguous uint8");
+  args.bits = table ? 4 : 8;
+  args.num_rows = x.size(0);
+  args.in_features = x.size(1);
+  args.out_features = codes.size(0);
+  args.row_bytes = codes.size(1);
+  args.block = block;
+  args.is_aligned = args.in_features % 16 == 0 && block % 16 == 0;
+  int64_t num_weights = args.in_features * args.out_features;
+  TORCH_CHECK(args.row_bytes == (table ? (args.in_features + 31) / 32 * 16 : args.in_features), "a row of codes has ", args.row_bytes,
+              " bytes for ", args.in_features, " columns");
+  TORCH_CHECK(0 <= first_column && first_column + args.out_features <= out.size(1), "the outputs leave out, ", out.sizes());
+  TORCH_CHECK(block > 0 && scales.scalar_type() == at::kFloat && scales.is_contiguous() &&
+                  scales.numel() == (num_weights + block - 1) / block,
+              "one float32 scale per block of ", block, " weights needed");
+  if (zeros) TORCH_CHECK(zeros->scalar_type() == at::kByte && zeros->is_contiguous() && zeros->sizes() == scales.sizes(),
+                         "one uint8 zero per scale needed");
+  if (table) TORCH_CHECK(table->scalar_type() == at::kFloat && table->is_contiguous() && table->numel() == 16, "table must be float32 [16]");
+  if (bias) {
+    check_like(*bias, out, "bias");
+    TORCH_CHECK(bias->numel() == args.out_features, "bias is ", bias->sizes());
+  }
+  int64_t item_bytes = out.element_size();
+  args.x = x.const_data_ptr();
+  args.codes = codes.const_data_ptr<uint8_t>();
+  args.scales = scales.const_data_ptr<float>();
+  args.zeros = zeros ? zeros->const_data_ptr<uint8_t>() : nullptr;
+  args.table = table ? table->const_data_ptr<float>() : nullptr;
+  args.bias = bias ? bias->const_data_ptr() : nullptr;
+  args.out = static_cast<char*>(out.mutable_data_ptr()) + first_column * item_bytes;
+  args.out_stride = out.size(1);
+  int64_t num_blocks = (args.out_features + kBlockMultiple - 1) / kBlockMultiple;
+  at::parallel_for(0, args.num_rows ? num_blocks : 0, 1, [&](int64_t first, int64_t end) {
+    std::vector<char> scratch(static_cast<size_t>(kBlockMultiple * args.in_features * item_bytes));
+    CALL(quantized_linear, args, scratch.data(), first, end);
+  });
+}
+
 }  // namespace
 
 TORCH_LIBRARY(lorayard, m) {
@@ -205,6 +250,8 @@ TORCH_LIBRARY(lorayard, m) {
   m.def("swiglu(Tensor gate_up) -> Tensor");
   m.def("geglu(Tensor gate_up) -> Tensor");
   m.def("logits(Tensor x, Tensor weight) -> Tensor");
+  m.def("quantized_linear(Tensor(a!) out, int first_column, Tensor x, Tensor codes, Tensor scales, Tensor? zeros, "
+        "Tensor? table, Tensor? bias, int block) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(lorayard, CPU, m) {
@@ -214,4 +261,5 @@ TORCH_LIBRARY_IMPL(lorayard, CPU, m) {
   m.impl("swiglu", &swiglu);
   m.impl("geglu", &geglu);
   m.impl("logits", &logits);
+  m.impl("quantized_linear", &quantized_linear);
 }

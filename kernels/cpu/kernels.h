@@ -82,6 +82,19 @@ struct LogitsArgs {
   int64_t num_rows, width, vocab_size;
 };
 
+struct QuantizedArgs {
+  bool is_bf16;
+  const void* x;         // [num_rows, in_features]
+  const uint8_t* codes;  // [out_features, row_bytes]
+  const float* scales;   // [num_blocks]; block k holds weights k block to (k + 1) block, counted along the rows
+  const uint8_t* zeros;  // [num_blocks] or null
+  const float* table;    // [16] where bits is 4
+  const void* bias;      // [out_features] or null
+  void* out;             // [num_rows, out_features], rows out_stride apart
+  int64_t bits, block, row_bytes, num_rows, in_features, out_features, out_stride;
+  bool is_aligned;  // rows and blocks are multiples of 16 weights
+};
+
 #define LORAYARD_DECLARE_LEVEL(level)                                          \
   namespace level {                                                            \
   void lora_add(const LoraArgs&, int64_t first_tile, int64_t end_tile);        \
@@ -92,6 +105,7 @@ struct LogitsArgs {
   void swiglu(const GateArgs&, int64_t first_row, int64_t end_row);            \
   void geglu(const GateArgs&, int64_t first_row, int64_t end_row);             \
   void logits(const LogitsArgs&, int64_t first_block, int64_t end_block);      \
+  void quantized_linear(const QuantizedArgs&, void* scratch, int64_t first, int64_t end);\
   }
 
 LORAYARD_DECLARE_LEVEL(avx512)

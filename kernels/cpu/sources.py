@@ -19,7 +19,7 @@ LEVEL_FLAGS = {
     ),
     "avx2": ("-mavx2", "-mfma"),
 }
-KERNELS = ("lora_add", "paged_attention", "add_rms_norm", "swiglu", "geglu", "logits")
+KERNELS = ("lora_add", "paged_attention", "add_rms_norm", "swiglu", "geglu", "logits", "quantized_linear")
 BINDINGS = "bindings"
 
 

@@ -1,0 +1,88 @@
+"""A frozen linear module whose weights stay quantised: they are spread out a few rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kernels.cpu import library
+from kernels.quantized_weight import QuantizedWeight
+
+_TILE_BYTES = 1 << 20
+"""What plain torch spreads out at once."""
+
+
+class QuantizedLinear:
+    """y = x W^T + bias, W being parts stacked along the outputs; products and sums are in float32.
+
+    Every weight is rounded to the dtype of x before it multiplies, as if the base had been dequantised into
+    that dtype. Compiled, a row's result does not depend on the number of rows; plain torch is as `Linear`.
+    """
+
+    def __init__(self, parts: Sequence[QuantizedWeight], bias: Tensor | None = None) -> None:
+        """`bias` is [out_features], in the dtype of x."""
+        self._parts = tuple(parts)
+        self.in_features = parts[0].in_features
+        self.out_features = sum(part.out_features for part in parts)
+        self.bias = bias
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, the bias included."""
+        return sum(part.nbytes for part in self._parts) + (0 if self.bias is None else self.bias.nbytes)
+
+    def __call__(
+        self,
+        x: Tensor,  # [num_rows, in_features]
+    ) -> Tensor:  # [num_rows, out_features]
+        """Multiply."""
+        if x.dim() != 2 or x.shape[1] != self.in_features:
+            raise ValueError(f"x is {tuple(x.shape)}; this module needs [num_rows, {self.in_features}]")
+        out = x.new_empty((x.shape[0], self.out_features))
+        multiply = _multiply_compiled if library.serves(x) else multiply_reference
+        first = 0
+        for part in self._parts:
+            bias = None if self.bias is None else self.bias[first : first + part.out_features]
+            ordered = x if part.columns is None else x.index_select(1, part.columns)
+            multiply(out, first, ordered, part, bias)
+            first += part.out_features
+        return out
+
+    def dense(self) -> Tensor:  # [out_features, in_features] float32
+        """Return the weight dequantised, unrounded."""
+        return torch.cat([part.dense() for part in self._parts])
+
+
+def _multiply_compiled(
+    out: Tensor, first: int, x: Tensor, weight: QuantizedWeight, bias: Tensor | None
+) -> None:
+    torch.ops.lorayard.quantized_linear.default(
+        out,
+        first,
+        x.contiguous(),
+        weight.codes,
+        weight.scales,
+        weight.zeros,
+        weight.table,
+        bias,
+        weight.block,
+    )
+
+
+def multiply_reference(
+    out: Tensor,  # [num_rows, all out_features], columns `first` and on are written
+    first: int,
+    x: Tensor,  # [num_rows, in_features], columns in the codes' order
+    weight: QuantizedWeight,
+    bias: Tensor | None,  # [out_features]
+) -> None:
+    """Multiply in plain torch, a tile of the weight's rows at a time."""
+    tile = max(1, _TILE_BYTES // (4 * weight.in_features))
+    for start in range(0, weight.out_features, tile):
+        end = min(start + tile, weight.out_features)
+        rows = weight.coded_rows(start, end).to(x.dtype)
+        part = None if bias is None else bias[start:end]
+        out[:, first + start : first + end] = F.linear(x, rows, part)
