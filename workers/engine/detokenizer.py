@@ -2,45 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 Decode = Callable[[Sequence[int]], str]
 
 _REPLACEMENT = "\ufffd"
 _CONTEXT_TOKENS = 6
-"""Tokens decoded again before each new one, for decoders whose output depends on what precedes."""
+"""Tokens decoded again with each new one: the longest character has four bytes, so none is cut in two."""
 
 
 class IncrementalDetokenizer:
-    """Decodes a growing list of tokens; text is given out only when whole characters are known."""
+    """Decodes a growing list of tokens; what it has given out is always a beginning of the whole's text.
 
-    __slots__ = ("_context", "_decode", "_pending")
+    Text is held back while later tokens may still change it: the first bytes of a character, and, with
+    tokenizers that fall back to single bytes, a run of those, which is text only if all of it is.
+    """
 
-    def __init__(self, decode: Decode) -> None:
+    __slots__ = ("_byte_ids", "_decode", "_is_silent", "_num_told", "_window")
+
+    def __init__(
+        self,
+        decode: Decode,
+        *,
+        is_silent: Callable[[int], bool] = lambda _: False,
+        byte_ids: Container[int] = (),
+    ) -> None:
+        """`is_silent` tells the tokens that `decode` leaves out; `byte_ids` stand for one byte each."""
         self._decode = decode
-        self._context: list[int] = []
-        self._pending: list[int] = []
+        self._is_silent = is_silent
+        self._byte_ids = byte_ids
+        self._window: list[int] = []
+        self._num_told = 0  # characters of the window's text
 
     def push(self, token_id: int) -> str:
         """Add one token and return the text that became certain with it, often the empty string."""
-        self._pending.append(token_id)
-        text = self._new_text()
-        # A trailing replacement character may be the first bytes of a character still to come.
-        if not text or text.endswith(_REPLACEMENT):
+        if self._is_silent(token_id):
             return ""
-        self._context = (self._context + self._pending)[-_CONTEXT_TOKENS:]
-        self._pending = []
-        return text
+        self._window.append(token_id)
+        if token_id in self._byte_ids:
+            return ""
+        certain = self._certain_text()
+        new_text = certain[self._num_told :]
+        self._num_told = len(certain)
+        if len(self._window) >= 2 * _CONTEXT_TOKENS:
+            self._window = self._window[-_CONTEXT_TOKENS:]
+            self._num_told = len(self._certain_text())
+        return new_text
 
-    def _new_text(self) -> str:
-        before = self._decode(self._context)
-        return self._decode(self._context + self._pending)[len(before) :]
+    def open_run(self) -> str:
+        """Return the text of a run of bytes that has not ended; more bytes can still change it."""
+        if not self._window or self._window[-1] not in self._byte_ids:
+            return ""
+        return self._decode(self._window)[self._num_told :].rstrip(_REPLACEMENT)
+
+    def _certain_text(self) -> str:
+        # A trailing replacement character may be the first bytes of a character still to come.
+        return self._decode(self._window).removesuffix(_REPLACEMENT)
 
 
 class StopChecker:
     """Watches the generated text for the first complete stop string."""
 
-    __slots__ = ("_detokenizer", "_keeps_stop", "_stops", "_text")
+    __slots__ = ("_detokenizer", "_keeps_stop", "_num_searched", "_stops", "_text")
 
     def __init__(
         self, stops: Sequence[str], detokenizer: IncrementalDetokenizer, *, keeps_stop: bool = False
@@ -50,26 +73,42 @@ class StopChecker:
         self._detokenizer = detokenizer
         self._keeps_stop = keeps_stop
         self._text = ""
+        self._num_searched = 0
 
     @property
     def text(self) -> str:
         """The text so far, cut at the stop string once one was found."""
         return self._text
 
+    @property
+    def num_certain_chars(self) -> int:
+        """Length of the text that no stop string to come can take back."""
+        if self._keeps_stop:
+            return len(self._text)
+        return len(self._text) - max((_overlap(self._text, stop) for stop in self._stops), default=0)
+
     def push(self, token_id: int, *, is_armed: bool = True) -> str | None:
         """Add one token; return the stop string it completed, the earliest in the text if several.
 
         Until it is armed nothing stops it, and what was complete by then never will.
         """
-        new_text = self._detokenizer.push(token_id)
-        length = len(self._text)
-        self._text += new_text
-        if not new_text or not is_armed:
+        self._text += self._detokenizer.push(token_id)
+        if not self._stops:
             return None
-        starts = [(stop, max(0, length - len(stop) + 1)) for stop in self._stops]
-        found = [(at, stop) for stop, start in starts if (at := self._text.find(stop, start)) >= 0]
+        text = self._text + self._detokenizer.open_run()
+        searched, self._num_searched = self._num_searched, len(text)
+        if not is_armed:
+            return None
+        starts = [(stop, max(0, searched - len(stop) + 1)) for stop in self._stops]
+        found = [(at, stop) for stop, start in starts if (at := text.find(stop, start)) >= 0]
         if not found:
             return None
         at, stop = min(found)
-        self._text = self._text[: at + len(stop)] if self._keeps_stop else self._text[:at]
+        self._text = text[: at + len(stop)] if self._keeps_stop else text[:at]
         return stop
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return how many characters at the end of `text` are the beginning of `stop`, never all of it."""
+    longest = min(len(text), len(stop) - 1)
+    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Container, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer, chat_template: ChatTemplate | None) -> None:
         self._backend = backend
         self._chat_template = chat_template
+        added = backend.get_added_tokens_decoder().items()
+        self._special_ids = frozenset(token_id for token_id, token in added if token.special)
+        self._byte_ids = _byte_ids(backend)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
@@ -59,8 +63,22 @@ class Tokenizer:
         self, stops: Sequence[str], *, keeps_stop: bool = False, skip_special_tokens: bool = True
     ) -> StopChecker:
         """Return a watcher for `stops` in a generated text."""
-        decode = partial(self.decode, skip_special_tokens=skip_special_tokens)
-        return StopChecker(stops, IncrementalDetokenizer(decode), keeps_stop=keeps_stop)
+        detokenizer = self.detokenizer(skip_special_tokens=skip_special_tokens)
+        return StopChecker(stops, detokenizer, keeps_stop=keeps_stop)
+
+    def detokenizer(self, *, skip_special_tokens: bool = True) -> IncrementalDetokenizer:
+        """Return what `decode` would give, piece by piece."""
+        return IncrementalDetokenizer(
+            partial(self.decode, skip_special_tokens=skip_special_tokens),
+            is_silent=self._is_left_out if skip_special_tokens else self._is_unknown,
+            byte_ids=self._byte_ids,
+        )
+
+    def _is_left_out(self, token_id: int) -> bool:
+        return token_id in self._special_ids or self._is_unknown(token_id)
+
+    def _is_unknown(self, token_id: int) -> bool:
+        return self._backend.id_to_token(token_id) is None  # a model may have more ids than its tokenizer
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         try:
@@ -69,6 +87,16 @@ class Tokenizer:
             raise InvalidPrompt(
                 f"the prompt cannot be tokenised: {error}; send valid Unicode text"
             ) from error
+
+
+def _byte_ids(backend: tokenizers.Tokenizer) -> Container[int]:
+    """Return the tokens whose text is only known once the run of them has ended."""
+    decoder = "" if backend.decoder is None else backend.decoder.__getstate__().decode()
+    if '"CTC"' in decoder or re.search(r'"stop":[1-9]', decoder):  # these take away from the very end
+        return range(backend.get_vocab_size(with_added_tokens=True))
+    if '"ByteFallback"' not in decoder:
+        return frozenset()
+    return frozenset(backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)) - {None}
 
 
 def _read_tokenizer_config(folder: Path) -> dict[str, Any]:

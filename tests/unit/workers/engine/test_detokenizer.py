@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers
 
 from workers.engine.detokenizer import IncrementalDetokenizer
 from workers.engine.tokenizer import Tokenizer
 
+TINY = Path(__file__).parents[4] / "examples" / "tiny" / "base"
 TEXT = "Grüße, 世界! 👩‍🚀 fin"
 
 
@@ -83,3 +88,136 @@ def test_what_is_complete_before_the_checker_is_armed_stops_nothing(tokenizer: T
 
     assert found == (8, "it:")  # begun before, complete after
     assert checker.text == "stop "
+
+
+def _byte_level() -> Tokenizer:
+    """One token a byte, some pairs of bytes that cut characters, two special tokens, holes behind."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str("é世👩")[0][0]
+    pairs = [pieces[at : at + 2] for at in range(len(pieces) - 1)]
+    vocab = {symbol: number for number, symbol in enumerate([*alphabet, *dict.fromkeys(pairs)])}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<s>", "</s>"])
+    return Tokenizer(backend, None)
+
+
+def _sentencepiece_like() -> Tokenizer:
+    """Spaces as a mark, single bytes where a character has no token, the first space left out."""
+    words = ["\u2581", "\u2581a", "\u2581\u2581", "b", ".", "é"]
+    vocab = {word: number for number, word in enumerate([*words, *(f"<0x{byte:02X}>" for byte in range(256))])}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    backend.add_special_tokens(["<s>", "</s>"])
+    return Tokenizer(backend, None)
+
+
+KINDS = {
+    "byte level": _byte_level(),
+    "sentencepiece": _sentencepiece_like(),
+    "shipped": Tokenizer.from_folder(TINY),
+}
+STOPS = st.lists(st.text("ab. é世", min_size=1, max_size=3), max_size=2)
+PARTS = st.one_of(
+    st.text("ab. é世👩", min_size=1, max_size=4).map(lambda text: ("text", text)),
+    st.binary(min_size=1, max_size=3).map(lambda raw: ("bytes", raw)),
+    st.lists(st.integers(0, 400), min_size=1, max_size=8).map(lambda token_ids: ("ids", token_ids)),
+)
+
+
+def _token_ids(tokenizer: Tokenizer, parts: list[tuple[str, object]]) -> list[int]:
+    """Text as it is tokenised, bytes that need not be text, ids of any kind, unknown ones among them."""
+    token_ids: list[int] = []
+    for kind, value in parts:
+        if kind == "text":
+            token_ids += tokenizer.encode_bare(str(value))
+        elif kind == "bytes":
+            token_ids += [number for number in bytes(value)]  # type: ignore[call-overload]
+        else:
+            token_ids += value  # type: ignore[operator]
+    return token_ids
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=50, deadline=None)
+@given(parts=st.lists(PARTS, max_size=12), skips=st.booleans())
+def test_pieces_are_always_a_beginning_of_the_decoded_whole(
+    kind: str, parts: list[tuple[str, object]], skips: bool
+) -> None:
+    tokenizer = KINDS[kind]
+    token_ids = _token_ids(tokenizer, parts)
+    detokenizer = tokenizer.detokenizer(skip_special_tokens=skips)
+
+    told = ""
+    for number, token_id in enumerate(token_ids, start=1):
+        told += detokenizer.push(token_id)
+        assert tokenizer.decode(token_ids[:number], skip_special_tokens=skips).startswith(told)
+
+    held = len(tokenizer.decode(token_ids, skip_special_tokens=skips)) - len(told)
+    assert held <= 1 or kind != "byte level"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=50, deadline=None)
+@given(parts=st.lists(PARTS, max_size=12), stops=STOPS, keeps_stop=st.booleans())
+def test_what_is_certain_survives_every_stop_string(
+    kind: str, parts: list[tuple[str, object]], stops: list[str], keeps_stop: bool
+) -> None:
+    tokenizer = KINDS[kind]
+    token_ids = _token_ids(tokenizer, parts)
+    checker = tokenizer.stop_checker(stops, keeps_stop=keeps_stop)
+
+    told: list[str] = []
+    stop = None
+    for number, token_id in enumerate(token_ids, start=1):
+        stop = checker.push(token_id)
+        if stop is not None:
+            token_ids = token_ids[:number]
+            break
+        told.append(checker.text[: checker.num_certain_chars])
+
+    whole = checker.text if stop is not None else tokenizer.decode(token_ids)
+    assert all(whole.startswith(text) for text in told)
+    decoded = tokenizer.decode(token_ids)
+    found = [at + len(text) if keeps_stop else at for text in stops if (at := decoded.find(text)) >= 0]
+    assert whole == (decoded[: min(found)] if stop is not None and not keeps_stop else whole)
+    assert stop is not None or not found
+
+
+def test_a_run_of_bytes_is_held_back_until_it_is_known_to_be_text() -> None:
+    tokenizer = KINDS["sentencepiece"]
+    first_byte = tokenizer.encode_bare("世")[0]
+    good, bad = [*tokenizer.encode_bare("b世"), *tokenizer.encode_bare("b")], []
+    bad = [*good[:-1], first_byte, good[-1]]
+
+    for token_ids, pieces in ((good, ["b", "", "", "", "世b"]), (bad, ["b", "", "", "", "", "\ufffd" * 4 + "b"])):
+        detokenizer = tokenizer.detokenizer()
+        assert [detokenizer.push(token_id) for token_id in token_ids] == pieces
+        assert "".join(pieces) == tokenizer.decode(token_ids)
+
+
+def test_a_stop_string_ends_a_run_of_bytes_at_once() -> None:
+    tokenizer = KINDS["sentencepiece"]
+    checker = tokenizer.stop_checker(["世"])
+
+    found = [checker.push(token_id) for token_id in tokenizer.encode_bare("b世")]
+
+    assert (found, checker.text) == ([None, None, None, "世"], "b")
+
+
+def test_tokens_without_end_cost_the_same_each() -> None:
+    tokenizer = KINDS["byte level"]
+    detokenizer = tokenizer.detokenizer()
+    broken = tokenizer.encode_bare("é")[0]
+
+    pieces = [detokenizer.push(broken) for _ in range(500)]
+
+    assert "".join(pieces) == "\ufffd" * 499
+    assert len(detokenizer._window) < 20
