@@ -9,7 +9,7 @@ from workers.engine.engine import LLMEngine
 from workers.engine.lora import LoRAMix, LoRARequest
 from workers.engine.outputs import CompletionOutput, RequestFailure, RequestMetrics, RequestOutput
 from workers.engine.process import EngineProcess
-from workers.engine.sampling_params import SamplingParams
+from workers.engine.sampling_params import RequestOutputKind, SamplingParams
 
 __all__ = [
     "EngineConfig",
@@ -17,6 +17,7 @@ __all__ = [
     "LoRARequest",
     "LoRAMix",
     "SamplingParams",
+    "RequestOutputKind",
     "RequestOutput",
     "CompletionOutput",
     "RequestMetrics",

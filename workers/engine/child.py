@@ -25,6 +25,7 @@ from workers.engine.messages import (
     Started,
     StartFailed,
     Stop,
+    TokenDelta,
 )
 from workers.engine.outputs import CompletionOutput, RequestFailure, RequestMetrics, RequestOutput
 
@@ -84,6 +85,7 @@ class EngineServer:
         self._connection = connection
         self._started: list[Started] = []
         self._finished: list[RequestOutput] = []
+        self._deltas: list[TokenDelta] = []
         self._is_stopped = False
         self._owes_stats = False
         self._obey: dict[type[Any], Callable[[Any], None]] = {
@@ -102,9 +104,18 @@ class EngineServer:
             if self._is_stopped:
                 return
             if self._engine.has_unfinished_requests():
-                self._finished += self._engine.step()
+                self._take(self._engine.step())
                 self._started += map(Started, self._engine.started)
             self._send_events()
+
+    def _take(self, outputs: list[RequestOutput]) -> None:
+        for output in outputs:
+            if output.finished:
+                self._finished.append(output)
+                continue
+            for part in output.outputs:
+                delta = TokenDelta(output.request_id, part.index, part.text, len(part.token_ids))
+                self._deltas.append(delta)
 
     def _obey_commands(self) -> None:
         timeout_s = self._patience_s()
@@ -125,10 +136,11 @@ class EngineServer:
     def _send_events(self) -> None:
         engine = self._engine
         residency = tuple(engine.drain_residency_changes())
-        if not (self._started or residency or self._finished or self._owes_stats):
+        if not (self._started or residency or self._finished or self._deltas or self._owes_stats):
             return
         started, self._started = tuple(self._started), []
         finished, self._finished = tuple(self._finished), []
+        deltas, self._deltas = tuple(self._deltas), []
         room = engine.room()
         events = EngineEvents(
             started=started,
@@ -140,6 +152,7 @@ class EngineServer:
             busy_ms=room.busy_ms,
             waiting=room.waiting,
             stats=engine.stats() if self._owes_stats else None,
+            deltas=deltas,
         )
         self._owes_stats = False
         self._connection.send(events)

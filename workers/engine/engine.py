@@ -87,7 +87,10 @@ class LLMEngine:
         self._enqueue(self._new_request(request_id, prompt, params, lora_request, cache_salt))
 
     def step(self) -> list[RequestOutput]:
-        """Run one step and return the outputs of the requests that ended with it."""
+        """Run one step and return the outputs of the requests that ended with it.
+
+        Those that stream (`SamplingParams.output_kind`) have one for each token as well, not `finished`.
+        """
         outputs, self._undelivered = self._undelivered, []
         self._started = []
         began_s = time.monotonic()
@@ -208,10 +211,10 @@ class LLMEngine:
         wanted = set(request_ids)
         while len(outputs) < len(wanted):
             for output in self.step():
-                if output.request_id in wanted:
-                    outputs[output.request_id] = output
-                else:
+                if output.request_id not in wanted:
                     others.append(output)
+                elif output.finished:
+                    outputs[output.request_id] = output
         self._undelivered += others
         return [outputs[request_id] for request_id in request_ids]
 
@@ -238,7 +241,10 @@ class LLMEngine:
                 outputs += self._fail(sequence, place in result.barred, now_s)
                 continue
             self._parts.batcher.confirm(sequence)
-            if (ending := self._append(sequence, token_id, now_s)) is not None:
+            ending = self._append(sequence, token_id, now_s)
+            if sequence.stream is not None:
+                outputs.append(self._parts.finisher.partial(sequence, ending, now_s))
+            if ending is not None:
                 outputs += self._end(sequence, ending, now_s)
         return outputs
 

@@ -63,6 +63,31 @@ class Finisher:
             error=None if error is None else RequestFailure(error.code, str(error), error.retryable),
         )
 
+    def partial(self, sequence: Sequence, ending: Ending | None, now_s: float) -> RequestOutput:
+        """Return what a sequence that streams tells with the token just appended."""
+        stream, checker = sequence.stream, sequence.stop_checker
+        assert stream is not None, "a request that does not stream was asked for its stream"
+        assert checker is not None, "a request that streams has its text watched"
+        text = checker.text if ending is None else self._text(sequence, ending)
+        num_chars = checker.num_certain_chars if ending is None else len(text)
+        new_text, token_ids = stream.take(text, num_chars, sequence.token_ids)
+        completion = CompletionOutput(
+            index=sequence.index,
+            text=new_text,
+            token_ids=token_ids,
+            finish_reason=None if ending is None else ending.finish_reason,
+            stop_reason=None if ending is None else ending.stop_reason,
+        )
+        return RequestOutput(
+            request_id=sequence.request_id,
+            prompt=sequence.prompt,
+            prompt_token_ids=stream.prompt_token_ids,
+            outputs=[completion],
+            finished=False,
+            lora_request=sequence.lora,
+            metrics=sequence.metrics(now_s),
+        )
+
     def _text(self, sequence: Sequence, ending: Ending) -> str:
         params, token_ids = sequence.params, sequence.output_token_ids
         if ending.finish_reason == "stop":

@@ -67,6 +67,16 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenDelta:
+    """What is new of a completion that streams; text is held back while later tokens may change it."""
+
+    request_id: str
+    index: int
+    text: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class EngineEvents:
     """What changed with a step or a command, and how much room there is now."""
 
@@ -79,6 +89,7 @@ class EngineEvents:
     busy_ms: float  # since the start
     waiting: int
     stats: EngineStats | None = None
+    deltas: tuple[TokenDelta, ...] = ()  # in order; those of a request that finished come before its end
 
 
 @dataclass(frozen=True, slots=True)

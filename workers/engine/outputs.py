@@ -18,7 +18,7 @@ class CompletionOutput:
     index: int
     text: str
     token_ids: list[int]
-    finish_reason: FinishReason
+    finish_reason: FinishReason | None  # None: it goes on
     stop_reason: int | str | None = None
 
 
@@ -56,7 +56,10 @@ class RequestMetrics:
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """A request that has ended, one way or another."""
+    """A request that has ended, one way or another; or, if it is not `finished`, one of its tokens.
+
+    What comes before the end is shaped by `SamplingParams.output_kind` and holds one completion.
+    """
 
     request_id: str
     prompt: str | None

@@ -24,6 +24,7 @@ from workers.engine.messages import (
     Started,
     StartFailed,
     Stop,
+    TokenDelta,
 )
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "ReportStats",
     "Command",
     "Started",
+    "TokenDelta",
     "EngineEvents",
 ]
 

@@ -73,7 +73,7 @@ class RequestChecker:
                 # The first completion is the one that n=1 gives.
                 seed=seed if index == 0 else derive_seed(seed, str(index)),
                 max_total_tokens=min(len(token_ids) + params.max_tokens, self._max_model_len),
-                stop_checker=self._stop_checker(params) if params.stop_strings else None,
+                stop_checker=self._stop_checker(params) if params.stop_strings or params.streams else None,
                 arrival_time_s=arrival_time_s,
                 cache_salt=cache_salt,
                 rules=self._rules(params, token_ids, bad_words) if params.edits_logits else None,

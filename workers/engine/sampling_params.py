@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from workers.engine.errors import InvalidParams
 from workers.engine.param_checks import require_flag, require_int, require_number, require_strings
@@ -19,6 +20,17 @@ _MAX_SEED = 2**63 - 1
 _MAX_TEMPERATURE = 100.0
 _PENALTY_FACTORS = (0.01, 100.0)
 """Beyond these a logit would leave the range of float32 or lose all meaning."""
+
+
+class RequestOutputKind(Enum):
+    """What `step` tells of a request before it has ended; the output that ends it always tells all."""
+
+    CUMULATIVE = 0
+    """After each token all there is so far."""
+    DELTA = 1
+    """After each token what is new."""
+    FINAL_ONLY = 2
+    """Nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +60,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+    output_kind: RequestOutputKind = RequestOutputKind.FINAL_ONLY
 
     def __post_init__(self) -> None:
         self._require_counts()
@@ -55,6 +68,8 @@ class SamplingParams:
         self._require_biases()
         for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
             require_flag(name, getattr(self, name))
+        if not isinstance(self.output_kind, RequestOutputKind):
+            raise InvalidParams(f"output_kind is {self.output_kind!r:.80}; give a RequestOutputKind")
         require_strings("stop string", self.stop_strings, MAX_STOP_STRINGS, MAX_STOP_STRING_CHARS)
         require_strings("bad word", self.bad_word_list, MAX_BAD_WORDS, MAX_BAD_WORD_CHARS)
 
@@ -62,6 +77,11 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """Whether the most likely token is always taken."""
         return self.temperature == 0.0
+
+    @property
+    def streams(self) -> bool:
+        """Whether anything is told before the end."""
+        return self.output_kind is not RequestOutputKind.FINAL_ONLY
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

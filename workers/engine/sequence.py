@@ -12,6 +12,7 @@ from workers.engine.lora.stats import RevisionStats
 from workers.engine.outputs import RequestMetrics
 from workers.engine.prefix_keys import KeyChain
 from workers.engine.sampling_params import SamplingParams
+from workers.engine.stream import OutputStream
 from workers.engine.token_rules import TokenRules
 
 KVIdentity = tuple[tuple[str | None, float], ...]
@@ -49,6 +50,7 @@ class Sequence:
         "slots",
         "started_time_s",
         "stop_checker",
+        "stream",
         "token_ids",
     )
 
@@ -82,6 +84,7 @@ class Sequence:
         self.arrival_time_s = arrival_time_s
         self.cache_salt = cache_salt
         self.rules = rules
+        self.stream = OutputStream(self.token_ids, params.output_kind) if params.streams else None
         self.started_time_s: float | None = None
         self.first_token_time_s: float | None = None
         self.block_table: list[int] = []

@@ -96,7 +96,8 @@ def _byte_ids(backend: tokenizers.Tokenizer) -> Container[int]:
         return range(backend.get_vocab_size(with_added_tokens=True))
     if '"ByteFallback"' not in decoder:
         return frozenset()
-    return frozenset(backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)) - {None}
+    found = (backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+    return frozenset(token_id for token_id in found if token_id is not None)
 
 
 def _read_tokenizer_config(folder: Path) -> dict[str, Any]:
