@@ -65,6 +65,7 @@ class EngineHost:
         *,
         is_revoked: Callable[[str], bool],
         on_died: Callable[[EngineDied], None],
+        caches_by_tenant: bool = False,
     ) -> None:
         self._engine = engine
         self._holding = holding
@@ -74,6 +75,7 @@ class EngineHost:
         self._vitals = vitals
         self._is_revoked = is_revoked
         self._on_died = on_died
+        self._caches_by_tenant = caches_by_tenant
         self._feeder = Feeder(engine.send, lambda: sink.has_room)
         self._refusing = False
         self._closed = threading.Event()
@@ -162,7 +164,7 @@ class EngineHost:
 
     def _feed(self, held: HeldAttempt) -> None:
         try:
-            request = add_request(held.job, self._adapters)
+            request = add_request(held.job, self._adapters, caches_by_tenant=self._caches_by_tenant)
         except RequestError as error:
             refusal = error
             self._end(held, lambda ended, now: outcome_refused(ended, refusal, now))

@@ -106,6 +106,7 @@ def _engine_config(settings: WorkerSettings) -> EngineConfig:
         max_num_seqs=settings.max_num_seqs,
         max_model_len=settings.max_model_len,
         num_kv_blocks=settings.num_kv_blocks,
+        enable_prefix_caching=settings.prefix_cache != "off",
         enable_lora=True,
         max_loras=settings.max_loras,
         max_lora_rank=settings.max_lora_rank,
@@ -155,6 +156,7 @@ def _wire(
         vitals,
         is_revoked=is_revoked,
         on_died=lambda _error: service.end(Ending.ENGINE_DIED),
+        caches_by_tenant=settings.prefix_cache == "tenant",
     )
     registration = Registration(
         Database(

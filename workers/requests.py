@@ -44,8 +44,11 @@ class AdapterIds:
         return LoRARequest(name or revision, number, str(folder), revision=revision)
 
 
-def add_request(job: BatchJob, adapters: AdapterIds) -> AddRequest:
-    """Ask the engine for one job; raises the engine's InvalidParams for parameters it does not serve."""
+def add_request(job: BatchJob, adapters: AdapterIds, *, caches_by_tenant: bool = False) -> AddRequest:
+    """Ask the engine for one job; raises the engine's InvalidParams for parameters it does not serve.
+
+    With `caches_by_tenant` no job begins with what the engine has computed for another tenant's.
+    """
     return AddRequest(
         request_id=request_id(JobAttempt(job.job_id, job.attempt)),
         prompt=job.prompt,
@@ -59,6 +62,7 @@ def add_request(job: BatchJob, adapters: AdapterIds) -> AddRequest:
             stop=job.stop or None,
         ),
         lora=_lora(job, adapters),
+        cache_salt=job.tenant if caches_by_tenant else None,
     )
 
 

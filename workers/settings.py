@@ -35,6 +35,7 @@ class WorkerSettings(BrokerSettings):
     max_cpu_loras: int | None = Field(default=None, ge=1)
     max_model_len: int | None = Field(default=None, ge=1)
     num_kv_blocks: int | None = Field(default=None, ge=1)
+    prefix_cache: Literal["shared", "tenant", "off"] = "shared"
     num_threads: int | None = Field(default=None, ge=1)
     engine_start_s: float = Field(default=600.0, gt=0)
     drain_grace_s: float = Field(default=60.0, ge=0, description="what running jobs get after SIGTERM")

@@ -76,7 +76,7 @@ class ScriptedEngine:
 class Yard:
     """A host with its neighbours, which only take notes."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, caches_by_tenant: bool = False) -> None:
         self.engine = ScriptedEngine()
         self.holding = HoldingTable(lambda _task_id: None)
         self.vitals = Vitals(Room(8, 80))
@@ -95,6 +95,7 @@ class Yard:
             self.vitals,
             is_revoked=lambda name: name in self.revoked,
             on_died=self.deaths.append,
+            caches_by_tenant=caches_by_tenant,
         )
 
     def put(self, outcome: Outcome) -> None:
@@ -239,3 +240,12 @@ def test_the_engines_death_is_told_once(yard: Yard) -> None:
 
     eventually(lambda: yard.deaths, what="the death")
     assert [death.exitcode for death in yard.deaths] == [-9]
+
+
+def test_tenants_that_share_no_cache_are_told_apart_by_their_salt() -> None:
+    yard = Yard(caches_by_tenant=True)
+    yard.host.start()
+    yard.join(batch_job(tenant="acme"), batch_job(tenant="other"))
+
+    assert [request.cache_salt for request in yard.await_adds(2)] == ["acme", "other"]
+    yard.host.close()

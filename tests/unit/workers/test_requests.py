@@ -71,3 +71,10 @@ def test_messages_go_as_plain_mappings_and_the_base_model_without_an_adapter() -
 def test_parameters_the_engine_does_not_serve_are_refused_by_their_name() -> None:
     with pytest.raises(InvalidParams, match="stop strings"):
         add_request(batch_job(stop=tuple(f"stop {number}" for number in range(17))), AdapterIds(STORE))
+
+
+def test_a_job_shares_cached_prefixes_with_all_or_with_its_tenant_only() -> None:
+    job = batch_job(tenant="acme")
+
+    assert add_request(job, AdapterIds(STORE)).cache_salt is None
+    assert add_request(job, AdapterIds(STORE), caches_by_tenant=True).cache_salt == "acme"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from kernels.cpu import library
 from workers.engine import LLMEngine, LoRARequest, RequestOutput, SamplingParams
+from workers.engine.child import EngineServer
+from workers.engine.messages import AddRequest
 from workers.engine.step_input import StepInput, StepOutput
 
 MakeEngine = Callable[..., LLMEngine]
@@ -125,12 +128,12 @@ def cold_and_warm(make_engine: MakeEngine, stem: list[int], dtype: str) -> tuple
     return logits
 
 
-@pytest.mark.parametrize("level", [level for level in library.available_levels() if level != "torch"])
 def test_bfloat16_logits_behind_a_hit_are_bit_identical_with_compiled_kernels(
-    make_engine: MakeEngine, stem: list[int], level: library.Level
+    make_engine: MakeEngine, stem: list[int]
 ) -> None:
-    with library.use_level(level):
-        from_the_start, behind_a_hit = cold_and_warm(make_engine, stem, "bfloat16")
+    assert library.is_compiled(), "run `python -m kernels.cpu.build`"
+
+    from_the_start, behind_a_hit = cold_and_warm(make_engine, stem, "bfloat16")
 
     assert torch.equal(from_the_start, behind_a_hit)
 
@@ -196,6 +199,22 @@ def test_salted_requests_share_with_their_own_salt_only(make_engine: MakeEngine,
             found += hits(engine.step())
 
     assert found == [0, 0, 0, 48]
+
+
+def test_a_salt_comes_with_the_command_of_another_process(make_engine: MakeEngine, stem: list[int]) -> None:
+    ours, theirs = Pipe()
+    engine = make_engine()
+    server = EngineServer(engine, theirs)
+
+    found = []
+    for number, salt in enumerate(["one", "two", "one"]):
+        server._add(AddRequest(str(number), stem, None, GREEDY, None, salt))
+        while engine.has_unfinished_requests():
+            found += hits(engine.step())
+
+    assert found == [0, 0, 48]
+    ours.close()
+    theirs.close()
 
 
 def test_a_request_that_fails_on_nan_leaves_nothing_in_the_cache(
