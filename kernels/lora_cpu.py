@@ -8,12 +8,9 @@ from torch import Tensor
 
 from kernels.cpu import library
 from kernels.lora_slots import LoRASlice, PackedLoRA, PackedModuleSlots
+from kernels.row_padding import padded_rows
 from kernels.segments import Pass
 
-# MKL's sgemm picks its loop by the row count and rounds differently unless that is a multiple of 4: 1-3, 5-7,
-# 9 and 11 rows differed in the last bits from the same rows in a larger batch (torch 2.13, AVX-512, 2026-11).
-# bfloat16 through oneDNN was the same for all row counts tried.
-ROW_MULTIPLE = 4
 # With 16 columns or more no shape tried depended on the batch, odd widths included; narrower ones did.
 # So packers round ranks up to this.
 RANK_MULTIPLE = 16
@@ -59,7 +56,7 @@ def _add_run(
     scale: float,
 ) -> None:
     num_rows = x.shape[0]
-    shrunk = F.linear(_padded_rows(x), weights.a)
+    shrunk = F.linear(padded_rows(x), weights.a)
     if scale != 1.0:
         shrunk *= scale
     for part in weights.slices:
@@ -86,12 +83,3 @@ def apply_dora(
     magnitude, base, cross, delta, bias = dora.unbind()
     gain = magnitude / (base + scale * (cross + scale * delta)).sqrt()
     return gain * (sums - bias) + bias
-
-
-def _padded_rows(
-    x: Tensor,  # [run_rows, in_features]
-) -> Tensor:
-    missing = -x.shape[0] % ROW_MULTIPLE
-    if missing == 0 or x.dtype is not torch.float32:
-        return x
-    return F.pad(x, (0, 0, 0, missing))

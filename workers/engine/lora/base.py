@@ -24,6 +24,7 @@ class PackedKey(NamedTuple):
 
     layer: int
     module: str  # its name within the layer, such as "qkv"
+    expert: int | None = None  # whose, where each expert has a module of that name
 
 
 PackedLayout = Mapping[PackedKey, tuple[str, ...]]  # the paths of the modules that are packed, in order
@@ -52,7 +53,7 @@ def describe_base(model_dir: str | Path, *, name: str | None = None) -> BaseDesc
         for packed in layer_modules(config, layer):
             paths = {f"{layer_path(layer)}.{part.path}": part for part in packed.parts}
             shapes |= {path: ModuleShape(part.in_features, part.out_features) for path, part in paths.items()}
-            layout[PackedKey(layer, packed.name)] = tuple(paths)
+            layout[PackedKey(layer, packed.name, packed.expert)] = tuple(paths)
     return BaseDescription(name or config.name or base_name(folder), config.num_layers, shapes, layout)
 
 

@@ -11,6 +11,7 @@ from workers.engine.errors import CheckpointError
 from workers.engine.model.families import FAMILIES, Family
 from workers.engine.model.raw_config import (
     as_ids,
+    experts_of,
     family_of,
     layer_types,
     read_json,
@@ -30,6 +31,24 @@ class LayerKind(BaseModel):
     rope: Rope
 
 
+class Experts(BaseModel):
+    """The layers in which a router chooses among MLPs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_experts: int = Field(ge=1)
+    num_chosen: int = Field(ge=1)  # for each token
+    width: int = Field(ge=1)  # of one expert's hidden layer
+    normalizes: bool  # the chosen experts' shares are made to sum to one
+    in_layer: tuple[bool, ...]  # the other layers are dense
+
+    @model_validator(mode="after")
+    def _enough_to_choose_from(self) -> Experts:
+        if self.num_chosen > self.num_experts:
+            raise ValueError(f"num_experts_per_tok is {self.num_chosen}, of {self.num_experts} experts")
+        return self
+
+
 class ModelConfig(BaseModel):
     """A decoder of one of the families."""
 
@@ -45,6 +64,7 @@ class ModelConfig(BaseModel):
     head_dim: int = Field(ge=2, multiple_of=2)
     rms_norm_eps: float = Field(gt=0)
     layers: tuple[LayerKind, ...]
+    experts: Experts | None = None
     query_pre_attn_scalar: float | None = Field(default=None, gt=0)
     attn_logit_softcapping: float | None = Field(default=None, gt=0)
     final_logit_softcapping: float | None = Field(default=None, gt=0)
@@ -65,6 +85,10 @@ class ModelConfig(BaseModel):
     def family(self) -> Family:
         """The architecture's entry."""
         return FAMILIES[self.architecture]
+
+    def experts_of(self, layer: int) -> Experts | None:
+        """Return what experts a layer has."""
+        return self.experts if self.experts is not None and self.experts.in_layer[layer] else None
 
     @property
     def max_positions(self) -> int:
@@ -104,6 +128,8 @@ def _validated(filled: dict[str, Any], family: Family, path: Path) -> ModelConfi
     try:
         # Without layers at first: their number and the heads' width must be sound before they are built.
         shape = ModelConfig.model_validate(filled | {"architecture": family.architecture, "layers": ()})
+        given = experts_of(filled, family)
+        experts = None if given is None else Experts.model_validate(given)
         types = layer_types(filled, family)
         kinds = {
             kind: LayerKind(
@@ -116,7 +142,8 @@ def _validated(filled: dict[str, Any], family: Family, path: Path) -> ModelConfi
         raise CheckpointError(f"{path}: {_first_problem(error)}; repair the checkpoint's config") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return shape.model_copy(update={"layers": tuple(kinds[kind] for kind in types)})
+    layers = tuple(kinds[kind] for kind in types)
+    return shape.model_copy(update={"layers": layers, "experts": experts})
 
 
 def _first_problem(error: ValidationError) -> str:

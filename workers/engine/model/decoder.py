@@ -13,6 +13,7 @@ from workers.engine.kv_cache import KVCache
 from workers.engine.model.adapted_linear import AdaptedLinear
 from workers.engine.model.attention import Attention
 from workers.engine.model.config import ModelConfig
+from workers.engine.model.expert_linear import ExpertLinear
 from workers.engine.model.mlp import MLP, build_mlp
 from workers.engine.model.ops import RotaryTable
 from workers.engine.model.weights import DecoderWeights, LayerWeights
@@ -95,9 +96,10 @@ class Decoder:
 def _connect(
     config: ModelConfig, index: int, weights: LayerWeights, adapters: AdapterWeights | None, rotary: int
 ) -> _Layer:
-    linears = {
-        name: AdaptedLinear(linear, None if adapters is None else adapters.packed(index, name))
-        for name, linear in weights.linears.items()
-    }
+    def slots(name: str) -> PackedModuleSlots | None:
+        return None if adapters is None else adapters.packed(index, name)
+
+    linears = {name: AdaptedLinear(linear, slots(name)) for name, linear in weights.linears.items()}
+    experts = {name: ExpertLinear(members, slots(name)) for name, members in weights.experts.items()}
     attention = Attention(config, index, weights, linears)
-    return _Layer(weights, attention, build_mlp(config.family, linears), rotary)
+    return _Layer(weights, attention, build_mlp(config, index, linears, experts), rotary)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from workers.engine.model.config import ModelConfig
-from workers.engine.model.families import DenseMLP
+from collections.abc import Iterator
+from dataclasses import replace
+
+from workers.engine.model.config import Experts, ModelConfig
+from workers.engine.model.families import DenseMLP, SparseMLP
 from workers.engine.model.modules import LinearModule, PackedLinear, ShardAxis
 
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm", "lm_head.weight"
@@ -14,9 +17,12 @@ def layer_path(layer: int) -> str:
     return f"model.layers.{layer}"
 
 
-def layer_modules(config: ModelConfig, _layer: int) -> tuple[PackedLinear, ...]:
+def layer_modules(config: ModelConfig, layer: int) -> tuple[PackedLinear, ...]:
     """Return the linear modules of one layer as the forward pass multiplies with them."""
-    return (*_attention_modules(config), *_mlp_modules(config, config.family.mlp))
+    experts, sparse = config.experts_of(layer), config.family.sparse_mlp
+    if experts is None or sparse is None:
+        return (*_attention_modules(config), *_mlp_modules(config, config.family.mlp))
+    return (*_attention_modules(config), *_expert_modules(config.hidden_size, experts, sparse))
 
 
 def _attention_modules(config: ModelConfig) -> tuple[PackedLinear, ...]:
@@ -33,6 +39,17 @@ def _mlp_modules(config: ModelConfig, mlp: DenseMLP) -> tuple[PackedLinear, ...]
     hidden, width = config.hidden_size, config.intermediate_size
     down = LinearModule("mlp.down_proj", width, hidden, "row")
     return _packed("gate_up", "mlp", mlp.gate_up, hidden, (width, width)), PackedLinear("down", (down,))
+
+
+def _expert_modules(hidden: int, experts: Experts, sparse: SparseMLP) -> Iterator[PackedLinear]:
+    router = LinearModule(f"{sparse.parent}.{sparse.router}", hidden, experts.num_experts, "replicate")
+    yield PackedLinear("router", (router,))
+    for expert in range(experts.num_experts):
+        parent, width = f"{sparse.parent}.experts.{expert}", experts.width
+        gate_up = _packed("gate_up", parent, sparse.gate_up, hidden, (width, width))
+        down = LinearModule(f"{parent}.{sparse.down}", width, hidden, "row")
+        yield replace(gate_up, expert=expert)
+        yield PackedLinear("down", (down,), expert)
 
 
 def _packed(

@@ -11,7 +11,10 @@ from kernels.geglu import geglu
 from kernels.segments import Segments
 from kernels.swiglu import swiglu
 from workers.engine.model.adapted_linear import AdaptedLinear
-from workers.engine.model.families.family import Activation, Family
+from workers.engine.model.config import ModelConfig
+from workers.engine.model.expert_linear import ExpertLinear
+from workers.engine.model.families.family import Activation
+from workers.engine.model.sparse_mlp import SparseMLP
 
 _GATES: dict[Activation, Callable[[Tensor], Tensor]] = {"silu": swiglu, "gelu_pytorch_tanh": geglu}
 
@@ -45,6 +48,14 @@ class GatedMLP:
         return self._down(self._gate(self._gate_up(x, segments)), segments)
 
 
-def build_mlp(family: Family, linears: Mapping[str, AdaptedLinear]) -> MLP:
+def build_mlp(
+    config: ModelConfig,
+    layer: int,
+    linears: Mapping[str, AdaptedLinear],
+    experts: Mapping[str, ExpertLinear],
+) -> MLP:
     """Connect a layer's linear modules as its family's kind of MLP."""
-    return GatedMLP(linears["gate_up"], linears["down"], family.activation)
+    chosen_from = config.experts_of(layer)
+    if chosen_from is None:
+        return GatedMLP(linears["gate_up"], linears["down"], config.family.activation)
+    return SparseMLP(chosen_from, linears["router"], experts["gate_up"], experts["down"])

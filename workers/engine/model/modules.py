@@ -25,5 +25,6 @@ class LinearModule:
 class PackedLinear:
     """Linear modules of one input that are multiplied as one; their outputs lie side by side, in order."""
 
-    name: str  # unique within the layer, such as "qkv"
+    name: str  # unique within the layer, such as "qkv", but that all experts have the same names
     parts: tuple[LinearModule, ...]
+    expert: int | None = None  # whose, where the layer has experts

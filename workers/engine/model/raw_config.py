@@ -94,6 +94,23 @@ def layer_types(filled: Mapping[str, Any], family: Family) -> list[LayerType]:
     return list(listed)
 
 
+def experts_of(filled: Mapping[str, Any], family: Family) -> dict[str, Any] | None:
+    """Return the experts' numbers under one set of names, None where the architecture has none."""
+    sparse = family.sparse_mlp
+    if sparse is None:
+        return None
+    in_layer = tuple(sparse.has_experts(filled, layer) for layer in range(filled["num_hidden_layers"]))
+    if not any(in_layer):
+        return None
+    return {
+        "num_experts": next((filled[key] for key in sparse.num_experts_keys if key in filled), None),
+        "num_chosen": filled.get("num_experts_per_tok"),
+        "width": filled.get(sparse.width_key),
+        "normalizes": sparse.normalizes(filled),
+        "in_layer": in_layer,
+    }
+
+
 def rope_of(filled: Mapping[str, Any], layer_type: LayerType, family: Family) -> dict[str, Any]:
     """Return the rope parameters of one type of layer, old key names replaced by new ones."""
     given = filled.get("rope_parameters") or filled.get("rope_scaling") or {}

@@ -29,6 +29,7 @@ class LayerWeights:
     """One decoder layer's matrices by the names of its packed modules, and its norms in float32."""
 
     linears: Mapping[str, Linear]  # by PackedLinear.name
+    experts: Mapping[str, tuple[Linear, ...]]  # likewise, one of each expert; empty in dense layers
     pre_attention_norm: Tensor  # [hidden_size]
     pre_mlp_norm: Tensor  # [hidden_size]
     post_attention_norm: Tensor | None = None  # [hidden_size]
@@ -60,13 +61,15 @@ def load_weights(folder: Path, config: ModelConfig, dtype: torch.dtype) -> Decod
 
 
 def _load_layer(reader: CheckpointReader, config: ModelConfig, index: int) -> LayerWeights:
-    prefix = layer_path(index)
+    prefix, modules = layer_path(index), layer_modules(config, index)
     norms = {
         field: _load_norm(reader, f"{prefix}.{name}", width, config)
         for field, (name, width) in layer_norms(config).items()
     }
-    linears = {packed.name: _load_linear(reader, prefix, packed) for packed in layer_modules(config, index)}
-    return LayerWeights(linears, **norms)
+    linears = {
+        packed.name: _load_linear(reader, prefix, packed) for packed in modules if packed.expert is None
+    }
+    return LayerWeights(linears, _load_experts(reader, prefix, modules), **norms)
 
 
 def _load_linear(reader: CheckpointReader, prefix: str, packed: PackedLinear) -> Linear:
@@ -80,6 +83,17 @@ def _load_linear(reader: CheckpointReader, prefix: str, packed: PackedLinear) ->
         if part.has_bias
     ]
     return Linear(_stacked(weights), _stacked(biases) if biases else None)
+
+
+def _load_experts(
+    reader: CheckpointReader, prefix: str, modules: tuple[PackedLinear, ...]
+) -> dict[str, tuple[Linear, ...]]:
+    experts: dict[str, tuple[Linear, ...]] = {}
+    for packed in modules:
+        if packed.expert is not None:
+            linear = _load_linear(reader, prefix, packed)
+            experts[packed.name] = (*experts.get(packed.name, ()), linear)
+    return experts
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:

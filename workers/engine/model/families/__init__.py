@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from workers.engine.model.families.family import DenseMLP, Family, LayerNorms, LayerType
+from workers.engine.model.families.family import DenseMLP, Family, LayerNorms, LayerType, SparseMLP
 from workers.engine.model.families.gemma import GEMMA2, GEMMA3
 from workers.engine.model.families.llama import LLAMA
 from workers.engine.model.families.mistral import MISTRAL
+from workers.engine.model.families.mixtral import MIXTRAL
 from workers.engine.model.families.phi3 import PHI3
 from workers.engine.model.families.qwen2 import QWEN2
 from workers.engine.model.families.qwen3 import QWEN3
+from workers.engine.model.families.qwen3_moe import QWEN3_MOE
 
-FAMILIES = {family.architecture: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3)}
+_ALL = (LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3, PHI3)
+FAMILIES = {family.architecture: family for family in _ALL}
 
-__all__ = ["FAMILIES", "DenseMLP", "Family", "LayerNorms", "LayerType"]
+__all__ = ["FAMILIES", "DenseMLP", "Family", "LayerNorms", "LayerType", "SparseMLP"]

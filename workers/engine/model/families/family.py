@@ -19,6 +19,31 @@ class DenseMLP:
     gate_up: tuple[str, ...] = ("gate_proj", "up_proj")  # one name where the file holds them fused
 
 
+def every_layer(_config: RawConfig, _layer: int) -> bool:
+    """Every layer is one."""
+    return True
+
+
+def always(_config: RawConfig) -> bool:
+    """Whatever config.json says."""
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class SparseMLP:
+    """A router and, per token, the few gated MLPs it chooses; `parent` is their name below the layer."""
+
+    parent: str = "mlp"
+    router: str = "gate"
+    gate_up: tuple[str, str] = ("gate_proj", "up_proj")  # below experts.0
+    down: str = "down_proj"
+    # The first that config.json has counts: transformers 5 writes another name than the hub's checkpoints.
+    num_experts_keys: tuple[str, ...] = ("num_local_experts", "num_experts")
+    width_key: str = "moe_intermediate_size"
+    normalizes: Callable[[RawConfig], bool] = always  # the chosen experts' shares are made to sum to one
+    has_experts: Callable[[RawConfig, int], bool] = every_layer  # the other layers are dense
+
+
 @dataclass(frozen=True, slots=True)
 class LayerNorms:
     """Names of a layer's norms; a post norm, where there is one, norms what a block adds to the residual."""
@@ -53,6 +78,7 @@ class Family:
     has_qkv_bias: bool = False
     has_qk_norm: bool = False  # queries and keys are normed per head, before they are rotated
     mlp: DenseMLP = DenseMLP()
+    sparse_mlp: SparseMLP | None = None  # where layers have experts; `mlp` is then that of the others
     activation_key: str = "hidden_act"
     activation: Activation = "silu"
     norms: LayerNorms = LayerNorms()

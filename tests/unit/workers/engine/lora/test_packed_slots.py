@@ -4,7 +4,9 @@ from pathlib import Path
 
 import torch
 
+from kernels.lora_slots import LoRASlice, PackedLoRA, Slice
 from tests.unit.workers.engine.lora.adapter_writer import BASE, write_adapter
+from workers.engine.lora.base import ModuleShape
 from workers.engine.lora.packed_slots import PackedKey, PackedSlotTables
 from workers.engine.lora.validate import check_adapter
 from workers.engine.lora.weights import PackedAdapter, pack_adapter
@@ -40,3 +42,16 @@ def test_pointing_copies_nothing_and_keeps_the_table_itself(tmp_path: Path) -> N
     assert table.entries[0] is adapter[PackedKey(0, "down")]
     tables.clear(0)
     assert table.entries == [None]
+
+
+def test_experts_share_a_table_in_which_every_expert_has_its_own_slots() -> None:
+    shapes = {f"experts.{expert}.down": ModuleShape(4, 6) for expert in range(3)}
+    layout = {PackedKey(0, "down", expert): (f"experts.{expert}.down",) for expert in range(3)}
+    tables = PackedSlotTables(shapes, layout, num_slots=2)
+    weights = PackedLoRA(torch.ones(16, 4), (LoRASlice(Slice(0, 6), Slice(0, 16), torch.ones(16, 6)),))
+
+    tables.point(1, {PackedKey(0, "down", 2): weights})
+
+    assert tables.table(0, "down").entries == [None, None, None, None, None, weights]
+    tables.clear(1)
+    assert tables.table(0, "down").entries == [None] * 6

@@ -15,6 +15,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedModel,
@@ -22,6 +24,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 VOCAB_SIZE = 128
@@ -119,11 +123,22 @@ CASES: dict[str, MakeModel] = {
     ),
 }
 
+EXPERTS: dict[str, Any] = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+SPARSE_CASES: dict[str, MakeModel] = {
+    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**SHAPE, num_local_experts=5, num_experts_per_tok=2)),
+    "qwen3-moe": lambda: Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(**SHAPE, **EXPERTS, head_dim=16, norm_topk_prob=True, mlp_only_layers=[0])
+    ),
+    "qwen3-moe-raw-shares": lambda: Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(**SHAPE, **EXPERTS, head_dim=16, decoder_sparse_step=2)
+    ),
+}
+
 
 def make_model(case: str) -> PreTrainedModel:
     """Build a case with random norms and biases too, which transformers leaves at one and zero."""
     torch.manual_seed(11)
-    model = CASES[case]().eval()
+    model = (CASES | SPARSE_CASES)[case]().eval()
     for name, parameter in model.named_parameters():
         if name.endswith(("norm.weight", ".bias")):
             parameter.data += 0.3 * torch.randn_like(parameter)

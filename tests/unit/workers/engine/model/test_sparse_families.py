@@ -1,0 +1,137 @@
+"""Families with experts against transformers and PEFT, with LoRA on experts, routers and attention."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from tests.unit.workers.engine.conftest import PAD_ID, save_tokenizer
+from tests.unit.workers.engine.model.family_cases import SPARSE_CASES, VOCAB_SIZE, make_model
+from workers.engine import EngineConfig, LLMEngine, LoRARequest, SamplingParams
+from workers.engine.lora import describe_base
+from workers.engine.lora.base import BaseDescription
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+    # PEFT looks for the fused experts, which are parameters, among the modules.
+    pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning"),
+]
+
+PROMPT_LENGTHS = [40, 5, 17, 33, 2, 26, 9, 30]
+NUM_TOKENS = 10
+# What each adapter changes: last parts of module paths, and its rank.
+ADAPTERS = {"experts": (("w1", "w2", "w3", "gate"), 4), "attention": (("q_proj", "o_proj"), 5)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model as transformers has it in memory, and as it lies on disk with its adapters."""
+
+    model: PreTrainedModel
+    folder: Path
+    adapters: dict[str, LoRARequest]
+
+
+@pytest.fixture(scope="module", params=SPARSE_CASES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """One family's checkpoint, an adapter on experts and routers and one on the attention."""
+    model, folder = make_model(request.param), tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(folder / "base")
+    save_tokenizer(folder / "base")
+    base = describe_base(folder / "base")
+    adapters = {}
+    for number, (name, (targets, rank)) in enumerate(ADAPTERS.items(), start=1):
+        _save_adapter(base, _named_as_in(base, targets), rank, folder / name)
+        adapters[name] = LoRARequest(name, number, str(folder / name))
+    return Case(model, folder / "base", adapters)
+
+
+def _named_as_in(base: BaseDescription, targets: tuple[str, ...]) -> tuple[str, ...]:
+    is_mixtral = any(path.endswith(".w1") for path in base.shapes)
+    qwen = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+    return targets if is_mixtral else tuple(qwen.get(target, target) for target in targets)
+
+
+def _save_adapter(base: BaseDescription, targets: tuple[str, ...], rank: int, path: Path) -> None:
+    """Write an adapter with a pair of matrices per expert, as PEFT did when experts were modules."""
+    generator = torch.Generator().manual_seed(rank)
+    tensors = {}
+    for module, shape in base.shapes.items():
+        # PEFT takes the names of experts' modules for those of experts only.
+        is_dense = re.search(r"\.mlp\.\w+_proj$", module)
+        if module.rpartition(".")[2] in targets and not is_dense:
+            a = torch.randn(rank, shape.in_features, generator=generator) * 0.3
+            b = torch.randn(shape.out_features, rank, generator=generator) * 0.3
+            tensors |= {
+                f"base_model.model.{module}.lora_A.weight": a,
+                f"base_model.model.{module}.lora_B.weight": b,
+            }
+    path.mkdir()
+    save_file(tensors, path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 6, "target_modules": list(targets)}
+    layers = {"layers_to_transform": sorted({int(name.split(".")[4]) for name in tensors})}
+    (path / "adapter_config.json").write_text(json.dumps(config | layers))
+
+
+def _prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(3)
+    return [
+        torch.randint(3, VOCAB_SIZE, (length,), generator=generator).tolist() for length in PROMPT_LENGTHS
+    ]
+
+
+def _serve(case: Case, names: list[str | None], **limits: int) -> list[list[int]]:
+    engine = LLMEngine(EngineConfig(str(case.folder), enable_lora=True, num_threads=1, **limits))
+    outputs = engine.generate(
+        _prompts()[: len(names)],
+        SamplingParams(max_tokens=NUM_TOKENS, temperature=0.0, ignore_eos=True),
+        lora_request=[None if name is None else case.adapters[name] for name in names],
+    )
+    engine.close()
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+def _generate(model: PreTrainedModel | PeftModel, prompt: list[int]) -> list[int]:
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=NUM_TOKENS,
+            min_new_tokens=NUM_TOKENS,
+            eos_token_id=None,
+            pad_token_id=PAD_ID,
+        )
+    return out[0, len(prompt) :].tolist()
+
+
+def test_experts_and_adapters_in_a_mixed_batch_equal_peft(case: Case) -> None:
+    names = [None, "experts", "attention", "experts", None, "attention", "experts", None]
+
+    served = _serve(case, names, max_loras=2)
+
+    prompts = _prompts()
+    expected = {at: _generate(case.model, prompts[at]) for at, name in enumerate(names) if name is None}
+    for name, adapter in case.adapters.items():
+        peft = PeftModel.from_pretrained(case.model, adapter.lora_path)
+        expected |= {at: _generate(peft, prompts[at]) for at, named in enumerate(names) if named == name}
+        peft.unload()
+    assert served == [expected[at] for at in range(len(names))]
+
+
+def test_answers_do_not_depend_on_slots_neighbours_or_evictions(case: Case) -> None:
+    names = ["experts", "attention", "experts", "attention"]
+
+    together = _serve(case, names, max_loras=2)
+    in_turn = _serve(case, names, max_loras=1, max_num_seqs=1, max_num_batched_tokens=16)
+
+    assert together == in_turn

@@ -1,0 +1,44 @@
+"""One linear module of every expert, with the adapters of each row on top."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kernels.expert_rows import ExpertRows
+from kernels.linear import Linear
+from kernels.lora import add_lora
+from kernels.lora_slots import PackedModuleSlots
+from kernels.row_padding import padded_rows
+from kernels.segments import Segments
+
+
+class ExpertLinear:
+    """y = W_e x + B_e(A_e x) for rows sorted by expert e, the second for the rows that have adapters."""
+
+    def __init__(self, linears: Sequence[Linear], slots: PackedModuleSlots | None) -> None:
+        """`slots` has a place for every expert's every slot; None where the engine serves no adapters."""
+        self._linears = linears
+        self._slots = slots
+
+    def __call__(
+        self,
+        x: Tensor,  # [num_sorted_rows, in_features]
+        rows: ExpertRows,
+        segments: Segments | None,  # of the sorted rows; None: no row has an adapter
+    ) -> Tensor:  # [num_sorted_rows, out_features]
+        """Multiply each row with its expert's weights."""
+        parts = [
+            self._linears[expert](padded_rows(x[start:end]))[: end - start]
+            for expert, start, end in rows.bounds
+        ]
+        out = torch.cat(parts)
+        if segments is not None and self._slots is not None:
+            add_lora(out, x, segments, self._slots)
+        return out
+
+    def num_slots(self) -> int:
+        """Slots of one expert, 0 without adapters."""
+        return 0 if self._slots is None else len(self._slots.entries) // len(self._linears)

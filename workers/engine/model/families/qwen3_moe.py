@@ -1,0 +1,34 @@
+"""Qwen 3 with experts, in all layers or in some."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from workers.engine.model.families.family import RawConfig, SparseMLP
+from workers.engine.model.families.qwen3 import QWEN3
+
+
+def _has_experts(config: RawConfig, layer: int) -> bool:
+    is_due = (layer + 1) % config["decoder_sparse_step"] == 0
+    return is_due and layer not in config["mlp_only_layers"]
+
+
+def _normalizes(config: RawConfig) -> bool:
+    return bool(config["norm_topk_prob"])
+
+
+QWEN3_MOE = replace(
+    QWEN3,
+    architecture="Qwen3MoeForCausalLM",
+    defaults={
+        **{key: value for key, value in QWEN3.defaults.items() if key != "head_dim"},
+        "num_key_value_heads": 4,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "norm_topk_prob": False,
+    },
+    sparse_mlp=SparseMLP(normalizes=_normalizes, has_experts=_has_experts),
+)
