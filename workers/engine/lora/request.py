@@ -47,7 +47,8 @@ class LoRARequest:
 class LoRAMix:
     """Several adapters upon one request, each with its weight: W + sum of weight * scale * alpha / r * B A.
 
-    The same as PEFT's `add_weighted_adapter(combination_type="cat")` of these adapters with these weights.
+    The same as PEFT's `add_weighted_adapter(combination_type="cat")` of these adapters with these weights,
+    save that PEFT 0.21 multiplies the sum by the square root of all ranks where the first is rsLoRA.
     """
 
     members: Sequence[tuple[LoRARequest, float]]
