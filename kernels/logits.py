@@ -18,16 +18,16 @@ class Head:
 
     def __init__(self, weight: Tensor) -> None:  # [vocab_size, hidden_size]
         is_compiled = weight.dtype is torch.bfloat16 and library.serves(weight)
-        self._weight = weight if is_compiled else weight.float()
+        self.weight = weight if is_compiled else weight.float()
 
     def __call__(
         self,
         x: Tensor,  # [num_rows, hidden_size]
     ) -> Tensor:  # [num_rows, vocab_size] float32
         """Multiply."""
-        if self._weight.dtype is torch.bfloat16:
-            return torch.ops.lorayard.logits.default(x, self._weight)
-        return logits_reference(x, self._weight)
+        if self.weight.dtype is torch.bfloat16:
+            return torch.ops.lorayard.logits.default(x, self.weight)
+        return logits_reference(x, self.weight)
 
 
 def logits_reference(x: Tensor, weight: Tensor) -> Tensor:

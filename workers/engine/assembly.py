@@ -17,10 +17,12 @@ from workers.engine.executor import Executor, LocalExecutor
 from workers.engine.finishing import Finisher
 from workers.engine.kv_cache import BlockAllocator, KVCache
 from workers.engine.lora.base import describe_base
+from workers.engine.lora.dora import DoraTerms
 from workers.engine.lora.manager import LoRAManager
+from workers.engine.lora.module_filter import check_names
 from workers.engine.model.config import ModelConfig, load_model_config
 from workers.engine.model.decoder import Decoder
-from workers.engine.model.weights import load_weights
+from workers.engine.model.weights import DecoderWeights, load_weights
 from workers.engine.prefix_cache import PrefixCache
 from workers.engine.prefix_keys import base_fingerprint
 from workers.engine.requests import RequestChecker
@@ -72,10 +74,10 @@ def assemble(config: EngineConfig) -> EngineParts:
     info = _engine_info(config, model)
     dtype = getattr(torch, config.dtype)
     tokenizer = Tokenizer.from_folder(folder)
-    adapters = _adapters(config, model, dtype) if config.enable_lora else None
+    weights = load_weights(folder, model, dtype)
+    adapters = _adapters(config, model, weights, dtype) if config.enable_lora else None
     allocator = BlockAllocator(info.num_kv_blocks + 1)
     prefixes = _prefix_cache(config, allocator, adapters) if config.enable_prefix_caching else None
-    weights = load_weights(folder, model, dtype)
     decoder = Decoder(model, weights, max_model_len=info.max_model_len, adapters=adapters)
     return EngineParts(
         info=info,
@@ -158,8 +160,13 @@ def _num_kv_blocks(config: EngineConfig, model: ModelConfig, max_model_len: int)
     return num_blocks
 
 
-def _adapters(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> LoRAManager:
+def _adapters(
+    config: EngineConfig, model: ModelConfig, weights: DecoderWeights, dtype: torch.dtype
+) -> LoRAManager:
     base = describe_base(config.model, name=config.served_model_name or model.name)
+    if config.lora_target_modules is not None:
+        check_names(config.lora_target_modules, base.adaptable)
+    dora = DoraTerms(weights.linear, weights.embedding, weights.head.weight)
     return LoRAManager(
         base.shapes,
         layout=base.layout,
@@ -170,6 +177,10 @@ def _adapters(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> L
         dtype=dtype,
         device=torch.device(config.device),
         base_name=base.name,
+        vocabulary=base.vocabulary,
+        target_modules=config.lora_target_modules,
+        max_saved_module_bytes=config.max_saved_module_bytes,
+        dora=dora,
     )
 
 

@@ -8,6 +8,15 @@ from workers.engine.errors import ConfigError
 
 _DTYPES = ("float32", "bfloat16")
 _DEVICES = ("cpu",)
+_MAX_LORA_RANK = 512
+_POSITIVE = (
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "block_size",
+    "max_loras",
+    "max_lora_rank",
+    "max_saved_module_bytes",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +37,21 @@ class EngineConfig:
     max_loras: int = 4
     max_lora_rank: int = 64
     max_cpu_loras: int | None = None
+    lora_target_modules: tuple[str, ...] | None = None
+    max_saved_module_bytes: int = 1 << 30
     seed: int = 0
     served_model_name: str | None = None
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "max_loras", "max_lora_rank"):
+        for name in _POSITIVE:
             self._require_positive(name)
         for name in ("max_model_len", "kv_cache_bytes", "num_kv_blocks", "max_cpu_loras", "num_threads"):
             if getattr(self, name) is not None:
                 self._require_positive(name)
         self._require_one_of("dtype", _DTYPES)
         self._require_one_of("device", _DEVICES)
+        self._require_lora_limits()
         self._require_consistent()
 
     @property
@@ -56,6 +68,17 @@ class EngineConfig:
         value = getattr(self, name)
         if value not in allowed:
             raise ConfigError(f"{name} is {value!r}; this engine serves {', '.join(allowed)}")
+
+    def _require_lora_limits(self) -> None:
+        if self.max_lora_rank > _MAX_LORA_RANK:
+            raise ConfigError(f"max_lora_rank is {self.max_lora_rank}; give at most {_MAX_LORA_RANK}")
+        names = self.lora_target_modules
+        if names is not None and (
+            not isinstance(names, tuple) or not names or not all(isinstance(name, str) for name in names)
+        ):
+            raise ConfigError(
+                f"lora_target_modules is {names!r}; give a tuple of module names, or None for all modules"
+            )
 
     def _require_consistent(self) -> None:
         if self.block_size % 16:

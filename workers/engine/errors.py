@@ -18,6 +18,7 @@ EngineError
     ├── AdapterShapeError
     ├── AdapterRankError
     ├── AdapterMatchesNothing
+    ├── AdapterTooLarge          does not fit the memory set aside for adapters
     ├── AdapterBaseMismatch
     ├── AdapterDigestMismatch
     ├── AdapterIOError           (retryable)
@@ -144,6 +145,12 @@ class AdapterMatchesNothing(AdapterError):
     """No weight of the adapter belongs to a module of the base model."""
 
     code = "adapter_matches_nothing"
+
+
+class AdapterTooLarge(AdapterError):
+    """The adapter alone is larger than the memory set aside for adapters."""
+
+    code = "adapter_too_large"
 
 
 class AdapterBaseMismatch(AdapterError):

@@ -84,6 +84,7 @@ class StepBuilder:
             groups=self._groups(spans, num_tokens, positions) if self._gathers_kv else (),
             segments=_segments(spans, num_tokens - num_real),
             sampling=self._sampling(sampled) if sampled else None,
+            head_segments=_segments([span._replace(num_rows=1) for span in sampled], MIN_ROWS - len(sampled)),
         )
         return BuiltStep(step, [span.sequence for span in sampled])
 
@@ -182,7 +183,7 @@ def _segments(spans: list[_Span], num_padding: int) -> Segments | None:
     if not any(span.sequence.slots for span in spans):
         return None
     runs = [(span.num_rows, span.sequence.slots) for span in spans]
-    return Segments.from_runs([*runs, (num_padding, ())])
+    return Segments.from_runs([*runs, (max(0, num_padding), ())])
 
 
 def _is_complete(span: _Span) -> bool:

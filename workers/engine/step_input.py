@@ -87,6 +87,7 @@ class StepInput:
     groups: tuple[AttentionGroup, ...]  # empty where attention reads the cache in place
     segments: Segments | None  # None: no row has an adapter
     sampling: SamplingInput | None  # None: every row is a prefill chunk with more to come
+    head_segments: Segments | None = None  # of `sampling.rows`; None: none of them has an adapter
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,27 @@ class PackedKey(NamedTuple):
 
 PackedLayout = Mapping[PackedKey, tuple[str, ...]]  # the paths of the modules that are packed, in order
 
+EMBEDDING = "model.embed_tokens"
+HEAD = "lm_head"
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The base's embedding and head, [size, hidden_size] both, and one tensor where they are tied."""
+
+    size: int
+    hidden_size: int
+    is_tied: bool
+    checkpoint: str = ""  # the folder that holds them; empty: copies in adapters cannot be compared
+
+    @property
+    def shapes(self) -> dict[str, ModuleShape]:
+        """Their shapes by module path; an embedding maps one-hot tokens to rows."""
+        return {
+            EMBEDDING: ModuleShape(self.size, self.hidden_size),
+            HEAD: ModuleShape(self.hidden_size, self.size),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class BaseDescription:
@@ -36,8 +57,14 @@ class BaseDescription:
 
     name: str
     num_layers: int
-    shapes: Mapping[str, ModuleShape]  # by module path as PEFT names it below base_model.model.
+    shapes: Mapping[str, ModuleShape]  # of linear layers, by path as PEFT names it below base_model.model.
     layout: PackedLayout  # how the model packs them
+    vocabulary: Vocabulary | None = None  # None: adapters cannot change embedding and head
+
+    @property
+    def adaptable(self) -> dict[str, ModuleShape]:
+        """The shapes of all modules that can carry LoRA, by path."""
+        return {**self.shapes, **({} if self.vocabulary is None else self.vocabulary.shapes)}
 
 
 def describe_base(model_dir: str | Path, *, name: str | None = None) -> BaseDescription:
@@ -54,7 +81,11 @@ def describe_base(model_dir: str | Path, *, name: str | None = None) -> BaseDesc
             paths = {f"{layer_path(layer)}.{part.path}": part for part in packed.parts}
             shapes |= {path: ModuleShape(part.in_features, part.out_features) for path, part in paths.items()}
             layout[PackedKey(layer, packed.name, packed.expert)] = tuple(paths)
-    return BaseDescription(name or config.name or base_name(folder), config.num_layers, shapes, layout)
+    vocabulary = Vocabulary(
+        config.vocab_size, config.hidden_size, config.tie_word_embeddings, checkpoint=str(folder)
+    )
+    known_as = name or config.name or base_name(folder)
+    return BaseDescription(known_as, config.num_layers, shapes, layout, vocabulary)
 
 
 def base_name(model_dir: str | Path) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 from workers.engine.lora.weights import AdapterWeights
 
@@ -23,8 +22,19 @@ class _Entry:
 class HostCache:
     """Packed adapters by revision."""
 
-    def __init__(self, capacity: int, *, is_busy: Callable[[str], bool], clock: Callable[[], float]) -> None:
-        """`is_busy` says whether a revision is in use or pinned; such a revision never leaves."""
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        max_saved_bytes: int | None = None,
+        is_busy: Callable[[str], bool],
+        clock: Callable[[], float],
+    ) -> None:
+        """`is_busy` says whether a revision is in use or pinned; such a revision never leaves.
+
+        `max_saved_bytes` bounds the whole modules (modules_to_save) of all adapters together.
+        """
+        self._max_saved_bytes = max_saved_bytes
         self.capacity = capacity
         self._is_busy = is_busy
         self._clock = clock
@@ -42,6 +52,11 @@ class HostCache:
     @property
     def num_bytes(self) -> int:
         return sum(entry.weights.num_bytes for entry in self._entries.values())
+
+    @property
+    def saved_bytes(self) -> int:
+        """The bytes of whole modules that adapters brought."""
+        return sum(entry.weights.saved_bytes for entry in self._entries.values())
 
     def peek(self, revision: str) -> AdapterWeights:
         """Return a revision's weights without using them."""
@@ -61,15 +76,13 @@ class HostCache:
 
     def has_room_for(self, num_more: int, *, even_wanted: bool = False) -> bool:
         """Tell whether so many more could come without touching what is busy or, unless told so, wanted."""
-        needed = len(self._entries) + num_more - self.capacity
-        return needed <= 0 or len(list(islice(self._evictable(even_wanted), needed))) == needed
+        return self._leaving_for(num_more, 0, even_wanted) is not None
 
     def put(self, weights: AdapterWeights, *, even_wanted: bool = False) -> list[str] | None:
         """Keep a loaded adapter; returns the revisions that left for it, or None if there is no room now."""
-        if not self.has_room_for(1, even_wanted=even_wanted):
+        leaving = self._leaving_for(1, weights.saved_bytes, even_wanted)
+        if leaving is None:
             return None
-        num_leaving = max(0, len(self._entries) + 1 - self.capacity)
-        leaving = list(islice(self._evictable(even_wanted), num_leaving))
         for revision in leaving:
             del self._entries[revision]
         self._entries[weights.digest] = _Entry(weights, self._clock() + WANTED_S)
@@ -77,6 +90,26 @@ class HostCache:
 
     def drop(self, revision: str) -> None:
         del self._entries[revision]
+
+    def _leaving_for(self, num_more: int, more_saved_bytes: int, even_wanted: bool) -> list[str] | None:
+        """Return who would leave for newcomers, as few as will do; None if too few may leave."""
+        leaving: list[str] = []
+        num_over = len(self._entries) + num_more - self.capacity
+        limit = self._max_saved_bytes
+        saved_over = (
+            0 if limit is None or not more_saved_bytes else self.saved_bytes + more_saved_bytes - limit
+        )
+        candidates = self._evictable(even_wanted)
+        while num_over > 0 or saved_over > 0:
+            revision = next(candidates, None)
+            if revision is None:
+                return None
+            saved_bytes = self._entries[revision].weights.saved_bytes
+            if num_over > 0 or saved_bytes:
+                leaving.append(revision)
+                num_over -= 1
+                saved_over -= saved_bytes
+        return leaving
 
     def _evictable(self, even_wanted: bool) -> Iterator[str]:
         now = self._clock()

@@ -10,9 +10,10 @@ import structlog
 import torch
 
 from kernels.lora_slots import PackedModuleSlots
-from workers.engine.errors import AdapterInUse, AllSlotsPinned, ConfigError
-from workers.engine.lora.base import BaseDescription, ModuleShape
+from workers.engine.errors import AdapterInUse, AdapterTooLarge, AllSlotsPinned, ConfigError
+from workers.engine.lora.base import BaseDescription, ModuleShape, Vocabulary
 from workers.engine.lora.composition import Seat
+from workers.engine.lora.dora import DoraTerms
 from workers.engine.lora.host_cache import WANTED_S
 from workers.engine.lora.identities import Identities
 from workers.engine.lora.loader import LoadResult
@@ -24,6 +25,7 @@ from workers.engine.lora.seating import Seating
 from workers.engine.lora.stats import AdapterStats, RevisionStats
 from workers.engine.lora.tiers import Tiers
 from workers.engine.lora.validate import check_adapter
+from workers.engine.lora.vocabulary_slots import VocabularySlots
 from workers.engine.lora.weights import AdapterWeights, pack_adapter
 
 __all__ = ["LoRAManager", "ModuleShape"]
@@ -46,20 +48,35 @@ class LoRAManager:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         base_name: str = "",
+        vocabulary: Vocabulary | None = None,
+        target_modules: Sequence[str] | None = None,
+        max_saved_module_bytes: int | None = None,
+        dora: DoraTerms | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`shapes` are the base's linear layers by module path; an empty `base_name` means unknown.
 
-        `layout` says which of them are packed together.
+        `layout` says which of them are packed together. `target_modules` are those that adapters may change,
+        None for all. Without `vocabulary` adapters cannot change embedding and head, without `dora` they
+        cannot have DoRA.
         """
         host_capacity = max_loras if max_cpu_loras is None else max_cpu_loras
         _check_limits(max_loras, host_capacity, max_lora_rank, torch.device(device))
-        self._base = BaseDescription(base_name, num_layers, shapes, layout)
+        self._base = BaseDescription(base_name, num_layers, shapes, layout, vocabulary)
+        self._target_modules = target_modules
+        self._max_saved_module_bytes = max_saved_module_bytes
         self._max_lora_rank = max_lora_rank
         self._dtype = dtype
         self._layout = layout
         self._tiers = Tiers(
-            shapes, self._layout, num_slots=max_loras, host_capacity=host_capacity, clock=clock
+            shapes,
+            self._layout,
+            num_slots=max_loras,
+            host_capacity=host_capacity,
+            clock=clock,
+            vocabulary=vocabulary,
+            max_saved_bytes=max_saved_module_bytes,
+            dora=dora,
         )
         self._clock = clock
         self._loads = Loads(self._load, clock=clock)
@@ -123,6 +140,11 @@ class LoRAManager:
     def packed(self, layer: int, module: str) -> PackedModuleSlots:
         """Return a packed module's slot table for `kernels.lora`; the same object for the engine's life."""
         return self._tiers.table(layer, module)
+
+    @property
+    def vocabulary(self) -> VocabularySlots | None:
+        """What the slots' adapters do to embedding and head; None where they cannot."""
+        return self._tiers.vocabulary
 
     # What the engine's owner asks
 
@@ -215,8 +237,16 @@ class LoRAManager:
             max_rank=self._max_lora_rank,
             name=request.lora_name,
             revision=request.revision,
+            target_modules=self._target_modules,
         )
-        return pack_adapter(checked, shapes=self._base.shapes, layout=self._layout, dtype=self._dtype)
+        weights = pack_adapter(checked, shapes=self._base.shapes, layout=self._layout, dtype=self._dtype)
+        limit = self._max_saved_module_bytes
+        if limit is not None and weights.saved_bytes > limit:
+            raise AdapterTooLarge(
+                f"{checked.label}: its modules_to_save take {weights.saved_bytes} bytes, but "
+                f"max_saved_module_bytes is {limit}; raise it, or train with LoRA on them"
+            )
+        return weights
 
     def _start_if_room(self, request: LoRARequest) -> None:
         if self._loads.is_underway(request):

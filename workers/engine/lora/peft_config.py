@@ -10,9 +10,10 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from workers.engine.errors import AdapterConfigError
+from workers.engine.lora.patterns import PatternError, check, fullmatch
 
 ALL_LINEAR = "all-linear"
-WHOLE_VOCABULARY = ("lm_head", "embed_tokens")
+VOCABULARY_MODULES = ("embed_tokens", "lm_head")
 _Value = TypeVar("_Value")
 _Rank = Annotated[int, Field(gt=0, strict=True)]
 _Alpha = Annotated[float, Field(allow_inf_nan=False, strict=True)]
@@ -26,11 +27,8 @@ _WITHOUT_EFFECT = frozenset({
 # These start from the base weights and change them, unless the adapter was converted when it was saved.
 _HARMLESS_STARTS = ("gaussian", "eva", "orthogonal", "true", "false")
 _REMEDIES = {
-    "use_dora": "train it without DoRA, or merge it into a checkpoint",
-    "modules_to_save": "train without modules_to_save: whole layers are not served from an adapter",
-    "lora_bias": "train with lora_bias=false",
     "layer_replication": "serve the replicated model as a base of its own",
-    "trainable_token_indices": "train without new tokens",
+    "trainable_token_indices": "train without new tokens, or the whole embed_tokens as modules_to_save",
 }
 
 
@@ -51,6 +49,10 @@ class PeftLoraConfig(BaseModel):
     exclude_modules: list[str] | str | None = None
     base_model_name_or_path: str | None = None
     bias: Literal["none"] = "none"
+    lora_bias: bool = False
+    use_dora: bool = False
+    modules_to_save: list[str] | None = None
+    ensure_weight_tying: bool = False
     init_lora_weights: bool | str = True
 
     def rank_of(self, module: str) -> int:
@@ -64,22 +66,29 @@ class PeftLoraConfig(BaseModel):
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     def targets(self, module: str) -> bool:
-        """Tell whether PEFT would put LoRA on this linear layer of the base."""
-        if _named_by(self.exclude_modules, module):
+        """Tell whether PEFT would put LoRA on this module of the base."""
+        if _named_by(self.exclude_modules, module) or self.saves(module):
             return False
-        if isinstance(self.target_modules, str):
-            return self.target_modules.lower() == ALL_LINEAR or bool(
-                re.fullmatch(self.target_modules, module)
-            )
-        return _named_by(self.target_modules, module) and self._transforms_layer_of(module)
+        targets = self.target_modules
+        if isinstance(targets, str):
+            if targets.lower() == ALL_LINEAR:
+                return module.rpartition(".")[2] not in VOCABULARY_MODULES
+            return fullmatch(targets, module)
+        return module in targets or (_named_by(targets, module) and self._transforms_layer_of(module))
+
+    def saves(self, module: str) -> bool:
+        """Tell whether the adapter brings a whole copy of this module of the base."""
+        return _named_by(self.modules_to_save, module)
 
     def _transforms_layer_of(self, module: str) -> bool:
         layers = self.layers_to_transform
         if layers is None or layers == []:
             return True
         for pattern in _as_list(self.layers_pattern) or [r"[^.]*"]:
-            if match := re.match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", module):
-                return int(match["index"]) in ([layers] if isinstance(layers, int) else layers)
+            # The first index whose path before it matches is the layer's, not that of an expert within it.
+            for index in re.finditer(r"\.(\d+)(?=\.)", module):
+                if fullmatch(_in_path(pattern), module[: index.start()]):
+                    return int(index[1]) in ([layers] if isinstance(layers, int) else layers)
         return False
 
 
@@ -90,8 +99,8 @@ def parse_config(content: bytes, label: str) -> PeftLoraConfig:
     except ValidationError as error:
         raise AdapterConfigError(f"{label}: adapter_config.json: {_explain(error)}") from error
     _refuse_unhonoured(config, label)
-    _refuse_vocabulary(config.target_modules, label)
-    _require_regexes(config, label)
+    _refuse_saved_layers(config.modules_to_save or [], label)
+    _require_patterns(config, label)
     return config
 
 
@@ -109,6 +118,10 @@ def _refuse_unhonoured(config: PeftLoraConfig, label: str) -> None:
         if key not in _WITHOUT_EFFECT and value not in (None, False, [], {}, ""):
             remedy = _REMEDIES.get(key, "train the adapter without it")
             raise AdapterConfigError(f"{label}: {key}={value!r} is not supported; {remedy}")
+    if config.use_dora and config.lora_bias:
+        raise AdapterConfigError(
+            f"{label}: lora_bias=True beside use_dora=True has no meaning in PEFT; train with one of them"
+        )
     start = config.init_lora_weights
     if isinstance(start, str) and start.lower() not in _HARMLESS_STARTS:
         raise AdapterConfigError(
@@ -122,29 +135,39 @@ def _refuse_unhonoured(config: PeftLoraConfig, label: str) -> None:
         )
 
 
-def _refuse_vocabulary(target_modules: list[str] | str, label: str) -> None:
-    for target in [target_modules] if isinstance(target_modules, str) else target_modules:
-        if target.rpartition(".")[2] in WHOLE_VOCABULARY:
+def _refuse_saved_layers(modules: list[str], label: str) -> None:
+    for module in modules:
+        if module.rpartition(".")[2] not in VOCABULARY_MODULES:
             raise AdapterConfigError(
-                f"{label}: target_modules names {target!r}, which adapters cannot change; train without it"
+                f"{label}: modules_to_save={modules!r}: {module!r} is not served from an adapter, only "
+                f"{' and '.join(VOCABULARY_MODULES)} are; train without it, or merge the adapter into a "
+                "checkpoint"
             )
 
 
-def _require_regexes(config: PeftLoraConfig, label: str) -> None:
+def _require_patterns(config: PeftLoraConfig, label: str) -> None:
+    layers = _as_list(config.layers_pattern)
+    if any("|" in pattern for pattern in layers):
+        raise AdapterConfigError(
+            f"{label}: layers_pattern={config.layers_pattern!r} with '|' is read in another way by PEFT; "
+            "give a list of names"
+        )
     patterns = [*(config.rank_pattern or {}), *(config.alpha_pattern or {})]
-    patterns += [value for value in (config.target_modules, config.exclude_modules) if isinstance(value, str)]
-    for pattern in [*patterns, *_as_list(config.layers_pattern)]:
+    wrapped = [(pattern, _in_path(pattern)) for pattern in [*patterns, *layers]]
+    whole = [value for value in (config.target_modules, config.exclude_modules) if isinstance(value, str)]
+    for pattern, matched in [*((pattern, pattern) for pattern in whole), *wrapped]:
         try:
-            re.compile(pattern)
-        except re.error as error:
+            check(matched)
+        except PatternError as error:
             raise AdapterConfigError(
-                f"{label}: adapter_config.json: {pattern!r} is not a regular expression ({error}); correct it"
+                f"{label}: adapter_config.json: pattern {pattern!r:.200}: {error}; correct it, or name the "
+                "modules in a list"
             ) from error
 
 
 def _named_by(names: list[str] | str | None, module: str) -> bool:
     if isinstance(names, str):
-        return bool(names) and bool(re.fullmatch(names, module))
+        return bool(names) and fullmatch(names, module)
     return any(module == name or module.endswith(f".{name}") for name in names or ())
 
 
@@ -157,6 +180,10 @@ def _as_list(value: list[str] | str | None) -> list[str]:
 def _by_pattern(patterns: Mapping[str, _Value], module: str, default: _Value) -> _Value:
     # The first pattern that matches wins, as in PEFT, so the file's own order counts.
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if fullmatch(_in_path(pattern), module):
             return value
     return default
+
+
+def _in_path(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})"

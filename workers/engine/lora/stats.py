@@ -42,6 +42,7 @@ class AdapterStats:
     num_on_device: int
     num_on_host: int
     host_bytes: int
+    saved_module_bytes: int  # of modules_to_save, beside host_bytes
     num_loading: int
     revisions: Mapping[str, RevisionStats]
 
@@ -92,7 +93,13 @@ class AdapterCounters:
         return uncharged
 
     def freeze(
-        self, *, num_on_device: int, num_on_host: int, host_bytes: int, num_loading: int
+        self,
+        *,
+        num_on_device: int,
+        num_on_host: int,
+        host_bytes: int,
+        saved_module_bytes: int,
+        num_loading: int,
     ) -> AdapterStats:
         """Return the counts as they are now."""
         revisions = {revision: counts.frozen() for revision, counts in self._by_revision.items()}
@@ -108,6 +115,7 @@ class AdapterCounters:
             num_on_device=num_on_device,
             num_on_host=num_on_host,
             host_bytes=host_bytes,
+            saved_module_bytes=saved_module_bytes,
             num_loading=num_loading,
             revisions=revisions,
         )

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from kernels.lora_slots import PackedModuleSlots
-from workers.engine.lora.base import ModuleShape
+from workers.engine.lora.base import ModuleShape, Vocabulary
+from workers.engine.lora.dora import DoraTerms
 from workers.engine.lora.host_cache import HostCache
 from workers.engine.lora.packed_slots import PackedLayout, PackedSlotTables
 from workers.engine.lora.residency import ResidencyLog
 from workers.engine.lora.slots import SlotTable
 from workers.engine.lora.stats import AdapterCounters, AdapterStats
-from workers.engine.lora.weights import AdapterWeights
+from workers.engine.lora.vocabulary_slots import VocabularySlots
+from workers.engine.lora.weights import AdapterWeights, VocabularyWeights
 
 
 class Tiers:
@@ -25,12 +27,20 @@ class Tiers:
         num_slots: int,
         host_capacity: int,
         clock: Callable[[], float],
+        vocabulary: Vocabulary | None = None,
+        max_saved_bytes: int | None = None,
+        dora: DoraTerms | None = None,
     ) -> None:
+        """`dora` completes adapters with DoRA; without it and without `vocabulary` they must bring none."""
         self.slots = SlotTable(num_slots)
-        self.host = HostCache(host_capacity, is_busy=self.slots.is_busy, clock=clock)
+        self.host = HostCache(
+            host_capacity, max_saved_bytes=max_saved_bytes, is_busy=self.slots.is_busy, clock=clock
+        )
         self.residency = ResidencyLog()
         self.counters = AdapterCounters()
         self._tables = PackedSlotTables(shapes, layout, num_slots)
+        self.vocabulary = None if vocabulary is None else VocabularySlots(vocabulary, num_slots)
+        self._dora = dora
 
     def __contains__(self, revision: str) -> bool:
         return revision in self.host
@@ -66,7 +76,10 @@ class Tiers:
         if assignment.evicted is not None:
             self.counters.slot_evictions += 1
             self.residency.record(assignment.evicted, "host")
-        self._tables.point(assignment.slot, self.host.use(revision).modules)
+        weights = self.host.use(revision)
+        self._tables.point(assignment.slot, weights.modules)
+        if self.vocabulary is not None:
+            self.vocabulary.point(assignment.slot, weights.vocabulary)
         self.residency.record(revision, "device")
         return True
 
@@ -77,7 +90,11 @@ class Tiers:
 
     def admit(self, weights: AdapterWeights, *, even_wanted: bool = False) -> list[str] | None:
         """Keep a loaded revision on the host; returns which left for it, or None if there is no room."""
-        leaving = self.host.put(weights, even_wanted=even_wanted)
+        if not self.host.has_room_for(1, even_wanted=even_wanted):
+            return None
+        leaving = self.host.put(
+            weights if self._dora is None else self._dora.complete(weights), even_wanted=even_wanted
+        )
         if leaving is None:
             return None
         for revision in leaving:
@@ -97,10 +114,14 @@ class Tiers:
             num_on_device=len(self.slots),
             num_on_host=len(self.host),
             host_bytes=self.host.num_bytes,
+            saved_module_bytes=self.host.saved_bytes,
             num_loading=num_loading,
         )
 
     def _left_host(self, revision: str) -> None:
         if revision in self.slots:
-            self._tables.clear(self.slots.free(revision))
+            slot = self.slots.free(revision)
+            self._tables.clear(slot)
+            if self.vocabulary is not None:
+                self.vocabulary.point(slot, VocabularyWeights())
         self.residency.record(revision, "none")

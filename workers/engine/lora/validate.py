@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from workers.engine.errors import (
     AdapterBaseMismatch,
+    AdapterConfigError,
     AdapterDigestMismatch,
     AdapterFileError,
     AdapterMatchesNothing,
@@ -15,10 +18,12 @@ from workers.engine.errors import (
     AdapterShapeError,
 )
 from workers.engine.lora.adapter_files import CONFIG_NAME, read_files
-from workers.engine.lora.base import BaseDescription, ModuleShape, same_base
+from workers.engine.lora.base import EMBEDDING, HEAD, BaseDescription, ModuleShape, same_base
 from workers.engine.lora.digest import digest_of
+from workers.engine.lora.module_filter import allows
 from workers.engine.lora.peft_config import PeftLoraConfig, parse_config
-from workers.engine.lora.peft_file import LoRAPair, read_pairs
+from workers.engine.lora.peft_file import LoRAPair, read_tensors
+from workers.engine.lora.vocabulary import check_vocabulary, saved_modules, ties_head, with_tied_head
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +32,9 @@ class AdapterDescription:
 
     digest: str
     rank: int  # the largest of any module
-    targets: tuple[str, ...]  # last parts of the module paths, sorted
+    targets: tuple[str, ...]  # last parts of the paths of all modules it changes, sorted
     bytes: int  # of all its files
-    num_modules: int
+    num_modules: int  # with LoRA
     base_model_name: str | None
     peft_version: str | None
 
@@ -40,7 +45,8 @@ class CheckedAdapter:
 
     description: AdapterDescription
     config: PeftLoraConfig
-    pairs: Mapping[str, LoRAPair]  # by module path
+    pairs: Mapping[str, LoRAPair]  # by module path, embedding and head among them
+    saved: Mapping[str, Tensor]  # whole weights by module path: embedding and head
     label: str  # what messages call it
 
 
@@ -50,16 +56,34 @@ def adapter_label(name: str, path: str | Path) -> str:
 
 
 def validate_adapter(
-    path: str | Path, *, base: BaseDescription, max_rank: int, name: str = "", revision: str | None = None
+    path: str | Path,
+    *,
+    base: BaseDescription,
+    max_rank: int,
+    name: str = "",
+    revision: str | None = None,
+    target_modules: Sequence[str] | None = None,
 ) -> AdapterDescription:
     """Check an adapter's files against a base without activating it; raises the AdapterError that fits."""
-    return check_adapter(path, base=base, max_rank=max_rank, name=name, revision=revision).description
+    checked = check_adapter(
+        path, base=base, max_rank=max_rank, name=name, revision=revision, target_modules=target_modules
+    )
+    return checked.description
 
 
 def check_adapter(
-    path: str | Path, *, base: BaseDescription, max_rank: int, name: str = "", revision: str | None = None
+    path: str | Path,
+    *,
+    base: BaseDescription,
+    max_rank: int,
+    name: str = "",
+    revision: str | None = None,
+    target_modules: Sequence[str] | None = None,
 ) -> CheckedAdapter:
-    """Read an adapter once, check all of it and return its weights; what is hashed is what is checked."""
+    """Read an adapter once, check all of it and return its weights; what is hashed is what is checked.
+
+    `target_modules` are the modules that adapters may change; None means all.
+    """
     label = adapter_label(name, path)
     files = read_files(Path(path), label)
     digest = digest_of(files)
@@ -70,22 +94,32 @@ def check_adapter(
         )
     config = parse_config(files[CONFIG_NAME], label)
     _check_base_name(config, base, label)
-    pairs = read_pairs(files, label)
+    tensors = read_tensors(files, label)
+    pairs = with_tied_head(tensors.pairs, config, label) if ties_head(config, base) else tensors.pairs
+    saved = saved_modules(tensors, config, base, label)
+    shapes = base.adaptable
     _check_modules(config, pairs, base, label)
+    _check_allowed([*pairs, *saved], target_modules, label)
     for module, pair in sorted(pairs.items()):
         _check_rank(module, config.rank_of(module), max_rank, label)
-        _check_shapes(module, pair, config.rank_of(module), base.shapes[module], label)
-    return CheckedAdapter(_describe(digest, files, config, pairs), config, pairs, label)
+        _check_shapes(module, pair, config.rank_of(module), shapes[module], label)
+        _check_extras(module, pair, config, label)
+    check_vocabulary(tensors, pairs, saved, base, label)
+    return CheckedAdapter(_describe(digest, files, config, pairs, saved), config, pairs, saved, label)
 
 
 def _describe(
-    digest: str, files: Mapping[str, bytes], config: PeftLoraConfig, pairs: Mapping[str, LoRAPair]
+    digest: str,
+    files: Mapping[str, bytes],
+    config: PeftLoraConfig,
+    pairs: Mapping[str, LoRAPair],
+    saved: Mapping[str, Tensor],
 ) -> AdapterDescription:
     version = (config.model_extra or {}).get("peft_version")
     return AdapterDescription(
         digest=digest,
         rank=max(config.rank_of(module) for module in pairs),
-        targets=tuple(sorted({module.rpartition(".")[2] for module in pairs})),
+        targets=tuple(sorted({module.rpartition(".")[2] for module in (*pairs, *saved)})),
         bytes=sum(len(content) for content in files.values()),
         num_modules=len(pairs),
         base_model_name=config.base_model_name_or_path,
@@ -103,17 +137,23 @@ def _check_base_name(config: PeftLoraConfig, base: BaseDescription, label: str) 
 
 
 def _check_modules(
-    config: PeftLoraConfig, pairs: Mapping[str, LoRAPair], base: BaseDescription, label: str
+    config: PeftLoraConfig,
+    pairs: Mapping[str, LoRAPair],
+    base: BaseDescription,
+    label: str,
 ) -> None:
     """Require that the configuration and the file speak of the same modules, all of them in the base."""
-    targeted = {module for module in base.shapes if config.targets(module)}
-    known = pairs.keys() & base.shapes.keys()
+    every = base.adaptable
+    targeted = {module for module in every if config.targets(module)}
+    if ties_head(config, base) and EMBEDDING in targeted:
+        targeted.add(HEAD)
+    known = pairs.keys() & every.keys()
     if not targeted or not known:
         raise AdapterMatchesNothing(
             f"{label}: no module of the base matches; target_modules={config.target_modules!r}, {len(pairs)} "
             f"modules in the file, the base has such as {next(iter(base.shapes))!r}; train it on this base"
         )
-    if strangers := sorted(pairs.keys() - base.shapes.keys()):
+    if strangers := sorted(pairs.keys() - every.keys()):
         raise AdapterBaseMismatch(
             f"{label}: it changes {strangers[0]!r} ({len(strangers)} such modules), which this base of "
             f"{base.num_layers} layers lacks; train the adapter on this base"
@@ -138,6 +178,16 @@ def _check_rank(module: str, rank: int, max_rank: int, label: str) -> None:
         )
 
 
+def _check_allowed(modules: Sequence[str], allowed: Sequence[str] | None, label: str) -> None:
+    refused = sorted(module for module in modules if not allows(allowed, module))
+    if refused:
+        error = AdapterMatchesNothing if len(refused) == len(modules) else AdapterConfigError
+        raise error(
+            f"{label}: it changes {refused[0]!r} ({len(refused)} of its {len(modules)} modules), which "
+            f"lora_target_modules={list(allowed or ())!r} does not allow; allow it, or train without it"
+        )
+
+
 def _check_shapes(module: str, pair: LoRAPair, rank: int, shape: ModuleShape, label: str) -> None:
     expected_a, expected_b = (rank, shape.in_features), (shape.out_features, rank)
     found_a, found_b = tuple(pair.a.shape), tuple(pair.b.shape)
@@ -146,3 +196,20 @@ def _check_shapes(module: str, pair: LoRAPair, rank: int, shape: ModuleShape, la
             f"{label}: {module} has lora_A {found_a} and lora_B {found_b}, but rank {rank} on this "
             f"base needs {expected_a} and {expected_b}; train it on this base, or correct r or rank_pattern"
         )
+    for part, tensor in (("lora_B.bias", pair.bias), ("lora_magnitude_vector", pair.magnitude)):
+        if tensor is not None and tuple(tensor.shape) != (shape.out_features,):
+            raise AdapterShapeError(
+                f"{label}: {module} has {part} {tuple(tensor.shape)}, but this base needs "
+                f"({shape.out_features},); train it on this base"
+            )
+
+
+def _check_extras(module: str, pair: LoRAPair, config: PeftLoraConfig, label: str) -> None:
+    parts = (("lora_bias", "lora_B.bias", pair.bias), ("use_dora", "lora_magnitude_vector", pair.magnitude))
+    for key, part, tensor in parts:
+        is_wanted = bool(getattr(config, key))
+        if is_wanted != (tensor is not None):
+            raise AdapterFileError(
+                f"{label}: {module} has {'no' if is_wanted else 'a'} {part}, but adapter_config.json has "
+                f"{key}={is_wanted}; pair the weights with their own configuration"
+            )

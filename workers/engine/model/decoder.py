@@ -10,6 +10,7 @@ from torch import Tensor
 from kernels.add_rms_norm import add_rms_norm
 from kernels.lora_slots import PackedModuleSlots
 from workers.engine.kv_cache import KVCache
+from workers.engine.lora.vocabulary_slots import VocabularySlots
 from workers.engine.model.adapted_linear import AdaptedLinear
 from workers.engine.model.attention import Attention
 from workers.engine.model.config import ModelConfig
@@ -25,6 +26,11 @@ class AdapterWeights(Protocol):
 
     def packed(self, layer: int, module: str) -> PackedModuleSlots:
         """Return every slot's matrices for one packed module of one layer."""
+        ...
+
+    @property
+    def vocabulary(self) -> VocabularySlots | None:
+        """Return what the slots' adapters do to embedding and head; None where they cannot."""
         ...
 
 
@@ -49,6 +55,7 @@ class Decoder:
         adapters: AdapterWeights | None,
     ) -> None:
         self._config = config
+        self._vocabulary = None if adapters is None else adapters.vocabulary
         self._weights = weights
         dtype = weights.embedding.dtype
         ropes = list(dict.fromkeys(kind.rope for kind in config.layers))
@@ -79,6 +86,8 @@ class Decoder:
 
     def _embed(self, step: StepInput) -> Tensor:
         embedded = self._weights.embedding[step.token_ids]
+        if step.segments is not None and self._vocabulary is not None:
+            self._vocabulary.adapt_embedded(embedded, step.token_ids, step.segments)
         return embedded.mul_(self._embedding_scale) if self._config.family.scales_embedding else embedded
 
     def _head(self, residual: Tensor, delta: Tensor | None, step: StepInput) -> Tensor:
@@ -88,7 +97,10 @@ class Decoder:
         residual = residual.index_select(0, sampling.rows)
         delta = None if delta is None else delta.index_select(0, sampling.rows)
         normed = add_rms_norm(residual, delta, self._weights.final_norm, self._config.rms_norm_eps)
-        logits = self._weights.head(normed)[: sampling.num_rows]
+        logits = self._weights.head(normed)
+        if step.head_segments is not None and self._vocabulary is not None:
+            self._vocabulary.adapt_logits(logits, normed, step.head_segments)
+        logits = logits[: sampling.num_rows]
         softcap = self._config.final_logit_softcapping
         return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 

@@ -47,6 +47,11 @@ class DecoderWeights:
     final_norm: Tensor  # [hidden_size] float32
     head: Head  # [vocab_size, hidden_size]
 
+    def linear(self, layer: int, module: str, expert: int | None) -> Linear:
+        """Return the weight of one packed module, of one expert where a layer has several."""
+        weights = self.layers[layer]
+        return weights.linears[module] if expert is None else weights.experts[module][expert]
+
 
 def load_weights(folder: Path, config: ModelConfig, dtype: torch.dtype) -> DecoderWeights:
     """Read the checkpoint; every tensor it holds is used or refused."""

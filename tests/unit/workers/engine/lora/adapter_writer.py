@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from workers.engine.lora.base import BaseDescription, ModuleShape, PackedKey
+from workers.engine.lora.base import BaseDescription, ModuleShape, PackedKey, Vocabulary
 
-HIDDEN, INTERMEDIATE, KV, LAYERS = 32, 48, 16, 2
+HIDDEN, INTERMEDIATE, KV, LAYERS, VOCAB_SIZE = 32, 48, 16, 2, 64
 SHAPES = {
     "self_attn.q_proj": ModuleShape(HIDDEN, HIDDEN),
     "self_attn.k_proj": ModuleShape(HIDDEN, KV),
@@ -39,6 +39,7 @@ BASE = BaseDescription(
         for layer in range(LAYERS)
         for module, names in PACKED.items()
     },
+    vocabulary=Vocabulary(VOCAB_SIZE, HIDDEN, is_tied=False),
 )
 
 

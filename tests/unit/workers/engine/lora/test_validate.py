@@ -131,9 +131,6 @@ def test_an_impossible_value_is_named_with_its_key(key: str, value: object, tmp_
 @pytest.mark.parametrize(
     ("key", "value", "remedy"),
     [
-        ("use_dora", True, "without DoRA"),
-        ("modules_to_save", ["embed_tokens"], "train without modules_to_save"),
-        ("lora_bias", True, "lora_bias=false"),
         ("layer_replication", [[0, 1]], "base of its own"),
         ("trainable_token_indices", [5], "without new tokens"),
         ("fan_in_fan_out", True, "train the adapter without it"),
@@ -178,7 +175,14 @@ def test_starts_that_leave_the_base_alone_are_served(start: object, tmp_path: Pa
 def test_a_broken_regular_expression_is_refused(key: str, tmp_path: Path) -> None:
     write_adapter(tmp_path, config=config_of(**{key: "layers.(", "rank_pattern": {}}))
 
-    _refused(tmp_path, AdapterConfigError, "is not a regular expression")
+    _refused(tmp_path, AdapterConfigError, r"pattern 'layers.\(': it is not a regular expression")
+
+
+@pytest.mark.parametrize("key", ["target_modules", "exclude_modules", "layers_pattern"])
+def test_a_regular_expression_that_could_take_for_ever_is_refused(key: str, tmp_path: Path) -> None:
+    write_adapter(tmp_path, config=config_of(**{key: r"(?!x)(.*)*_proj"}))
+
+    _refused(tmp_path, AdapterConfigError, "or matching it could take for ever.*; correct it, or name")
 
 
 def test_layers_beside_a_regular_expression_have_no_meaning(tmp_path: Path) -> None:
@@ -188,20 +192,56 @@ def test_layers_beside_a_regular_expression_have_no_meaning(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("target", ["lm_head", "model.embed_tokens"])
-def test_head_and_embedding_targets_are_refused(target: str, tmp_path: Path) -> None:
+def test_head_and_embedding_targets_without_weights_are_refused(target: str, tmp_path: Path) -> None:
     write_adapter(tmp_path, config=config_of(target_modules=["q_proj", "v_proj", target]))
 
-    _refused(tmp_path, AdapterConfigError, f"target_modules names '{target}'")
+    _refused(tmp_path, AdapterFileError, f"no weights for '{target}'")
+
+
+@pytest.mark.parametrize("modules", [["norm"], ["lm_head", "classifier"], ["model.layers.0.mlp"]])
+def test_whole_layers_other_than_embedding_and_head_are_refused(modules: list[str], tmp_path: Path) -> None:
+    write_adapter(tmp_path, config=config_of(modules_to_save=modules))
+
+    _refused(tmp_path, AdapterConfigError, f"'{modules[-1]}' is not served from an adapter")
+
+
+def test_dora_and_lora_bias_together_are_refused(tmp_path: Path) -> None:
+    write_adapter(tmp_path, config=config_of(use_dora=True, lora_bias=True))
+
+    _refused(tmp_path, AdapterConfigError, "lora_bias=True beside use_dora=True has no meaning")
+
+
+@pytest.mark.parametrize(
+    ("key", "part"), [("use_dora", "lora_magnitude_vector"), ("lora_bias", "lora_B.bias")]
+)
+def test_bias_and_magnitudes_are_there_if_and_only_if_configured(key: str, part: str, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "without", config=config_of(**{key: True}))
+    stray = f"base_model.model.model.layers.0.self_attn.q_proj.{part}"
+    write_adapter(tmp_path / "with", tensors={**tensors_of(), stray: torch.zeros(32)})
+
+    _refused(tmp_path / "without", AdapterFileError, f"q_proj has no {part}, .* has {key}=True")
+    _refused(tmp_path / "with", AdapterFileError, f"q_proj has a {part}, .* has {key}=False")
+
+
+def test_magnitudes_of_another_width_are_refused_with_both_shapes(tmp_path: Path) -> None:
+    tensors = tensors_of()
+    for layer in range(2):
+        for name, width in (("q_proj", 32), ("v_proj", 17)):
+            path = f"base_model.model.model.layers.{layer}.self_attn.{name}.lora_magnitude_vector"
+            tensors[path] = torch.ones(width)
+    write_adapter(tmp_path, config=config_of(use_dora=True), tensors=tensors)
+
+    _refused(tmp_path, AdapterShapeError, r"lora_magnitude_vector \(17,\), but this base needs \(16,\)")
 
 
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("base_model.model.lm_head.lora_A.weight", "it holds weights for lm_head"),
-        ("base_model.model.model.embed_tokens.lora_embedding_A", "it holds weights for embed_tokens"),
-        ("base_model.model.model.norm.weight", "is not a LoRA weight"),
-        ("model.layers.0.self_attn.q_proj.lora_A.weight", "is not a LoRA weight"),
-        ("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", "is not a LoRA weight"),
+        ("base_model.model.model.norm.weight", "is neither a LoRA weight"),
+        ("model.layers.0.self_attn.q_proj.lora_A.weight", "is neither a LoRA weight"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.bias", "without other layers and biases"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight", "is neither a LoRA weight"),
+        ("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", "is neither a LoRA"),
     ],
 )
 def test_tensors_that_are_no_lora_of_a_linear_layer_are_refused(
