@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from workers.engine.errors import CheckpointError
-from workers.engine.model.families import FAMILIES, Family
+from workers.engine.model.families import FAMILIES, Family, LayerType
 from workers.engine.model.raw_config import (
     as_ids,
     experts_of,
@@ -58,13 +58,18 @@ class ModelConfig(BaseModel):
     vocab_size: int = Field(ge=1)
     hidden_size: int = Field(ge=1)
     intermediate_size: int = Field(ge=1)
-    num_layers: int = Field(ge=1, validation_alias="num_hidden_layers")
+    num_layers: int = Field(ge=1, strict=True, validation_alias="num_hidden_layers")
     num_heads: int = Field(ge=1, validation_alias="num_attention_heads")
     num_kv_heads: int = Field(ge=1, validation_alias="num_key_value_heads")
     head_dim: int = Field(ge=2, multiple_of=2)
     rms_norm_eps: float = Field(gt=0)
     layers: tuple[LayerKind, ...]
     experts: Experts | None = None
+    # Strict where a family's rule computes with the value as it stands in config.json.
+    sliding_window: int | None = Field(default=None, ge=1, strict=True)
+    max_window_layers: int | None = Field(default=None, ge=0, strict=True)
+    sliding_window_pattern: int | None = Field(default=None, ge=1, strict=True)
+    layer_types: tuple[LayerType, ...] | None = None
     query_pre_attn_scalar: float | None = Field(default=None, gt=0)
     attn_logit_softcapping: float | None = Field(default=None, gt=0)
     final_logit_softcapping: float | None = Field(default=None, gt=0)
@@ -118,29 +123,27 @@ def load_model_config(folder: Path) -> ModelConfig:
     refuse_unhonoured(raw, family, path)
     filled = with_defaults(raw, family)
     generation = read_json(folder / "generation_config.json") or {}
-    filled["eos_token_ids"] = sorted(
-        {*as_ids(raw.get("eos_token_id")), *as_ids(generation.get("eos_token_id"))}
-    )
+    filled["eos_token_ids"] = as_ids(raw.get("eos_token_id")) + as_ids(generation.get("eos_token_id"))
     return _validated(filled, family, path)
 
 
 def _validated(filled: dict[str, Any], family: Family, path: Path) -> ModelConfig:
     try:
-        # Without layers at first: their number and the heads' width must be sound before they are built.
+        # Without layers at first: what their rules compute with must be sound.
         shape = ModelConfig.model_validate(filled | {"architecture": family.architecture, "layers": ()})
         given = experts_of(filled, family)
         experts = None if given is None else Experts.model_validate(given)
         types = layer_types(filled, family)
         kinds = {
             kind: LayerKind(
-                window=filled["sliding_window"] if kind == "sliding_attention" else None,
+                window=shape.sliding_window if kind == "sliding_attention" else None,
                 rope=Rope.model_validate(rope_of(filled, kind, family)),
             )
             for kind in dict.fromkeys(types)
         }
     except ValidationError as error:
         raise CheckpointError(f"{path}: {_first_problem(error)}; repair the checkpoint's config") from error
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     layers = tuple(kinds[kind] for kind in types)
     return shape.model_copy(update={"layers": layers, "experts": experts})

@@ -82,15 +82,10 @@ def with_defaults(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
 
 def layer_types(filled: Mapping[str, Any], family: Family) -> list[LayerType]:
     """Return each layer's type, from config.json or by the family's rule."""
-    if "sliding_window" not in filled:
-        return ["full_attention"] * filled["num_hidden_layers"]
-    listed = filled.get("layer_types")
-    if listed is None:
-        return [family.layer_type(filled, layer) for layer in range(filled["num_hidden_layers"])]
-    if len(listed) != filled["num_hidden_layers"] or not set(listed) <= set(LAYER_TYPES):
-        raise ValueError(
-            f"layer_types is {listed!r}; {filled['num_hidden_layers']} of {', '.join(LAYER_TYPES)} are needed"
-        )
+    num_layers = filled["num_hidden_layers"]
+    listed = filled.get("layer_types") or [family.layer_type(filled, layer) for layer in range(num_layers)]
+    if len(listed) != num_layers:
+        raise ValueError(f"layer_types has {len(listed)} entries for {num_layers} layers; repair the config")
     return list(listed)
 
 
@@ -113,13 +108,14 @@ def experts_of(filled: Mapping[str, Any], family: Family) -> dict[str, Any] | No
 
 def rope_of(filled: Mapping[str, Any], layer_type: LayerType, family: Family) -> dict[str, Any]:
     """Return the rope parameters of one type of layer, old key names replaced by new ones."""
-    given = filled.get("rope_parameters") or filled.get("rope_scaling") or {}
+    key = "rope_parameters" if filled.get("rope_parameters") else "rope_scaling"
+    given = _object(filled, key)
     local_key = family.local_rope_key if layer_type == "sliding_attention" else None
-    if any(key in given for key in LAYER_TYPES):
-        given = given.get(layer_type) or {}
+    if any(kind in given for kind in LAYER_TYPES):
+        given = _object(given, layer_type)
     elif local_key:
         given = {}  # the older layout scales the other layers only
-    rope = {key: value for key, value in given.items() if value is not None and key != "type"}
+    rope = {name: value for name, value in given.items() if value is not None and name != "type"}
     rope_type = given.get("rope_type") or given.get("type") or "default"
     rope["rope_type"] = family.rope_aliases.get(rope_type, rope_type)
     if rope["rope_type"] not in family.rope_types:
@@ -131,13 +127,21 @@ def rope_of(filled: Mapping[str, Any], layer_type: LayerType, family: Family) ->
     rope.setdefault("partial_rotary_factor", filled.get("partial_rotary_factor", 1.0))
     if "partial_rotary_factor" not in family.reads and rope["partial_rotary_factor"] != 1.0:
         raise ValueError(
-            f"partial_rotary_factor is {rope['partial_rotary_factor']!r}; this engine serves 1.0"
+            f"partial_rotary_factor is {rope['partial_rotary_factor']!r}; for {family.architecture} this "
+            "engine serves 1.0"
         )
     limit = filled.get("max_position_embeddings")
     if "original_max_position_embeddings" in filled:
         rope["original_max_position_embeddings"] = filled["original_max_position_embeddings"]
     rope.setdefault("original_max_position_embeddings", limit)
     return rope | {"max_position_embeddings": limit, "head_dim": filled.get("head_dim")}
+
+
+def _object(filled: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = filled.get(key) or {}
+    if not isinstance(value, dict):
+        raise TypeError(f"{key} is {value!r}; it must be an object: repair the config")
+    return value
 
 
 def as_ids(value: int | list[int] | None) -> list[int]:

@@ -135,23 +135,51 @@ def test_float32_logits_equal_transformers(case: Case) -> None:
 
 
 def test_a_mixed_batch_of_two_adapters_and_the_base_equals_peft(case: Case) -> None:
+    prompts, names = _mixed_work(case)
+    engine = LLMEngine(EngineConfig(str(case.folder), enable_lora=True, max_loras=2, num_threads=1))
+
+    tokens = _run(engine, case)
+    engine.close()
+
+    expected = _greedy(case, prompts, names)
+    assert tokens == expected
+    assert len({tuple(answer) for answer in expected}) == len(expected)
+
+
+@pytest.mark.parametrize("case", ["mistral-sliding", "llama-dynamic", "gemma3"], indirect=True)
+def test_chunks_preemption_and_shared_prefixes_change_no_token(case: Case) -> None:
+    roomy, tight = (
+        LLMEngine(EngineConfig(str(case.folder), enable_lora=True, max_loras=2, num_threads=1, **settings))
+        for settings in (
+            {},
+            {"max_num_seqs": 3, "max_num_batched_tokens": 11, "max_model_len": 64, "num_kv_blocks": 7},
+        )
+    )
+
+    expected = _run(roomy, case)
+    first, again = _run(tight, case), _run(tight, case)
+    roomy.close()
+    tight.close()
+
+    assert first == again == expected
+
+
+def _mixed_work(case: Case) -> tuple[list[list[int]], list[str | None]]:
     generator = torch.Generator().manual_seed(3)
     prompts = [
         torch.randint(3, VOCAB_SIZE, (length,), generator=generator).tolist() for length in PROMPT_LENGTHS
     ]
-    names = [None, *case.adapters] * 2
-    engine = LLMEngine(EngineConfig(str(case.folder), enable_lora=True, max_loras=2, num_threads=1))
+    return prompts, [None, *case.adapters] * 2
 
+
+def _run(engine: LLMEngine, case: Case) -> list[list[int]]:
+    prompts, names = _mixed_work(case)
     outputs = engine.generate(
         prompts,
         SamplingParams(max_tokens=NUM_TOKENS, temperature=0.0, ignore_eos=True),
         lora_request=[None if name is None else case.adapters[name] for name in names],
     )
-    engine.close()
-
-    expected = _greedy(case, prompts, names)
-    assert [output.outputs[0].token_ids for output in outputs] == expected
-    assert len({tuple(tokens) for tokens in expected}) == len(expected)
+    return [output.outputs[0].token_ids for output in outputs]
 
 
 def _greedy(case: Case, prompts: list[list[int]], names: list[str | None]) -> list[list[int]]:
