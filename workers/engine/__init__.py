@@ -7,7 +7,7 @@ from workers.engine.assembly import EngineInfo
 from workers.engine.config import EngineConfig
 from workers.engine.engine import LLMEngine
 from workers.engine.lora import LoRAMix, LoRARequest
-from workers.engine.outputs import CompletionOutput, RequestFailure, RequestMetrics, RequestOutput
+from workers.engine.outputs import CompletionOutput, Logprob, RequestFailure, RequestMetrics, RequestOutput
 from workers.engine.process import EngineProcess
 from workers.engine.sampling_params import RequestOutputKind, SamplingParams
 
@@ -20,6 +20,7 @@ __all__ = [
     "RequestOutputKind",
     "RequestOutput",
     "CompletionOutput",
+    "Logprob",
     "RequestMetrics",
     "RequestFailure",
     "EngineInfo",

@@ -26,6 +26,7 @@ from workers.engine.outputs import RequestOutput
 from workers.engine.requests import Prompt, as_prompts, one_each
 from workers.engine.sampling_params import SamplingParams
 from workers.engine.sequence import Sequence
+from workers.engine.step_builder import BuiltStep
 from workers.engine.step_input import StepOutput
 
 _IDLE_POLL_S = 0.001
@@ -101,7 +102,7 @@ class LLMEngine:
             result = self._parts.executor.execute(built.step)
             now_s = time.monotonic()
             self._accounts.charge(schedule.rows, (now_s - began_s) * 1000.0)
-            outputs += self._postprocess(schedule, built.sampled, result, now_s)
+            outputs += self._postprocess(schedule, built, result, now_s)
         elif self._parts.batcher.waiting and not outputs and not schedule.refusals:
             time.sleep(_IDLE_POLL_S)
         return outputs + self._refuse(schedule.refusals)
@@ -228,12 +229,14 @@ class LLMEngine:
                     self._started.append(request.request_id)
 
     def _postprocess(
-        self, schedule: Schedule, sampled: list[Sequence], result: StepOutput, now_s: float
+        self, schedule: Schedule, built: BuiltStep, result: StepOutput, now_s: float
     ) -> list[RequestOutput]:
         for row in schedule.rows:
             row.sequence.num_computed_tokens += row.num_tokens
+        for sequence, found in zip(built.prompted, result.prompt_logprobs, strict=True):
+            sequence.note_prompt(found)
         outputs: list[RequestOutput] = []
-        rows = zip(sampled, result.token_ids, result.failed, strict=True)
+        rows = zip(built.sampled, result.token_ids, result.failed, strict=True)
         for place, (sequence, token_id, failed) in enumerate(rows):
             if sequence.request_id not in self._by_id:
                 continue  # another completion of its request has just failed
@@ -241,18 +244,13 @@ class LLMEngine:
                 outputs += self._fail(sequence, place in result.barred, now_s)
                 continue
             self._parts.batcher.confirm(sequence)
-            ending = self._append(sequence, token_id, now_s)
+            sequence.append(token_id, now_s, result.logprobs.get(place))
+            ending = self._parts.finisher.ending(sequence)
             if sequence.stream is not None:
                 outputs.append(self._parts.finisher.partial(sequence, ending, now_s))
             if ending is not None:
                 outputs += self._end(sequence, ending, now_s)
         return outputs
-
-    def _append(self, sequence: Sequence, token_id: int, now_s: float) -> Ending | None:
-        sequence.append(token_id)
-        if sequence.first_token_time_s is None:
-            sequence.first_token_time_s = now_s
-        return self._parts.finisher.ending(sequence)
 
     def _refuse(self, refusals: ListLike[Refusal]) -> list[RequestOutput]:
         """End requests whose adapters turned out unusable; the batch has let go of the refused sequences."""

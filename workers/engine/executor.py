@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from workers.engine.kv_cache import KVCache
+from workers.engine.logprobs import TopLogprobs, top_logprobs
 from workers.engine.model.decoder import Decoder
 from workers.engine.sampler import sample
-from workers.engine.step_input import StepInput, StepOutput
+from workers.engine.step_input import PromptRows, StepInput, StepOutput
 
 
 class Executor(Protocol):
@@ -32,7 +34,12 @@ class LocalExecutor:
         with torch.inference_mode():
             if step.fresh_blocks is not None:
                 self._cache.zero(step.fresh_blocks)
-            logits = self._decoder.forward(step, self._cache)
-            if step.sampling is None:
-                return StepOutput([], [])
-            return sample(logits, step.sampling)
+            prompt_logprobs: list[list[TopLogprobs]] = []
+
+            def read_prompt(logits: Tensor, prompt: PromptRows) -> None:
+                prompt_logprobs.append(top_logprobs(logits, prompt.token_ids, prompt.num_likeliest))
+
+            logits = self._decoder.forward(step, self._cache, read_prompt)
+            output = StepOutput([], []) if step.sampling is None else sample(logits, step.sampling)
+            output.prompt_logprobs.extend(prompt_logprobs)
+            return output

@@ -6,8 +6,16 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from workers.engine.errors import EngineError, NonFiniteLogits, NoTokenAllowed
+from workers.engine.logprobs import TopLogprobs
 from workers.engine.lora.composition import describe
-from workers.engine.outputs import CompletionOutput, FinishReason, RequestFailure, RequestOutput
+from workers.engine.outputs import (
+    CompletionOutput,
+    FinishReason,
+    Logprob,
+    PositionLogprobs,
+    RequestFailure,
+    RequestOutput,
+)
 from workers.engine.sequence import Sequence
 from workers.engine.tokenizer import Tokenizer
 
@@ -51,6 +59,8 @@ class Finisher:
             token_ids=sequence.output_token_ids,
             finish_reason=ending.finish_reason,
             stop_reason=ending.stop_reason,
+            logprobs=self._logprobs(sequence.logprobs, sequence.params.logprobs),
+            cumulative_logprob=_sum_of(sequence.logprobs),
         )
         return RequestOutput(
             request_id=sequence.request_id,
@@ -61,6 +71,7 @@ class Finisher:
             lora_request=sequence.lora,
             metrics=sequence.metrics(now_s),
             error=None if error is None else RequestFailure(error.code, str(error), error.retryable),
+            prompt_logprobs=self._prompt_logprobs(sequence),
         )
 
     def partial(self, sequence: Sequence, ending: Ending | None, now_s: float) -> RequestOutput:
@@ -88,6 +99,25 @@ class Finisher:
             metrics=sequence.metrics(now_s),
         )
 
+    def _prompt_logprobs(self, sequence: Sequence) -> list[PositionLogprobs | None] | None:
+        known = self._logprobs(sequence.prompt_logprobs, sequence.params.prompt_logprobs)
+        return None if known is None else [None, *known]
+
+    def _logprobs(
+        self, found: list[TopLogprobs] | None, num_likeliest: int | None
+    ) -> list[PositionLogprobs] | None:
+        if found is None or num_likeliest is None:
+            return None
+        return [self._position(one, num_likeliest) for one in found]
+
+    def _position(self, found: TopLogprobs, num_likeliest: int) -> PositionLogprobs:
+        # A step may have looked at more than this request asked for.
+        ranks = (found.rank, *range(1, num_likeliest + 1))
+        return {
+            token_id: Logprob(logprob, rank, self._tokenizer.decode([token_id], skip_special_tokens=False))
+            for token_id, logprob, rank in zip(found.token_ids, found.logprobs, ranks, strict=False)
+        }
+
     def _text(self, sequence: Sequence, ending: Ending) -> str:
         params, token_ids = sequence.params, sequence.output_token_ids
         if ending.finish_reason == "stop":
@@ -96,6 +126,10 @@ class Finisher:
             if not params.include_stop_str_in_output:
                 token_ids = token_ids[:-1]  # an end-of-sequence or stop token is no part of the answer
         return self._tokenizer.decode(token_ids, skip_special_tokens=params.skip_special_tokens)
+
+
+def _sum_of(found: list[TopLogprobs] | None) -> float | None:
+    return None if found is None else sum(one.logprobs[0] for one in found)
 
 
 def non_finite_logits(sequence: Sequence) -> NonFiniteLogits:

@@ -12,14 +12,29 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass(frozen=True, slots=True)
+class Logprob:
+    """What the model itself thought of one token, before temperature, penalties and limits."""
+
+    logprob: float
+    rank: int  # 1 = the likeliest
+    decoded_token: str
+
+
+PositionLogprobs = dict[int, Logprob]
+"""By token id: the token of this position first, then the likeliest ones."""
+
+
+@dataclass(frozen=True, slots=True)
 class CompletionOutput:
-    """The generated part; `token_ids` keeps the end-of-sequence token, `text` does not."""
+    """The generated part; `token_ids` keeps the token that ended it, `text` does not."""
 
     index: int
     text: str
     token_ids: list[int]
     finish_reason: FinishReason | None  # None: it goes on
     stop_reason: int | str | None = None
+    logprobs: list[PositionLogprobs] | None = None  # one for each token, where asked for
+    cumulative_logprob: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +84,4 @@ class RequestOutput:
     lora_request: AnyLoRA | None
     metrics: RequestMetrics
     error: RequestFailure | None = None
+    prompt_logprobs: list[PositionLogprobs | None] | None = None  # None for the first: nothing precedes it

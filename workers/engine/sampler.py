@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workers.engine.logit_edits import edit_logits
+from workers.engine.logprobs import top_logprobs
 from workers.engine.step_input import SamplingInput, StepOutput
 
 _MASK = (1 << 64) - 1
@@ -39,6 +40,8 @@ def sample(
     sampling: SamplingInput,
 ) -> StepOutput:
     """Return one token per row; rows that have no finite logit to choose by are marked as failed."""
+    asking = sampling.logprobs
+    raw = None if asking is None else logits.index_select(0, asking.rows)
     barred: Tensor | None = None
     if sampling.edits_logits:
         barred = torch.isfinite(logits.amax(dim=-1))  # so far: the rows whose own logits are sound
@@ -51,7 +54,11 @@ def sample(
         drawn = ((sampling.temperatures > 0) & ~failed).nonzero().flatten()
         if drawn.numel():
             token_ids[drawn] = _draw(_Rows.of(logits, best, sampling).select(drawn))
-    return StepOutput(token_ids.tolist(), failed.tolist(), _places(barred))
+    output = StepOutput(token_ids.tolist(), failed.tolist(), _places(barred))
+    if asking is not None and raw is not None:
+        found = top_logprobs(raw, token_ids.index_select(0, asking.rows), asking.num_likeliest)
+        output.logprobs.update(zip(asking.rows.tolist(), found, strict=True))
+    return output
 
 
 class _Rows(NamedTuple):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from workers.engine.sampler import uniform
+from workers.engine.sampling_params import SamplingParams
 from workers.engine.sequence import Sequence
-from workers.engine.step_input import LogitShifts, Penalties, SamplingInput
+from workers.engine.step_input import LogitShifts, LogprobRows, Penalties, SamplingInput
 
 
 def sampling_input(
@@ -32,6 +33,7 @@ def sampling_input(
         min_ps=_min_ps(sequences),
         shifts=_shifts(sequences) if has_rules else None,
         penalties=_penalties(sequences) if has_rules else None,
+        logprobs=_logprobs(params),
     )
 
 
@@ -42,6 +44,11 @@ def _uniform(sequence: Sequence) -> float:
 def _min_ps(sequences: ListLike[Sequence]) -> Tensor | None:
     min_ps = [sequence.params.min_p for sequence in sequences]
     return torch.tensor(min_ps, dtype=torch.float32) if any(min_ps) else None
+
+
+def _logprobs(params: ListLike[SamplingParams]) -> LogprobRows | None:
+    asking = {row: param.logprobs for row, param in enumerate(params) if param.logprobs is not None}
+    return LogprobRows(torch.tensor(list(asking)), max(asking.values())) if asking else None
 
 
 def _shifts(sequences: ListLike[Sequence]) -> LogitShifts | None:

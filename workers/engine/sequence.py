@@ -6,6 +6,7 @@ from collections.abc import Sequence as ListLike
 
 from kernels.segments import SlotScale, SlotScales
 from workers.engine.detokenizer import StopChecker
+from workers.engine.logprobs import TopLogprobs
 from workers.engine.lora.composition import Seat, composition_of, pinned
 from workers.engine.lora.request import AnyLoRA
 from workers.engine.lora.stats import RevisionStats
@@ -32,6 +33,7 @@ class Sequence:
         "first_token_time_s",
         "index",
         "keys",
+        "logprobs",
         "lora",
         "max_total_tokens",
         "num_adopted_blocks",
@@ -43,6 +45,7 @@ class Sequence:
         "num_slot_waits",
         "params",
         "prompt",
+        "prompt_logprobs",
         "reads_prefix_cache",
         "request_id",
         "rules",
@@ -90,7 +93,11 @@ class Sequence:
         self.block_table: list[int] = []
         self.num_computed_tokens = 0
         self.keys: KeyChain | None = None
-        self.reads_prefix_cache = True  # False where the logits of every prompt token are wanted
+        self.logprobs: list[TopLogprobs] | None = None if params.logprobs is None else []
+        asks_of_prompt = params.prompt_logprobs is not None and index == 0
+        self.prompt_logprobs: list[TopLogprobs] | None = [] if asks_of_prompt else None
+        # The logits of tokens whose keys and values are taken over are never computed.
+        self.reads_prefix_cache = not asks_of_prompt
         self.num_adopted_blocks = 0
         self.num_published_blocks = 0  # leading blocks that are offered to others, the adopted ones included
         self.num_cached_tokens = 0
@@ -137,11 +144,20 @@ class Sequence:
         """A copy of the generated tokens."""
         return self.token_ids[self.num_prompt_tokens :]
 
-    def append(self, token_id: int) -> None:
-        """Add a generated token."""
+    def append(self, token_id: int, now_s: float, logprobs: TopLogprobs | None = None) -> None:
+        """Add a token generated just now, with its log-probabilities where the request asked for them."""
         self.token_ids.append(token_id)
+        if self.first_token_time_s is None:
+            self.first_token_time_s = now_s
+        if self.logprobs is not None and logprobs is not None:
+            self.logprobs.append(logprobs)
         if self.rules is not None:
             self.rules.append(token_id)
+
+    def note_prompt(self, found: ListLike[TopLogprobs]) -> None:
+        """Add what the model makes of the next tokens of the prompt."""
+        assert self.prompt_logprobs is not None, "nobody asked for them"
+        self.prompt_logprobs.extend(found)
 
     def metrics(self, finished_time_s: float) -> RequestMetrics:
         """Return this request's accounts, closed at `finished_time_s`."""

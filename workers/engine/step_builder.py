@@ -12,9 +12,10 @@ from torch import Tensor
 from kernels.segments import Segments
 from workers.engine.batching import Schedule, ScheduledRows
 from workers.engine.kv_cache import SCRATCH_BLOCK
+from workers.engine.prompt_rows import prompt_rows
 from workers.engine.sampling_input import sampling_input
 from workers.engine.sequence import Sequence
-from workers.engine.step_input import AttentionGroup, SamplingInput, StepInput
+from workers.engine.step_input import AttentionGroup, PromptRows, SamplingInput, StepInput
 
 MIN_ROWS = 4
 """fp32 matrix products on CPUs change their summation order below four rows; padding keeps results equal."""
@@ -30,6 +31,7 @@ class BuiltStep(NamedTuple):
 
     step: StepInput
     sampled: list[Sequence]
+    prompted: list[Sequence]  # whose prompts the step's `prompts` are about, one each
 
 
 class _Span(NamedTuple):
@@ -73,6 +75,7 @@ class StepBuilder:
         num_tokens = max(num_real, MIN_ROWS)
         token_ids, positions, places = self._rows(spans, num_tokens)
         sampled = [span for span in spans if _is_complete(span)]
+        prompts = [(span.sequence, piece) for span in spans for piece in self._prompt_rows(span)]
         step = StepInput(
             num_tokens=num_tokens,
             token_ids=torch.from_numpy(token_ids),
@@ -85,8 +88,10 @@ class StepBuilder:
             segments=_segments(spans, num_tokens - num_real),
             sampling=self._sampling(sampled) if sampled else None,
             head_segments=_segments([span._replace(num_rows=1) for span in sampled], MIN_ROWS - len(sampled)),
+            prompts=tuple(piece for _, piece in prompts),
         )
-        return BuiltStep(step, [span.sequence for span in sampled])
+        prompted = [sequence for sequence, _ in prompts]
+        return BuiltStep(step, [span.sequence for span in sampled], prompted)
 
     def _rows(self, spans: list[_Span], num_tokens: int) -> tuple[Ints, Ints, Ints]:
         """Return token ids, positions and cache places (block * block_size + offset) of every row."""
@@ -151,6 +156,9 @@ class StepBuilder:
         if window is not None:
             is_hidden |= kv_positions <= limits - window
         return torch.zeros(is_hidden.shape, dtype=self._dtype).masked_fill_(is_hidden, float("-inf"))
+
+    def _prompt_rows(self, span: _Span) -> list[PromptRows]:
+        return prompt_rows(*span, vocab_size=self._vocab_size, min_rows=MIN_ROWS)
 
     def _sampling(self, sampled: list[_Span]) -> SamplingInput:
         rows = [span.first_row + span.num_rows - 1 for span in sampled]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from kernels.segments import Segments
+from workers.engine.logprobs import TopLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,25 @@ class Penalties:
 
 
 @dataclass(frozen=True, slots=True)
+class LogprobRows:
+    """Rows whose log-probabilities are wanted beside their tokens."""
+
+    rows: Tensor  # [num_rows] int64, places in `SamplingInput.rows`, rising
+    num_likeliest: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRows:
+    """Rows of one sequence's prompt whose next tokens are known; what the model makes of them is wanted."""
+
+    num_rows: int
+    rows: Tensor  # [max(num_rows, MIN_ROWS)] int64, rows of the step; padding repeats the last one
+    token_ids: Tensor  # [num_rows] int64, the token that follows each row
+    num_likeliest: int
+    segments: Segments | None  # of `rows`; None: the sequence has no adapter
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingInput:
     """How each sampled row chooses its token; `None` means that no row needs this."""
 
@@ -64,6 +84,7 @@ class SamplingInput:
     masks: TokenMasks | None = None
     shifts: LogitShifts | None = None
     penalties: Penalties | None = None
+    logprobs: LogprobRows | None = None
 
     @property
     def edits_logits(self) -> bool:
@@ -88,6 +109,7 @@ class StepInput:
     segments: Segments | None  # None: no row has an adapter
     sampling: SamplingInput | None  # None: every row is a prefill chunk with more to come
     head_segments: Segments | None = None  # of `sampling.rows`; None: none of them has an adapter
+    prompts: tuple[PromptRows, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +120,5 @@ class StepOutput:
     failed: list[bool]  # no token could be chosen; the row's token id means nothing
     barred: frozenset[int] = frozenset()
     """Places of the failed rows that had sound logits, but were left no token to choose."""
+    logprobs: dict[int, TopLogprobs] = field(default_factory=dict)  # by place, of the rows that asked
+    prompt_logprobs: list[list[TopLogprobs]] = field(default_factory=list)  # in step with StepInput.prompts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from kernels.add_rms_norm import add_rms_norm
 from kernels.lora_slots import PackedModuleSlots
+from kernels.segments import Segments
 from workers.engine.kv_cache import KVCache
 from workers.engine.lora.vocabulary_slots import VocabularySlots
 from workers.engine.model.adapted_linear import AdaptedLinear
@@ -18,7 +20,10 @@ from workers.engine.model.expert_linear import ExpertLinear
 from workers.engine.model.mlp import MLP, build_mlp
 from workers.engine.model.ops import RotaryTable
 from workers.engine.model.weights import DecoderWeights, LayerWeights
-from workers.engine.step_input import StepInput
+from workers.engine.step_input import PromptRows, StepInput
+
+PromptReader = Callable[[Tensor, PromptRows], None]
+"""Is shown the logits [num_rows, vocab_size] of a piece of a prompt."""
 
 
 class AdapterWeights(Protocol):
@@ -67,8 +72,13 @@ class Decoder:
         # Rounded to the model's dtype before it multiplies, as transformers does.
         self._embedding_scale = torch.tensor(config.hidden_size**0.5, dtype=dtype).item()
 
-    def forward(self, step: StepInput, cache: KVCache) -> Tensor:  # [num_sampled_rows, vocab_size] float32
-        """Run one step and return the logits of `step.sampling.rows`, none when nothing is sampled."""
+    def forward(
+        self, step: StepInput, cache: KVCache, read_prompt: PromptReader | None = None
+    ) -> Tensor:  # [num_sampled_rows, vocab_size] float32
+        """Run one step and return the logits of `step.sampling.rows`, none when nothing is sampled.
+
+        `read_prompt` is shown the logits of `step.prompts`, piece by piece: together they may be large.
+        """
         residual = self._embed(step)
         rotations = [table.rows(step.positions) for table in self._rotary]
         delta: Tensor | None = None
@@ -82,7 +92,14 @@ class Decoder:
             delta = mlp(normed, step.segments)
             if weights.post_mlp_norm is not None:
                 delta = add_rms_norm(delta, None, weights.post_mlp_norm, eps)
-        return self._head(residual, delta, step)
+        if read_prompt is not None:
+            for prompt in step.prompts:
+                logits = self._logits(residual, delta, prompt.rows, prompt.segments)
+                read_prompt(logits[: prompt.num_rows], prompt)
+        if step.sampling is None:
+            return torch.empty((0, self._config.vocab_size))
+        logits = self._logits(residual, delta, step.sampling.rows, step.head_segments)
+        return logits[: step.sampling.num_rows]
 
     def _embed(self, step: StepInput) -> Tensor:
         embedded = self._weights.embedding[step.token_ids]
@@ -90,17 +107,19 @@ class Decoder:
             self._vocabulary.adapt_embedded(embedded, step.token_ids, step.segments)
         return embedded.mul_(self._embedding_scale) if self._config.family.scales_embedding else embedded
 
-    def _head(self, residual: Tensor, delta: Tensor | None, step: StepInput) -> Tensor:
-        sampling = step.sampling
-        if sampling is None:
-            return torch.empty((0, self._config.vocab_size))
-        residual = residual.index_select(0, sampling.rows)
-        delta = None if delta is None else delta.index_select(0, sampling.rows)
+    def _logits(
+        self,
+        residual: Tensor,  # [num_tokens, hidden_size]
+        delta: Tensor | None,  # [num_tokens, hidden_size]
+        rows: Tensor,  # [num_rows] int64
+        segments: Segments | None,  # of `rows`
+    ) -> Tensor:  # [num_rows, vocab_size] float32
+        residual = residual.index_select(0, rows)
+        delta = None if delta is None else delta.index_select(0, rows)
         normed = add_rms_norm(residual, delta, self._weights.final_norm, self._config.rms_norm_eps)
         logits = self._weights.head(normed)
-        if step.head_segments is not None and self._vocabulary is not None:
-            self._vocabulary.adapt_logits(logits, normed, step.head_segments)
-        logits = logits[: sampling.num_rows]
+        if segments is not None and self._vocabulary is not None:
+            self._vocabulary.adapt_logits(logits, normed, segments)
         softcap = self._config.final_logit_softcapping
         return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 

@@ -1,0 +1,30 @@
+"""Log-probabilities of tokens under the model's own distribution, whatever the request does to it later."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class TopLogprobs(NamedTuple):
+    """One position: its token first, then the likeliest tokens in falling order, which may repeat it."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    rank: int  # of its token, 1 = the likeliest
+
+
+def top_logprobs(
+    logits: Tensor,  # [num_rows, vocab_size] float32, as the model gave them
+    token_ids: Tensor,  # [num_rows] int64, the token of each row
+    num_likeliest: int,
+) -> list[TopLogprobs]:
+    """Return what each row says of its token and of the likeliest ones."""
+    own = logits.gather(1, token_ids.unsqueeze(1))  # [num_rows, 1]
+    ranks = (logits >= own).sum(dim=-1)
+    likeliest, likeliest_ids = logits.topk(min(num_likeliest, logits.shape[1]), dim=-1)
+    values = torch.cat((own, likeliest), dim=1) - logits.logsumexp(dim=-1, keepdim=True)
+    ids = torch.cat((token_ids.unsqueeze(1), likeliest_ids), dim=1)
+    return [TopLogprobs(*row) for row in zip(ids.tolist(), values.tolist(), ranks.tolist(), strict=True)]
