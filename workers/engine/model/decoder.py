@@ -15,10 +15,11 @@ from workers.engine.kv_cache import KVCache
 from workers.engine.lora.vocabulary_slots import VocabularySlots
 from workers.engine.model.adapted_linear import AdaptedLinear
 from workers.engine.model.attention import Attention
+from workers.engine.model.comm import Alone, Comm
 from workers.engine.model.config import ModelConfig
 from workers.engine.model.expert_linear import ExpertLinear
 from workers.engine.model.mlp import MLP, build_mlp
-from workers.engine.model.ops import RotaryTable
+from workers.engine.model.ops import RotaryTable, look_up_shard
 from workers.engine.model.weights import DecoderWeights, LayerWeights
 from workers.engine.step_input import PromptRows, StepInput
 
@@ -58,8 +59,11 @@ class Decoder:
         *,
         max_model_len: int,
         adapters: AdapterWeights | None,
+        comm: Comm | None = None,
     ) -> None:
+        """`comm` joins the ranks of a model whose weights were cut; None: the weights are whole."""
         self._config = config
+        self._comm: Comm = comm or Alone()
         self._vocabulary = None if adapters is None else adapters.vocabulary
         self._weights = weights
         dtype = weights.embedding.dtype
@@ -85,11 +89,11 @@ class Decoder:
         eps = self._config.rms_norm_eps
         for (weights, attention, mlp, rotary), kv in zip(self._layers, cache.layers, strict=True):
             normed = add_rms_norm(residual, delta, weights.pre_attention_norm, eps)
-            delta = attention(normed, rotations[rotary], step, kv)
+            delta = self._comm.add(attention(normed, rotations[rotary], step, kv))
             if weights.post_attention_norm is not None:
                 delta = add_rms_norm(delta, None, weights.post_attention_norm, eps)
             normed = add_rms_norm(residual, delta, weights.pre_mlp_norm, eps)
-            delta = mlp(normed, step.segments)
+            delta = self._comm.add(mlp(normed, step.segments))
             if weights.post_mlp_norm is not None:
                 delta = add_rms_norm(delta, None, weights.post_mlp_norm, eps)
         if read_prompt is not None:
@@ -102,7 +106,12 @@ class Decoder:
         return logits[: step.sampling.num_rows]
 
     def _embed(self, step: StepInput) -> Tensor:
-        embedded = self._weights.embedding[step.token_ids]
+        table = self._weights.embedding
+        if table.shape[0] == self._config.vocab_size:
+            embedded = table[step.token_ids]
+        else:
+            first_id = self._comm.tp_rank * table.shape[0]
+            embedded = self._comm.add(look_up_shard(table, step.token_ids, first_id))
         if step.segments is not None and self._vocabulary is not None:
             self._vocabulary.adapt_embedded(embedded, step.token_ids, step.segments)
         return embedded.mul_(self._embedding_scale) if self._config.family.scales_embedding else embedded
@@ -117,7 +126,7 @@ class Decoder:
         residual = residual.index_select(0, rows)
         delta = None if delta is None else delta.index_select(0, rows)
         normed = add_rms_norm(residual, delta, self._weights.final_norm, self._config.rms_norm_eps)
-        logits = self._weights.head(normed)
+        logits = self._comm.join(self._weights.head(normed))
         if segments is not None and self._vocabulary is not None:
             self._vocabulary.adapt_logits(logits, normed, segments)
         softcap = self._config.final_logit_softcapping

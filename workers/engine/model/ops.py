@@ -1,4 +1,4 @@
-"""Rotary position embeddings, tensors in and tensors out."""
+"""Embeddings of tokens and of positions, tensors in and tensors out."""
 
 from __future__ import annotations
 
@@ -45,3 +45,14 @@ def rotate(
     first, second = turned.chunk(2, dim=-1)
     turned = torch.addcmul(turned * cos, torch.cat((second, first), dim=-1), sin)
     return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+
+
+def look_up_shard(
+    table: Tensor,  # [num_rows, width], the rows of tokens from `first_id` on
+    token_ids: Tensor,  # [num_tokens] int64
+    first_id: int,
+) -> Tensor:  # [num_tokens, width]
+    """Return each token's row; zeros for tokens whose rows are on another rank."""
+    rows = token_ids - first_id
+    is_here = (rows >= 0) & (rows < table.shape[0])
+    return table[rows.clamp(0, table.shape[0] - 1)] * is_here.unsqueeze(1)

@@ -1,0 +1,141 @@
+"""One rank of a model cut in two: rank 0 describes steps, both run them, and rank 0 prints the logits."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from kernels.lora_slots import PackedModuleSlots
+from kernels.paged_attention import can_attend_in_place
+from kernels.segments import SlotScale
+from workers.engine import SamplingParams
+from workers.engine.batching import Schedule, ScheduledRows
+from workers.engine.kv_cache import KVCache
+from workers.engine.lora import describe_base
+from workers.engine.lora.packed_slots import PackedAdapter
+from workers.engine.lora.validate import check_adapter
+from workers.engine.lora.weights import pack_adapter
+from workers.engine.model.config import load_model_config
+from workers.engine.model.decoder import Decoder
+from workers.engine.model.layout import layer_modules
+from workers.engine.model.weights import load_weights
+from workers.engine.parallel.adapters import cut_adapter
+from workers.engine.parallel.process_group import ProcessGroupComm
+from workers.engine.parallel.shard import Shard
+from workers.engine.parallel.weights import cut_config, cut_weights
+from workers.engine.sequence import Sequence
+from workers.engine.step_buffers import PackedStep, StepBuffers
+from workers.engine.step_builder import StepBuilder
+from workers.engine.step_input import StepInput
+
+PROMPTS = ([5, 9, 11, 6, 4, 8], [7, 3, 12], [10, 4])
+"""The first has the adapter, the second twice as strong, the third is the base's."""
+SCALES = ((SlotScale(0),), (SlotScale(0, 2.0),), ())
+
+
+class Tables:
+    """One adapter in slot 0 of every module."""
+
+    vocabulary = None
+
+    def __init__(self, adapter: PackedAdapter, config, shard: Shard) -> None:
+        self._tables: dict[tuple[int, str], PackedModuleSlots] = {}
+        for layer in range(config.num_layers):
+            for packed in layer_modules(config, layer):
+                axis = packed.parts[0].shard
+                table = PackedModuleSlots(
+                    in_features=packed.parts[0].in_features // (shard.tp_size if axis == "row" else 1),
+                    out_slices=[
+                        part.out_features // (shard.tp_size if axis == "column" else 1)
+                        for part in packed.parts
+                    ],
+                    num_slots=1,
+                )
+                self._tables[layer, packed.name] = table
+        for key, weights in adapter.items():
+            self._tables[key.layer, key.module].set(0, weights)
+
+    def packed(self, layer: int, module: str) -> PackedModuleSlots:
+        return self._tables[layer, module]
+
+
+def describe_steps(config, windows) -> list[StepInput]:
+    """Build a prefill of all prompts and two decode steps; the answers do not matter, so tokens are given."""
+    builder = StepBuilder(
+        block_size=16,
+        num_kv_heads=config.num_kv_heads,
+        vocab_size=config.vocab_size,
+        dtype=torch.float32,
+        gathers_kv=not can_attend_in_place("cpu", torch.float32, 16),
+        windows=windows,
+    )
+    sequences = [
+        Sequence(str(at), None, prompt, SamplingParams(temperature=0.0), None, seed=0, max_total_tokens=20,
+                 stop_checker=None, arrival_time_s=0.0)
+        for at, prompt in enumerate(PROMPTS)
+    ]  # fmt: skip
+    for at, (sequence, scales) in enumerate(zip(sequences, SCALES, strict=True)):
+        sequence.block_table = [at + 1]
+        sequence.slots = scales
+    steps = []
+    for _ in range(3):
+        rows = [ScheduledRows(sequence, sequence.num_uncomputed_tokens) for sequence in sequences]
+        steps.append(builder.build(Schedule(rows, [], [])).step)
+        for at, sequence in enumerate(sequences):
+            sequence.num_computed_tokens = sequence.num_tokens
+            sequence.token_ids.append(4 + at)
+    return steps
+
+
+def share(step: StepInput | None, buffers: StepBuffers) -> StepInput:
+    """Send rank 0's step to every rank, as bytes."""
+    packed = None if step is None else buffers.pack(step)
+    header = [None if packed is None else (packed.skeleton, packed.buffer.numel())]
+    dist.broadcast_object_list(header)
+    assert header[0] is not None
+    skeleton, num_bytes = header[0]
+    buffer = torch.empty(num_bytes, dtype=torch.uint8) if packed is None else packed.buffer
+    dist.broadcast(buffer, src=0)
+    return PackedStep(skeleton, buffer).unpack()
+
+
+def main(base: str, adapter: str, meeting: str, rank: str, size: str) -> None:
+    """Run the steps on one rank."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=int(size))
+    shard, whole = Shard(int(rank), int(size)), load_model_config(Path(base))
+    description = describe_base(base)
+    checked = check_adapter(adapter, base=description, max_rank=64)
+    packed = pack_adapter(checked, shapes=description.shapes, layout=description.layout, dtype=torch.float32)
+    config = cut_config(whole, shard)
+    decoder = Decoder(
+        config,
+        cut_weights(load_weights(Path(base), whole, torch.float32), whole, shard),
+        max_model_len=64,
+        adapters=Tables(cut_adapter(packed.modules, whole, shard), whole, shard),
+        comm=ProcessGroupComm(dist.group.WORLD),
+    )
+    cache = KVCache(
+        num_layers=config.num_layers,
+        num_blocks=4,
+        num_kv_heads=config.num_kv_heads,
+        block_size=16,
+        head_dim=config.head_dim,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+    buffers = StepBuffers()
+    steps = describe_steps(config, config.windows) if shard.tp_rank == 0 else [None] * 3
+    with torch.inference_mode():
+        logits = [decoder.forward(share(step, buffers), cache).tolist() for step in steps]
+    if shard.tp_rank == 0:
+        print(json.dumps(logits))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

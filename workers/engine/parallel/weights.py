@@ -1,0 +1,69 @@
+"""One rank's share of a model's weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kernels.linear import Linear
+from kernels.logits import Head
+from workers.engine.model.config import ModelConfig
+from workers.engine.model.layout import layer_modules
+from workers.engine.model.modules import PackedLinear
+from workers.engine.model.weights import DecoderWeights, LayerWeights
+from workers.engine.parallel.shard import Shard
+
+
+def cut_config(config: ModelConfig, shard: Shard) -> ModelConfig:
+    """Return the config of one rank's decoder: whole heads, fewer of them."""
+    heads = {
+        "num_heads": shard.of(config.num_heads, "query heads"),
+        "num_kv_heads": shard.of(config.num_kv_heads, "key heads"),
+    }
+    return config.model_copy(update=heads)
+
+
+def cut_weights(weights: DecoderWeights, config: ModelConfig, shard: Shard) -> DecoderWeights:
+    """Cut every matrix along the axis that its module names; norms stay whole."""
+    vocabulary = (config.vocab_size,)
+    layers = tuple(_cut_layer(layer, config, index, shard) for index, layer in enumerate(weights.layers))
+    return replace(
+        weights,
+        embedding=shard.cut(weights.embedding, 0, vocabulary, "tokens"),
+        layers=layers,
+        head=Head(shard.cut(weights.head.weight, 0, vocabulary, "tokens")),
+    )
+
+
+def section_widths(packed: PackedLinear) -> list[int]:
+    """Return the output widths of the matrices in a packed module, those that the file holds fused too."""
+    return [width for part in packed.parts for width in part.sections or (part.out_features,)]
+
+
+def _cut_layer(layer: LayerWeights, config: ModelConfig, index: int, shard: Shard) -> LayerWeights:
+    modules = layer_modules(config, index)
+    single = {packed.name: packed for packed in modules if packed.expert is None}
+    experts = {packed.name: packed for packed in modules if packed.expert is not None}
+    return replace(
+        layer,
+        linears={name: _cut_linear(layer.linears[name], packed, shard) for name, packed in single.items()},
+        experts={
+            name: tuple(_cut_linear(linear, packed, shard) for linear in layer.experts[name])
+            for name, packed in experts.items()
+        },
+    )
+
+
+def _cut_linear(linear: Linear, packed: PackedLinear, shard: Shard) -> Linear:
+    weight, bias, axis = linear.dense(), linear.bias, packed.parts[0].shard
+    if axis == "replicate":
+        return linear
+    if axis == "row":
+        # What is added to a sum over the ranks is added by one of them.
+        return Linear(
+            shard.cut(weight, 1, (weight.shape[1],), f"inputs of {packed.name}"),
+            bias if shard.tp_rank == 0 else None,
+        )
+    widths, what = section_widths(packed), f"outputs of {packed.name}"
+    return Linear(
+        shard.cut(weight, 0, widths, what), None if bias is None else shard.cut(bias, 0, widths, what)
+    )
