@@ -1,10 +1,11 @@
 """What producers and receivers hold in hand: the client, its types and errors, and webhook verification."""
 
-from lorayard.client import Client, JobHandle, as_completed
+from lorayard.client import Client, JobHandle, StreamEvent, as_completed
 from lorayard.contract.errors import LorayardError
 from lorayard.contract.job import JobSpec, Message
 from lorayard.contract.result import JobError, JobResult
 from lorayard.contract.states import JobState
+from lorayard.contract.structured_outputs import StructuredOutputs
 
 __all__ = [
     "Client",
@@ -15,5 +16,7 @@ __all__ = [
     "JobState",
     "LorayardError",
     "Message",
+    "StreamEvent",
+    "StructuredOutputs",
     "as_completed",
 ]

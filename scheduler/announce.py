@@ -9,11 +9,14 @@ from uuid import UUID
 from redis import Redis
 
 from db.records import FinishedJob
-from lorayard.contract.keys import reply_key
-from lorayard.contract.messages import MAX_INLINE_OUTPUT_BYTES, JobReply
+from lorayard.contract.keys import reply_key, tokens_key
+from lorayard.contract.messages import MAX_INLINE_OUTPUT_BYTES, JobReply, TokenEntry
 from lorayard.contract.result import JobResult
 
 REPLY_STREAM_MAXLEN: Final = 10_000
+TOKEN_STREAM_MAXLEN: Final = 20_000
+TOKEN_STREAM_TTL_S: Final = 600
+"""After the last token; a client that comes later gets the result in one piece."""
 REPLY_STREAM_TTL_S: Final = 3600
 """A client gone for so long looks its jobs up."""
 
@@ -50,6 +53,18 @@ def send_replies(redis: Redis, replies: Iterable[tuple[str, JobReply]]) -> None:
         redis.expire(reply_key(client_id), REPLY_STREAM_TTL_S)
 
 
+def append_tokens(redis: Redis, job_id: UUID, entries: Iterable[TokenEntry]) -> None:
+    """Append to a job's stream of tokens; given a pipeline, this only queues the commands."""
+    key = tokens_key(job_id)
+    for entry in entries:
+        redis.xadd(key, entry.to_entry(), maxlen=TOKEN_STREAM_MAXLEN, approximate=True)
+    redis.expire(key, TOKEN_STREAM_TTL_S)
+
+
 def announce(redis: Redis, finished: Iterable[FinishedJob]) -> None:
     """Tell of ended jobs those who asked for them; a pipeline is only filled, not executed."""
+    finished = list(finished)
+    for job in finished:
+        if job.stream:
+            append_tokens(redis, job.job_id, [TokenEntry(attempt=job.attempt, ended=True)])
     send_replies(redis, [(job.reply_to, state_reply(job.result)) for job in finished if job.reply_to])

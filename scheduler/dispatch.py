@@ -173,6 +173,8 @@ def _batch_job(job: LeasedJob) -> BatchJob:
         top_k=job.top_k,
         seed=job.seed,
         stop=job.stop,
+        stream=job.stream,
+        structured_outputs=job.structured_outputs,
         queue_ms=job.queue_ms,
         first_token_within_s=job.first_token_within_s,
         reply_to=job.reply_to,

@@ -13,11 +13,19 @@ import structlog
 from db.records import JobAttempt
 from lorayard.contract.messages import BatchJob, Residency
 from workers.engine.errors import EngineDied, RequestError
-from workers.engine.process import AbortRequest, DropAdapter, EngineEvents, EngineProcess, PrefetchAdapter
+from workers.engine.process import (
+    AbortRequest,
+    DropAdapter,
+    EngineEvents,
+    EngineProcess,
+    PrefetchAdapter,
+    TokenDelta,
+)
 from workers.feeder import Feeder
 from workers.holding import HeldAttempt, HoldingTable, Phase, StopReason
-from workers.outcomes import Outcome, outcome_of, outcome_refused, outcome_unrun
+from workers.outcomes import Outcome, outcome_of, outcome_refused, outcome_unrun, storable
 from workers.requests import AdapterIds, add_request, parse_request_id, request_id
+from workers.token_writer import Piece
 from workers.vitals import Room, Vitals
 
 RECEIVE_S = 0.05
@@ -65,6 +73,7 @@ class EngineHost:
         *,
         is_revoked: Callable[[str], bool],
         on_died: Callable[[EngineDied], None],
+        on_text: Callable[[Piece], None],
         caches_by_tenant: bool = False,
     ) -> None:
         self._engine = engine
@@ -75,6 +84,7 @@ class EngineHost:
         self._vitals = vitals
         self._is_revoked = is_revoked
         self._on_died = on_died
+        self._on_text = on_text
         self._caches_by_tenant = caches_by_tenant
         self._feeder = Feeder(engine.send, lambda: sink.has_room)
         self._refusing = False
@@ -196,6 +206,8 @@ class EngineHost:
             held = self._holding.start(parse_request_id(started.request_id), now)
             if held is not None:
                 self._watcher.started(held.job)
+        for delta in events.deltas:
+            self._stream(delta)
         for output in events.finished:
             held = self._holding.end(parse_request_id(output.request_id))
             if held is not None:
@@ -205,6 +217,16 @@ class EngineHost:
             events.epoch,
             [Residency(revision=change.revision, tier=change.tier) for change in events.residency],
         )
+
+    def _stream(self, delta: TokenDelta) -> None:
+        held = self._holding.get(parse_request_id(delta.request_id))
+        if held is None or held.stop_reason is not None:
+            return
+        if delta.text:
+            text = storable(delta.text)  # as the output will be
+            self._on_text(Piece(held.key, held.num_streamed_tokens, held.num_streamed_chars, text))
+        held.num_streamed_tokens += delta.num_tokens
+        held.num_streamed_chars += len(delta.text)
 
     def _watch(self, now: float) -> None:
         """Stop what has missed its deadline or was revoked in Flower."""

@@ -44,6 +44,8 @@ class HeldAttempt:
     phase: Phase = Phase.WAITING
     started_at: float | None = None
     stop_reason: StopReason | None = None
+    num_streamed_tokens: int = 0
+    num_streamed_chars: int = 0
 
     @property
     def key(self) -> JobAttempt:

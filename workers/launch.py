@@ -39,6 +39,7 @@ from workers.requests import AdapterIds
 from workers.service import Ending, Parts, WorkerService
 from workers.settings import WorkerSettings
 from workers.tasks import MicroBatchDesk, define_tasks
+from workers.token_writer import TokenWriter
 from workers.vitals import Room, Vitals
 
 LEASE_STATEMENT_TIMEOUT_MS = 5_000
@@ -140,6 +141,7 @@ def _wire(
     vitals = Vitals(Room(info.max_num_seqs, info.num_kv_blocks))
     reporter = Reporter(incarnation, vitals)
     announcer = Announcer(redis, keys.worker_events, reporter, JobEvents(app, hostname))
+    tokens = TokenWriter(Redis.from_url(settings.redis_url, **BROKER_SOCKETS))
     holding = HoldingTable(lambda _task_id: celery.wake())
     committer = Committer(
         finish_in(Database(settings.database_url, pool_size=1, name="lorayard-commits"), incarnation),
@@ -157,6 +159,7 @@ def _wire(
         is_revoked=is_revoked,
         on_died=lambda _error: service.end(Ending.ENGINE_DIED),
         caches_by_tenant=settings.prefix_cache == "tenant",
+        on_text=tokens.put,
     )
     registration = Registration(
         Database(
@@ -183,4 +186,4 @@ def _wire(
         app, incarnation, hostname, host, max_num_seqs=info.max_num_seqs, on_ready=lease.start
     )
     commands = CommandReader(redis, keys.commands(incarnation), host, on_drain=service.drain)
-    return Parts(holding, host, committer, reporter, announcer, registration, lease, commands, celery)
+    return Parts(holding, host, committer, reporter, announcer, tokens, registration, lease, commands, celery)

@@ -12,7 +12,7 @@ from db.records import JobAttempt
 from lorayard.contract.messages import BatchJob
 from workers.engine.lora.request import LoRARequest
 from workers.engine.process import AddRequest
-from workers.engine.sampling_params import SamplingParams
+from workers.engine.sampling_params import RequestOutputKind, SamplingParams
 
 
 def request_id(key: JobAttempt) -> str:
@@ -60,6 +60,7 @@ def add_request(job: BatchJob, adapters: AdapterIds, *, caches_by_tenant: bool =
             top_k=job.top_k,
             seed=job.seed,
             stop=job.stop or None,
+            output_kind=RequestOutputKind.DELTA if job.stream else RequestOutputKind.FINAL_ONLY,
         ),
         lora=_lora(job, adapters),
         cache_salt=job.tenant if caches_by_tenant else None,

@@ -21,6 +21,7 @@ from workers.engine_host import EngineHost
 from workers.holding import HoldingTable
 from workers.lease import LeaseKeeper
 from workers.registration import Registration
+from workers.token_writer import TokenWriter
 
 LOOK_EVERY_S = 0.02
 ABORTS_S = 5.0
@@ -47,6 +48,7 @@ class Parts:
     committer: Committer
     reporter: Reporter
     announcer: Announcer
+    tokens: TokenWriter
     registration: Registration
     lease: LeaseKeeper
     commands: CommandReader
@@ -85,6 +87,7 @@ class WorkerService:
         parts.host.start()
         parts.committer.start()
         parts.announcer.start()
+        parts.tokens.start()
         parts.commands.start()
         self._drainer.start()
         parts.celery.run()
@@ -147,6 +150,7 @@ class WorkerService:
             parts.committer.flush(self._flush_s)
             parts.registration.leave(parts.holding.report())
         parts.committer.close()
+        parts.tokens.close(timeout_s=2.0)
         parts.announcer.heartbeat(())
         parts.announcer.close(timeout_s=2.0)
         parts.commands.close()

@@ -116,6 +116,8 @@ class JobInput(Table):
     top_k: Mapped[int] = mapped_column(BigInteger)
     seed: Mapped[int | None] = mapped_column(BigInteger)
     stop: Mapped[list[str]] = mapped_column(JSON)
+    stream: Mapped[bool] = mapped_column(server_default=text("false"))
+    structured_outputs: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
     callback_url: Mapped[str | None]
     callback_host: Mapped[str | None]

@@ -53,6 +53,7 @@ class FinishedJob:
     state: JobState
     result: JobResult
     reply_to: str | None
+    stream: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from db.records.jobs import FinishedJob, JobAttempt
 from lorayard.contract.job import Message
+from lorayard.contract.structured_outputs import StructuredOutputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class LeasedJob:
     top_k: int
     seed: int | None
     stop: tuple[str, ...]
+    stream: bool
+    structured_outputs: StructuredOutputs | None
     queue_ms: float
     first_token_within_s: float | None
     reply_to: str | None

@@ -63,18 +63,20 @@ _JOBS = text("""
 _INPUTS = text("""
     INSERT INTO job_inputs (
         job_id, prompt, messages, adapter_scale, temperature, top_p, top_k, seed, stop, metadata,
-        callback_url, callback_host, submission_id
+        callback_url, callback_host, submission_id, stream, structured_outputs
     )
     SELECT job_id, prompt, CAST(messages AS json), adapter_scale, temperature, top_p, top_k, seed,
-        CAST(stop AS json), CAST(metadata AS json), callback_url, callback_host, submission_id
+        CAST(stop AS json), CAST(metadata AS json), callback_url, callback_host, submission_id,
+        stream, CAST(structured_outputs AS json)
     FROM unnest(
         CAST(:job_id AS uuid[]), CAST(:prompt AS text[]), CAST(:messages AS text[]),
         CAST(:adapter_scale AS float8[]), CAST(:temperature AS float8[]), CAST(:top_p AS float8[]),
         CAST(:top_k AS bigint[]), CAST(:seed AS bigint[]), CAST(:stop AS text[]), CAST(:metadata AS text[]),
-        CAST(:callback_url AS text[]), CAST(:callback_host AS text[]), CAST(:submission_id AS uuid[])
+        CAST(:callback_url AS text[]), CAST(:callback_host AS text[]), CAST(:submission_id AS uuid[]),
+        CAST(:stream AS boolean[]), CAST(:structured_outputs AS text[])
     ) AS n(
         job_id, prompt, messages, adapter_scale, temperature, top_p, top_k, seed, stop, metadata,
-        callback_url, callback_host, submission_id
+        callback_url, callback_host, submission_id, stream, structured_outputs
     )
 """)
 
@@ -183,6 +185,7 @@ def _job_row(job: NewJob) -> dict[str, Any]:
 def _input_row(job: NewJob) -> dict[str, Any]:
     spec = job.spec
     messages = [message.model_dump() for message in spec.messages] if spec.messages is not None else None
+    form = spec.structured_outputs
     return {
         "job_id": job.job_id,
         "prompt": spec.prompt,
@@ -197,4 +200,6 @@ def _input_row(job: NewJob) -> dict[str, Any]:
         "callback_url": spec.callback_url,
         "callback_host": urlsplit(spec.callback_url).hostname if spec.callback_url else None,
         "submission_id": job.submission_id,
+        "stream": spec.stream,
+        "structured_outputs": form.model_dump_json(exclude_none=True) if form is not None else None,
     }

@@ -15,7 +15,7 @@ from lorayard.contract.states import JobState
 RESULT_COLUMNS = """
     j.job_id, j.state, j.tenant, j.adapter, j.revision, o.output, j.finish_reason, j.prompt_tokens,
     j.completion_tokens, j.attempt, coalesce(w.hostname, j.incarnation) AS worker, j.queue_ms, j.run_ms,
-    j.error_code, o.error_message, i.metadata, j.reply_to, j.ended_at
+    j.error_code, o.error_message, i.metadata, j.reply_to, j.ended_at, coalesce(i.stream, false) AS stream
 """
 
 RESULT_TABLES = """
@@ -44,7 +44,8 @@ def fetch_rows(connection: Connection, job_ids: Iterable[UUID]) -> Sequence[Row[
 
 def to_finished(row: Row[Any]) -> FinishedJob:
     """Make the record of one row of the result columns."""
-    return FinishedJob(row.job_id, row.attempt, JobState(row.state), to_result(row), row.reply_to)
+    state = JobState(row.state)
+    return FinishedJob(row.job_id, row.attempt, state, to_result(row), row.reply_to, row.stream)
 
 
 def to_result(row: Row[Any]) -> JobResult:

@@ -3,5 +3,6 @@
 from lorayard.client.client import Client
 from lorayard.client.completion import as_completed
 from lorayard.client.handle import JobHandle
+from lorayard.client.stream import StreamEvent
 
-__all__ = ["Client", "JobHandle", "as_completed"]
+__all__ = ["Client", "JobHandle", "StreamEvent", "as_completed"]

@@ -21,6 +21,7 @@ from lorayard.contract.job import JobSpec, Message, Priority
 from lorayard.contract.keys import PoolKeys
 from lorayard.contract.messages import JobEnvelope
 from lorayard.contract.pool import PoolInfo
+from lorayard.contract.structured_outputs import StructuredOutputs
 from lorayard.contract.wording import shortened
 
 Confirm = Literal["stream", "ledger"]
@@ -96,6 +97,8 @@ class Client:
         top_k: int = 0,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        stream: bool = False,
+        structured_outputs: StructuredOutputs | Mapping[str, Any] | None = None,
         priority: Priority = "normal",
         deadline_s: float | None = None,
         tenant: str = "default",
@@ -106,6 +109,8 @@ class Client:
     ) -> JobHandle:
         """Submit one job and return its handle.
 
+        `stream=True` has its text written as it comes, for `JobHandle.stream` to read. `structured_outputs`
+        gives the answer a form: one of `json`, `regex`, `choice` and `grammar`.
         `confirm="stream"` returns once Redis has it, `"ledger"` once Postgres has. Raises InvalidJob,
         UnknownAdapter, UnknownPool, QueueFull, Unavailable, and with `"ledger"` IdempotencyConflict and
         ResultTimeout; without it a conflict is raised by `result`.
@@ -113,7 +118,8 @@ class Client:
         fields = {
             "prompt": prompt, "messages": messages, "adapter": adapter, "adapter_scale": adapter_scale,
             "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
-            "seed": seed, "stop": stop, "priority": priority, "deadline_s": deadline_s, "tenant": tenant,
+            "seed": seed, "stop": stop, "stream": stream, "structured_outputs": structured_outputs,
+            "priority": priority, "deadline_s": deadline_s, "tenant": tenant,
             "callback_url": callback_url, "idempotency_key": idempotency_key,
             "metadata": {} if metadata is None else metadata,
         }  # fmt: skip

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from threading import Event
 from typing import Literal
 from uuid import UUID
 
 from lorayard.client.session import Session
+from lorayard.client.stream import StreamEvent, TokenStream
 from lorayard.client.watch import JobWatch
 from lorayard.contract.errors import IdempotencyConflict, JobFailed, ResultTimeout, UnknownJob
 from lorayard.contract.result import JobResult
@@ -67,6 +68,22 @@ class JobHandle:
         if raise_on_failure and result.state is not JobState.SUCCEEDED:
             raise JobFailed(result)
         return result
+
+    def stream(self, timeout: float | None = None) -> Iterator[StreamEvent]:
+        """Yield the job's text while it is being written, in pieces that add up to the result's output.
+
+        A job that runs again (its worker was lost) starts over: the first piece of the new attempt has
+        `is_restart`, and what came before it is void. A job not submitted with `stream=True`, or one whose
+        stream has expired, comes in one piece at its end. Raises as `result` does, ResultTimeout after
+        `timeout` seconds; ask again to begin anew from the first token that Redis still has.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._session.listen()
+        tokens = TokenStream(self.id, self._session.link)
+        with self._session.board.awaiting(self._watch, lambda: None):
+            yield from tokens.events(lambda: self.is_settled, deadline)
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        yield from tokens.rest(self.result(left))
 
     def status(self) -> JobState:
         """Ask for the job's state; raises ResultTimeout where no scheduler answers within the timeout."""

@@ -28,6 +28,8 @@ _REMEDIES = {
     "top_k": "give a whole number, 0 to keep every token",
     "seed": "give a whole number from 0 to 2**63 - 1, or None",
     "stop": "give a list of at most 16 non-empty strings of at most 1000 characters",
+    "stream": "give True or False",
+    "structured_outputs": "give one of {'json': {...}}, {'regex': ''}, {'choice': [...]}, {'grammar': ''}",
     "priority": "give 'high', 'normal' or 'low'",
     "deadline_s": "give seconds above 0 and up to 2592000 (30 days), or None",
     "tenant": _NAME_REMEDY,

@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 from pydantic_core import to_json
 
+from lorayard.contract.storable import check_json, storable_text
+from lorayard.contract.structured_outputs import StructuredOutputs
+
 Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
 
 MAX_PROMPT_BYTES = 1_000_000
 MAX_METADATA_BYTES = 16_384
-MAX_METADATA_DEPTH = 64
-"""A reader of JSON gives up at some depth (pydantic's at about 200), and the job could not be admitted."""
-MAX_METADATA_INT_BITS = 1024
-"""Readers refuse integers of thousands of digits; this is where floating point ends as well."""
 MAX_STOP_STRINGS = 16
 MAX_ADAPTER_SCALE = 100.0
-
-
-def storable_text(text: str) -> str:
-    """Refuse what Postgres or JSON cannot hold: NUL characters and lone surrogates."""
-    if "\x00" in text:
-        raise ValueError(f"text holds a NUL character at position {text.index(chr(0))}: remove it")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"text holds a lone surrogate at position {error.start}: re-decode the input as UTF-8"
-        ) from error
-    return text
 
 
 Text = Annotated[str, AfterValidator(storable_text)]
@@ -76,6 +61,8 @@ class JobSpec(BaseModel):
     stop: tuple[Annotated[Text, Field(min_length=1, max_length=1000)], ...] = Field(
         default=(), max_length=MAX_STOP_STRINGS
     )
+    stream: bool = Field(default=False, description="tokens can be had while the job runs")
+    structured_outputs: StructuredOutputs | None = None
     priority: Priority = "normal"
     deadline_s: float | None = Field(default=None, gt=0.0, le=30 * 86_400, allow_inf_nan=False)
     tenant: Name = "default"
@@ -106,7 +93,7 @@ class JobSpec(BaseModel):
     @field_validator("metadata")
     @classmethod
     def _metadata_is_storable(cls, metadata: dict[str, Any]) -> dict[str, Any]:
-        _check_json(metadata)
+        check_json(metadata, "metadata")
         return metadata
 
     @model_validator(mode="after")
@@ -139,23 +126,3 @@ def _is_http_url(url: str) -> bool:
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a bracket that does not close, a port that is no number
         return False
-
-
-def _check_json(value: Any, depth: int = 0) -> None:
-    """Refuse what not every reader of JSON takes: NaN, infinities, wide integers, deep nesting, odd text."""
-    if isinstance(value, str):
-        storable_text(value)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"metadata holds {value}, which is not JSON: use null or a string")
-    elif isinstance(value, int) and value.bit_length() > MAX_METADATA_INT_BITS:
-        raise ValueError(
-            f"metadata holds an integer of {value.bit_length()} bits, at most {MAX_METADATA_INT_BITS}: "
-            "use a string"
-        )
-    elif isinstance(value, (dict, list)):
-        if depth == MAX_METADATA_DEPTH:
-            raise ValueError(f"metadata is nested more than {MAX_METADATA_DEPTH} deep: flatten it")
-        for item in value.values() if isinstance(value, dict) else value:
-            _check_json(item, depth + 1)
-        for key in value if isinstance(value, dict) else ():
-            storable_text(key)

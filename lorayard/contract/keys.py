@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from uuid import UUID
 
 from lorayard.contract.job import PRIORITIES, Priority
 
@@ -16,6 +17,11 @@ INTAKE_GROUP = "scheduler"
 def reply_key(client_id: str) -> str:
     """Stream on which one client hears of all its jobs."""
     return f"lorayard:reply:{client_id}"
+
+
+def tokens_key(job_id: UUID) -> str:
+    """Stream of what one job's attempts have written so far: entries are `TokenEntry`."""
+    return f"lorayard:tok:{job_id}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lorayard.contract.job import JobSpec, Message, Name
 from lorayard.contract.result import JobError, JobResult
 from lorayard.contract.states import JobState
+from lorayard.contract.structured_outputs import StructuredOutputs
 
 BODY_FIELD = b"body"
 """The one field of every stream entry."""
@@ -95,11 +96,26 @@ class BatchJob(WireMessage):
     top_k: int
     seed: int | None
     stop: tuple[str, ...]
+    stream: bool = False
+    structured_outputs: StructuredOutputs | None = None
     queue_ms: float
     first_token_within_s: float | None = Field(default=None, description="what is left of the deadline")
     reply_to: str | None
     has_callback: bool
     metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class TokenEntry(WireMessage):
+    """Worker -> client, on the stream of one job: what an attempt wrote next; or that the job has ended.
+
+    The offsets count the attempt's tokens and characters before this entry. A higher attempt starts over.
+    """
+
+    attempt: int
+    token_offset: int = 0
+    char_offset: int = 0
+    text: str = ""
+    ended: bool = False
 
 
 class MicroBatch(WireMessage):

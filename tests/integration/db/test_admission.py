@@ -33,6 +33,8 @@ def test_a_job_comes_back_as_it_was_submitted(ledger: Ledger) -> None:
         adapter="sql",
         revision="sha256:aa",
         adapter_scale=-0.1,
+        stream=True,
+        structured_outputs={"json": {"type": "object", "required": ["b", "a"]}},
         temperature=0.7,
         top_p=0.9,
         top_k=10**30,
@@ -51,6 +53,9 @@ def test_a_job_comes_back_as_it_was_submitted(ledger: Ledger) -> None:
     assert leased.prompt is None
     assert (leased.adapter, leased.revision) == ("sql", "sha256:aa")
     assert leased.adapter_scale == -0.1
+    assert leased.stream
+    assert leased.structured_outputs is not None
+    assert leased.structured_outputs.json_schema == {"type": "object", "required": ["b", "a"]}
     assert (leased.temperature, leased.top_p, leased.seed) == (0.7, 0.9, 4611686018427387904)
     assert leased.top_k == 2**31 - 1
     assert leased.stop == ("\n", "END")

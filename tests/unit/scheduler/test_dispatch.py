@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import uuid4
 
 from db.records import LeasedJob
+from lorayard.contract.structured_outputs import StructuredOutputs
 from scheduler.dispatch import MAX_MESSAGE_BYTES, _parts
 
 
@@ -20,6 +21,8 @@ def leased(num_bytes: int) -> LeasedJob:
         messages=None,
         max_tokens=1,
         adapter_scale=1.0,
+        stream=True,
+        structured_outputs=StructuredOutputs(choice=("a", "b")),
         temperature=0.0,
         top_p=1.0,
         top_k=0,

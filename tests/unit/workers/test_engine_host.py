@@ -6,22 +6,32 @@ import queue
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
 
 import pytest
 
+from db.records import JobAttempt
 from lorayard.contract.messages import BatchJob
 from lorayard.contract.states import JobState
 from tests.polling import eventually
 from tests.unit.workers.batch_jobs import REVISION, batch_job, engine_output
 from workers.engine.errors import EngineDied
 from workers.engine.lora.residency import ResidencyChange
-from workers.engine.messages import AbortRequest, AddRequest, EngineEvents, PrefetchAdapter, Started
+from workers.engine.messages import (
+    AbortRequest,
+    AddRequest,
+    EngineEvents,
+    PrefetchAdapter,
+    Started,
+    TokenDelta,
+)
 from workers.engine.outputs import RequestOutput
 from workers.engine.process import EngineProcess
 from workers.engine_host import EngineHost
 from workers.holding import HoldingTable
 from workers.outcomes import Outcome
 from workers.requests import AdapterIds, request_id
+from workers.token_writer import Piece
 from workers.vitals import Room, Vitals
 
 
@@ -53,6 +63,7 @@ class ScriptedEngine:
         *finished: RequestOutput,
         started: tuple[str, ...] = (),
         residency: tuple[ResidencyChange, ...] = (),
+        deltas: tuple[TokenDelta, ...] = (),
     ) -> None:
         """Answer as if a step had ended."""
         self.events.put(
@@ -65,6 +76,7 @@ class ScriptedEngine:
                 free_kv_blocks=30,
                 busy_ms=1.0,
                 waiting=0,
+                deltas=deltas,
             )
         )
 
@@ -85,6 +97,7 @@ class Yard:
         self.started_jobs: list[BatchJob] = []
         self.revoked: set[str] = set()
         self.deaths: list[EngineDied] = []
+        self.pieces: list[Piece] = []
         self.has_room = True
         self.host = EngineHost(
             cast("EngineProcess", self.engine),
@@ -96,6 +109,7 @@ class Yard:
             is_revoked=lambda name: name in self.revoked,
             on_died=self.deaths.append,
             caches_by_tenant=caches_by_tenant,
+            on_text=self.pieces.append,
         )
 
     def put(self, outcome: Outcome) -> None:
@@ -145,6 +159,32 @@ def test_a_job_goes_through_the_engine_once(yard: Yard) -> None:
     assert yard.await_outcomes(1) == [JobState.SUCCEEDED]
     assert yard.received_jobs == yard.started_jobs == [job]
     assert yard.vitals.room == Room(3, 30)
+
+
+def test_text_of_a_job_that_streams_goes_on_with_its_place(yard: Yard) -> None:
+    job = batch_job(stream=True)
+    (name,) = yard.join(job)
+    texts = ["", "h\x00", "ello"]
+
+    yard.engine.say(started=(name,), deltas=tuple(TokenDelta(name, 0, text, 1) for text in texts))
+    yard.engine.say(engine_output(name), deltas=(TokenDelta(f"{uuid4()}:1", 0, "lost", 1),))
+
+    assert yard.await_outcomes(1) == [JobState.SUCCEEDED]
+    key = JobAttempt(job.job_id, job.attempt)
+    assert yard.pieces == [Piece(key, 1, 0, "h\ufffd"), Piece(key, 2, 2, "ello")]
+
+
+def test_a_job_that_is_being_stopped_streams_no_more(yard: Yard) -> None:
+    job = batch_job(stream=True)
+    (name,) = yard.join(job)
+    yard.await_adds(1)
+
+    yard.host.fence([JobAttempt(job.job_id, job.attempt)])
+    yard.engine.say(deltas=(TokenDelta(name, 0, "late", 1),))
+    yard.engine.say(engine_output(name, "abort"))
+
+    yard.await_outcomes(1)
+    assert yard.pieces == []
 
 
 def test_a_full_committer_holds_requests_back_but_no_commands(yard: Yard) -> None:

@@ -13,9 +13,18 @@ from tests.unit.workers.batch_jobs import REVISION, batch_job
 from workers.engine.errors import InvalidParams
 from workers.engine.lora.composition import unscaled
 from workers.engine.lora.request import LoRARequest
+from workers.engine.sampling_params import RequestOutputKind
 from workers.requests import AdapterIds, add_request, parse_request_id, request_id
 
 STORE = Path("/store")
+
+
+def test_a_job_that_streams_has_its_tokens_told_one_by_one() -> None:
+    adapters = AdapterIds(Path("/store"))
+
+    kinds = [add_request(batch_job(stream=stream), adapters).params.output_kind for stream in (True, False)]
+
+    assert kinds == [RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY]
 
 
 def test_a_request_id_names_the_attempt_and_reads_back() -> None:

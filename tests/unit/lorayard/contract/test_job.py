@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from lorayard.client.invalid_job import validated
 from lorayard.contract.errors import InvalidJob
 from lorayard.contract.ids import job_id_for, payload_sha256, uuid7
-from lorayard.contract.job import MAX_METADATA_DEPTH, JobSpec
+from lorayard.contract.job import JobSpec
 from lorayard.contract.messages import JobEnvelope
+from lorayard.contract.storable import MAX_DEPTH
 
 
 def nested(depth: int) -> dict[str, Any]:
@@ -88,7 +89,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": "a", "metadata": {"k": object()}}, "metadata.k=<object", "JSON values"),
     ({"prompt": "a", "metadata": {"k": -(2**1024)}}, "an integer of 1025 bits", "use a string"),
     ({"prompt": "a", "metadata": {"k": 10**5000}}, "an integer of 16610 bits", "use a string"),
-    ({"prompt": "a", "metadata": nested(MAX_METADATA_DEPTH + 1)}, "nested more than 64 deep", "flatten it"),
+    ({"prompt": "a", "metadata": nested(MAX_DEPTH + 1)}, "nested more than 64 deep", "flatten it"),
     ({"prompt": "a", "metadata": nested(5_000)}, "metadata.a.", "nested at most 64 deep"),
     ({"prompt": "a", "metadata": {"k": "x" * 20_000}}, "20008 bytes", "store a reference"),
     ({"prompt": "a", "temprature": 0.5}, "temprature=0.5", "did you mean 'temperature'?"),
@@ -169,7 +170,7 @@ def test_numbers_of_metadata_come_back_as_they_were(number: float) -> None:
     assert JobSpec.model_validate_json(spec.model_dump_json()).metadata == {"n": number}
 
 
-@pytest.mark.parametrize("depth", [1, MAX_METADATA_DEPTH])
+@pytest.mark.parametrize("depth", [1, MAX_DEPTH])
 def test_the_deepest_metadata_allowed_can_be_read_again(depth: int) -> None:
     spec = validated({"prompt": "a", "metadata": nested(depth)})
 

@@ -1,0 +1,95 @@
+"""A job's text as it is written: read from its stream in Redis, completed from its result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+from uuid import UUID
+
+from redis import Redis
+from redis import exceptions as redis_errors
+
+from lorayard.client.redis_link import RedisLink
+from lorayard.contract.keys import tokens_key
+from lorayard.contract.messages import TokenEntry
+from lorayard.contract.result import JobResult
+
+_BLOCK_S = 0.25
+_READ_COUNT = 1000
+_PAUSE_S = 0.1
+_BEGINNING = b"0-0"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """The next piece of a job's text.
+
+    `is_restart`: the job runs again, or its stream had gaps; forget what came before, this begins anew.
+    """
+
+    text: str
+    attempt: int
+    is_restart: bool = False
+
+
+class TokenStream:
+    """One reading of one job's stream; mutable: it knows what it has told."""
+
+    def __init__(self, job_id: UUID, link: RedisLink) -> None:
+        self._key = tokens_key(job_id)
+        self._link = link
+        self._cursor = _BEGINNING
+        self._attempt = 0
+        self._text = ""
+        self._is_stale = False  # what was told belongs to an attempt that is over
+        self._has_ended = False
+
+    def events(self, is_settled: Callable[[], bool], deadline: float | None) -> Iterator[StreamEvent]:
+        """Yield what is written until the job has ended, or the monotonic `deadline` has passed."""
+        with self._link.for_blocking_reads(_BLOCK_S) as redis:
+            while not self._has_ended:
+                # What was written before the end was heard of is there to be read after it.
+                is_last = is_settled() or (deadline is not None and time.monotonic() >= deadline)
+                entries = self._read(redis, None if is_last else _BLOCK_S)
+                for entry in entries:
+                    yield from self._take(entry)
+                if is_last and len(entries) < _READ_COUNT:
+                    return
+
+    def rest(self, result: JobResult) -> Iterator[StreamEvent]:
+        """Yield what the result has beyond what was told, all of it where that was something else."""
+        output = result.output or ""
+        is_same = not self._is_stale and output.startswith(self._text)
+        new_text = output[len(self._text) :] if is_same else output
+        if new_text or not is_same:
+            yield StreamEvent(new_text, result.attempt, is_restart=not is_same)
+
+    def _read(self, redis: Redis, block_s: float | None) -> list[TokenEntry]:
+        block_ms = None if block_s is None else int(block_s * 1000)
+        try:
+            reply = cast("list[Any]", redis.xread({self._key: self._cursor}, _READ_COUNT, block_ms))
+        except redis_errors.RedisError:
+            time.sleep(_PAUSE_S)  # it comes back, or the wait for the result says what is wrong
+            return []
+        if not reply:
+            return []
+        self._cursor = reply[0][1][-1][0]
+        return [TokenEntry.from_entry(fields) for _, fields in reply[0][1]]
+
+    def _take(self, entry: TokenEntry) -> Iterator[StreamEvent]:
+        if entry.attempt < self._attempt:
+            return
+        if entry.attempt > self._attempt:
+            self._is_stale = self._is_stale or bool(self._text)
+            self._attempt, self._text = entry.attempt, ""
+        self._has_ended = entry.ended
+        known = len(self._text) - entry.char_offset
+        # Before it: told already. Behind it: something is missing, which only the result can give.
+        if known < 0 or known >= len(entry.text):
+            return
+        new_text = entry.text[known:]
+        self._text += new_text
+        is_restart, self._is_stale = self._is_stale, False
+        yield StreamEvent(new_text, entry.attempt, is_restart)

@@ -1,0 +1,65 @@
+"""A real worker writes the text of jobs that stream while they run."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+from uuid import UUID
+
+from db.records import LeasedJob
+from db.repositories.leases import LeaseRepository
+from lorayard.client.redis_link import RedisLink
+from lorayard.client.stream import StreamEvent, TokenStream
+from lorayard.contract.keys import tokens_key
+from tests.integration.workers.questions import questions
+from tests.integration.workers.scripted_leader import ENDLESS, ScriptedLeader
+from tests.polling import eventually
+
+
+def stream(leader: ScriptedLeader, job_id: UUID) -> TokenStream:
+    return TokenStream(job_id, RedisLink(leader.redis_url, 5.0))
+
+
+def ended(leader: ScriptedLeader, job_id: UUID) -> bool:
+    return leader.result(job_id).state.is_terminal
+
+
+def test_what_was_streamed_is_the_output(leader: ScriptedLeader, incarnation: str) -> None:
+    asked = questions(6)
+    streamed = [question.spec.model_copy(update={"stream": True}) for question in asked[1:]]
+    quiet, *loud = leader.dispatch(incarnation, [asked[0].spec, *streamed])
+
+    for job_id, question in zip(loud, asked[1:], strict=True):
+        reading = stream(leader, job_id)
+        events = list(reading.events(lambda job_id=job_id: ended(leader, job_id), None))  # type: ignore[misc]
+        events += reading.rest(leader.result(job_id))
+
+        assert "".join(event.text for event in events) == question.answer
+        assert {(event.attempt, event.is_restart) for event in events} == {(1, False)}
+        eventually(lambda job_id=job_id: leader.redis.xlen(tokens_key(job_id)) >= 2, what="text and its end")
+        assert 0 < leader.redis.ttl(tokens_key(job_id)) <= 600
+    leader.ended([quiet])
+    assert not leader.redis.exists(tokens_key(quiet))
+
+
+def test_a_second_attempt_starts_the_stream_over(leader: ScriptedLeader, incarnation: str) -> None:
+    (job_id,) = leader.dispatch(incarnation, [ENDLESS.model_copy(update={"stream": True})])
+    reading = stream(leader, job_id)
+    events = reading.events(lambda: ended(leader, job_id), None)
+    first = next(events)
+
+    leader.database.run(lambda c: LeaseRepository(c).release(incarnation, [(job_id, 1)]))
+    (again,) = eventually(lambda: lease(leader, incarnation, job_id), what="the second lease")
+    leader.send(incarnation, [again], max_tokens=30)
+    rest: list[StreamEvent] = list(events)
+
+    stale = list(takewhile(lambda event: event.attempt == 1, rest))
+    (result,) = leader.ended([job_id])
+    fresh = rest[len(stale) :] + list(reading.rest(result))
+    assert first.attempt == 1
+    assert (result.attempt, result.completion_tokens) == (2, 30)
+    assert [event.is_restart for event in fresh] == [True] + [False] * (len(fresh) - 1)
+    assert "".join(event.text for event in fresh) == result.output
+
+
+def lease(leader: ScriptedLeader, incarnation: str, job_id: UUID) -> list[LeasedJob]:
+    return leader.lease(incarnation, [job_id])
