@@ -65,12 +65,14 @@ class Batcher:
     No one can wait in a circle. A running sequence waits for nothing: it takes blocks from the youngest, and
     the oldest is a victim only when it is alone; then all blocks are its own, and one sequence of maximal
     length fits. Whatever runs thus brings its oldest nearer to the end with every step. A waiting sequence
-    holds slots at most, never a block: it waits for running ones to give back blocks, or for running and
-    seated ones to give back slots. With nothing running, all blocks are free (cached ones without users
-    are), so that the first seated sequence joins; with nothing seated either, all slots are.
+    holds slots at most, never a block: it waits for running ones to give back blocks or to finish a prompt
+    that begins like its own, or for running and seated ones to give back slots. With nothing running, all
+    blocks are free (cached ones without users are) and none is underway, so that the first seated sequence
+    joins; with nothing seated either, all slots are free.
 
-    No one waits for ever: the queue is served in order, what gave way goes back to its head, and only those
-    whose adapters are not there are passed over, so many times at most (`_Admission`).
+    No one waits for ever: the queue is served in order, what gave way goes back to its head, and passed over
+    are only those whose adapters are not there, so many times at most (`_Admission`), and those whose next
+    blocks are underway: they find more each time, or are the next to compute them.
     """
 
     def __init__(
@@ -110,6 +112,8 @@ class Batcher:
         """Forget a sequence that ended, wherever it is, and free what it used."""
         (self.running if sequence in self.running else self.waiting).remove(sequence)
         self._give_up_resources(sequence)
+        if not len(self):
+            self._allocator.check_idle()
 
     def confirm(self, sequence: Sequence) -> None:
         """Note that a sequence's latest logits are finite, so that what it computed may serve others."""
@@ -120,6 +124,12 @@ class Batcher:
         """Note that a sequence's logits are not finite, so that nothing it computed may serve others."""
         if self._prefixes is not None:
             self._prefixes.retract(sequence)
+
+    def check(self) -> None:
+        """Assert that every block is accounted for."""
+        self._allocator.check(sequence.block_table for sequence in self.sequences())
+        if self._prefixes is not None:
+            self._prefixes.check(self.running)
 
     def schedule(self) -> Schedule:
         """Form the next step: every running sequence goes on, then waiting ones join while there is room."""
@@ -179,6 +189,8 @@ class Batcher:
             if not is_ready:
                 continue
             found = self._prefixes.find(sequence) if self._prefixes is not None else []
+            if self._prefixes is not None and self._prefixes.is_worth_awaiting(sequence, found):
+                continue
             if not self._can_admit(sequence, found):
                 break  # in order: a short prompt must not overtake a long one for ever
             self.waiting.remove(sequence)
@@ -207,6 +219,8 @@ class Batcher:
         return blocks
 
     def _give_up_resources(self, sequence: Sequence) -> None:
+        if self._prefixes is not None:
+            self._prefixes.let_go(sequence)
         self._allocator.release(sequence.block_table)
         sequence.block_table.clear()
         sequence.num_computed_tokens = sequence.num_adopted_blocks = sequence.num_published_blocks = 0

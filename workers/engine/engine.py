@@ -172,7 +172,7 @@ class LLMEngine:
 
     def check_integrity(self) -> None:
         """Assert that every cache block is accounted for, in use, cached or blank; looks at each of them."""
-        self._parts.allocator.check(sequence.block_table for sequence in self._parts.batcher.sequences())
+        self._parts.batcher.check()
 
     def close(self) -> None:
         """Stop background work; the engine is not used afterwards."""
@@ -295,6 +295,4 @@ class LLMEngine:
         if whole is None:
             return []
         del self._by_id[sequence.request_id]
-        if not self._by_id:
-            self._parts.allocator.check_idle()
         return [whole]

@@ -9,6 +9,9 @@ from workers.engine.kv_cache import BlockAllocator
 from workers.engine.prefix_keys import KeyChain, kv_identity
 from workers.engine.sequence import Sequence
 
+WORTH_AWAITING_BLOCKS = 4
+"""So many blocks at least must be underway for a sequence to wait for them, which costs it a step."""
+
 
 class AdapterEffects(Protocol):
     """The part of the adapter manager that says whose keys and values are the base's."""
@@ -25,7 +28,8 @@ class PrefixCache:
     values that are not finite make every later position of their sequence not finite, for each attends to
     them (a sliding window hands it on from position to position), so nothing published is poisoned, and no
     one can have adopted anything of a sequence that fails before its first token. A prompt in chunks is
-    hence published with its last one.
+    hence published with its last one. Until then its blocks are *underway*, and who begins alike had better
+    wait than compute the same beside it; several completions of one prompt always do.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class PrefixCache:
         self._base = base
         self._dtype = dtype
         self._block_size = block_size
+        self._underway: dict[bytes, Sequence] = {}  # keys, and the running sequence that will publish each
         self.num_query_tokens = 0
         self.num_hit_tokens = 0
 
@@ -65,6 +70,13 @@ class PrefixCache:
             found.append(block)
         return found
 
+    def is_worth_awaiting(self, sequence: Sequence, found: ListLike[int]) -> bool:
+        """Whether a running sequence will soon publish enough of what comes after the blocks just found."""
+        num_wanted = len(found) + WORTH_AWAITING_BLOCKS
+        if not sequence.reads_prefix_cache or num_wanted > (sequence.num_tokens - 1) // self._block_size:
+            return False
+        return self._keys(sequence, num_wanted)[-1] in self._underway
+
     def adopt(self, sequence: Sequence, blocks: ListLike[int]) -> None:
         """Begin a sequence with the blocks just found for it."""
         assert not sequence.block_table, f"{sequence.request_id} has blocks already"
@@ -72,6 +84,8 @@ class PrefixCache:
         sequence.block_table.extend(blocks)
         sequence.num_computed_tokens = len(blocks) * self._block_size
         sequence.num_adopted_blocks = sequence.num_published_blocks = len(blocks)
+        for key in self._keys(sequence, sequence.num_tokens // self._block_size)[len(blocks) :]:
+            self._underway.setdefault(key, sequence)
         if sequence.num_preemptions == 0:
             sequence.num_cached_tokens = sequence.num_computed_tokens
         if sequence.reads_prefix_cache:
@@ -84,11 +98,24 @@ class PrefixCache:
         first = sequence.num_published_blocks
         if num_full == first:
             return
-        assert sequence.keys is not None, f"{sequence.request_id} was not looked up"
-        keys = sequence.keys.first(num_full, sequence.token_ids)
+        keys = self._keys(sequence, num_full)
         for index in range(first, num_full):
             self._allocator.publish(sequence.block_table[index], keys[index])
+            self._underway.pop(keys[index], None)
         sequence.num_published_blocks = num_full
+
+    def let_go(self, sequence: Sequence) -> None:
+        """Note that a sequence is about to lose its blocks: what it has not published, it will not."""
+        keys = [] if sequence.keys is None else sequence.keys.known[sequence.num_published_blocks :]
+        for key in keys:
+            if self._underway.get(key) is sequence:
+                del self._underway[key]
+
+    def check(self, running: ListLike[Sequence]) -> None:
+        """Assert that whatever others may wait for is being computed."""
+        assert all(sequence in running for sequence in self._underway.values()), (
+            "blocks are underway, but whose they are does not run"
+        )
 
     def retract(self, sequence: Sequence) -> None:
         """Take back what a sequence published, for its logits are no longer finite.
@@ -100,6 +127,10 @@ class PrefixCache:
         """
         for block in sequence.block_table[sequence.num_adopted_blocks : sequence.num_published_blocks]:
             self._allocator.retract(block)
+
+    def _keys(self, sequence: Sequence, num_blocks: int) -> list[bytes]:
+        assert sequence.keys is not None, f"{sequence.request_id} was not looked up"
+        return sequence.keys.first(num_blocks, sequence.token_ids)
 
     def _identity(self, sequence: Sequence) -> bytes:
         members = [member for member in sequence.kv_identity if self._changes_kv(*member)]

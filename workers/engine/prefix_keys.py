@@ -53,6 +53,11 @@ class KeyChain:
         self._block_size = block_size
         self._keys: list[bytes] = []
 
+    @property
+    def known(self) -> list[bytes]:
+        """The keys made so far."""
+        return self._keys
+
     def first(self, num_blocks: int, token_ids: Sequence[int]) -> list[bytes]:
         """Return the keys of the first blocks; all their tokens must be there, and never change."""
         keys, size = self._keys, self._block_size

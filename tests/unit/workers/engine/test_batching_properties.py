@@ -93,7 +93,7 @@ class Load:
             self.batch.remove(one)
             del self.goals[one]
             self.aborts.pop(one, None)
-        self.allocator.check(one.block_table for one in self.batch.sequences())
+        self.batch.check()
 
 
 @pytest.mark.parametrize("with_prefixes", [True, False], ids=["prefix cache", "no prefix cache"])

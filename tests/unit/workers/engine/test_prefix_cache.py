@@ -200,3 +200,35 @@ def test_hits_are_counted_in_tokens_of_the_sequences_that_looked() -> None:
         cache.serve(one)
 
     assert (cache.prefixes.num_query_tokens, cache.prefixes.num_hit_tokens) == (80, 32)
+
+
+def test_blocks_underway_are_worth_awaiting_until_they_are_published_or_given_up() -> None:
+    cache = Cache()
+    one, other = sequence(100), sequence(90)
+    cache.admit(one)
+    short, unlike, salted = sequence(64), sequence(90), sequence(90, salt="salt")
+    unlike.token_ids[60] = 999
+
+    def awaited(newcomer: Sequence) -> bool:
+        return cache.prefixes.is_worth_awaiting(newcomer, cache.prefixes.find(newcomer))
+
+    # Of 64 tokens three blocks at most would be found, and so of those that part ways in the fourth.
+    assert [awaited(newcomer) for newcomer in (other, short, unlike, salted)] == [True, False, False, False]
+    cache.prefixes.check([one])
+    with pytest.raises(AssertionError, match="does not run"):
+        cache.prefixes.check([])
+    cache.compute(one)
+    assert not awaited(other)
+    assert len(cache.prefixes.find(other)) == 5
+    cache.prefixes.check([])
+
+
+def test_whoever_gives_way_leaves_nothing_to_wait_for() -> None:
+    cache = Cache()
+    one, other = sequence(100), sequence(100)
+    cache.admit(one)
+
+    cache.prefixes.let_go(one)
+
+    assert not cache.prefixes.is_worth_awaiting(other, cache.prefixes.find(other))
+    cache.prefixes.check([])

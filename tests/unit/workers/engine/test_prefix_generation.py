@@ -69,6 +69,30 @@ def test_a_next_turn_begins_with_the_last_answer_s_blocks(
     assert tokens(output) == [greedy(second_turn, 12)]
 
 
+def test_prompts_that_begin_alike_and_come_together_compute_their_stem_once(
+    make_engine: MakeEngine, stem: list[int], greedy: Greedy
+) -> None:
+    engine = make_engine(max_num_batched_tokens=32)
+    prompts = [[*stem, *stem[:30], tail] for tail in (7, 8, 9)]
+
+    outputs = engine.generate(prompts, GREEDY)
+
+    assert engine.stats().num_prefix_hit_tokens == 2 * 80
+    assert tokens(outputs) == [greedy(prompt, 12) for prompt in prompts]
+    engine.check_integrity()
+
+
+def test_several_completions_compute_their_prompt_once(make_engine: MakeEngine, stem: list[int]) -> None:
+    three = SamplingParams(n=3, temperature=1.0, seed=4, max_tokens=6, ignore_eos=True)
+    prompt = [*stem, *stem[:30], 7]
+    engine, without = make_engine(), make_engine(enable_prefix_caching=False)
+
+    completions = engine.generate(prompt, three)[0].outputs
+
+    assert engine.stats().num_prefix_hit_tokens == 2 * 80
+    assert completions == without.generate(prompt, three)[0].outputs
+
+
 def test_with_caching_off_nothing_is_kept(make_engine: MakeEngine, stem: list[int], greedy: Greedy) -> None:
     engine = make_engine(enable_prefix_caching=False)
 
