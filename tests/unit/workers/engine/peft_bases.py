@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
@@ -86,7 +87,23 @@ class Oracle:
                 model = PeftModel.from_pretrained(copy.deepcopy(base), request.lora_path)
             self._models[name] = model.eval()
 
-    def logits(self, name: str | None, token_ids: list[int]) -> Tensor:  # [num_tokens, vocab_size] float32
+    def to(self, dtype: torch.dtype) -> Oracle:
+        """Compute in another dtype from now on."""
+        for model in self._models.values():
+            model.to(dtype)
+        return self
+
+    def alias(self, name: str, of: str) -> None:
+        """Answer for another name too."""
+        self._models[name] = self._models[of]
+
+    def logits(
+        self, name: str | None, token_ids: list[int], *, scale: float = 1.0
+    ) -> Tensor:  # [num_tokens, vocab_size] float32
         """Return the logits after every token, under one adapter or none."""
+        model = self._models[name]
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                module.set_scale("default", scale)
         with torch.inference_mode():
-            return self._models[name](torch.tensor([token_ids])).logits[0].float()
+            return model(torch.tensor([token_ids])).logits[0].float()

@@ -145,7 +145,7 @@ def test_base_rows_do_not_notice_adapter_rows(
     engine.close()
 
 
-def test_a_refused_adapter_fails_its_own_request_only(
+def test_behaviour_09_a_refused_adapter_fails_its_own_request_only(
     make_engine: MakeEngine,
     adapters: dict[str, LoRARequest],
     oracle: Oracle,

@@ -18,7 +18,7 @@ def test_a_missing_folder_is_not_found_and_a_file_is_no_folder(tmp_path: Path) -
         find_files(tmp_path / "file", "adapter 'sql'")
 
 
-def test_a_missing_configuration_and_missing_weights_are_named(tmp_path: Path) -> None:
+def test_behaviour_09_a_missing_configuration_and_missing_weights_are_named(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "a")
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(AdapterFileError, match=r"'sql': adapter_model.safetensors is missing from"):
@@ -30,7 +30,7 @@ def test_a_missing_configuration_and_missing_weights_are_named(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.pt"])
-def test_pickles_are_refused_unopened_with_the_way_out(name: str, tmp_path: Path) -> None:
+def test_behaviour_09_pickles_are_refused_unopened_with_the_way_out(name: str, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "a")
     (folder / "adapter_model.safetensors").unlink()
     (folder / name).write_bytes(b"\x80\x04not even a pickle")

@@ -17,7 +17,7 @@ def _packed(folder: Path, rank: int, targets: tuple[str, ...]) -> PackedAdapter:
     return pack_adapter(checked, shapes=BASE.shapes, layout=BASE.layout, dtype=torch.float32).modules
 
 
-def test_a_narrow_adapter_leaves_nothing_of_the_wide_one_before_it(tmp_path: Path) -> None:
+def test_behaviour_04_a_narrow_adapter_leaves_nothing_of_the_wide_one_before_it(tmp_path: Path) -> None:
     tables = PackedSlotTables(BASE.shapes, BASE.layout, 2)
     wide = _packed(tmp_path / "wide", 64, ("q_proj", "k_proj", "o_proj", "up_proj", "down_proj"))
     narrow = _packed(tmp_path / "narrow", 2, ("v_proj",))

@@ -77,7 +77,7 @@ def test_shards_are_read_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 5, 100, -1])
-def test_truncated_weights_are_refused_with_their_size(size: int, tmp_path: Path) -> None:
+def test_behaviour_09_truncated_weights_are_refused_with_their_size(size: int, tmp_path: Path) -> None:
     weights = write_adapter(tmp_path) / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:size])
 
@@ -85,7 +85,7 @@ def test_truncated_weights_are_refused_with_their_size(size: int, tmp_path: Path
 
 
 @pytest.mark.parametrize("content", [b"\xff" * 64, b"\x10\0\0\0\0\0\0\0{'not json': 1}", b"PK\x03\x04" * 20])
-def test_corrupt_weights_are_refused(content: bytes, tmp_path: Path) -> None:
+def test_behaviour_09_corrupt_weights_are_refused(content: bytes, tmp_path: Path) -> None:
     (write_adapter(tmp_path) / "adapter_model.safetensors").write_bytes(content)
 
     _refused(tmp_path, AdapterFileError, "is corrupt or truncated")
@@ -122,7 +122,9 @@ def test_a_missing_key_is_named(key: str, tmp_path: Path) -> None:
         ("target_modules", None),
     ],
 )
-def test_an_impossible_value_is_named_with_its_key(key: str, value: object, tmp_path: Path) -> None:
+def test_behaviour_10_an_impossible_value_is_named_with_its_key(
+    key: str, value: object, tmp_path: Path
+) -> None:
     write_adapter(tmp_path, config=config_of(**{key: value}))
 
     _refused(tmp_path, AdapterConfigError, f"adapter_config.json: {key}.* is ")
@@ -140,7 +142,7 @@ def test_an_impossible_value_is_named_with_its_key(key: str, value: object, tmp_
         ("a_key_from_the_future", {"on": 1}, "train the adapter without it"),
     ],
 )
-def test_a_key_we_do_not_honour_is_refused_by_name_and_value(
+def test_behaviour_10_a_key_we_do_not_honour_is_refused_by_name_and_value(
     key: str, value: object, remedy: str, tmp_path: Path
 ) -> None:
     write_adapter(tmp_path, config=config_of(**{key: value}))
@@ -199,7 +201,9 @@ def test_head_and_embedding_targets_without_weights_are_refused(target: str, tmp
 
 
 @pytest.mark.parametrize("modules", [["norm"], ["lm_head", "classifier"], ["model.layers.0.mlp"]])
-def test_whole_layers_other_than_embedding_and_head_are_refused(modules: list[str], tmp_path: Path) -> None:
+def test_behaviour_10_whole_layers_other_than_embedding_and_head_are_refused(
+    modules: list[str], tmp_path: Path
+) -> None:
     write_adapter(tmp_path, config=config_of(modules_to_save=modules))
 
     _refused(tmp_path, AdapterConfigError, f"'{modules[-1]}' is not served from an adapter")
@@ -244,9 +248,7 @@ def test_magnitudes_of_another_width_are_refused_with_both_shapes(tmp_path: Path
         ("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", "is neither a LoRA"),
     ],
 )
-def test_tensors_that_are_no_lora_of_a_linear_layer_are_refused(
-    key: str, message: str, tmp_path: Path
-) -> None:
+def test_behaviour_10_tensors_of_an_unknown_kind_are_refused(key: str, message: str, tmp_path: Path) -> None:
     write_adapter(tmp_path, tensors={**tensors_of(), key: torch.zeros(8, 32)})
 
     _refused(tmp_path, AdapterConfigError, message)
@@ -281,13 +283,15 @@ def test_weights_the_configuration_does_not_target_are_refused(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("config", [config_of(targets=("c_attn",)), config_of(targets=())])
-def test_an_adapter_that_matches_nothing_is_refused(config: dict[str, Any], tmp_path: Path) -> None:
+def test_behaviour_11_an_adapter_that_matches_nothing_is_refused(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
     write_adapter(tmp_path, config=config)
 
     _refused(tmp_path, AdapterMatchesNothing, "no module of the base matches; target_modules=")
 
 
-def test_an_empty_weight_file_matches_nothing(tmp_path: Path) -> None:
+def test_behaviour_11_an_empty_weight_file_matches_nothing(tmp_path: Path) -> None:
     write_adapter(tmp_path, tensors={})
 
     _refused(tmp_path, AdapterMatchesNothing, "0 modules in the file")
@@ -302,7 +306,7 @@ def test_an_adapter_of_a_deeper_base_is_refused_with_the_layer_it_needs(tmp_path
     _refused(tmp_path, AdapterBaseMismatch, "it changes 'model.layers.1.self_attn.q_proj'", base=shallow)
 
 
-def test_another_bases_name_is_refused_with_both_names(tmp_path: Path) -> None:
+def test_behaviour_10_another_bases_name_is_refused_with_both_names(tmp_path: Path) -> None:
     write_adapter(tmp_path, config=config_of(base_model_name_or_path="someone/other-base"))
 
     _refused(tmp_path, AdapterBaseMismatch, "trained on 'someone/other-base', but 'tiny-base' is served")
@@ -318,7 +322,7 @@ def test_an_unknown_base_name_on_either_side_is_no_mismatch(
     assert validate_adapter(tmp_path, base=base, max_rank=16).rank == 8
 
 
-def test_a_rank_over_the_limit_is_refused_with_both_ranks(tmp_path: Path) -> None:
+def test_behaviour_10_a_rank_over_the_limit_is_refused_with_both_ranks(tmp_path: Path) -> None:
     write_adapter(tmp_path, rank=32)
 
     _refused(tmp_path, AdapterRankError, r"rank 32 of .* is over max_lora_rank=16; raise max_lora_rank")
@@ -330,7 +334,7 @@ def test_one_module_over_the_limit_by_its_pattern_is_enough(tmp_path: Path) -> N
     _refused(tmp_path, AdapterRankError, "rank 17 of model.layers.0.self_attn.v_proj")
 
 
-def test_matrices_of_another_width_are_refused_with_both_shapes(tmp_path: Path) -> None:
+def test_behaviour_10_matrices_of_another_width_are_refused_with_both_shapes(tmp_path: Path) -> None:
     tensors = tensors_of()
     key = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
     write_adapter(tmp_path, tensors={**tensors, key: torch.zeros(8, 40)})

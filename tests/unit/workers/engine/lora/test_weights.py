@@ -80,7 +80,7 @@ def _peft_deltas(model: Any) -> dict[str, Tensor]:
         },
     ],
 )
-def test_effective_weights_equal_what_peft_merges(
+def test_behaviour_05_effective_weights_equal_what_peft_merges(
     options: dict[str, Any], tiny_llama: Any, tmp_path: Path
 ) -> None:
     model = get_peft_model(tiny_llama, LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **options))
