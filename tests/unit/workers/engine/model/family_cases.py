@@ -86,7 +86,8 @@ CASES: dict[str, MakeModel] = {
     ),
     "gemma2": lambda: Gemma2ForCausalLM(
         Gemma2Config(
-            **SHAPE,
+            # Tied and scaled, larger embeddings would only ever repeat the last token.
+            **SHAPE | {"initializer_range": 0.06},
             head_dim=16,
             query_pre_attn_scalar=20,
             sliding_window=WINDOW,
@@ -97,6 +98,7 @@ CASES: dict[str, MakeModel] = {
     "gemma3": lambda: Gemma3ForCausalLM(
         Gemma3TextConfig(
             **SHAPE,
+            tie_word_embeddings=False,
             head_dim=16,
             query_pre_attn_scalar=20,
             sliding_window=WINDOW,

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from kernels.cpu.library import available_levels, use_level
 from kernels.paged_attention import can_attend_in_place
-from tests.unit.workers.engine.conftest import PAD_ID, save_tokenizer
+from tests.unit.workers.engine.conftest import PAD_ID
 from tests.unit.workers.engine.model.family_cases import CASES, VOCAB_SIZE, make_model
+from tests.unit.workers.engine.peft_bases import save_base, train
 from workers.engine import EngineConfig, LLMEngine, LoRARequest, SamplingParams
 from workers.engine.batching import Schedule, ScheduledRows
 from workers.engine.kv_cache import KVCache
@@ -29,13 +32,19 @@ from workers.engine.model.weights import load_weights
 from workers.engine.sequence import Sequence
 from workers.engine.step_builder import StepBuilder
 
-# PEFT 0.21 asks transformers 5 for an attribute that is going away.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-
 TOKEN_IDS = torch.randint(3, VOCAB_SIZE, (70,), generator=torch.Generator().manual_seed(5))
 CHUNKS = [37, 1, 1, 17, 1, 1, 1, 1, 1, 1, 1, 7]  # the first is longer than the windows
 PROMPT_LENGTHS = [40, 5, 17, 33, 2, 26]
 NUM_TOKENS = 12
+
+
+_VOCABULARY = {"target_modules": r".*\.(up_proj|k_proj|embed_tokens)|lm_head"}
+SPECIAL_ADAPTERS: dict[str, dict[str, Any]] = {
+    "qwen2": {"use_dora": True},  # its gain spares the bias
+    "phi3": {"use_dora": True},  # of modules that are fused
+    "gemma2": _VOCABULARY,  # before the soft cap of the logits
+    "gemma3": _VOCABULARY,  # scaled as the embedding is
+}
 
 
 @dataclass(frozen=True)
@@ -49,27 +58,16 @@ class Case:
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """One family's checkpoint, and adapters on every linear module and on some."""
+    """One family's checkpoint, an adapter on every linear module, and one that tries its own ways."""
     model, folder = make_model(request.param), tmp_path_factory.mktemp(request.param)
-    model.save_pretrained(folder / "base")
-    save_tokenizer(folder / "base")
+    save_base(model, folder / "base")
     adapters = {}
-    for number, rank in enumerate((4, 7), start=1):
-        path = folder / f"adapter-{number}"
-        _save_adapter(make_model(request.param), rank, path)
+    special = SPECIAL_ADAPTERS.get(request.param, {})
+    for number, options in enumerate(({"r": 4}, {"r": 7} | special), start=1):
+        config = LoraConfig(lora_alpha=8, **{"target_modules": "all-linear"} | options)
+        path = train(model, config, folder / f"adapter-{number}", seed=number)
         adapters[path.name] = LoRARequest(path.name, number, str(path))
     return Case(model, folder / "base", adapters)
-
-
-def _save_adapter(model: PreTrainedModel, rank: int, path: Path) -> None:
-    torch.manual_seed(rank)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=8, target_modules="all-linear"))
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
-    adapted.save_pretrained(str(path))
 
 
 @pytest.fixture(params=available_levels())
@@ -183,21 +181,12 @@ def _run(engine: LLMEngine, case: Case) -> list[list[int]]:
 
 
 def _greedy(case: Case, prompts: list[list[int]], names: list[str | None]) -> list[list[int]]:
-    expected: dict[int, list[int]] = {}
-    for index, (prompt, name) in enumerate(zip(prompts, names, strict=True)):
-        if name is None:
-            expected[index] = _generate(case.model, prompt)
-    # The model itself is left as it was: PEFT unloads what it put in.
-    first, *others = case.adapters.values()
-    peft = PeftModel.from_pretrained(case.model, first.lora_path, adapter_name=first.lora_name)
-    for other in others:
-        peft.load_adapter(other.lora_path, adapter_name=other.lora_name)
-    for index, (prompt, name) in enumerate(zip(prompts, names, strict=True)):
-        if name is not None:
-            peft.set_adapter(name)
-            expected[index] = _generate(peft, prompt)
-    peft.unload()
-    return [expected[index] for index in range(len(prompts))]
+    models: dict[str | None, Any] = {None: case.model}
+    for name, adapter in case.adapters.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            models[name] = PeftModel.from_pretrained(copy.deepcopy(case.model), adapter.lora_path).eval()
+    return [_generate(models[name], prompt) for name, prompt in zip(names, prompts, strict=True)]
 
 
 def _generate(model: PreTrainedModel | PeftModel, prompt: list[int]) -> list[int]:
