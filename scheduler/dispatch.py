@@ -175,6 +175,7 @@ def _batch_job(job: LeasedJob) -> BatchJob:
         stop=job.stop,
         stream=job.stream,
         structured_outputs=job.structured_outputs,
+        sampling=job.sampling,
         queue_ms=job.queue_ms,
         first_token_within_s=job.first_token_within_s,
         reply_to=job.reply_to,

@@ -61,6 +61,7 @@ def add_request(job: BatchJob, adapters: AdapterIds, *, caches_by_tenant: bool =
             seed=job.seed,
             stop=job.stop or None,
             output_kind=RequestOutputKind.DELTA if job.stream else RequestOutputKind.FINAL_ONLY,
+            **dict(job.sampling),
         ),
         lora=_lora(job, adapters),
         cache_salt=job.tenant if caches_by_tenant else None,

@@ -118,6 +118,7 @@ class JobInput(Table):
     stop: Mapped[list[str]] = mapped_column(JSON)
     stream: Mapped[bool] = mapped_column(server_default=text("false"))
     structured_outputs: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    sampling: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
     callback_url: Mapped[str | None]
     callback_host: Mapped[str | None]

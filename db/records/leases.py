@@ -9,6 +9,7 @@ from uuid import UUID
 
 from db.records.jobs import FinishedJob, JobAttempt
 from lorayard.contract.job import Message
+from lorayard.contract.sampling import SamplingOptions
 from lorayard.contract.structured_outputs import StructuredOutputs
 
 
@@ -33,6 +34,7 @@ class LeasedJob:
     stop: tuple[str, ...]
     stream: bool
     structured_outputs: StructuredOutputs | None
+    sampling: SamplingOptions
     queue_ms: float
     first_token_within_s: float | None
     reply_to: str | None

@@ -63,20 +63,21 @@ _JOBS = text("""
 _INPUTS = text("""
     INSERT INTO job_inputs (
         job_id, prompt, messages, adapter_scale, temperature, top_p, top_k, seed, stop, metadata,
-        callback_url, callback_host, submission_id, stream, structured_outputs
+        callback_url, callback_host, submission_id, stream, structured_outputs, sampling
     )
     SELECT job_id, prompt, CAST(messages AS json), adapter_scale, temperature, top_p, top_k, seed,
         CAST(stop AS json), CAST(metadata AS json), callback_url, callback_host, submission_id,
-        stream, CAST(structured_outputs AS json)
+        stream, CAST(structured_outputs AS json), CAST(sampling AS json)
     FROM unnest(
         CAST(:job_id AS uuid[]), CAST(:prompt AS text[]), CAST(:messages AS text[]),
         CAST(:adapter_scale AS float8[]), CAST(:temperature AS float8[]), CAST(:top_p AS float8[]),
         CAST(:top_k AS bigint[]), CAST(:seed AS bigint[]), CAST(:stop AS text[]), CAST(:metadata AS text[]),
         CAST(:callback_url AS text[]), CAST(:callback_host AS text[]), CAST(:submission_id AS uuid[]),
-        CAST(:stream AS boolean[]), CAST(:structured_outputs AS text[])
+        CAST(:stream AS boolean[]), CAST(:structured_outputs AS text[]),
+        CAST(:sampling AS text[])
     ) AS n(
         job_id, prompt, messages, adapter_scale, temperature, top_p, top_k, seed, stop, metadata,
-        callback_url, callback_host, submission_id, stream, structured_outputs
+        callback_url, callback_host, submission_id, stream, structured_outputs, sampling
     )
 """)
 
@@ -202,4 +203,5 @@ def _input_row(job: NewJob) -> dict[str, Any]:
         "submission_id": job.submission_id,
         "stream": spec.stream,
         "structured_outputs": form.model_dump_json(exclude_none=True) if form is not None else None,
+        "sampling": json.dumps(changed) if (changed := spec.changed()) else None,
     }

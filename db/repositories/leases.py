@@ -13,6 +13,7 @@ from db.repositories.endings import lock_jobs, write_endings
 from db.repositories.terms import TermRepository
 from db.repositories.workers import WORKER_COLUMNS, to_worker
 from lorayard.contract.job import Message
+from lorayard.contract.sampling import SamplingOptions
 from lorayard.contract.structured_outputs import StructuredOutputs
 
 MAX_STRIKES: Final = 3
@@ -41,7 +42,7 @@ _LEASE = text("""
     )
     SELECT t.job_id, t.attempt, t.strikes, t.tenant, t.adapter, t.revision, t.max_tokens, t.reply_to,
         t.has_callback, i.prompt, i.messages, i.adapter_scale, i.temperature, i.top_p, i.top_k, i.seed,
-        i.stop, i.stream, i.structured_outputs, i.metadata,
+        i.stop, i.stream, i.structured_outputs, i.sampling, i.metadata,
         1000 * extract(epoch FROM now() - t.submitted_at)::float8 AS queue_ms,
         extract(epoch FROM t.deadline_at - now())::float8 AS first_token_within_s
     FROM taken t JOIN job_inputs i ON i.job_id = t.job_id
@@ -216,6 +217,7 @@ def _to_leased(row: Row[Any]) -> LeasedJob:
         stop=tuple(row.stop),
         stream=row.stream,
         structured_outputs=None if form is None else StructuredOutputs.model_validate(form),
+        sampling=SamplingOptions.model_validate(row.sampling or {}),
         queue_ms=row.queue_ms,
         first_token_within_s=row.first_token_within_s,
         reply_to=row.reply_to,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, Unpack
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -21,6 +21,7 @@ from lorayard.contract.job import JobSpec, Message, Priority
 from lorayard.contract.keys import PoolKeys
 from lorayard.contract.messages import JobEnvelope
 from lorayard.contract.pool import PoolInfo
+from lorayard.contract.sampling import SamplingKeywords
 from lorayard.contract.structured_outputs import StructuredOutputs
 from lorayard.contract.wording import shortened
 
@@ -106,11 +107,14 @@ class Client:
         idempotency_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         confirm: Confirm = "stream",
+        **sampling: Unpack[SamplingKeywords],
     ) -> JobHandle:
         """Submit one job and return its handle.
 
         `stream=True` has its text written as it comes, for `JobHandle.stream` to read. `structured_outputs`
         gives the answer a form: one of `json`, `regex`, `choice` and `grammar`.
+        `sampling` may hold all of `SamplingOptions`: min_p, penalties, logit_bias, bad_words and more.
+
         `confirm="stream"` returns once Redis has it, `"ledger"` once Postgres has. Raises InvalidJob,
         UnknownAdapter, UnknownPool, QueueFull, Unavailable, and with `"ledger"` IdempotencyConflict and
         ResultTimeout; without it a conflict is raised by `result`.
@@ -121,7 +125,7 @@ class Client:
             "seed": seed, "stop": stop, "stream": stream, "structured_outputs": structured_outputs,
             "priority": priority, "deadline_s": deadline_s, "tenant": tenant,
             "callback_url": callback_url, "idempotency_key": idempotency_key,
-            "metadata": {} if metadata is None else metadata,
+            "metadata": {} if metadata is None else metadata, **sampling,
         }  # fmt: skip
         return self._submit([validated(fields)], confirm)[0]
 

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 from pydantic_core import to_json
 
+from lorayard.contract.sampling import SamplingOptions
 from lorayard.contract.storable import check_json, storable_text
 from lorayard.contract.structured_outputs import StructuredOutputs
 
@@ -33,11 +34,12 @@ class Message(BaseModel):
     content: Text
 
 
-class JobSpec(BaseModel):
+class JobSpec(SamplingOptions):
     """One generation job, as its producer describes it.
 
     Exactly one of `prompt` and `messages` is given. `adapter=None` asks for the base model.
-    `temperature=0` is greedy. `deadline_s` counts from submission and covers waiting for the first token.
+    `temperature=0` is greedy; the other parameters are told in `docs/generation.md`.
+    `deadline_s` counts from submission and covers waiting for the first token.
     Raises pydantic's ValidationError, which `Client` turns into `InvalidJob`.
     """
 
@@ -79,6 +81,11 @@ class JobSpec(BaseModel):
             raise ValueError(f"the prompt has {size} bytes, the limit is {MAX_PROMPT_BYTES}: shorten it")
         return prompt
 
+    @field_validator("bad_words")
+    @classmethod
+    def _bad_words_are_storable(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(storable_text(word) for word in words)
+
     @field_validator("callback_url")
     @classmethod
     def _callback_is_a_url(cls, url: str | None) -> str | None:
@@ -95,6 +102,15 @@ class JobSpec(BaseModel):
     def _metadata_is_storable(cls, metadata: dict[str, Any]) -> dict[str, Any]:
         check_json(metadata, "metadata")
         return metadata
+
+    @model_validator(mode="after")
+    def _minimum_fits(self) -> Self:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}: lower the first or "
+                "raise the second"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_input(self) -> Self:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lorayard.contract.job import JobSpec, Message, Name
 from lorayard.contract.result import JobError, JobResult
+from lorayard.contract.sampling import SamplingOptions
 from lorayard.contract.states import JobState
 from lorayard.contract.structured_outputs import StructuredOutputs
 
@@ -98,6 +99,7 @@ class BatchJob(WireMessage):
     stop: tuple[str, ...]
     stream: bool = False
     structured_outputs: StructuredOutputs | None = None
+    sampling: SamplingOptions = SamplingOptions()
     queue_ms: float
     first_token_within_s: float | None = Field(default=None, description="what is left of the deadline")
     reply_to: str | None

@@ -11,6 +11,7 @@ from db.repositories.admission import AdmissionRepository
 from db.repositories.backlog import BacklogRepository
 from db.repositories.jobs import JobRepository
 from lorayard.contract.result import JobError
+from lorayard.contract.sampling import SamplingOptions
 from lorayard.contract.states import JobState
 from tests.integration.db.ledger import POOL, Ledger, new_job
 
@@ -40,6 +41,9 @@ def test_a_job_comes_back_as_it_was_submitted(ledger: Ledger) -> None:
         top_k=10**30,
         seed=4611686018427387904,
         stop=("\n", "END"),
+        min_p=0.1,
+        logit_bias={7: -2.5},
+        bad_words=("é",),
         deadline_s=60.0,
         waited_ms=1500.0,
         metadata=metadata,
@@ -59,6 +63,7 @@ def test_a_job_comes_back_as_it_was_submitted(ledger: Ledger) -> None:
     assert (leased.temperature, leased.top_p, leased.seed) == (0.7, 0.9, 4611686018427387904)
     assert leased.top_k == 2**31 - 1
     assert leased.stop == ("\n", "END")
+    assert leased.sampling == SamplingOptions(min_p=0.1, logit_bias={7: -2.5}, bad_words=("é",))
     assert list(leased.metadata.items()) == list(metadata.items())
     assert leased.has_callback
     assert 1500 <= leased.queue_ms < 30_000

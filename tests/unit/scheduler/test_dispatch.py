@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import uuid4
 
 from db.records import LeasedJob
+from lorayard.contract.sampling import SamplingOptions
 from lorayard.contract.structured_outputs import StructuredOutputs
 from scheduler.dispatch import MAX_MESSAGE_BYTES, _parts
 
@@ -26,6 +27,7 @@ def leased(num_bytes: int) -> LeasedJob:
         temperature=0.0,
         top_p=1.0,
         top_k=0,
+        sampling=SamplingOptions(min_p=0.25),
         seed=None,
         stop=(),
         queue_ms=0.0,

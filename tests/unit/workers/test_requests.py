@@ -9,6 +9,7 @@ import pytest
 
 from db.records import JobAttempt
 from lorayard.contract.job import Message
+from lorayard.contract.sampling import SamplingOptions
 from tests.unit.workers.batch_jobs import REVISION, batch_job
 from workers.engine.errors import InvalidParams
 from workers.engine.lora.composition import unscaled
@@ -54,6 +55,34 @@ def test_sampling_parameters_reach_the_engine() -> None:
     assert (params.max_tokens, params.temperature, params.top_p, params.top_k) == (5, 0.5, 0.9, 3)
     assert params.seed == 7
     assert params.stop == ("x", "y")
+
+
+def test_every_sampling_option_reaches_the_engine_under_its_own_name() -> None:
+    options = SamplingOptions(
+        min_p=0.1,
+        repetition_penalty=1.2,
+        presence_penalty=0.3,
+        frequency_penalty=-0.4,
+        min_tokens=2,
+        stop_token_ids=(5, 6),
+        include_stop_str_in_output=True,
+        ignore_eos=True,
+        skip_special_tokens=False,
+        logit_bias={7: -2.5},
+        bad_words=("no",),
+    )
+
+    params = add_request(batch_job(sampling=options), AdapterIds(STORE)).params
+
+    assert set(options.changed()) == set(SamplingOptions.model_fields)
+    assert {name: getattr(params, name) for name in options.changed()} == dict(options)
+
+
+def test_a_job_without_options_asks_the_engine_for_its_defaults() -> None:
+    params = add_request(batch_job(max_tokens=5, temperature=0.0), AdapterIds(STORE)).params
+
+    assert not params.edits_logits
+    assert (params.min_p, params.ignore_eos, params.skip_special_tokens) == (0.0, False, True)
 
 
 def test_an_adapters_scale_reaches_the_engine_and_is_no_part_of_its_identity() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from lorayard.contract.errors import InvalidJob
 from lorayard.contract.ids import job_id_for, payload_sha256, uuid7
 from lorayard.contract.job import JobSpec
 from lorayard.contract.messages import JobEnvelope
+from lorayard.contract.sampling import SamplingOptions
 from lorayard.contract.storable import MAX_DEPTH
 
 
@@ -67,6 +69,22 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": "a", "stop": [""]}, "stop.0=''", "non-empty strings"),
     ({"prompt": "a", "stop": ["x"] * 17}, "17", "at most 16"),
     ({"prompt": "a", "stop": ["x" * 1001]}, "stop.0='xxx", "at most 1000 characters"),
+    ({"prompt": "a", "min_p": 1.5}, "min_p=1.5", "from 0 to 1"),
+    ({"prompt": "a", "repetition_penalty": 0}, "repetition_penalty=0", "1 for none"),
+    ({"prompt": "a", "presence_penalty": 3}, "presence_penalty=3", "from -2 to 2"),
+    ({"prompt": "a", "frequency_penalty": float("nan")}, "frequency_penalty=nan", "from -2 to 2"),
+    ({"prompt": "a", "min_tokens": -1}, "min_tokens=-1", "from 0 to max_tokens"),
+    (
+        {"prompt": "a", "min_tokens": 9, "max_tokens": 8},
+        "min_tokens=9 is above max_tokens=8",
+        "lower the first",
+    ),
+    ({"prompt": "a", "stop_token_ids": [-1]}, "stop_token_ids.0=-1", "at most 64 token ids"),
+    ({"prompt": "a", "ignore_eos": "maybe"}, "ignore_eos='maybe'", "true or false"),
+    ({"prompt": "a", "logit_bias": {5: 101}}, "logit_bias.5=101", "from -100 to 100"),
+    ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias.x", "token ids"),
+    ({"prompt": "a", "bad_words": [""]}, "bad_words.0=''", "non-empty strings"),
+    ({"prompt": "a", "bad_words": ["a\x00"]}, "NUL character at position 1", "remove it"),
     ({"prompt": "a", "priority": "urgent"}, "priority='urgent'", "'high', 'normal' or 'low'"),
     ({"prompt": "a", "deadline_s": 0}, "deadline_s=0", "above 0 and up to 2592000"),
     ({"prompt": "a", "deadline_s": float("inf")}, "deadline_s=inf", "up to 2592000"),
@@ -161,6 +179,18 @@ def test_what_is_accepted_can_be_read_by_the_scheduler(
     read = JobEnvelope.from_entry(envelope.to_entry())
 
     assert read == envelope
+
+
+def test_sampling_options_come_back_from_json_and_only_the_changed_ones_are_kept() -> None:
+    spec = validated({"prompt": "a", "logit_bias": {5: -1.5}, "bad_words": ["x"], "ignore_eos": True})
+
+    read = JobSpec.model_validate_json(spec.model_dump_json())
+
+    assert read == spec
+    assert spec.changed() == {"logit_bias": {"5": -1.5}, "bad_words": ["x"], "ignore_eos": True}
+    kept = SamplingOptions.model_validate_json(json.dumps(spec.changed()))
+    assert (kept.logit_bias, kept.bad_words, kept.ignore_eos) == ({5: -1.5}, ("x",), True)
+    assert JobSpec(prompt="a").changed() == {}
 
 
 @pytest.mark.parametrize("number", [2**1024 - 1, -(2**70), 1e300, 0.1])
