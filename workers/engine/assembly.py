@@ -18,6 +18,7 @@ from workers.engine.finishing import Finisher
 from workers.engine.kv_cache import BlockAllocator, KVCache
 from workers.engine.lora.base import describe_base
 from workers.engine.lora.dora import DoraTerms
+from workers.engine.lora.loading import LoaderChild, start_process
 from workers.engine.lora.manager import LoRAManager
 from workers.engine.lora.module_filter import check_names
 from workers.engine.model.config import ModelConfig, load_model_config
@@ -74,8 +75,9 @@ def assemble(config: EngineConfig) -> EngineParts:
     info = _engine_info(config, model)
     dtype = getattr(torch, config.dtype)
     tokenizer = Tokenizer.from_folder(folder)
+    loader_child = start_process() if config.enable_lora else None  # it starts while the weights are read
     weights = load_weights(folder, model, dtype)
-    adapters = _adapters(config, model, weights, dtype) if config.enable_lora else None
+    adapters = _adapters(config, model, weights, dtype, loader_child) if config.enable_lora else None
     allocator = BlockAllocator(info.num_kv_blocks + 1)
     prefixes = _prefix_cache(config, allocator, adapters) if config.enable_prefix_caching else None
     decoder = Decoder(model, weights, max_model_len=info.max_model_len, adapters=adapters)
@@ -161,7 +163,11 @@ def _num_kv_blocks(config: EngineConfig, model: ModelConfig, max_model_len: int)
 
 
 def _adapters(
-    config: EngineConfig, model: ModelConfig, weights: DecoderWeights, dtype: torch.dtype
+    config: EngineConfig,
+    model: ModelConfig,
+    weights: DecoderWeights,
+    dtype: torch.dtype,
+    loader_child: LoaderChild | None,
 ) -> LoRAManager:
     base = describe_base(config.model, name=config.served_model_name or model.name)
     if config.lora_target_modules is not None:
@@ -174,6 +180,9 @@ def _adapters(
         max_loras=config.max_loras,
         max_cpu_loras=config.host_cache_capacity,
         max_lora_rank=config.max_lora_rank,
+        max_cpu_lora_bytes=config.max_cpu_lora_bytes,
+        max_queued_lora_loads=config.max_queued_lora_loads,
+        lora_load_timeout_s=config.lora_load_timeout_s,
         dtype=dtype,
         device=torch.device(config.device),
         base_name=base.name,
@@ -181,6 +190,7 @@ def _adapters(
         target_modules=config.lora_target_modules,
         max_saved_module_bytes=config.max_saved_module_bytes,
         dora=dora,
+        loader_child=loader_child,
     )
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -27,9 +24,9 @@ from workers.engine.messages import (
     Stop,
     TokenDelta,
 )
+from workers.engine.orphans import die_with_parent
 from workers.engine.outputs import CompletionOutput, RequestFailure, RequestMetrics, RequestOutput
 
-_PR_SET_PDEATHSIG = 1
 _LOADING_POLL_S = 0.01
 """How often an idle engine looks whether a prefetched adapter has arrived."""
 
@@ -40,7 +37,7 @@ _MAX_COMMANDS_PER_STEP = 64
 
 def serve(connection: Connection, config: EngineConfig, parent_pid: int) -> None:
     """Run the child process until it is told to stop or its parent is gone."""
-    _die_with_parent(parent_pid)
+    die_with_parent(parent_pid)
     # The parent decides when to stop; a terminal's Ctrl-C reaches the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -53,15 +50,6 @@ def serve(connection: Connection, config: EngineConfig, parent_pid: int) -> None
         return  # the parent closed the connection: nobody is left to serve
     finally:
         engine.close()
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    """Ask Linux to kill this process with its parent; elsewhere the closed connection ends it."""
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os._exit(1)  # the parent died before the request was in place
 
 
 def _build(connection: Connection, config: EngineConfig) -> LLMEngine | None:

@@ -16,6 +16,15 @@ _POSITIVE = (
     "max_loras",
     "max_lora_rank",
     "max_saved_module_bytes",
+    "max_queued_lora_loads",
+)
+_POSITIVE_OR_NONE = (
+    "max_model_len",
+    "kv_cache_bytes",
+    "num_kv_blocks",
+    "max_cpu_loras",
+    "max_cpu_lora_bytes",
+    "num_threads",
 )
 
 
@@ -39,6 +48,9 @@ class EngineConfig:
     max_cpu_loras: int | None = None
     lora_target_modules: tuple[str, ...] | None = None
     max_saved_module_bytes: int = 1 << 30
+    max_cpu_lora_bytes: int | None = None
+    max_queued_lora_loads: int = 256
+    lora_load_timeout_s: float = 60.0
     seed: int = 0
     served_model_name: str | None = None
     num_threads: int | None = None
@@ -46,9 +58,10 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in _POSITIVE:
             self._require_positive(name)
-        for name in ("max_model_len", "kv_cache_bytes", "num_kv_blocks", "max_cpu_loras", "num_threads"):
+        for name in _POSITIVE_OR_NONE:
             if getattr(self, name) is not None:
                 self._require_positive(name)
+        self._require_seconds("lora_load_timeout_s")
         self._require_one_of("dtype", _DTYPES)
         self._require_one_of("device", _DEVICES)
         self._require_lora_limits()
@@ -63,6 +76,11 @@ class EngineConfig:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name} is {value!r}; give a positive integer")
+
+    def _require_seconds(self, name: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+            raise ConfigError(f"{name} is {value!r}; give a positive number of seconds")
 
     def _require_one_of(self, name: str, allowed: tuple[str, ...]) -> None:
         value = getattr(self, name)

@@ -22,6 +22,8 @@ EngineError
     ├── AdapterBaseMismatch
     ├── AdapterDigestMismatch
     ├── AdapterIOError           (retryable)
+    ├── AdapterLoadTimeout       (retryable)
+    ├── AdapterLoaderDied        (retryable)
     ├── AdapterInUse             (retryable) running sequences still need it
     └── AllSlotsPinned           also a RuntimeError
 """
@@ -169,6 +171,20 @@ class AdapterIOError(AdapterError):
     """Reading the adapter failed for a reason that may pass."""
 
     code = "adapter_io"
+    retryable = True
+
+
+class AdapterLoadTimeout(AdapterError):
+    """The adapter was not loaded within `lora_load_timeout_s`."""
+
+    code = "adapter_load_timeout"
+    retryable = True
+
+
+class AdapterLoaderDied(AdapterError):
+    """The loader process ended, or was killed for want of memory, while it held the adapter."""
+
+    code = "adapter_loader_died"
     retryable = True
 
 

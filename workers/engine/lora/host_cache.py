@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from workers.engine.lora.weights import AdapterWeights
 
@@ -13,9 +14,17 @@ from workers.engine.lora.weights import AdapterWeights
 WANTED_S = 1.0
 
 
+class _Size(NamedTuple):
+    """Bytes of LoRA, and of whole modules."""
+
+    lora: int
+    saved: int
+
+
 @dataclass(slots=True)
 class _Entry:
     weights: AdapterWeights
+    size: _Size
     wanted_until: float
 
 
@@ -26,16 +35,21 @@ class HostCache:
         self,
         capacity: int,
         *,
+        max_bytes: int | None = None,
         max_saved_bytes: int | None = None,
         is_busy: Callable[[str], bool],
         clock: Callable[[], float],
     ) -> None:
         """`is_busy` says whether a revision is in use or pinned; such a revision never leaves.
 
-        `max_saved_bytes` bounds the whole modules (modules_to_save) of all adapters together.
+        `max_bytes` bounds the LoRA of all adapters together, `max_saved_bytes` their whole modules
+        (modules_to_save).
         """
-        self._max_saved_bytes = max_saved_bytes
         self.capacity = capacity
+        self._max_bytes = max_bytes
+        self._max_saved_bytes = max_saved_bytes
+        self.num_bytes = 0
+        self.saved_bytes = 0
         self._is_busy = is_busy
         self._clock = clock
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
@@ -48,15 +62,6 @@ class HostCache:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(entry.weights.num_bytes for entry in self._entries.values())
-
-    @property
-    def saved_bytes(self) -> int:
-        """The bytes of whole modules that adapters brought."""
-        return sum(entry.weights.saved_bytes for entry in self._entries.values())
 
     def peek(self, revision: str) -> AdapterWeights:
         """Return a revision's weights without using them."""
@@ -74,41 +79,53 @@ class HostCache:
         self._entries[revision].wanted_until = self._clock() + WANTED_S
         self._entries.move_to_end(revision)
 
-    def has_room_for(self, num_more: int, *, even_wanted: bool = False) -> bool:
-        """Tell whether so many more could come without touching what is busy or, unless told so, wanted."""
-        return self._leaving_for(num_more, 0, even_wanted) is not None
+    def has_room_for(self, num_more: int) -> bool:
+        """Tell whether so many more could come without touching what is busy or wanted.
+
+        How large they are is not known before they are loaded.
+        """
+        return self._leaving_for(num_more, _Size(0, 0), even_wanted=False) is not None
+
+    def can_put(self, weights: AdapterWeights, *, even_wanted: bool = False) -> bool:
+        """Tell whether a loaded adapter finds room; what is wanted gives way only if told so."""
+        return self._leaving_for(1, _size(weights), even_wanted=even_wanted) is not None
 
     def put(self, weights: AdapterWeights, *, even_wanted: bool = False) -> list[str] | None:
         """Keep a loaded adapter; returns the revisions that left for it, or None if there is no room now."""
-        leaving = self._leaving_for(1, weights.saved_bytes, even_wanted)
+        size = _size(weights)
+        leaving = self._leaving_for(1, size, even_wanted=even_wanted)
         if leaving is None:
             return None
         for revision in leaving:
-            del self._entries[revision]
-        self._entries[weights.digest] = _Entry(weights, self._clock() + WANTED_S)
+            self.drop(revision)
+        self._entries[weights.digest] = _Entry(weights, size, self._clock() + WANTED_S)
+        self.num_bytes += size.lora
+        self.saved_bytes += size.saved
         return leaving
 
     def drop(self, revision: str) -> None:
-        del self._entries[revision]
+        """Forget a revision; its memory is free once no slot points at it."""
+        size = self._entries.pop(revision).size
+        self.num_bytes -= size.lora
+        self.saved_bytes -= size.saved
 
-    def _leaving_for(self, num_more: int, more_saved_bytes: int, even_wanted: bool) -> list[str] | None:
+    def _leaving_for(self, num_more: int, more: _Size, *, even_wanted: bool) -> list[str] | None:
         """Return who would leave for newcomers, as few as will do; None if too few may leave."""
         leaving: list[str] = []
         num_over = len(self._entries) + num_more - self.capacity
-        limit = self._max_saved_bytes
-        saved_over = (
-            0 if limit is None or not more_saved_bytes else self.saved_bytes + more_saved_bytes - limit
-        )
+        lora_over = _over(self.num_bytes, more.lora, self._max_bytes)
+        saved_over = _over(self.saved_bytes, more.saved, self._max_saved_bytes)
         candidates = self._evictable(even_wanted)
-        while num_over > 0 or saved_over > 0:
+        while num_over > 0 or lora_over > 0 or saved_over > 0:
             revision = next(candidates, None)
             if revision is None:
                 return None
-            saved_bytes = self._entries[revision].weights.saved_bytes
-            if num_over > 0 or saved_bytes:
+            size = self._entries[revision].size
+            if num_over > 0 or (lora_over > 0 and size.lora) or (saved_over > 0 and size.saved):
                 leaving.append(revision)
                 num_over -= 1
-                saved_over -= saved_bytes
+                lora_over -= size.lora
+                saved_over -= size.saved
         return leaving
 
     def _evictable(self, even_wanted: bool) -> Iterator[str]:
@@ -116,3 +133,12 @@ class HostCache:
         for revision, entry in self._entries.items():
             if (even_wanted or entry.wanted_until <= now) and not self._is_busy(revision):
                 yield revision
+
+
+def _size(weights: AdapterWeights) -> _Size:
+    return _Size(weights.num_bytes, weights.saved_bytes)
+
+
+def _over(held: int, more: int, limit: int | None) -> int:
+    """Return by how much a newcomer goes over a limit; one that brings nothing of the kind never does."""
+    return 0 if limit is None or not more else held + more - limit

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from workers.engine.errors import AdapterError
 from workers.engine.lora.adapter_files import stamp
-from workers.engine.lora.loader import Loader, LoadResult
+from workers.engine.lora.loading import Loader, LoadResult
 from workers.engine.lora.request import LoRARequest
 from workers.engine.lora.weights import AdapterWeights
 
 # After a failure that may pass, requests already waiting are told so; later ones start a new attempt.
 RETRY_AFTER_S = 1.0
 _MAX_REMEMBERED_FAILURES = 1024
+DEFAULT_MAX_QUEUED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +38,11 @@ class Arrival:
 class Loads:
     """Loads under way, those that arrived and wait for a place, and failures that stand."""
 
-    def __init__(self, load: Callable[[LoRARequest], AdapterWeights], *, clock: Callable[[], float]) -> None:
-        self._loader = Loader(load)
+    def __init__(self, loader: Loader, *, max_queued: int, clock: Callable[[], float]) -> None:
+        self._loader = loader
+        self._max_queued = max_queued
         self._clock = clock
-        self._loading: set[str] = set()  # revisions, or paths where no revision was asked for
+        self._loading: dict[str, LoRARequest] = {}  # by revision, or by path where none was asked for
         self._failures: OrderedDict[tuple[str, str | None], _Failure] = OrderedDict()
         self.arrivals: deque[Arrival] = deque()
 
@@ -49,14 +51,27 @@ class Loads:
         """How many loads will need a place on the host."""
         return len(self._loading) + len(self.arrivals)
 
+    @property
+    def is_full(self) -> bool:
+        """Tell whether no further load may be queued; requests then wait their turn outside."""
+        return self.num_underway >= self._max_queued
+
     def is_underway(self, request: LoRARequest) -> bool:
         """Tell whether this request's load is queued, running, or has arrived and waits for a place."""
         return _key(request) in self._loading or self.has_arrived(request)
 
     def start(self, request: LoRARequest) -> None:
         """Queue the load of a request for which none is under way."""
-        self._loading.add(_key(request))
+        self._loading[_key(request)] = request
         self._loader.submit(request)
+
+    def cancel(self, request: LoRARequest) -> bool:
+        """Take back a load that has not begun; False if there is none such."""
+        started = self._loading.get(_key(request))
+        if started is None or not self._loader.cancel(started):
+            return False
+        del self._loading[_key(request)]
+        return True
 
     def collect(self) -> list[LoadResult]:
         """Return the loads that finished since the last call; the good ones are in `arrivals` too."""
@@ -66,10 +81,15 @@ class Loads:
             finished.append(result)
         return finished
 
+    def hold(self, is_held: bool) -> None:
+        """Begin no more loads while what has arrived finds no place."""
+        self._loader.hold(is_held)
+
     def finish(self, request: LoRARequest) -> list[LoadResult]:
         """Wait for a request's load, starting it if need be; returns what finished, its own last."""
         if _key(request) not in self._loading:
             self.start(request)
+        self._loader.hold(False)
         finished: list[LoadResult] = []
         while not finished or _key(finished[-1].request) != _key(request):
             finished.append(self._loader.wait())
@@ -108,7 +128,7 @@ class Loads:
         self._loader.close()
 
     def _settle(self, result: LoadResult) -> None:
-        self._loading.discard(_key(result.request))
+        self._loading.pop(_key(result.request), None)
         if result.weights is not None:
             self.arrivals.append(Arrival(result.request, result.weights, self._clock()))
             return

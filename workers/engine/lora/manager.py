@@ -6,31 +6,26 @@ import builtins
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-import structlog
 import torch
 
 from kernels.lora_slots import PackedModuleSlots
-from workers.engine.errors import AdapterInUse, AdapterTooLarge, AllSlotsPinned, ConfigError
+from workers.engine.errors import AdapterInUse, AllSlotsPinned, ConfigError
 from workers.engine.lora.base import BaseDescription, ModuleShape, Vocabulary
 from workers.engine.lora.composition import Seat
 from workers.engine.lora.dora import DoraTerms
-from workers.engine.lora.host_cache import WANTED_S
 from workers.engine.lora.identities import Identities
-from workers.engine.lora.loader import LoadResult
-from workers.engine.lora.loads import Loads
+from workers.engine.lora.intake import Intake
+from workers.engine.lora.loading import DEFAULT_TIMEOUT_S, Loader, LoaderChild, LoadSpec
+from workers.engine.lora.loads import DEFAULT_MAX_QUEUED, Loads
 from workers.engine.lora.packed_slots import PackedLayout
 from workers.engine.lora.request import LoRARequest
 from workers.engine.lora.residency import ResidencyChange, Tier
 from workers.engine.lora.seating import Seating
 from workers.engine.lora.stats import AdapterStats, RevisionStats
 from workers.engine.lora.tiers import Tiers
-from workers.engine.lora.validate import check_adapter
 from workers.engine.lora.vocabulary_slots import VocabularySlots
-from workers.engine.lora.weights import AdapterWeights, pack_adapter
 
 __all__ = ["LoRAManager", "ModuleShape"]
-
-log = structlog.get_logger(__name__)
 
 
 class LoRAManager:
@@ -52,6 +47,10 @@ class LoRAManager:
         target_modules: Sequence[str] | None = None,
         max_saved_module_bytes: int | None = None,
         dora: DoraTerms | None = None,
+        max_cpu_lora_bytes: int | None = None,
+        lora_load_timeout_s: float = DEFAULT_TIMEOUT_S,
+        max_queued_lora_loads: int = DEFAULT_MAX_QUEUED,
+        loader_child: LoaderChild | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`shapes` are the base's linear layers by module path; an empty `base_name` means unknown.
@@ -62,26 +61,30 @@ class LoRAManager:
         """
         host_capacity = max_loras if max_cpu_loras is None else max_cpu_loras
         _check_limits(max_loras, host_capacity, max_lora_rank, torch.device(device))
-        self._base = BaseDescription(base_name, num_layers, shapes, layout, vocabulary)
-        self._target_modules = target_modules
-        self._max_saved_module_bytes = max_saved_module_bytes
-        self._max_lora_rank = max_lora_rank
-        self._dtype = dtype
-        self._layout = layout
+        spec = LoadSpec(
+            base=BaseDescription(base_name, num_layers, dict(shapes), dict(layout), vocabulary),
+            max_rank=max_lora_rank,
+            dtype=str(dtype).removeprefix("torch."),
+            target_modules=None if target_modules is None else tuple(target_modules),
+            max_bytes=max_cpu_lora_bytes,
+            max_saved_bytes=max_saved_module_bytes,
+            timeout_s=lora_load_timeout_s,
+        )
         self._tiers = Tiers(
             shapes,
-            self._layout,
+            layout,
             num_slots=max_loras,
             host_capacity=host_capacity,
+            host_bytes=max_cpu_lora_bytes,
             clock=clock,
             vocabulary=vocabulary,
             max_saved_bytes=max_saved_module_bytes,
             dora=dora,
         )
-        self._clock = clock
-        self._loads = Loads(self._load, clock=clock)
         self._identities = Identities()
-        self._seating = Seating(self._tiers, self._identities, self._loads, self._start_if_room)
+        self._loads = Loads(Loader(spec, loader_child), max_queued=max_queued_lora_loads, clock=clock)
+        self._intake = Intake(self._loads, self._tiers, self._identities, clock=clock)
+        self._seating = Seating(self._tiers, self._identities, self._loads, self._intake.start_if_room)
 
     # What the engine asks for its sequences
 
@@ -96,7 +99,7 @@ class LoRAManager:
         Ask again next step then. Raises the AdapterError for which an adapter cannot be served, or the
         RequestError for which these cannot be served together.
         """
-        self._collect()
+        self._intake.collect()
         return self._seating.take(requests)
 
     def is_loaded(self, request: LoRARequest) -> bool:
@@ -109,14 +112,7 @@ class LoRAManager:
 
     def prefetch(self, request: LoRARequest) -> None:
         """Start loading an adapter into host memory if there is a place; `acquire` tells if that failed."""
-        self._collect()
-        revision = self._identities.revision_of(request)
-        if revision is not None and revision in self._tiers:
-            self._tiers.host.want(revision)
-            return
-        self._loads.forget_retryable(request)
-        if not self._loads.has_failed(request):
-            self._start_if_room(request)
+        self._intake.prefetch(request)
 
     def count_non_finite(self, request: LoRARequest) -> None:
         """Note that a request with this adapter ended in NaN or infinity."""
@@ -150,10 +146,10 @@ class LoRAManager:
 
     def add(self, request: LoRARequest) -> bool:
         """Load an adapter now and give it a slot if one is idle; False if it had one. Waits for the disk."""
-        self._collect()
+        self._intake.collect()
         revision = self._identities.revision_of(request)
         if revision is None or revision not in self._tiers:
-            revision = self._load_now(request)
+            revision = self._intake.load_now(request)
         self._identities.register(request.lora_int_id, revision)
         if revision in self._tiers.slots:
             self._tiers.touch(revision)
@@ -163,7 +159,7 @@ class LoRAManager:
 
     def remove(self, lora_int_id: int) -> bool:
         """Drop an adapter from slot and host, pinned or not; False if unknown, AdapterInUse while it runs."""
-        self._collect()
+        self._intake.collect()
         revision = self._identities.revision_by_id(lora_int_id)
         if revision is None:
             return False
@@ -180,7 +176,7 @@ class LoRAManager:
 
     def pin(self, lora_int_id: int) -> bool:
         """Keep an adapter in a slot, giving it one; ValueError if unknown, AllSlotsPinned if none is free."""
-        self._collect()
+        self._intake.collect()
         revision = self._identities.revision_by_id(lora_int_id)
         if revision is None:
             raise ValueError(f"adapter id {lora_int_id} is not loaded; add it before pinning it")
@@ -196,7 +192,7 @@ class LoRAManager:
 
     def list(self) -> set[int]:
         """Return the ids of the adapters in host memory."""
-        self._collect()
+        self._intake.collect()
         return self._identities.ids()
 
     @property
@@ -206,12 +202,12 @@ class LoRAManager:
 
     def drain_changes(self) -> builtins.list[ResidencyChange]:
         """Return the residency changes since the last call, oldest first."""
-        self._collect()
+        self._intake.collect()
         return self._tiers.residency.drain()
 
     def residency(self) -> dict[str, Tier]:
         """Return the tier of every revision on host or device."""
-        self._collect()
+        self._intake.collect()
         return self._tiers.residency.tiers()
 
     def tier_of(self, revision: str) -> Tier:
@@ -220,102 +216,12 @@ class LoRAManager:
 
     def stats(self) -> AdapterStats:
         """Return what loading and keeping adapters has cost so far."""
-        self._collect()
+        self._intake.collect()
         return self._tiers.stats(num_loading=self._loads.num_underway)
 
     def close(self) -> None:
         """End the loader; the manager is of no use afterwards."""
         self._loads.close()
-
-    # Loading
-
-    def _load(self, request: LoRARequest) -> AdapterWeights:
-        """Read, check and pack an adapter; runs on the loader's thread and reads only what never changes."""
-        checked = check_adapter(
-            request.lora_path,
-            base=self._base,
-            max_rank=self._max_lora_rank,
-            name=request.lora_name,
-            revision=request.revision,
-            target_modules=self._target_modules,
-        )
-        weights = pack_adapter(checked, shapes=self._base.shapes, layout=self._layout, dtype=self._dtype)
-        limit = self._max_saved_module_bytes
-        if limit is not None and weights.saved_bytes > limit:
-            raise AdapterTooLarge(
-                f"{checked.label}: its modules_to_save take {weights.saved_bytes} bytes, but "
-                f"max_saved_module_bytes is {limit}; raise it, or train with LoRA on them"
-            )
-        return weights
-
-    def _start_if_room(self, request: LoRARequest) -> None:
-        if self._loads.is_underway(request):
-            return
-        # One load may run ahead of its place, to be at hand when a busy one ends; more would waste memory.
-        if self._loads.num_underway == 0 or self._tiers.host.has_room_for(self._loads.num_underway + 1):
-            self._loads.start(request)
-
-    def _load_now(self, request: LoRARequest) -> str:
-        weights = self._loads.take_arrival(request)
-        if weights is None:
-            finished = self._loads.finish(request)
-            for result in finished:
-                self._note(result)
-            if finished[-1].error is not None:
-                raise finished[-1].error
-            weights = self._loads.take_arrival(request)
-        assert weights is not None
-        if weights.digest not in self._tiers and not self._place(request, weights, even_wanted=True):
-            self._tiers.residency.record(weights.digest, "none")
-            raise AllSlotsPinned(
-                f"adapter {request.lora_name!r} has no place on the host: all there are in use or pinned; "
-                "raise max_cpu_loras or try again later"
-            )
-        return weights.digest
-
-    def _collect(self) -> None:
-        """Take in what the loader finished; what finds no place waits, first come, first served."""
-        for result in self._loads.collect():
-            self._note(result)
-        arrivals = self._loads.arrivals
-        while arrivals:
-            first = arrivals[0]
-            # Adapters that others want give way once the arrival has waited as long as they are protected.
-            has_waited = self._clock() >= first.at + WANTED_S
-            if first.weights.digest not in self._tiers and not self._place(
-                first.request, first.weights, even_wanted=has_waited
-            ):
-                self._tiers.residency.record(first.weights.digest, "host")
-                return
-            arrivals.popleft()
-
-    def _place(self, request: LoRARequest, weights: AdapterWeights, *, even_wanted: bool) -> bool:
-        left = self._tiers.admit(weights, even_wanted=even_wanted)
-        if left is None:
-            return False
-        for revision in left:
-            self._identities.forget(revision)
-            log.info("adapter.evicted", revision=revision)
-        self._identities.register(request.lora_int_id, weights.digest)
-        return True
-
-    def _note(self, result: LoadResult) -> None:
-        request, error, weights = result.request, result.error, result.weights
-        if weights is None:
-            self._tiers.counters.failed(request.revision or request.lora_path)
-            log.warning(
-                "adapter.load_failed", adapter=request.lora_name, path=request.lora_path, error=str(error)
-            )
-            return
-        self._identities.learn(request.lora_path, result.files, weights.digest)
-        self._tiers.counters.loaded(weights.digest, result.load_ms)
-        log.info(
-            "adapter.loaded",
-            adapter=request.lora_name,
-            revision=weights.digest,
-            load_ms=round(result.load_ms, 1),
-            num_bytes=weights.num_bytes,
-        )
 
 
 def _check_limits(max_loras: int, host_capacity: int, max_lora_rank: int, device: torch.device) -> None:

@@ -26,6 +26,7 @@ class Tiers:
         *,
         num_slots: int,
         host_capacity: int,
+        host_bytes: int | None,
         clock: Callable[[], float],
         vocabulary: Vocabulary | None = None,
         max_saved_bytes: int | None = None,
@@ -34,7 +35,11 @@ class Tiers:
         """`dora` completes adapters with DoRA; without it and without `vocabulary` they must bring none."""
         self.slots = SlotTable(num_slots)
         self.host = HostCache(
-            host_capacity, max_saved_bytes=max_saved_bytes, is_busy=self.slots.is_busy, clock=clock
+            host_capacity,
+            max_bytes=host_bytes,
+            max_saved_bytes=max_saved_bytes,
+            is_busy=self.slots.is_busy,
+            clock=clock,
         )
         self.residency = ResidencyLog()
         self.counters = AdapterCounters()
@@ -90,7 +95,7 @@ class Tiers:
 
     def admit(self, weights: AdapterWeights, *, even_wanted: bool = False) -> list[str] | None:
         """Keep a loaded revision on the host; returns which left for it, or None if there is no room."""
-        if not self.host.has_room_for(1, even_wanted=even_wanted):
+        if not self.host.can_put(weights, even_wanted=even_wanted):
             return None
         leaving = self.host.put(
             weights if self._dora is None else self._dora.complete(weights), even_wanted=even_wanted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +14,9 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.unit.workers.engine.loader_pool import LoaderPool
 from workers.engine import EngineConfig, LLMEngine, LoRARequest
+from workers.engine.lora.loading import loader
 
 BOS_ID, EOS_ID, PAD_ID = 0, 1, 2
 CHAT_TEMPLATE = (
@@ -42,6 +44,16 @@ def save_tokenizer(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": {"content": "</s>"}}')
+
+
+@pytest.fixture(scope="session", autouse=True)
+def loader_processes() -> Iterator[LoaderPool]:
+    """The loader processes that this session's engines share, one engine after the other."""
+    pool = LoaderPool()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loader, "LoaderChild", pool.take)
+        yield pool
+    pool.close()
 
 
 @pytest.fixture(scope="session")

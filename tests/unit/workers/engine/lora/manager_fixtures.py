@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 
 from tests.unit.workers.engine.lora.adapter_writer import BASE, write_adapter
 from workers.engine.lora.digest import adapter_digest
+from workers.engine.lora.loading import LoadSpec
 from workers.engine.lora.manager import LoRAManager
 from workers.engine.lora.request import LoRARequest
 
@@ -36,10 +38,23 @@ def new_manager(max_loras: int = 2, max_cpu_loras: int | None = 4, **options: An
     )
 
 
+def spec_of(**limits: Any) -> LoadSpec:
+    """What loads for the tiny base have in common."""
+    return LoadSpec(BASE, **{"max_rank": 64, "dtype": "float32", **limits})
+
+
 def request_of(folder: Path, number: int, *, pinned: bool = True, **options: Any) -> LoRARequest:
     """Write adapter `number`, different from every other, and ask for it; `pinned` names its revision."""
     path = write_adapter(folder / f"adapter-{number}", **{"seed": number, "rank": 4, **options})
     return LoRARequest(f"adapter-{number}", number, str(path), adapter_digest(path) if pinned else None)
+
+
+def stuck_request(folder: Path) -> LoRARequest:
+    """Ask for an adapter whose weights are a pipe that nobody writes to: reading it hangs."""
+    path = write_adapter(folder / "stuck")
+    (path / "adapter_model.safetensors").unlink()
+    os.mkfifo(path / "adapter_model.safetensors")
+    return LoRARequest("stuck", 99, str(path))
 
 
 def acquired(manager: LoRAManager, request: LoRARequest) -> int:

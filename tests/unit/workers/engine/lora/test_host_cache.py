@@ -62,7 +62,7 @@ def test_what_was_loaded_for_a_waiting_request_is_safe_for_a_while(cache: HostCa
     cache.put(_weights("b"))
 
     assert cache.put(_weights("c")) is None
-    assert cache.has_room_for(1, even_wanted=True)
+    assert cache.can_put(_weights("c"), even_wanted=True)
     clock.now += WANTED_S
     assert cache.put(_weights("c")) == ["a"]
 

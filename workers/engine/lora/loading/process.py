@@ -1,0 +1,51 @@
+"""The loader process: one load after the other, on one thread, out of the engine's way.
+
+It is started as a program, not by multiprocessing: a user's script without a `__main__` guard must not be
+imported again by its child.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from workers.engine.lora.loading.channel import Channel
+from workers.engine.lora.loading.spec import Load, LoadSpec, Ready
+from workers.engine.lora.loading.work import load
+
+_NICENESS = 19
+
+
+def main(file: int) -> None:
+    """Serve the socket that was inherited from the engine's process until that is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    os.nice(_NICENESS)
+    _be_first_to_go()
+    with socket.socket(fileno=file) as end, suppress(EOFError, ConnectionError):
+        serve(Channel(end))
+
+
+def serve(channel: Channel) -> None:
+    """Answer loads in order until the other side is gone, which raises EOFError or ConnectionError."""
+    channel.send(Ready())
+    spec: LoadSpec | None = None
+    while True:
+        command = channel.receive()
+        if isinstance(command, LoadSpec):
+            spec = command
+            continue
+        assert isinstance(command, Load), f"the engine sent {type(command).__name__}"
+        assert spec is not None, "the engine asked for a load before it sent a LoadSpec"
+        channel.send(load(command.request, spec))
+
+
+def _be_first_to_go() -> None:
+    """Where an adapter eats all memory, let the kernel end this process and not the engine."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
