@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from kernels.cpu import library
 from workers.engine import LLMEngine, LoRARequest, RequestOutput, SamplingParams
 from workers.engine.child import EngineServer
+from workers.engine.executor import Executor
 from workers.engine.messages import AddRequest
 from workers.engine.step_input import StepInput, StepOutput
 
@@ -254,6 +256,40 @@ def test_a_request_that_fails_on_nan_leaves_nothing_in_the_cache(
     assert tokens(engine.generate(stem, GREEDY)) == tokens(outputs[1:]) == [greedy(stem, 12)]
     engine.check_integrity()
     engine.close()
+
+
+class Spoiler:
+    """An executor whose logits are not finite from some step on."""
+
+    def __init__(self, inner: Executor, num_sound_steps: int) -> None:
+        self._inner = inner
+        self._num_sound_steps = num_sound_steps
+
+    def execute(self, step: StepInput) -> StepOutput:
+        output = self._inner.execute(step)
+        self._num_sound_steps -= 1
+        if self._num_sound_steps >= 0:
+            return output
+        return replace(output, failed=[True] * len(output.failed))
+
+
+def test_a_request_that_fails_late_takes_back_its_own_blocks_and_leaves_those_it_found(
+    make_engine: MakeEngine, stem: list[int], greedy: Greedy
+) -> None:
+    engine = make_engine()
+    engine.generate(stem[:20], replace(GREEDY, max_tokens=1))
+    sound = engine._parts.executor
+    engine._parts = engine._parts._replace(executor=Spoiler(sound, num_sound_steps=3))
+
+    failed = engine.generate(stem, GREEDY)
+    engine._parts = engine._parts._replace(executor=sound)
+    again = engine.generate(stem, GREEDY)
+
+    assert failed[0].error is not None
+    assert tokens(failed) == [greedy(stem, 3)]
+    assert hits(failed) == hits(again) == [16]
+    assert tokens(again) == [greedy(stem, 12)]
+    engine.check_integrity()
 
 
 def copy_with_nan(request: LoRARequest, folder: Path) -> LoRARequest:
