@@ -29,6 +29,12 @@ class Linear:
         self._weight = _pack(weight) if self.is_packed else weight
         self.bias = bias
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, the bias included."""
+        weight_bytes = self.out_features * self.in_features * self._weight.dtype.itemsize
+        return weight_bytes + (0 if self.bias is None else self.bias.nbytes)
+
     def __call__(
         self,
         x: Tensor,  # [num_rows, in_features]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.cpu import library
+from kernels.linear import Linear
 from kernels.quantized_weight import QuantizedWeight
 
 _TILE_BYTES = 1 << 20
@@ -24,7 +26,7 @@ class QuantizedLinear:
 
     def __init__(self, parts: Sequence[QuantizedWeight], bias: Tensor | None = None) -> None:
         """`bias` is [out_features], in the dtype of x."""
-        self._parts = tuple(parts)
+        self._parts = _sharing_columns(parts)
         self.in_features = parts[0].in_features
         self.out_features = sum(part.out_features for part in parts)
         self.bias = bias
@@ -32,7 +34,9 @@ class QuantizedLinear:
     @property
     def nbytes(self) -> int:
         """Bytes held, the bias included."""
-        return sum(part.nbytes for part in self._parts) + (0 if self.bias is None else self.bias.nbytes)
+        orders = {id(part.columns): part.columns.nbytes for part in self._parts if part.columns is not None}
+        weights = sum(part.nbytes for part in self._parts)
+        return weights + sum(orders.values()) + (0 if self.bias is None else self.bias.nbytes)
 
     def __call__(
         self,
@@ -43,10 +47,12 @@ class QuantizedLinear:
             raise ValueError(f"x is {tuple(x.shape)}; this module needs [num_rows, {self.in_features}]")
         out = x.new_empty((x.shape[0], self.out_features))
         multiply = _multiply_compiled if library.serves(x) else multiply_reference
-        first = 0
+        first, columns, ordered = 0, None, x
         for part in self._parts:
+            if part.columns is not columns:
+                columns = part.columns
+                ordered = x if columns is None else x.index_select(1, columns)
             bias = None if self.bias is None else self.bias[first : first + part.out_features]
-            ordered = x if part.columns is None else x.index_select(1, part.columns)
             multiply(out, first, ordered, part, bias)
             first += part.out_features
         return out
@@ -54,6 +60,19 @@ class QuantizedLinear:
     def dense(self) -> Tensor:  # [out_features, in_features] float32
         """Return the weight dequantised, unrounded."""
         return torch.cat([part.dense() for part in self._parts])
+
+
+def _sharing_columns(parts: Sequence[QuantizedWeight]) -> tuple[QuantizedWeight, ...]:
+    """Let parts with their columns in the same order have one tensor of it, so that x is gathered once."""
+    shared = list(parts[:1])
+    for part in parts[1:]:
+        last = shared[-1].columns
+        is_same = last is not None and part.columns is not None and torch.equal(last, part.columns)
+        shared.append(replace(part, columns=last) if is_same else part)
+    return tuple(shared)
+
+
+AnyLinear = Linear | QuantizedLinear
 
 
 def _multiply_compiled(

@@ -26,7 +26,7 @@ class QuantizedWeight:
     zeros: Tensor | None  # [num_blocks] uint8; None: 0
     table: Tensor | None  # [16] float32 with 4 bits, None with 8
     block: int
-    columns: Tensor | None = None  # [in_features] int64; None: the codes' columns are those of W
+    columns: Tensor | None = None  # [in_features] int32; None: the codes' columns are those of W
 
     @property
     def out_features(self) -> int:
@@ -40,8 +40,9 @@ class QuantizedWeight:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
-        parts = (self.codes, self.scales, self.zeros, self.table, self.columns)
+        """Bytes held by this weight alone: an order of columns may be shared, the identity is."""
+        table = None if self.table is IDENTITY_TABLE else self.table
+        parts = (self.codes, self.scales, self.zeros, table)
         return sum(part.nbytes for part in parts if part is not None)
 
     def coded_rows(self, start: int, end: int) -> Tensor:  # [end - start, in_features] float32
@@ -58,7 +59,7 @@ class QuantizedWeight:
         weight = self.coded_rows(0, self.out_features)
         if self.columns is None:
             return weight
-        return torch.empty_like(weight).index_copy_(1, self.columns, weight)
+        return torch.empty_like(weight).index_copy_(1, self.columns.long(), weight)
 
     def _values(self, codes: Tensor) -> Tensor:
         if self.table is None:

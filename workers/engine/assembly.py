@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from workers.engine.lora.manager import LoRAManager
 from workers.engine.lora.module_filter import check_names
 from workers.engine.model.config import ModelConfig, load_model_config
 from workers.engine.model.decoder import Decoder
+from workers.engine.model.quantization import in_flight
 from workers.engine.model.weights import DecoderWeights, load_weights
 from workers.engine.prefix_cache import PrefixCache
 from workers.engine.prefix_keys import base_fingerprint
@@ -49,6 +50,9 @@ class EngineInfo:
     num_kv_blocks: int
     max_loras: int  # 0 = LoRA is off
     max_lora_rank: int
+    quantization: str | None  # "bitsandbytes", "awq", "gptq" or "int8"; None: the linear modules are plain
+    quant_storage: str  # "keep" or "dequantize"
+    linear_bytes: int  # what the linear modules of the layers hold
     cpu_kernels: str  # "avx512_bf16", "avx2", or "torch" where none are compiled
 
 
@@ -76,13 +80,13 @@ def assemble(config: EngineConfig) -> EngineParts:
     dtype = getattr(torch, config.dtype)
     tokenizer = Tokenizer.from_folder(folder)
     loader_child = start_process() if config.enable_lora else None  # it starts while the weights are read
-    weights = load_weights(folder, model, dtype)
+    weights = _weights(config, model, dtype)
     adapters = _adapters(config, model, weights, dtype, loader_child) if config.enable_lora else None
     allocator = BlockAllocator(info.num_kv_blocks + 1)
     prefixes = _prefix_cache(config, allocator, adapters) if config.enable_prefix_caching else None
     decoder = Decoder(model, weights, max_model_len=info.max_model_len, adapters=adapters)
     return EngineParts(
-        info=info,
+        info=replace(info, linear_bytes=weights.linear_bytes),
         adapters=adapters,
         allocator=allocator,
         prefixes=prefixes,
@@ -108,6 +112,16 @@ def assemble(config: EngineConfig) -> EngineParts:
     )
 
 
+def _weights(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> DecoderWeights:
+    return load_weights(
+        Path(config.model),
+        model,
+        dtype,
+        in_flight=in_flight(config.quantization, model.quantization),
+        keep_quantized=config.quant_storage == "keep",
+    )
+
+
 def _engine_info(config: EngineConfig, model: ModelConfig) -> EngineInfo:
     max_model_len = _max_model_len(config, model)
     folder_name = Path(config.model).absolute().name
@@ -123,6 +137,9 @@ def _engine_info(config: EngineConfig, model: ModelConfig) -> EngineInfo:
         num_kv_blocks=_num_kv_blocks(config, model, max_model_len),
         max_loras=config.max_loras if config.enable_lora else 0,
         max_lora_rank=config.max_lora_rank,
+        quantization=config.quantization if model.quantization is None else model.quantization.quant_method,
+        quant_storage=config.quant_storage,
+        linear_bytes=0,  # known once they are loaded
         cpu_kernels=library.level(),
     )
 

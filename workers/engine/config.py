@@ -26,15 +26,25 @@ _POSITIVE_OR_NONE = (
     "max_cpu_lora_bytes",
     "num_threads",
 )
+_QUANTIZATIONS = (None, "int8", "bitsandbytes", "awq", "gptq")
+_QUANT_STORAGES = ("keep", "dequantize")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Limits and places; `max_model_len=None` means the checkpoint's own limit, at most 2048."""
+    """Limits and places; `max_model_len=None` means the checkpoint's own limit, at most 2048.
+
+    `quantization` None serves a checkpoint as it is, quantised or plain. On a plain one "int8" quantises the
+    linear modules to int8 rows while they load, and "bitsandbytes" to NF4. "bitsandbytes", "awq" and "gptq"
+    insist on a checkpoint that is quantised so. `quant_storage` "dequantize" trades memory for the speed of
+    plain weights.
+    """
 
     model: str
     device: str = "cpu"
     dtype: str = "float32"
+    quantization: str | None = None
+    quant_storage: str = "keep"
     max_num_seqs: int = 32
     max_model_len: int | None = None
     max_num_batched_tokens: int = 2048
@@ -64,6 +74,8 @@ class EngineConfig:
         self._require_seconds("lora_load_timeout_s")
         self._require_one_of("dtype", _DTYPES)
         self._require_one_of("device", _DEVICES)
+        self._require_one_of("quantization", _QUANTIZATIONS)
+        self._require_one_of("quant_storage", _QUANT_STORAGES)
         self._require_lora_limits()
         self._require_consistent()
 
@@ -82,10 +94,10 @@ class EngineConfig:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
             raise ConfigError(f"{name} is {value!r}; give a positive number of seconds")
 
-    def _require_one_of(self, name: str, allowed: tuple[str, ...]) -> None:
+    def _require_one_of(self, name: str, allowed: tuple[str | None, ...]) -> None:
         value = getattr(self, name)
         if value not in allowed:
-            raise ConfigError(f"{name} is {value!r}; this engine serves {', '.join(allowed)}")
+            raise ConfigError(f"{name} is {value!r}; this engine serves {', '.join(map(str, allowed))}")
 
     def _require_lora_limits(self) -> None:
         if self.max_lora_rank > _MAX_LORA_RANK:

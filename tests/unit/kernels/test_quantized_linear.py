@@ -35,7 +35,7 @@ def test_it_equals_the_dequantised_weight(
 @pytest.mark.parametrize("bits", [4, 8])
 def test_parts_stand_side_by_side_each_with_its_own_order_of_columns(bits: int) -> None:
     parts = [random_weight(rows, 64, bits=bits, block=32, seed=rows) for rows in (24, 8, 8)]
-    parts[1] = replace(parts[1], columns=torch.randperm(64))
+    parts[1] = replace(parts[1], columns=torch.randperm(64).int())
     layer, bias, x = QuantizedLinear(parts), torch.randn(40), torch.randn(5, 64)
 
     assert layer.dense().shape == (layer.out_features, layer.in_features) == (40, 64)

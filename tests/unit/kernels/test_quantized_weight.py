@@ -44,7 +44,7 @@ def test_a_table_gives_the_codes_their_values() -> None:
 
 def test_columns_stand_where_their_order_says() -> None:
     weight = random_weight(4, 32, bits=4, block=16)
-    order = torch.randperm(32)
+    order = torch.randperm(32, dtype=torch.int32)
 
     turned = replace(weight, columns=order).dense()
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kernels.linear import Linear
 from kernels.lora_slots import PackedLoRA
+from kernels.quantized_linear import AnyLinear
 from workers.engine.lora.packed_slots import PackedKey
 from workers.engine.lora.weights import AdapterWeights, EmbeddingLoRA
 
@@ -26,7 +26,7 @@ class DoraTerms:
 
     def __init__(
         self,
-        linear: Callable[[int, str, int | None], Linear],  # by layer, packed module and expert
+        linear: Callable[[int, str, int | None], AnyLinear],  # by layer, packed module and expert
         embedding: Tensor,  # [vocab_size, hidden_size]
         head: Tensor,  # [vocab_size, hidden_size], the same tensor where they are tied
     ) -> None:
@@ -72,7 +72,7 @@ class DoraTerms:
             norms += chunk.float().square().sum(dim=0)
         return replace(lora, dora=_filled(lora.dora, products, lora.b_t, norms, torch.zeros_like(norms)))
 
-    def _square_norms_of(self, key: PackedKey, linear: Linear) -> Tensor:
+    def _square_norms_of(self, key: PackedKey, linear: AnyLinear) -> Tensor:
         if key not in self._square_norms:
             self._square_norms[key] = linear.dense().float().square().sum(dim=1)
         return self._square_norms[key]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kernels.linear import Linear
 from kernels.lora import add_lora
 from kernels.lora_slots import PackedModuleSlots
+from kernels.quantized_linear import AnyLinear
 from kernels.segments import Segments
 
 
 class AdaptedLinear:
     """y = W x + bias + B(Ax), the last for the rows that have adapters."""
 
-    def __init__(self, linear: Linear, slots: PackedModuleSlots | None) -> None:
+    def __init__(self, linear: AnyLinear, slots: PackedModuleSlots | None) -> None:
         """`slots` is None where the engine serves no adapters."""
         self._linear = linear
         self._slots = slots

@@ -41,23 +41,39 @@ class CheckpointReader:
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Return the tensor in the engine's dtype, or refuse it with the shape that was expected."""
+        return self.read_float(name, shape).to(self._dtype)
+
+    def read_float(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Return the tensor in the file's dtype, which must be a floating-point one."""
+        return self.read_stored(name, shape, _FLOAT_DTYPES)
+
+    def read_stored(
+        self, name: str, shape: tuple[int, ...] | None, dtypes: tuple[torch.dtype, ...]
+    ) -> Tensor:
+        """Return the tensor as the file has it, in one of these dtypes; a shape of None means any."""
         path = self._place_of.get(name)
         if path is None:
             raise CheckpointError(
                 f"{self._folder}: tensor {name!r} is missing; download the checkpoint again"
             )
         tensor = self._get(path, name)
-        if tuple(tensor.shape) != shape:
+        if shape is not None and tuple(tensor.shape) != shape:
             raise CheckpointError(
-                f"{path}: {name!r} has shape {tuple(tensor.shape)}, config.json implies {shape}; "
+                f"{self.place(name)} has shape {tuple(tensor.shape)}, config.json implies {shape}; "
                 "use the config and the weights of the same checkpoint"
             )
-        if tensor.dtype not in _FLOAT_DTYPES:
+        if tensor.dtype not in dtypes:
+            *others, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
             raise CheckpointError(
-                f"{path}: {name!r} has dtype {tensor.dtype}; give float32, float16 or bfloat16"
+                f"{self.place(name)} has dtype {tensor.dtype}; "
+                f"give {' or '.join(filter(None, (', '.join(others), last)))}"
             )
         self._unread.discard(name)
-        return tensor.to(self._dtype)
+        return tensor
+
+    def place(self, name: str) -> str:
+        """Say where a tensor is, for messages."""
+        return f"{self._place_of.get(name, self._folder)}: {name!r}"
 
     def ignore(self, name: str) -> None:
         """Mark a tensor as known and not needed."""

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from workers.engine.errors import CheckpointError
 from workers.engine.model.families import FAMILIES, Family, LayerType
+from workers.engine.model.quantization import QuantizedCheckpoint, quantization_of
 from workers.engine.model.raw_config import (
     as_ids,
     experts_of,
@@ -74,6 +75,7 @@ class ModelConfig(BaseModel):
     attn_logit_softcapping: float | None = Field(default=None, gt=0)
     final_logit_softcapping: float | None = Field(default=None, gt=0)
     tie_word_embeddings: bool = False
+    quantization: QuantizedCheckpoint | None = None
     eos_token_ids: tuple[int, ...] = ()
     name: str | None = Field(default=None, validation_alias="_name_or_path")
 
@@ -122,6 +124,7 @@ def load_model_config(folder: Path) -> ModelConfig:
     family = family_of(raw, path)
     refuse_unhonoured(raw, family, path)
     filled = with_defaults(raw, family)
+    filled["quantization"] = quantization_of(raw, path)
     generation = read_json(folder / "generation_config.json") or {}
     filled["eos_token_ids"] = as_ids(raw.get("eos_token_id")) + as_ids(generation.get("eos_token_id"))
     return _validated(filled, family, path)

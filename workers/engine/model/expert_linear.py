@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from kernels.expert_rows import ExpertRows
-from kernels.linear import Linear
 from kernels.lora import add_lora
 from kernels.lora_slots import PackedModuleSlots
+from kernels.quantized_linear import AnyLinear
 from kernels.row_padding import padded_rows
 from kernels.segments import Segments
 
@@ -18,7 +18,7 @@ from kernels.segments import Segments
 class ExpertLinear:
     """y = W_e x + B_e(A_e x) for rows sorted by expert e, the second for the rows that have adapters."""
 
-    def __init__(self, linears: Sequence[Linear], slots: PackedModuleSlots | None) -> None:
+    def __init__(self, linears: Sequence[AnyLinear], slots: PackedModuleSlots | None) -> None:
         """`slots` has a place for every expert's every slot; None where the engine serves no adapters."""
         self._linears = linears
         self._slots = slots

@@ -51,7 +51,6 @@ def refuse_unhonoured(raw: Mapping[str, Any], family: Family, path: Path) -> Non
     """Refuse values that change what the model computes and that this engine does not compute."""
     served: dict[str, tuple[object, ...]] = {
         family.activation_key: (family.activation,),
-        "quantization_config": (None,),
         **family.served,
     }
     for key, allowed in served.items():

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels.linear import Linear
 from kernels.logits import Head
+from kernels.quantized_linear import AnyLinear
 from workers.engine.model.checkpoint import CheckpointReader
 from workers.engine.model.config import ModelConfig
 from workers.engine.model.layout import (
@@ -21,15 +21,17 @@ from workers.engine.model.layout import (
     layer_norms,
     layer_path,
 )
+from workers.engine.model.linears import LinearLoader
 from workers.engine.model.modules import PackedLinear
+from workers.engine.model.quantization import Quantize
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
     """One decoder layer's matrices by the names of its packed modules, and its norms in float32."""
 
-    linears: Mapping[str, Linear]  # by PackedLinear.name
-    experts: Mapping[str, tuple[Linear, ...]]  # likewise, one of each expert; empty in dense layers
+    linears: Mapping[str, AnyLinear]  # by PackedLinear.name
+    experts: Mapping[str, tuple[AnyLinear, ...]]  # likewise, one of each expert; empty in dense layers
     pre_attention_norm: Tensor  # [hidden_size]
     pre_mlp_norm: Tensor  # [hidden_size]
     post_attention_norm: Tensor | None = None  # [hidden_size]
@@ -47,62 +49,64 @@ class DecoderWeights:
     final_norm: Tensor  # [hidden_size] float32
     head: Head  # [vocab_size, hidden_size]
 
-    def linear(self, layer: int, module: str, expert: int | None) -> Linear:
+    def linear(self, layer: int, module: str, expert: int | None) -> AnyLinear:
         """Return the weight of one packed module, of one expert where a layer has several."""
         weights = self.layers[layer]
         return weights.linears[module] if expert is None else weights.experts[module][expert]
 
+    @property
+    def linear_bytes(self) -> int:
+        """Bytes that the layers' linear modules hold, those of experts included."""
+        layers = (layer.linears.values() for layer in self.layers)
+        experts = (members for layer in self.layers for members in layer.experts.values())
+        return sum(linear.nbytes for linears in (*layers, *experts) for linear in linears)
 
-def load_weights(folder: Path, config: ModelConfig, dtype: torch.dtype) -> DecoderWeights:
-    """Read the checkpoint; every tensor it holds is used or refused."""
+
+def load_weights(
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    *,
+    in_flight: Quantize | None = None,
+    keep_quantized: bool = True,
+) -> DecoderWeights:
+    """Read the checkpoint; every tensor it holds is used or refused.
+
+    `in_flight` quantises the linear modules of a plain checkpoint; `keep_quantized` is whether quantised ones
+    stay so, or are dequantised into `dtype`.
+    """
     with CheckpointReader(folder, dtype) as reader:
+        linears = LinearLoader(reader, dtype, config.quantization, in_flight, keep_quantized)
         hidden, vocab = config.hidden_size, config.vocab_size
         embedding = reader.read(EMBEDDING, (vocab, hidden))
-        layers = tuple(_load_layer(reader, config, index) for index in range(config.num_layers))
+        layers = tuple(_load_layer(reader, linears, config, index) for index in range(config.num_layers))
         final_norm = _load_norm(reader, FINAL_NORM, hidden, config)
         head = _load_head(reader, config, embedding)
         reader.require_all_read()
     return DecoderWeights(embedding, layers, final_norm, head)
 
 
-def _load_layer(reader: CheckpointReader, config: ModelConfig, index: int) -> LayerWeights:
+def _load_layer(
+    reader: CheckpointReader, linears: LinearLoader, config: ModelConfig, index: int
+) -> LayerWeights:
     prefix, modules = layer_path(index), layer_modules(config, index)
     norms = {
         field: _load_norm(reader, f"{prefix}.{name}", width, config)
         for field, (name, width) in layer_norms(config).items()
     }
-    linears = {
-        packed.name: _load_linear(reader, prefix, packed) for packed in modules if packed.expert is None
-    }
-    return LayerWeights(linears, _load_experts(reader, prefix, modules), **norms)
-
-
-def _load_linear(reader: CheckpointReader, prefix: str, packed: PackedLinear) -> Linear:
-    weights = [
-        reader.read(f"{prefix}.{part.path}.weight", (part.out_features, part.in_features))
-        for part in packed.parts
-    ]
-    biases = [
-        reader.read(f"{prefix}.{part.path}.bias", (part.out_features,))
-        for part in packed.parts
-        if part.has_bias
-    ]
-    return Linear(_stacked(weights), _stacked(biases) if biases else None)
+    dense = {packed.name: linears.load(prefix, packed) for packed in modules if packed.expert is None}
+    return LayerWeights(dense, _load_experts(linears, prefix, modules), **norms)
 
 
 def _load_experts(
-    reader: CheckpointReader, prefix: str, modules: tuple[PackedLinear, ...]
-) -> dict[str, tuple[Linear, ...]]:
-    experts: dict[str, tuple[Linear, ...]] = {}
+    linears: LinearLoader, prefix: str, modules: tuple[PackedLinear, ...]
+) -> dict[str, tuple[AnyLinear, ...]]:
+    experts: dict[str, tuple[AnyLinear, ...]] = {}
     for packed in modules:
         if packed.expert is not None:
-            linear = _load_linear(reader, prefix, packed)
+            linear = linears.load(prefix, packed)
             experts[packed.name] = (*experts.get(packed.name, ()), linear)
     return experts
-
-
-def _stacked(tensors: list[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def _load_norm(reader: CheckpointReader, name: str, width: int, config: ModelConfig) -> Tensor:

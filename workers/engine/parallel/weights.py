@@ -6,6 +6,8 @@ from dataclasses import replace
 
 from kernels.linear import Linear
 from kernels.logits import Head
+from kernels.quantized_linear import AnyLinear, QuantizedLinear
+from workers.engine.errors import ConfigError
 from workers.engine.model.config import ModelConfig
 from workers.engine.model.layout import layer_modules
 from workers.engine.model.modules import PackedLinear
@@ -53,7 +55,12 @@ def _cut_layer(layer: LayerWeights, config: ModelConfig, index: int, shard: Shar
     )
 
 
-def _cut_linear(linear: Linear, packed: PackedLinear, shard: Shard) -> Linear:
+def _cut_linear(linear: AnyLinear, packed: PackedLinear, shard: Shard) -> Linear:
+    if isinstance(linear, QuantizedLinear):
+        raise ConfigError(
+            f"{packed.name} is kept quantised, and ranks share plain weights only; "
+            "set quant_storage to 'dequantize'"
+        )
     weight, bias, axis = linear.dense(), linear.bias, packed.parts[0].shard
     if axis == "replicate":
         return linear

@@ -73,7 +73,7 @@ def name_a_missing_shard(folder: Path) -> None:
         (set_config(architectures=["GPT2LMHeadModel"]), r"architectures is \['GPT2LMHeadModel'\]"),
         (set_config(hidden_act="gelu"), "hidden_act is 'gelu'"),
         (set_config(attention_bias=True), "attention_bias is True"),
-        (set_config(quantization_config={"quant_method": "awq"}), "quantization_config is"),
+        (set_config(quantization_config={"quant_method": "exl2"}), "quantization_config is .*'exl2'"),
         (set_config(rope_parameters={"rope_type": "longrope", "rope_theta": 1e4}), "rope_type is 'longrope'"),
         (set_config(hidden_size=-8), "hidden_size: .*greater than or equal to 1"),
         (set_config(num_key_value_heads=3), "is no multiple of num_key_value_heads"),

@@ -1,0 +1,72 @@
+"""Loads linear modules: plain, quantised as the checkpoint has them, or quantised on the way in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.linear import Linear
+from kernels.quantized_linear import AnyLinear, QuantizedLinear
+from kernels.quantized_weight import QuantizedWeight
+from workers.engine.errors import CheckpointError
+from workers.engine.model.checkpoint import CheckpointReader
+from workers.engine.model.modules import LinearModule, PackedLinear
+from workers.engine.model.quantization import Quantize, QuantizedCheckpoint
+
+
+@dataclass(frozen=True, slots=True)
+class LinearLoader:
+    """Knows what to make of a linear module's tensors, and in what form to keep them."""
+
+    reader: CheckpointReader
+    dtype: torch.dtype
+    checkpoint: QuantizedCheckpoint | None  # how the file is quantised
+    in_flight: Quantize | None  # what plain weights go through
+    keep: bool  # quantised weights stay so; else they are dequantised into `dtype`
+
+    def load(self, prefix: str, packed: PackedLinear) -> AnyLinear:
+        """Return a packed module; it is kept quantised only if every part is quantised."""
+        weights = [self._weight(f"{prefix}.{part.path}", part) for part in packed.parts]
+        bias = self._bias(prefix, packed)
+        quantized = [weight for weight in weights if isinstance(weight, QuantizedWeight)]
+        if self.keep and len(quantized) == len(weights):
+            return QuantizedLinear(quantized, bias)
+        return Linear(_stacked([self._dense(weight) for weight in weights]), bias)
+
+    def _weight(self, path: str, part: LinearModule) -> QuantizedWeight | Tensor:
+        shape = (part.out_features, part.in_features)
+        if self.checkpoint is not None:
+            weight = self.checkpoint.read_weight(self.reader, path, *shape)
+            return self.reader.read(f"{path}.weight", shape) if weight is None else weight
+        # Routers stay plain: they are small, and rounded they would choose other experts.
+        if self.in_flight is not None and part.shard != "replicate":
+            # As the file has it: rounded to the engine's dtype first, it would be quantised twice.
+            return self.in_flight(self.reader.read_float(f"{path}.weight", shape))
+        return self.reader.read(f"{path}.weight", shape)
+
+    def _dense(self, weight: QuantizedWeight | Tensor) -> Tensor:
+        return weight.dense().to(self.dtype) if isinstance(weight, QuantizedWeight) else weight
+
+    def _bias(self, prefix: str, packed: PackedLinear) -> Tensor | None:
+        biases = []
+        for part in packed.parts:
+            name = f"{prefix}.{part.path}.bias"
+            if part.has_bias:
+                biases.append(self.reader.read(name, (part.out_features,)))
+            elif self.checkpoint is not None and self.reader.has(name):
+                self._refuse_unless_zero(name, part.out_features)
+        return _stacked(biases) if biases else None
+
+    def _refuse_unless_zero(self, name: str, width: int) -> None:
+        """AutoGPTQ writes biases for modules that have none, all of them zero."""
+        if self.reader.read(name, (width,)).any():
+            raise CheckpointError(
+                f"{self.reader.place(name)} is not zero, and this architecture has no such bias; "
+                "use the config and the weights of the same checkpoint"
+            )
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

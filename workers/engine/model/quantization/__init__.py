@@ -1,0 +1,8 @@
+"""Quantised weights: what checkpoints hold of them, and how plain ones are quantised while they load."""
+
+from __future__ import annotations
+
+from workers.engine.model.quantization.config import QuantizedCheckpoint, quantization_of
+from workers.engine.model.quantization.in_flight import Quantize, in_flight
+
+__all__ = ["QuantizedCheckpoint", "Quantize", "in_flight", "quantization_of"]
