@@ -10,9 +10,11 @@ from uuid import UUID
 
 from db.records import JobAttempt
 from lorayard.contract.messages import BatchJob
+from lorayard.contract.structured_outputs import StructuredOutputs
 from workers.engine.lora.request import LoRARequest
 from workers.engine.process import AddRequest
 from workers.engine.sampling_params import RequestOutputKind, SamplingParams
+from workers.engine.structure import StructuredOutputsParams
 
 
 def request_id(key: JobAttempt) -> str:
@@ -60,12 +62,17 @@ def add_request(job: BatchJob, adapters: AdapterIds, *, caches_by_tenant: bool =
             top_k=job.top_k,
             seed=job.seed,
             stop=job.stop or None,
+            structured_outputs=_form(job.structured_outputs),
             output_kind=RequestOutputKind.DELTA if job.stream else RequestOutputKind.FINAL_ONLY,
             **dict(job.sampling),
         ),
         lora=_lora(job, adapters),
         cache_salt=job.tenant if caches_by_tenant else None,
     )
+
+
+def _form(form: StructuredOutputs | None) -> StructuredOutputsParams | None:
+    return None if form is None else StructuredOutputsParams(**form.forms())
 
 
 def _lora(job: BatchJob, adapters: AdapterIds) -> LoRARequest | None:

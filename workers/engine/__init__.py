@@ -10,6 +10,7 @@ from workers.engine.lora import LoRAMix, LoRARequest
 from workers.engine.outputs import CompletionOutput, Logprob, RequestFailure, RequestMetrics, RequestOutput
 from workers.engine.process import EngineProcess
 from workers.engine.sampling_params import RequestOutputKind, SamplingParams
+from workers.engine.structure import StructuredOutputsParams
 
 __all__ = [
     "EngineConfig",
@@ -18,6 +19,7 @@ __all__ = [
     "LoRAMix",
     "SamplingParams",
     "RequestOutputKind",
+    "StructuredOutputsParams",
     "RequestOutput",
     "CompletionOutput",
     "Logprob",

@@ -29,6 +29,7 @@ from workers.engine.prefix_cache import PrefixCache
 from workers.engine.prefix_keys import base_fingerprint
 from workers.engine.requests import RequestChecker
 from workers.engine.step_builder import StepBuilder
+from workers.engine.structure import GrammarCompiler
 from workers.engine.tokenizer import Tokenizer
 
 _DEFAULT_MAX_MODEL_LEN = 2048
@@ -68,6 +69,7 @@ class EngineParts(NamedTuple):
     executor: Executor
     checker: RequestChecker
     finisher: Finisher
+    grammars: GrammarCompiler
 
 
 def assemble(config: EngineConfig) -> EngineParts:
@@ -85,6 +87,9 @@ def assemble(config: EngineConfig) -> EngineParts:
     allocator = BlockAllocator(info.num_kv_blocks + 1)
     prefixes = _prefix_cache(config, allocator, adapters) if config.enable_prefix_caching else None
     decoder = Decoder(model, weights, max_model_len=info.max_model_len, adapters=adapters)
+    grammars = GrammarCompiler(
+        folder / "tokenizer.json", vocab_size=model.vocab_size, eos_token_ids=model.eos_token_ids
+    )
     return EngineParts(
         info=replace(info, linear_bytes=weights.linear_bytes),
         adapters=adapters,
@@ -107,7 +112,9 @@ def assemble(config: EngineConfig) -> EngineParts:
             max_loras=info.max_loras,
             seed=config.seed,
             eos_token_ids=model.eos_token_ids,
+            grammars=grammars,
         ),
+        grammars=grammars,
         finisher=Finisher(tokenizer, model.eos_token_ids),
     )
 

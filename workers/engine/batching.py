@@ -181,7 +181,7 @@ class Batcher:
             if budget <= 0 or len(self.running) >= self._max_num_seqs:
                 break
             try:
-                is_ready = admission.take_slot(sequence)
+                is_ready = _may_begin(sequence) and admission.take_slot(sequence)
             except (AdapterError, RequestError) as error:
                 self.waiting.remove(sequence)
                 schedule.refusals.append(Refusal(sequence, error))
@@ -228,6 +228,11 @@ class Batcher:
             for member in sequence.composition:
                 self._adapters.release(member.lora)
             sequence.slots = ()
+
+
+def _may_begin(sequence: Sequence) -> bool:
+    """Whether the form of its answer, if it must have one, is compiled; raises `InvalidParams`."""
+    return sequence.grammar is None or sequence.grammar.is_ready()
 
 
 class _Admission:

@@ -16,7 +16,7 @@ from workers.engine.errors import (
     NonFiniteLogits,
     RequestError,
 )
-from workers.engine.finishing import Ending, no_token_allowed, non_finite_logits
+from workers.engine.finishing import Ending, why_failed
 from workers.engine.live_request import LiveRequest
 from workers.engine.lora.composition import unscaled
 from workers.engine.lora.manager import LoRAManager
@@ -176,6 +176,7 @@ class LLMEngine:
 
     def close(self) -> None:
         """Stop background work; the engine is not used afterwards."""
+        self._parts.grammars.close()
         if self._parts.adapters is not None:
             self._parts.adapters.close()
 
@@ -240,7 +241,7 @@ class LLMEngine:
         for place, (sequence, token_id, failed) in enumerate(rows):
             if sequence.request_id not in self._by_id:
                 continue  # another completion of its request has just failed
-            if failed:
+            if failed or (sequence.grammar is not None and sequence.grammar.error is not None):
                 outputs += self._fail(sequence, place in result.barred, now_s)
                 continue
             self._parts.batcher.confirm(sequence)
@@ -264,10 +265,9 @@ class LLMEngine:
         return outputs
 
     def _fail(self, sequence: Sequence, is_barred: bool, now_s: float) -> list[RequestOutput]:
-        if not is_barred:
-            self._parts.batcher.disown(sequence)
-        error = no_token_allowed(sequence) if is_barred else non_finite_logits(sequence)
+        error = why_failed(sequence, is_barred=is_barred)
         if isinstance(error, NonFiniteLogits):
+            self._parts.batcher.disown(sequence)
             for member in sequence.composition:
                 self._adapters.count_non_finite(member.lora)
         return self._end_all(sequence.request_id, Ending("error"), now_s, error)

@@ -25,6 +25,7 @@ class Ending(NamedTuple):
 
     finish_reason: FinishReason
     stop_reason: int | str | None = None
+    keeps_last_token: bool = False  # it belongs to the answer, although the sequence stops with it
 
 
 class Finisher:
@@ -45,6 +46,8 @@ class Finisher:
             is_armed = sequence.num_output_tokens > params.min_tokens
             if (stop := sequence.stop_checker.push(token_id, is_armed=is_armed)) is not None:
                 return Ending("stop", stop)
+        if sequence.grammar is not None and sequence.grammar.is_complete:
+            return Ending("stop", keeps_last_token=True)
         if sequence.num_tokens >= sequence.max_total_tokens:
             return Ending("length")
         return None
@@ -123,13 +126,20 @@ class Finisher:
         if ending.finish_reason == "stop":
             if isinstance(ending.stop_reason, str) and sequence.stop_checker is not None:
                 return sequence.stop_checker.text
-            if not params.include_stop_str_in_output:
+            if not params.include_stop_str_in_output and not ending.keeps_last_token:
                 token_ids = token_ids[:-1]  # an end-of-sequence or stop token is no part of the answer
         return self._tokenizer.decode(token_ids, skip_special_tokens=params.skip_special_tokens)
 
 
 def _sum_of(found: list[TopLogprobs] | None) -> float | None:
     return None if found is None else sum(one.logprobs[0] for one in found)
+
+
+def why_failed(sequence: Sequence, *, is_barred: bool) -> EngineError:
+    """Return why no token could be chosen for a sequence; `is_barred`: its logits were sound."""
+    if sequence.grammar is not None and sequence.grammar.error is not None:
+        return sequence.grammar.error
+    return no_token_allowed(sequence) if is_barred else non_finite_logits(sequence)
 
 
 def non_finite_logits(sequence: Sequence) -> NonFiniteLogits:

@@ -16,6 +16,7 @@ from workers.engine.lora.request import AnyLoRA
 from workers.engine.sampler import derive_seed
 from workers.engine.sampling_params import SamplingParams
 from workers.engine.sequence import Sequence
+from workers.engine.structure import GrammarCompiler
 from workers.engine.token_rules import TokenRules
 from workers.engine.tokenizer import Tokenizer
 
@@ -35,6 +36,7 @@ class RequestChecker:
         max_loras: int,
         seed: int,
         eos_token_ids: Iterable[int],
+        grammars: GrammarCompiler,
     ) -> None:
         """`max_loras` is 0 where LoRA is off."""
         self._tokenizer = tokenizer
@@ -43,6 +45,7 @@ class RequestChecker:
         self._max_loras = max_loras
         self._seed = seed
         self._eos_token_ids = frozenset(eos_token_ids)
+        self._grammars = grammars
 
     def sequences(
         self,
@@ -60,7 +63,7 @@ class RequestChecker:
         self._check_tokens(token_ids)
         self._check_named_tokens("stop token id", params.stop_token_ids or ())
         self._check_named_tokens("logit_bias of token", params.logit_bias or ())
-        bad_words = self._bad_words(params)
+        bad_words, form = self._bad_words(params), params.structured_outputs
         seed = derive_seed(self._seed, request_id) if params.seed is None else params.seed
         return [
             Sequence(
@@ -77,6 +80,7 @@ class RequestChecker:
                 arrival_time_s=arrival_time_s,
                 cache_salt=cache_salt,
                 rules=self._rules(params, token_ids, bad_words) if params.edits_logits else None,
+                grammar=None if form is None else self._grammars.grammar(form),
             )
             for index in range(params.n)
         ]

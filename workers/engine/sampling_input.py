@@ -11,7 +11,7 @@ from torch import Tensor
 from workers.engine.sampler import uniform
 from workers.engine.sampling_params import SamplingParams
 from workers.engine.sequence import Sequence
-from workers.engine.step_input import LogitShifts, LogprobRows, Penalties, SamplingInput
+from workers.engine.step_input import LogitShifts, LogprobRows, Penalties, SamplingInput, TokenMasks
 
 
 def sampling_input(
@@ -33,6 +33,7 @@ def sampling_input(
         min_ps=_min_ps(sequences),
         shifts=_shifts(sequences) if has_rules else None,
         penalties=_penalties(sequences) if has_rules else None,
+        masks=_masks(sequences, vocab_size),
         logprobs=_logprobs(params),
     )
 
@@ -49,6 +50,16 @@ def _min_ps(sequences: ListLike[Sequence]) -> Tensor | None:
 def _logprobs(params: ListLike[SamplingParams]) -> LogprobRows | None:
     asking = {row: param.logprobs for row, param in enumerate(params) if param.logprobs is not None}
     return LogprobRows(torch.tensor(list(asking)), max(asking.values())) if asking else None
+
+
+def _masks(sequences: ListLike[Sequence], vocab_size: int) -> TokenMasks | None:
+    forms = [(row, one.grammar) for row, one in enumerate(sequences) if one.grammar is not None]
+    if not forms:
+        return None
+    bits = np.zeros((len(forms), -(-vocab_size // 32)), dtype=np.int32)
+    for mask, (_, grammar) in zip(bits, forms, strict=True):
+        grammar.fill(mask)
+    return TokenMasks(torch.tensor([row for row, _ in forms]), torch.from_numpy(bits))
 
 
 def _shifts(sequences: ListLike[Sequence]) -> LogitShifts | None:

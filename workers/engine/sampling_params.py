@@ -8,6 +8,7 @@ from enum import Enum
 
 from workers.engine.errors import InvalidParams
 from workers.engine.param_checks import require_flag, require_int, require_number, require_strings
+from workers.engine.structure.params import StructuredOutputsParams
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 1000
@@ -61,6 +62,7 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     output_kind: RequestOutputKind = RequestOutputKind.FINAL_ONLY
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         self._require_counts()
@@ -68,6 +70,9 @@ class SamplingParams:
         self._require_biases()
         for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
             require_flag(name, getattr(self, name))
+        form = self.structured_outputs
+        if form is not None and not isinstance(form, StructuredOutputsParams):
+            raise InvalidParams(f"structured_outputs is {form!r:.80}; give StructuredOutputsParams")
         if not isinstance(self.output_kind, RequestOutputKind):
             raise InvalidParams(f"output_kind is {self.output_kind!r:.80}; give a RequestOutputKind")
         require_strings("stop string", self.stop_strings, MAX_STOP_STRINGS, MAX_STOP_STRING_CHARS)

@@ -14,6 +14,7 @@ from workers.engine.outputs import RequestMetrics
 from workers.engine.prefix_keys import KeyChain
 from workers.engine.sampling_params import SamplingParams
 from workers.engine.stream import OutputStream
+from workers.engine.structure import Grammar
 from workers.engine.token_rules import TokenRules
 
 KVIdentity = tuple[tuple[str | None, float], ...]
@@ -31,6 +32,7 @@ class Sequence:
         "composition",
         "device_ms",
         "first_token_time_s",
+        "grammar",
         "index",
         "keys",
         "logprobs",
@@ -72,6 +74,7 @@ class Sequence:
         index: int = 0,
         cache_salt: str | None = None,
         rules: TokenRules | None = None,
+        grammar: Grammar | None = None,
     ) -> None:
         self.request_id = request_id
         self.index = index
@@ -87,6 +90,7 @@ class Sequence:
         self.arrival_time_s = arrival_time_s
         self.cache_salt = cache_salt
         self.rules = rules
+        self.grammar = grammar
         self.stream = OutputStream(self.token_ids, params.output_kind) if params.streams else None
         self.started_time_s: float | None = None
         self.first_token_time_s: float | None = None
@@ -153,6 +157,8 @@ class Sequence:
             self.logprobs.append(logprobs)
         if self.rules is not None:
             self.rules.append(token_id)
+        if self.grammar is not None:
+            self.grammar.advance(token_id)
 
     def note_prompt(self, found: ListLike[TopLogprobs]) -> None:
         """Add what the model makes of the next tokens of the prompt."""

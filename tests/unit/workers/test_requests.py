@@ -10,14 +10,31 @@ import pytest
 from db.records import JobAttempt
 from lorayard.contract.job import Message
 from lorayard.contract.sampling import SamplingOptions
+from lorayard.contract.structured_outputs import StructuredOutputs
 from tests.unit.workers.batch_jobs import REVISION, batch_job
 from workers.engine.errors import InvalidParams
 from workers.engine.lora.composition import unscaled
 from workers.engine.lora.request import LoRARequest
 from workers.engine.sampling_params import RequestOutputKind
+from workers.engine.structure import StructuredOutputsParams
 from workers.requests import AdapterIds, add_request, parse_request_id, request_id
 
 STORE = Path("/store")
+
+
+def test_the_form_of_a_job_s_answer_goes_to_the_engine() -> None:
+    adapters = AdapterIds(Path("/store"))
+    forms = [StructuredOutputs(choice=("a", "b")), StructuredOutputs(json_schema={"type": "null"}), None]
+
+    asked = [
+        add_request(batch_job(structured_outputs=one), adapters).params.structured_outputs for one in forms
+    ]
+
+    assert asked == [
+        StructuredOutputsParams(choice=("a", "b")),
+        StructuredOutputsParams(json={"type": "null"}),
+        None,
+    ]
 
 
 def test_a_job_that_streams_has_its_tokens_told_one_by_one() -> None:

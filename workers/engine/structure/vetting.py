@@ -1,0 +1,84 @@
+"""What the vetter's child runs: compile each form, write a few tokens by it, and answer what was wrong.
+
+A script of its own that loads nothing of the engine; it limits its own time and memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from typing import Any
+
+import llguidance.numpy
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+_PR_SET_PDEATHSIG = 1
+_NUM_TOKENS = 48
+_MAX_TOKEN_S = 0.25
+
+
+def main() -> None:
+    """Answer one line per line; the first one is the setup."""
+    _die_with_parent(int(sys.argv[1]))
+    os.nice(10)
+    setup = json.loads(sys.stdin.readline())
+    tokenizer = LLTokenizer(
+        setup["tokenizer_file"], n_vocab=setup["vocab_size"], eos_token=setup["eos_token_ids"]
+    )
+    limits = LLParserLimits(**setup["limits"])
+    resource.setrlimit(resource.RLIMIT_AS, (setup["memory_bytes"], setup["memory_bytes"]))
+    _answer({"ready": True})
+    for line in sys.stdin:
+        _allow_s(setup["cpu_s"])
+        matcher = LLMatcher(tokenizer, json.loads(line), log_level=0, limits=limits)
+        _answer({"problem": matcher.get_error() or _trial(matcher, tokenizer.vocab_size)})
+
+
+def _trial(matcher: LLMatcher, vocab_size: int) -> str | None:
+    """Write tokens at random; return what made that impossible or slow."""
+    mask = np.zeros((1, -(-vocab_size // 32)), dtype=np.int32)
+    choose = random.Random(0)  # noqa: S311 - any token will do
+    for _ in range(_NUM_TOKENS):
+        if matcher.is_stopped():
+            break
+        began_s = time.thread_time()
+        llguidance.numpy.fill_next_token_bitmask(matcher, mask, 0)
+        allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
+        if matcher.is_error() or not len(allowed):
+            return matcher.get_error() or "no text satisfies it"
+        matcher.consume_token(int(choose.choice(allowed)))
+        took_s = time.thread_time() - began_s
+        if matcher.is_error():
+            return str(matcher.get_error())
+        if took_s > _MAX_TOKEN_S:
+            return f"one token takes {took_s:.2f} s, at most {_MAX_TOKEN_S:g} s are given; simplify it"
+    return None
+
+
+def _answer(answer: dict[str, Any]) -> None:
+    print(json.dumps(answer), flush=True)  # noqa: T201 - the answer to the parent
+
+
+def _allow_s(cpu_s: int) -> None:
+    """Let the kernel end this process after so much more processor time."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limit = int(used.ru_utime + used.ru_stime) + 1 + cpu_s
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent_pid:
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
