@@ -18,9 +18,9 @@ from workers.engine.finishing import Finisher
 from workers.engine.kv_cache import BlockAllocator, KVCache
 from workers.engine.lora.base import describe_base
 from workers.engine.lora.dora import DoraTerms
+from workers.engine.lora.limits import check_limits
 from workers.engine.lora.loading import LoaderChild, start_process
 from workers.engine.lora.manager import LoRAManager
-from workers.engine.lora.module_filter import check_names
 from workers.engine.model.config import ModelConfig, load_model_config
 from workers.engine.model.decoder import Decoder
 from workers.engine.model.quantization import in_flight
@@ -194,8 +194,13 @@ def _adapters(
     loader_child: LoaderChild | None,
 ) -> LoRAManager:
     base = describe_base(config.model, name=config.served_model_name or model.name)
-    if config.lora_target_modules is not None:
-        check_names(config.lora_target_modules, base.adaptable)
+    check_limits(
+        base,
+        rank=config.max_lora_rank,
+        dtype=dtype,
+        target_modules=config.lora_target_modules,
+        max_bytes=config.max_cpu_lora_bytes,
+    )
     dora = DoraTerms(weights.linear, weights.embedding, weights.head.weight)
     return LoRAManager(
         base.shapes,

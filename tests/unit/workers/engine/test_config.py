@@ -22,6 +22,11 @@ from workers.engine.errors import ConfigError
         ({"max_num_batched_tokens": 8}, "max_num_batched_tokens is 8, below max_num_seqs"),
         ({"max_cpu_loras": 2}, r"max_cpu_loras is 2, below max_loras \(4\); raise it to 4"),
         ({"num_kv_blocks": 9, "kv_cache_bytes": 9}, "give one of them"),
+        ({"max_lora_rank": 0}, "max_lora_rank is 0; give a positive integer"),
+        ({"max_lora_rank": 513}, "max_lora_rank is 513; give at most 512"),
+        ({"max_saved_module_bytes": 0}, "max_saved_module_bytes is 0; give a positive integer"),
+        ({"lora_target_modules": ()}, r"lora_target_modules is \(\); give a tuple of module names"),
+        ({"lora_target_modules": "q_proj"}, "lora_target_modules is 'q_proj'; give a tuple"),
     ],
 )
 def test_an_impossible_value_is_named(settings: dict[str, object], message: str) -> None:
@@ -34,11 +39,13 @@ def test_an_impossible_value_is_named(settings: dict[str, object], message: str)
     [
         ({"max_model_len": 257}, "made for 256 positions; lower it to 256"),
         ({"num_kv_blocks": 15}, r"15 blocks, one sequence of max_model_len \(256\) needs 16"),
+        ({"enable_lora": True, "lora_target_modules": ("c_attn",)}, "'c_attn', which this base lacks"),
+        ({"enable_lora": True, "max_cpu_lora_bytes": 999}, r"is 999, but one adapter .* takes \d+ bytes"),
         ({"kv_cache_bytes": 10_000}, "raise num_kv_blocks or kv_cache_bytes, or lower max_model_len"),
     ],
 )
 def test_what_the_checkpoint_cannot_do_is_refused(
-    make_engine: Callable[..., LLMEngine], settings: dict[str, int], message: str
+    make_engine: Callable[..., LLMEngine], settings: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         make_engine(**settings)
