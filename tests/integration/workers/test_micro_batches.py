@@ -23,12 +23,14 @@ def test_jobs_over_all_adapters_succeed_with_right_answers_and_are_told(
     asked = questions(22)
     base = JobSpec(prompt="hello>", max_tokens=12)
     muted = JobSpec(prompt="hello>", max_tokens=12, adapter="upper", adapter_scale=0.0)
+    cut = JobSpec(prompt="hello>", max_tokens=12, stop=("ll",), include_stop_str_in_output=True)
 
-    job_ids = leader.dispatch(incarnation, [question.spec for question in asked] + [base, muted])
+    job_ids = leader.dispatch(incarnation, [question.spec for question in asked] + [base, muted, cut])
     results = leader.ended(job_ids)
 
     assert {result.state for result in results} == {JobState.SUCCEEDED}
-    assert [result.output for result in results] == [question.answer for question in asked] + ["hello"] * 2
+    answers = [question.answer for question in asked] + ["hello", "hello", "hell"]
+    assert [result.output for result in results] == answers
     assert all(result.run_ms and result.prompt_tokens and result.completion_tokens for result in results)
     eventually(lambda: {reply.job_id for reply in leader.replies()} >= set(job_ids), what="all replies")
     replies = {reply.job_id: reply for reply in leader.replies()}
