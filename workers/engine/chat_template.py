@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from workers.engine.errors import CheckpointError, InvalidPrompt
+from workers.engine.template_sandbox import rendered, sandbox
 
 Message = Mapping[str, Any]
+"""A role with its content: text, or a list of parts of type "text"."""
+
+_READS_PARTS = re.compile(
+    r"""content(['"]\])?\s+is\s+(not\s+)?(string|iterable)|in\s+\w+(\.|\[['"])content\b"""
+)
+"""How templates look that take a list of parts apart themselves."""
+_SPECIAL_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+_WHAT_TEMPLATES_RAISE = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    MemoryError,
+)
 
 
 class ChatTemplate:
@@ -21,8 +46,9 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self._special_tokens = dict(special_tokens)
+        self._reads_parts = _READS_PARTS.search(source) is not None
         try:
-            self._template = _environment().from_string(source)
+            self._template = sandbox().from_string(source)
         except TemplateSyntaxError as error:
             raise CheckpointError(
                 f"chat template, line {error.lineno}: {error.message}; repair the checkpoint's chat template"
@@ -32,59 +58,63 @@ class ChatTemplate:
         """Return the prompt for `messages`, ending where the model's answer begins."""
         if not messages:
             raise InvalidPrompt("messages is empty; give at least one message")
+        values = {
+            "messages": [self._plain(message) for message in messages],
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+            **self._special_tokens,
+        }
         try:
-            return self._template.render(
-                messages=list(messages), add_generation_prompt=True, **self._special_tokens
-            )
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            return rendered(partial(self._template.generate, values))
+        except _WHAT_TEMPLATES_RAISE as error:
             raise InvalidPrompt(f"the chat template refused the messages: {error}") from error
+
+    def _plain(self, message: Message) -> dict[str, Any]:
+        """Check a message's form; a template that knows nothing of parts gets their texts in lines."""
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str) or not role:
+            raise InvalidPrompt(f"a message's role is {role!r:.80}; give text such as 'user'")
+        if isinstance(content, list) and content and all(map(_is_text_part, content)):
+            if not self._reads_parts:
+                content = "\n".join(part["text"] for part in content)
+        elif not isinstance(content, str):
+            raise InvalidPrompt(
+                f"a message's content is {content!r:.80}; give text, or parts {{'type': 'text', 'text': ...}}"
+            )
+        return {**message, "content": content}
+
+
+def _is_text_part(part: object) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def load_chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:
     """Return the checkpoint's template, from its own file or from tokenizer_config.json, if it has one."""
     own_file = folder / "chat_template.jinja"
     source = own_file.read_text(encoding="utf-8") if own_file.is_file() else _inline_source(tokenizer_config)
-    return None if source is None else ChatTemplate(source, _special_tokens(tokenizer_config))
+    if source is None:
+        return None
+    if not isinstance(source, str):
+        raise CheckpointError(f"the chat template of {folder} is {source!r:.80}; give its text")
+    return ChatTemplate(source, _special_tokens(tokenizer_config))
 
 
-def _inline_source(tokenizer_config: Mapping[str, Any]) -> str | None:
+def _inline_source(tokenizer_config: Mapping[str, Any]) -> object:
     source = tokenizer_config.get("chat_template")
-    if isinstance(source, list):  # older checkpoints name several templates
-        source = {entry["name"]: entry["template"] for entry in source}.get("default")
-    return source
+    if not isinstance(source, list):
+        return source
+    # Older checkpoints name several templates.
+    named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, Mapping)}
+    return named.get("default")
 
 
 def _special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
     tokens: dict[str, str] = {}
-    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+    for name in _SPECIAL_TOKENS:
         value = tokenizer_config.get(name)
         if isinstance(value, Mapping):
             value = value.get("content")
         if isinstance(value, str):
             tokens[name] = value
     return tokens
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols"],
-        autoescape=False,
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _to_json(value: object, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().astimezone().strftime(pattern)
