@@ -112,6 +112,7 @@ def _engine_config(settings: WorkerSettings) -> EngineConfig:
         max_loras=settings.max_loras,
         max_lora_rank=settings.max_lora_rank,
         max_cpu_loras=settings.max_cpu_loras,
+        max_saved_module_bytes=settings.max_saved_module_bytes,
         num_threads=settings.num_threads,
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from workers.engine.errors import AdapterConfigError, AdapterFileError, AdapterShapeError
+from workers.engine.errors import AdapterConfigError, AdapterFileError, AdapterShapeError, CheckpointError
 from workers.engine.lora.base import EMBEDDING, HEAD, BaseDescription, Vocabulary
 from workers.engine.lora.peft_config import PeftLoraConfig
 from workers.engine.lora.peft_file import AdapterTensors, LoRAPair
@@ -75,7 +75,7 @@ def check_vocabulary(
         _check_shape(module, weight, base, label)
     for module, copy in (*copies.items(), *tensors.base_copies.items()):
         assert base.vocabulary is not None
-        if not _is_the_bases(module, copy, base.vocabulary):
+        if not _is_the_bases(module, copy, base.vocabulary, label):
             raise AdapterFileError(
                 f"{label}: it carries its base's {module}, and it is not that of {base.name!r}; train it on "
                 "this base, name it in modules_to_save if it was trained, or save the adapter with "
@@ -115,13 +115,19 @@ def _check_shape(module: str, weight: Tensor, base: BaseDescription, label: str)
         )
 
 
-def _is_the_bases(module: str, copy: Tensor, vocabulary: Vocabulary) -> bool:
+def _is_the_bases(module: str, copy: Tensor, vocabulary: Vocabulary, label: str) -> bool:
     # In the copy's own dtype: PEFT saved what the base looked like when it was loaded in that.
     name = EMBEDDING if vocabulary.is_tied else module
     if not vocabulary.checkpoint:
         return False
-    with CheckpointReader(Path(vocabulary.checkpoint), copy.dtype) as reader:
-        return torch.equal(reader.read(f"{name}.weight", tuple(copy.shape)), copy)
+    try:
+        with CheckpointReader(Path(vocabulary.checkpoint), copy.dtype) as reader:
+            return torch.equal(reader.read(f"{name}.weight", tuple(copy.shape)), copy)
+    except CheckpointError as error:
+        raise AdapterFileError(
+            f"{label}: it carries its base's {module}, which cannot be compared with the checkpoint "
+            f"({error}); save the adapter with save_embedding_layers=False"
+        ) from error
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from workers.engine.errors import CheckpointError
-from workers.engine.lora.base import ModuleShape, PackedKey, base_name, describe_base, same_base
+from workers.engine.lora.base import ModuleShape, PackedKey, Vocabulary, base_name, describe_base, same_base
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -37,6 +37,16 @@ def test_shapes_come_from_config_json_alone(tmp_path: Path) -> None:
     assert base.shapes["model.layers.0.self_attn.k_proj"] == ModuleShape(32, 16)
     assert base.shapes["model.layers.0.self_attn.o_proj"] == ModuleShape(32, 32)
     assert base.shapes["model.layers.1.mlp.down_proj"] == ModuleShape(48, 32)
+
+
+def test_the_vocabulary_comes_from_config_json_too(tmp_path: Path) -> None:
+    folder = _checkpoint(tmp_path / "my-llama", tie_word_embeddings=True)
+
+    base = describe_base(folder)
+
+    assert base.vocabulary == Vocabulary(64, 32, is_tied=True, checkpoint=str(folder))
+    assert base.adaptable["model.embed_tokens"] == ModuleShape(64, 32)
+    assert base.adaptable["lm_head"] == ModuleShape(32, 64)
 
 
 def test_the_layout_packs_qkv_and_gate_up_in_order(tmp_path: Path) -> None:

@@ -121,6 +121,15 @@ def test_a_copy_of_another_base_is_refused(suffix: str, tiny_llama: Any, tmp_pat
     refused(tmp_path / "adapter", AdapterFileError, "carries its base's lm_head, and it is not that of", base)
 
 
+def test_a_copy_that_cannot_be_compared_is_refused(tiny_llama: Any, tmp_path: Path) -> None:
+    base = on_checkpoint(tiny_llama, tmp_path)
+    copy = {f"{PREFIX}{HEAD}.base_layer.weight": tiny_llama.lm_head.weight.data}
+    written(tmp_path / "adapter", {**lora_tensors(), **copy}, targets=TARGETS)
+    (tmp_path / "base" / "model.safetensors").unlink()
+
+    refused(tmp_path / "adapter", AdapterFileError, "cannot be compared with the checkpoint", base)
+
+
 def test_a_tied_head_is_packed_once(tmp_path: Path) -> None:
     written(
         tmp_path,
