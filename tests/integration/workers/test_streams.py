@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import takewhile
 from uuid import UUID
 
@@ -9,7 +10,10 @@ from db.records import LeasedJob
 from db.repositories.leases import LeaseRepository
 from lorayard.client.redis_link import RedisLink
 from lorayard.client.stream import StreamEvent, TokenStream
+from lorayard.contract.job import JobSpec
 from lorayard.contract.keys import tokens_key
+from lorayard.contract.states import JobState
+from lorayard.contract.structured_outputs import StructuredOutputs
 from tests.integration.workers.questions import questions
 from tests.integration.workers.scripted_leader import ENDLESS, ScriptedLeader
 from tests.polling import eventually
@@ -59,6 +63,25 @@ def test_a_second_attempt_starts_the_stream_over(leader: ScriptedLeader, incarna
     assert (result.attempt, result.completion_tokens) == (2, 30)
     assert [event.is_restart for event in fresh] == [True] + [False] * (len(fresh) - 1)
     assert "".join(event.text for event in fresh) == result.output
+
+
+def test_a_job_whose_answer_has_a_form_streams_it(leader: ScriptedLeader, incarnation: str) -> None:
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    good = StructuredOutputs(json_schema=schema | {"additionalProperties": False})
+    bad = StructuredOutputs(regex="a(")
+    specs = [
+        JobSpec(prompt="hello>", max_tokens=60, stream=True, structured_outputs=form) for form in (good, bad)
+    ]
+
+    kept, refused = leader.ended(leader.dispatch(incarnation, specs))
+
+    assert json.loads(kept.output or "").keys() == {"ok"}
+    assert refused.state is JobState.REJECTED
+    assert refused.error is not None
+    assert "the regex is refused" in refused.error.message
+    reading = stream(leader, kept.job_id)
+    events = [*reading.events(lambda: True, None), *reading.rest(kept)]
+    assert "".join(event.text for event in events) == kept.output
 
 
 def lease(leader: ScriptedLeader, incarnation: str, job_id: UUID) -> list[LeasedJob]:

@@ -40,7 +40,7 @@ class GrammarCompiler:
     def __init__(self, tokenizer_file: Path, *, vocab_size: int, eos_token_ids: Iterable[int]) -> None:
         self._tokenizer_file = tokenizer_file
         self._vocab_size = vocab_size
-        self._eos_token_ids = sorted(eos_token_ids)
+        self._eos_token_ids = sorted(eos_token_ids) or None  # None: what the tokenizer itself says
         self._forms: OrderedDict[FormSource, Future[LLMatcher]] = OrderedDict()
         self._queue: SimpleQueue[tuple[FormSource, Future[LLMatcher]] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from workers.engine.errors import InvalidParams
+
 CPU_S = 2
 """Processor time a form may take to compile and to be tried; large ones of real use take 0.7 s."""
 MEMORY_BYTES = 2 << 30
@@ -25,7 +27,7 @@ class VetterSetup:
 
     tokenizer_file: str
     vocab_size: int
-    eos_token_ids: list[int]
+    eos_token_ids: list[int] | None
     limits: dict[str, Any]
     cpu_s: int
     memory_bytes: int = MEMORY_BYTES
@@ -39,7 +41,10 @@ class Vetter:
         self._child: subprocess.Popen[str] | None = None
 
     def problem(self, grammar: str) -> str | None:
-        """Return what is wrong with a form in llguidance's notation, None if it can be served."""
+        """Return what is wrong with a form in llguidance's notation, None if it can be served.
+
+        Raises `InvalidParams` where llguidance cannot use the checkpoint's tokenizer at all.
+        """
         child = self._ready_child()
         answer = _ask(child, grammar)
         if answer is None:
@@ -70,8 +75,11 @@ class Vetter:
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        if _ask(self._child, asdict(self._setup)) is None:
+        answer = _ask(self._child, asdict(self._setup))
+        if answer is None:
             raise RuntimeError(f"the child that tries forms does not start: {sys.executable} {_CHILD}")
+        if (problem := json.loads(answer)["problem"]) is not None:
+            raise InvalidParams(f"this checkpoint's tokenizer cannot follow forms: {problem}")
         return self._child
 
 

@@ -29,12 +29,16 @@ def main() -> None:
     _die_with_parent(int(sys.argv[1]))
     os.nice(10)
     setup = json.loads(sys.stdin.readline())
-    tokenizer = LLTokenizer(
-        setup["tokenizer_file"], n_vocab=setup["vocab_size"], eos_token=setup["eos_token_ids"]
-    )
+    try:
+        tokenizer = LLTokenizer(
+            setup["tokenizer_file"], n_vocab=setup["vocab_size"], eos_token=setup["eos_token_ids"]
+        )
+    except ValueError as error:
+        _answer({"problem": str(error)})
+        return
     limits = LLParserLimits(**setup["limits"])
     resource.setrlimit(resource.RLIMIT_AS, (setup["memory_bytes"], setup["memory_bytes"]))
-    _answer({"ready": True})
+    _answer({"problem": None})
     for line in sys.stdin:
         _allow_s(setup["cpu_s"])
         matcher = LLMatcher(tokenizer, json.loads(line), log_level=0, limits=limits)
