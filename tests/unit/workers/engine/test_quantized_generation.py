@@ -75,13 +75,13 @@ def _with_weights(base: Path, weights: Dequantized) -> LlamaForCausalLM:
 
 @pytest.fixture(scope="module")
 def loras(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[LoRARequest | None]:
-    """No adapter, one on every module, one on some."""
+    """No adapter, one on every module, one on some, one with DoRA."""
     folder = tmp_path_factory.mktemp("adapters")
     requests: list[LoRARequest | None] = [None]
-    targets: list[str | list[str]] = ["all-linear", ["q_proj", "v_proj", "down_proj"]]
+    targets: list[str | list[str]] = ["all-linear", ["q_proj", "v_proj", "down_proj"], ["k_proj", "up_proj"]]
     for number, modules in enumerate(targets, start=1):
         torch.manual_seed(number)
-        config = LoraConfig(r=4 * number, lora_alpha=8, target_modules=modules)
+        config = LoraConfig(r=4 * number, lora_alpha=8, target_modules=modules, use_dora=number == 3)
         model = get_peft_model(LlamaForCausalLM.from_pretrained(base), config)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -110,13 +110,13 @@ def test_behaviour_07_a_quantised_base_with_adapters_equals_the_dequantised_base
     engine = case.engine()
     tap = LogitTap(engine)
 
-    outputs = engine.generate(prompts, GREEDY, lora_request=loras * 4)
+    outputs = engine.generate(prompts, GREEDY, lora_request=loras * 3)
 
     engine.close()
     for place, lora in enumerate(loras):
-        expected = peft_logits(case.model, lora, outputs[place::3])
-        for output, logits in zip(outputs[place::3], expected, strict=True):
-            torch.testing.assert_close(tap.of(output.request_id), logits, atol=2e-4, rtol=0)
+        expected = peft_logits(case.model, lora, outputs[place::4])
+        for output, logits in zip(outputs[place::4], expected, strict=True):
+            torch.testing.assert_close(tap.of(output.request_id), logits, atol=1e-4, rtol=0)
             assert output.outputs[0].token_ids == logits.argmax(dim=-1).tolist()
 
 
@@ -126,13 +126,13 @@ def test_behaviour_07_in_bfloat16_it_errs_no_more_than_twice_what_peft_does(
     engine = case.engine(dtype="bfloat16")
     tap = LogitTap(engine)
 
-    outputs = engine.generate(prompts, FIRST, lora_request=loras * 4)
+    outputs = engine.generate(prompts, FIRST, lora_request=loras * 3)
 
     engine.close()
     in_bfloat16 = copy.deepcopy(case.model).bfloat16()
     ours, theirs = [], []
     for place, lora in enumerate(loras):
-        asked = outputs[place::3]
+        asked = outputs[place::4]
         exact = torch.cat(peft_logits(case.model, lora, asked))
         ours.append(torch.cat([tap.of(output.request_id) for output in asked]) - exact)
         theirs.append(torch.cat(peft_logits(in_bfloat16, lora, asked)) - exact)
@@ -193,7 +193,7 @@ def test_dequantised_it_holds_plain_weights_and_gives_the_same_logits(
     kept, plain = case.engine(dtype=dtype), case.engine(dtype=dtype, quant_storage="dequantize")
     taps = [LogitTap(kept), LogitTap(plain)]
 
-    answers = [engine.generate(prompts, FIRST, lora_request=loras * 4) for engine in (kept, plain)]
+    answers = [engine.generate(prompts, FIRST, lora_request=loras * 3) for engine in (kept, plain)]
 
     ours, theirs = (
         torch.cat([tap.of(output.request_id) for output in outputs])
