@@ -30,6 +30,7 @@ LIMITS: dict[str, Any] = {
     "verbose_errors": False,
 }
 """llguidance's own bounds; its defaults allow four times the work for one token."""
+_CLOSE_S = 5.0
 _JSON_OPTIONS = {"whitespace_pattern": r"[ \n\t]{0,16}"}
 """A model could otherwise write spaces until its last token."""
 
@@ -45,19 +46,33 @@ class GrammarCompiler:
         self._queue: SimpleQueue[tuple[FormSource, Future[LLMatcher]] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._vetter: Vetter | None = None
-        self._tokenizer: LLTokenizer | None = None
         self._is_closed = False
+        self._tokenizer: LLTokenizer | None = None
+        self._tokenizer_problem = ""
+        try:
+            # Here and not at the first form: 128,000 tokens take seconds, and nothing else runs meanwhile.
+            self._tokenizer = LLTokenizer(
+                str(tokenizer_file), n_vocab=vocab_size, eos_token=self._eos_token_ids
+            )
+        except ValueError as error:
+            self._tokenizer_problem = first_line(str(error))
 
     def grammar(self, params: StructuredOutputsParams) -> Grammar:
         """Return the state of a new completion with this form, which may still have to be compiled."""
+        if self._tokenizer is None:
+            raise InvalidParams(
+                f"this checkpoint's tokenizer cannot follow forms: {self._tokenizer_problem}; "
+                "leave structured_outputs out"
+            )
         return Grammar(self._form(params.source))
 
     def close(self) -> None:
         """Stop compiling."""
         self._is_closed = True
         self._queue.put(None)
-        if self._vetter is not None:
-            self._vetter.close()
+        if self._thread is not None and self._vetter is not None:
+            self._vetter.interrupt()
+            self._thread.join(_CLOSE_S)
 
     def _form(self, source: FormSource) -> Future[LLMatcher]:
         if (known := self._forms.get(source)) is not None:
@@ -98,6 +113,7 @@ class GrammarCompiler:
                 form.set_exception(error)
             except Exception as error:  # noqa: BLE001 - whatever it is, the request must hear of it
                 form.set_exception(InvalidParams(f"the {source.kind} cannot be compiled: {error}"))
+        vetter.close()
 
     def _compile(self, vetter: Vetter, source: FormSource) -> LLMatcher:
         try:
@@ -106,10 +122,7 @@ class GrammarCompiler:
             raise InvalidParams(f"the {source.kind} is refused: {first_line(str(error))}") from error
         if (problem := vetter.problem(grammar)) is not None:
             raise InvalidParams(f"the {source.kind} is refused: {first_line(problem)}")
-        if self._tokenizer is None:
-            self._tokenizer = LLTokenizer(
-                str(self._tokenizer_file), n_vocab=self._vocab_size, eos_token=self._eos_token_ids
-            )
+        assert self._tokenizer is not None, "a form was taken in without a tokenizer"
         return LLMatcher(self._tokenizer, grammar, log_level=0, limits=LLParserLimits(**LIMITS))
 
 

@@ -54,6 +54,12 @@ class Vetter:
         problem = json.loads(answer)["problem"]
         return None if problem is None else str(problem)
 
+    def interrupt(self) -> None:
+        """Have the form that is being tried fail now; may be called from another thread."""
+        child = self._child
+        if child is not None:
+            child.kill()
+
     def close(self) -> None:
         """End the child."""
         child, self._child = self._child, None
