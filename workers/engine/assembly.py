@@ -81,8 +81,11 @@ def assemble(config: EngineConfig) -> EngineParts:
     info = _engine_info(config, model)
     dtype = getattr(torch, config.dtype)
     tokenizer = Tokenizer.from_folder(folder)
+    quantize = in_flight(config.quantization, model.quantization)
     loader_child = start_process() if config.enable_lora else None  # it starts while the weights are read
-    weights = _weights(config, model, dtype)
+    weights = load_weights(
+        folder, model, dtype, in_flight=quantize, keep_quantized=config.quant_storage == "keep"
+    )
     adapters = _adapters(config, model, weights, dtype, loader_child) if config.enable_lora else None
     allocator = BlockAllocator(info.num_kv_blocks + 1)
     prefixes = _prefix_cache(config, allocator, adapters) if config.enable_prefix_caching else None
@@ -116,16 +119,6 @@ def assemble(config: EngineConfig) -> EngineParts:
         ),
         grammars=grammars,
         finisher=Finisher(tokenizer, model.eos_token_ids),
-    )
-
-
-def _weights(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> DecoderWeights:
-    return load_weights(
-        Path(config.model),
-        model,
-        dtype,
-        in_flight=in_flight(config.quantization, model.quantization),
-        keep_quantized=config.quant_storage == "keep",
     )
 
 

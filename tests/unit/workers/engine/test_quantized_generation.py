@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM
 from tests.unit.workers.engine.logit_tap import LogitTap
 from tests.unit.workers.engine.quantized_checkpoints import FORMATS, IN_FLIGHT, Dequantized, save_plain
 from workers.engine import EngineConfig, LLMEngine, LoRARequest, RequestOutput, SamplingParams
+from workers.engine.errors import ConfigError
 from workers.engine.model.config import load_model_config
 from workers.engine.model.quantization import in_flight
 from workers.engine.model.weights import load_weights
@@ -204,3 +205,8 @@ def test_dequantised_it_holds_plain_weights_and_gives_the_same_logits(
     assert (ours - theirs).square().mean().sqrt() <= tolerance
     for engine in (kept, plain):
         engine.close()
+
+
+def test_a_plain_base_is_not_taken_for_one_of_awq(base: Path) -> None:
+    with pytest.raises(ConfigError, match="quantization is 'awq', but the checkpoint is not quantised"):
+        LLMEngine(EngineConfig(model=str(base), quantization="awq"))
