@@ -47,3 +47,11 @@ def test_a_torch_without_the_private_operators_multiplies_plainly(monkeypatch: p
 
     assert not layer.is_packed
     assert torch.equal(layer(x), F.linear(x, weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_tells_the_bytes_it_holds(dtype: torch.dtype) -> None:
+    weight, bias = torch.randn(8, 16).to(dtype), torch.randn(8).to(dtype)
+
+    assert Linear(weight).nbytes == weight.nbytes
+    assert Linear(weight, bias).nbytes == weight.nbytes + bias.nbytes

@@ -18,6 +18,11 @@ from workers.engine.errors import ConfigError
         ({"num_kv_blocks": -1}, "num_kv_blocks is -1"),
         ({"dtype": "float16"}, "dtype is 'float16'; this engine serves float32, bfloat16"),
         ({"device": "cuda"}, "device is 'cuda'; this engine serves cpu"),
+        (
+            {"quantization": "fp8"},
+            "quantization is 'fp8'; this engine serves None, int8, bitsandbytes, awq, gptq",
+        ),
+        ({"quant_storage": "drop"}, "quant_storage is 'drop'; this engine serves keep, dequantize"),
         ({"block_size": 24}, "block_size is 24; give a multiple of 16"),
         ({"max_num_batched_tokens": 8}, "max_num_batched_tokens is 8, below max_num_seqs"),
         ({"max_cpu_loras": 2}, r"max_cpu_loras is 2, below max_loras \(4\); raise it to 4"),
