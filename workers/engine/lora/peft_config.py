@@ -41,6 +41,7 @@ class PeftLoraConfig(BaseModel):
     r: _Rank
     lora_alpha: _Alpha
     target_modules: list[str] | str
+    target_parameters: list[str] | None = None
     use_rslora: bool = False
     rank_pattern: dict[str, _Rank] | None = None
     alpha_pattern: dict[str, _Alpha] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -20,6 +20,7 @@ from workers.engine.errors import (
 from workers.engine.lora.adapter_files import CONFIG_NAME, read_files
 from workers.engine.lora.base import EMBEDDING, HEAD, BaseDescription, ModuleShape, same_base
 from workers.engine.lora.digest import digest_of
+from workers.engine.lora.fused_experts import FusedExperts
 from workers.engine.lora.module_filter import allows
 from workers.engine.lora.peft_config import PeftLoraConfig, parse_config
 from workers.engine.lora.peft_file import LoRAPair, read_tensors
@@ -48,6 +49,11 @@ class CheckedAdapter:
     pairs: Mapping[str, LoRAPair]  # by module path, embedding and head among them
     saved: Mapping[str, Tensor]  # whole weights by module path: embedding and head
     label: str  # what messages call it
+    fused: FusedExperts = field(default_factory=FusedExperts)  # which of the pairs were one in the file
+
+    def scaling_of(self, module: str) -> float:
+        """Return what PEFT multiplies a module's B(Ax) by."""
+        return self.config.scaling_of(self.fused.name_of(module))
 
 
 def adapter_label(name: str, path: str | Path) -> str:
@@ -95,33 +101,38 @@ def check_adapter(
     config = parse_config(files[CONFIG_NAME], label)
     _check_base_name(config, base, label)
     tensors = read_tensors(files, label)
-    pairs = with_tied_head(tensors.pairs, config, label) if ties_head(config, base) else tensors.pairs
+    fused = FusedExperts.targeted(config, base, label)
+    pairs = fused.cut(tensors.pairs, config, label)
+    if ties_head(config, base):
+        pairs = with_tied_head(pairs, config, label)
     saved = saved_modules(tensors, config, base, label)
     shapes = base.adaptable
-    _check_modules(config, pairs, base, label)
+    ranks = {module: config.rank_of(fused.name_of(module)) for module in pairs}
+    _check_modules(config, fused, pairs, base, label)
     _check_allowed([*pairs, *saved], target_modules, label)
     for module, pair in sorted(pairs.items()):
-        _check_rank(module, config.rank_of(module), max_rank, label)
-        _check_shapes(module, pair, config.rank_of(module), shapes[module], label)
+        _check_rank(module, ranks[module], max_rank, label)
+        _check_shapes(module, pair, ranks[module], shapes[module], label)
         _check_extras(module, pair, config, label)
     check_vocabulary(tensors, pairs, saved, base, label)
-    return CheckedAdapter(_describe(digest, files, config, pairs, saved), config, pairs, saved, label)
+    description = _describe(digest, files, config, ranks, saved)
+    return CheckedAdapter(description, config, pairs, saved, label, fused)
 
 
 def _describe(
     digest: str,
     files: Mapping[str, bytes],
     config: PeftLoraConfig,
-    pairs: Mapping[str, LoRAPair],
+    ranks: Mapping[str, int],  # by module with LoRA
     saved: Mapping[str, Tensor],
 ) -> AdapterDescription:
     version = (config.model_extra or {}).get("peft_version")
     return AdapterDescription(
         digest=digest,
-        rank=max(config.rank_of(module) for module in pairs),
-        targets=tuple(sorted({module.rpartition(".")[2] for module in (*pairs, *saved)})),
+        rank=max(ranks.values()),
+        targets=tuple(sorted({module.rpartition(".")[2] for module in (*ranks, *saved)})),
         bytes=sum(len(content) for content in files.values()),
-        num_modules=len(pairs),
+        num_modules=len(ranks),
         base_model_name=config.base_model_name_or_path,
         peft_version=version if isinstance(version, str) else None,
     )
@@ -138,13 +149,14 @@ def _check_base_name(config: PeftLoraConfig, base: BaseDescription, label: str) 
 
 def _check_modules(
     config: PeftLoraConfig,
+    fused: FusedExperts,
     pairs: Mapping[str, LoRAPair],
     base: BaseDescription,
     label: str,
 ) -> None:
     """Require that the configuration and the file speak of the same modules, all of them in the base."""
     every = base.adaptable
-    targeted = {module for module in every if config.targets(module)}
+    targeted = {module for module in every if module in fused.names or config.targets(module)}
     if ties_head(config, base) and EMBEDDING in targeted:
         targeted.add(HEAD)
     known = pairs.keys() & every.keys()
@@ -160,8 +172,8 @@ def _check_modules(
         )
     if untrained := sorted(targeted - pairs.keys()):
         raise AdapterFileError(
-            f"{label}: no weights for {untrained[0]!r} ({len(untrained)} such modules), which target_modules "
-            "names; the file is incomplete: copy or save the adapter again"
+            f"{label}: no weights for {untrained[0]!r} ({len(untrained)} such modules), which "
+            "adapter_config.json targets; the file is incomplete: copy or save the adapter again"
         )
     if unnamed := sorted(pairs.keys() - targeted):
         raise AdapterFileError(

@@ -119,7 +119,7 @@ def _pack_module(
         if pair := adapter.pairs.get(path):
             a, b_t = _layout(path, pair, adapter, dtype)
             ranks = Slice(rank_start, rank_start + a.shape[0])
-            bias = None if pair.bias is None else pair.bias.float() * adapter.config.scaling_of(path)
+            bias = None if pair.bias is None else pair.bias.float() * adapter.scaling_of(path)
             dora = _own_dora_terms(pair, a, b_t.T)
             slices.append(LoRASlice(Slice(column, column + out_features), ranks, b_t, bias, dora))
             stacked_a.append(a)
@@ -135,7 +135,7 @@ def _layout(path: str, pair: LoRAPair, adapter: CheckedAdapter, dtype: torch.dty
     b_t = torch.zeros(padded, pair.b.shape[0], dtype=dtype)
     a[:rank] = pair.a
     # Scaled in float32 and rounded once; in bfloat16 scaling first would round twice.
-    b_t[:rank] = (pair.b.float() * adapter.config.scaling_of(path)).T
+    b_t[:rank] = (pair.b.float() * adapter.scaling_of(path)).T
     _check_range(path, a, b_t, adapter)
     return a, b_t
 
@@ -173,7 +173,7 @@ def _pack_vocabulary(adapter: CheckedAdapter, dtype: torch.dtype) -> VocabularyW
 
 
 def _pack_embedding(pair: LoRAPair, adapter: CheckedAdapter, dtype: torch.dtype) -> EmbeddingLoRA:
-    a, b_t = pair.a.to(dtype), (pair.b.float() * adapter.config.scaling_of(EMBEDDING)).T.to(dtype)
+    a, b_t = pair.a.to(dtype), (pair.b.float() * adapter.scaling_of(EMBEDDING)).T.to(dtype)
     _check_range(EMBEDDING, a, b_t, adapter)
     return EmbeddingLoRA(a.T.contiguous(), b_t.contiguous(), _own_dora_terms(pair, a, b_t.T))
 
@@ -181,6 +181,6 @@ def _pack_embedding(pair: LoRAPair, adapter: CheckedAdapter, dtype: torch.dtype)
 def _check_range(path: str, a: Tensor, b_t: Tensor, adapter: CheckedAdapter) -> None:
     if not (a.isfinite().all() and b_t.isfinite().all()):
         raise AdapterFileError(
-            f"{adapter.label}: the weights of {path}, scaled by {adapter.config.scaling_of(path):g}, are too "
+            f"{adapter.label}: the weights of {path}, scaled by {adapter.scaling_of(path):g}, are too "
             f"large for {a.dtype}; correct lora_alpha, or serve the base in float32"
         )

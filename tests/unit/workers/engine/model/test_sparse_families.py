@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
@@ -51,7 +51,31 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     for number, (name, (targets, rank)) in enumerate(ADAPTERS.items(), start=1):
         _save_adapter(base, _named_as_in(base, targets), rank, folder / name)
         adapters[name] = LoRARequest(name, number, str(folder / name))
+    _train_fused(model, folder / "fused")
+    peft = PeftModel.from_pretrained(model, folder / "experts")
+    peft.save_pretrained(folder / "converted")  # as fused experts, whose gate_up has twice the rank
+    peft.unload()
+    for number, name in enumerate(("fused", "converted"), start=1 + len(adapters)):
+        adapters[name] = LoRARequest(name, number, str(folder / name))
     return Case(model, folder / "base", adapters)
+
+
+def _train_fused(model: PreTrainedModel, path: Path) -> None:
+    """Save what PEFT makes of fused experts, with weights as if trained."""
+    config = LoraConfig(
+        r=3,
+        lora_alpha=24,
+        use_rslora=True,
+        target_modules=["q_proj"],
+        target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+        rank_pattern={"experts.gate_up_proj": 5},
+        alpha_pattern={r"layers\.1\..*\.down_proj": 40},
+        init_lora_weights=False,
+    )
+    torch.manual_seed(5)
+    peft = get_peft_model(model, config)
+    peft.save_pretrained(path)
+    peft.unload()
 
 
 def _named_as_in(base: BaseDescription, targets: tuple[str, ...]) -> tuple[str, ...]:
@@ -115,9 +139,9 @@ def _generate(model: PreTrainedModel | PeftModel, prompt: list[int]) -> list[int
 
 
 def test_experts_and_adapters_in_a_mixed_batch_equal_peft(case: Case) -> None:
-    names = [None, "experts", "attention", "experts", None, "attention", "experts", None]
+    names = [None, "experts", "attention", "fused", "converted", "fused", "experts", None]
 
-    served = _serve(case, names, max_loras=2)
+    served = _serve(case, names, max_loras=4)
 
     prompts = _prompts()
     expected = {at: _generate(case.model, prompts[at]) for at, name in enumerate(names) if name is None}
