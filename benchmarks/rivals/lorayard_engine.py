@@ -36,7 +36,7 @@ class OurEngine:
         params = SamplingParams(max_tokens=num_new_tokens, temperature=0.0, ignore_eos=True)
         chosen = [self._workload.adapter_of(request) for request in range(len(prompts))]
         loras = [None if adapter is None else self._loras[adapter] for adapter in chosen]
-        outputs = self.engine.generate(list(prompts), params, loras)
+        outputs = self.engine.generate(list(prompts), params, loras, use_tqdm=False)
         return [output.outputs[0].token_ids for output in outputs]
 
 

@@ -2,59 +2,80 @@
 
 from __future__ import annotations
 
-import argparse
+import logging
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from workers.engine.config import EngineConfig
+import structlog
+
+from workers.engine.command_line import Asked, read_command_line
 from workers.engine.engine import LLMEngine
 from workers.engine.errors import EngineError
-from workers.engine.lora.request import LoRARequest
-from workers.engine.sampling_params import SamplingParams
+from workers.engine.outputs import RequestFailure
+from workers.engine.turns import Turns
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print one answer a line; returns the exit status."""
-    options = _parser().parse_args(arguments)
+def main(arguments: list[str] | None = None) -> int:
+    """Print the answers, one a line; returns the exit status."""
     try:
-        answers = _answers(options)
+        asked = read_command_line(arguments)
+        with LLMEngine(asked.config) as engine:
+            failures = _stream(engine, asked) if asked.params.streams else _answer(engine, asked)
     except EngineError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return 1
-    print(*answers, sep="\n")
-    return 0
+    except KeyboardInterrupt:
+        return 130
+    for failure in failures:
+        print(f"{failure.code}: {failure.message}", file=sys.stderr)
+    return 1 if failures else 0
 
 
-def _answers(options: argparse.Namespace) -> list[str]:
-    config = EngineConfig(
-        model=options.model,
-        dtype=options.dtype,
-        enable_lora=options.adapter is not None,
-        num_threads=options.threads,
+def _answer(engine: LLMEngine, asked: Asked) -> list[RequestFailure]:
+    _load_adapters(engine, asked)
+    prompts = [question.prompt for question in asked.questions]
+    outputs = engine.generate(prompts, asked.params, [question.lora for question in asked.questions])
+    for question, output in zip(asked.questions, outputs, strict=True):
+        for completion in output.outputs:
+            print(question.label + completion.text)
+    return [output.error for output in outputs if output.error is not None]
+
+
+def _stream(engine: LLMEngine, asked: Asked) -> list[RequestFailure]:
+    """Print the answers in order, the first unfinished one as it comes; those after it run meanwhile."""
+    _load_adapters(engine, asked)
+    turns, failures = Turns(lambda text: print(text, end="", flush=True)), []
+    for number, question in enumerate(asked.questions):
+        engine.add_request(str(number), question.prompt, asked.params, question.lora)
+        for index in range(asked.params.n):
+            turns.open((str(number), index))
+            turns.add((str(number), index), question.label)
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            for completion in output.outputs:
+                turn = (output.request_id, completion.index)
+                if output.finished:
+                    turns.end(turn, "\n")
+                else:
+                    turns.add(turn, completion.text)
+            if output.error is not None:
+                failures.append(output.error)
+    return failures
+
+
+def _load_adapters(engine: LLMEngine, asked: Asked) -> None:
+    """Load them now, so that a bad one is refused before anything is answered."""
+    for adapter in asked.adapters:
+        engine.add_lora(adapter)
+
+
+def _keep_stdout_for_answers() -> None:
+    """Send the log to stderr, and only what went wrong."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    lora = None if options.adapter is None else LoRARequest(Path(options.adapter).name, 1, options.adapter)
-    engine = LLMEngine(config)
-    try:
-        if lora is not None:
-            engine.add_lora(lora)
-        params = SamplingParams(max_tokens=options.max_tokens, temperature=options.temperature)
-        return [output.outputs[0].text for output in engine.generate(options.prompts, params, lora)]
-    finally:
-        engine.close()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m workers.engine", description="Generate text.")
-    parser.add_argument("model", help="folder of a Hugging Face checkpoint")
-    parser.add_argument("prompts", nargs="+", metavar="prompt")
-    parser.add_argument("--adapter", help="folder of a PEFT LoRA adapter")
-    parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--threads", type=int, help="default: one per core")
-    return parser
 
 
 if __name__ == "__main__":
+    _keep_stdout_for_answers()
     sys.exit(main())

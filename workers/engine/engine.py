@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence as ListLike
 from itertools import count
+from types import TracebackType
+from typing import Self
 
 from workers.engine.accounts import Accounts, EngineStats, Room
 from workers.engine.assembly import EngineInfo, assemble
@@ -22,8 +24,9 @@ from workers.engine.lora.composition import unscaled
 from workers.engine.lora.manager import LoRAManager
 from workers.engine.lora.request import AnyLoRA, LoRARequest
 from workers.engine.lora.residency import ResidencyChange
+from workers.engine.offline import OfflineServing
 from workers.engine.outputs import RequestOutput
-from workers.engine.requests import Prompt, as_prompts, one_each
+from workers.engine.requests import Prompt
 from workers.engine.sampling_params import SamplingParams
 from workers.engine.sequence import Sequence
 from workers.engine.step_builder import BuiltStep
@@ -33,11 +36,12 @@ _IDLE_POLL_S = 0.001
 """Pause of a step that finds only requests whose adapters are still loading."""
 
 
-class LLMEngine:
+class LLMEngine(OfflineServing):
     """One base model and the adapters upon it, serving many requests at once.
 
-    Not thread-safe: one thread calls it. Requests that cannot be served raise at `add_request`; what goes
-    wrong later ends as an output with finish_reason "error". Nothing falls back to the base model.
+    Not thread-safe: one thread calls it; leaving its `with` block closes it. Requests that cannot be served
+    raise at `add_request`; what goes wrong later ends as an output with finish_reason "error". Nothing falls
+    back to the base model.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -49,26 +53,13 @@ class LLMEngine:
         self._ids = count()
         self._accounts = Accounts()
 
-    def generate(
-        self,
-        prompts: Prompt | ListLike[Prompt],
-        params: SamplingParams | ListLike[SamplingParams] | None = None,
-        lora_request: AnyLoRA | ListLike[AnyLoRA | None] | None = None,
-    ) -> list[RequestOutput]:
-        """Serve these prompts to their end and return their outputs in order.
+    def __enter__(self) -> Self:
+        return self
 
-        A prompt is text, token ids or chat messages; `params` and `lora_request` are one for all or one each.
-        Several adapters upon one prompt are a `LoRAMix`; a list is always one entry per prompt.
-        """
-        all_prompts = as_prompts(prompts)
-        all_params = one_each("params", params or SamplingParams(), len(all_prompts))
-        all_loras = one_each("lora_request", lora_request, len(all_prompts))
-        asked = zip(all_prompts, all_params, all_loras, strict=True)
-        # All are checked before any runs, so that a bad one leaves nothing behind.
-        requests = [self._new_request(f"generate-{next(self._ids)}", *request) for request in asked]
-        for request in requests:
-            self._enqueue(request)
-        return self._run_to_end([request.request_id for request in requests])
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def add_request(
         self,
@@ -206,19 +197,6 @@ class LLMEngine:
         self._by_id[request.request_id] = request
         for sequence in request.sequences:
             self._parts.batcher.add(sequence)
-
-    def _run_to_end(self, request_ids: list[str]) -> list[RequestOutput]:
-        outputs: dict[str, RequestOutput] = {}
-        others: list[RequestOutput] = []
-        wanted = set(request_ids)
-        while len(outputs) < len(wanted):
-            for output in self.step():
-                if output.request_id not in wanted:
-                    others.append(output)
-                elif output.finished:
-                    outputs[output.request_id] = output
-        self._undelivered += others
-        return [outputs[request_id] for request_id in request_ids]
 
     def _mark_started(self, schedule: Schedule, now_s: float) -> None:
         for row in schedule.rows:
