@@ -16,6 +16,7 @@ from workers.engine.messages import (
     AddRequest,
     DropAdapter,
     EngineEvents,
+    PlanResidency,
     PrefetchAdapter,
     Ready,
     ReportStats,
@@ -81,6 +82,7 @@ class EngineServer:
             AbortRequest: self._abort,
             PrefetchAdapter: self._prefetch,
             DropAdapter: self._drop,
+            PlanResidency: self._plan,
             ReportStats: self._report_stats,
             Stop: self._stop,
         }
@@ -118,8 +120,7 @@ class EngineServer:
         """Return how long to wait for a command: not at all beside work, for ever without any."""
         if self._engine.has_unfinished_requests():
             return 0.0
-        adapters = self._engine.stats().adapters
-        return _LOADING_POLL_S if adapters is not None and adapters.num_loading else None
+        return _LOADING_POLL_S if self._engine.is_loading_adapters else None
 
     def _send_events(self) -> None:
         engine = self._engine
@@ -167,13 +168,16 @@ class EngineServer:
             self._finished.append(output)
 
     def _prefetch(self, command: PrefetchAdapter) -> None:
-        self._engine.prefetch_lora(command.lora)
+        self._engine.prefetch(command.lora)
 
     def _drop(self, command: DropAdapter) -> None:
         try:
             self._engine.remove_lora(command.lora.lora_int_id)
         except AdapterInUse:
             return  # a wrong guess of the sender: the sequences in flight matter more
+
+    def _plan(self, command: PlanResidency) -> None:
+        self._engine.plan_residency(command.wanted, command.drop)
 
     def _report_stats(self, _: ReportStats) -> None:
         self._owes_stats = True

@@ -9,21 +9,14 @@ from types import TracebackType
 from typing import Self
 
 from workers.engine.accounts import Accounts, EngineStats, Room
+from workers.engine.adapter_controls import AdapterControls
 from workers.engine.assembly import EngineInfo, assemble
 from workers.engine.batching import Refusal, Schedule
 from workers.engine.config import EngineConfig
-from workers.engine.errors import (
-    ConfigError,
-    EngineError,
-    NonFiniteLogits,
-    RequestError,
-)
+from workers.engine.errors import EngineError, NonFiniteLogits, RequestError
 from workers.engine.finishing import Ending, why_failed
 from workers.engine.live_request import LiveRequest
-from workers.engine.lora.composition import unscaled
-from workers.engine.lora.manager import LoRAManager
-from workers.engine.lora.request import AnyLoRA, LoRARequest
-from workers.engine.lora.residency import ResidencyChange
+from workers.engine.lora.request import AnyLoRA
 from workers.engine.offline import OfflineServing
 from workers.engine.outputs import RequestOutput
 from workers.engine.requests import Prompt
@@ -36,7 +29,7 @@ _IDLE_POLL_S = 0.001
 """Pause of a step that finds only requests whose adapters are still loading."""
 
 
-class LLMEngine(OfflineServing):
+class LLMEngine(AdapterControls, OfflineServing):
     """One base model and the adapters upon it, serving many requests at once.
 
     Not thread-safe: one thread calls it; leaving its `with` block closes it. Requests that cannot be served
@@ -86,6 +79,8 @@ class LLMEngine(OfflineServing):
         outputs, self._undelivered = self._undelivered, []
         self._started = []
         began_s = time.monotonic()
+        if self._parts.adapters is not None:
+            self._parts.adapters.collect()
         schedule = self._parts.batcher.schedule()
         if schedule.rows:
             self._mark_started(schedule, began_s)
@@ -112,40 +107,6 @@ class LLMEngine(OfflineServing):
         """The requests that joined the running batch for the first time with the latest step."""
         return tuple(self._started)
 
-    def drain_residency_changes(self) -> list[ResidencyChange]:
-        """Return what became of adapters since the last call, in order."""
-        adapters = self._parts.adapters
-        return [] if adapters is None else list(adapters.drain_changes())
-
-    def prefetch_lora(self, request: LoRARequest) -> None:
-        """Start loading an adapter into the host cache."""
-        self._adapters.prefetch(unscaled(request))
-
-    def add_lora(self, request: LoRARequest) -> bool:
-        """Load an adapter and give it a slot; False if it has one already."""
-        return self._adapters.add(unscaled(request))
-
-    def remove_lora(self, lora_int_id: int) -> bool:
-        """Drop an adapter; False if it is not there."""
-        return self._adapters.remove(lora_int_id)
-
-    def pin_lora(self, lora_int_id: int) -> bool:
-        """Keep an adapter from being evicted; ValueError if it is not there."""
-        return self._adapters.pin(lora_int_id)
-
-    def unpin_lora(self, lora_int_id: int) -> bool:
-        """Let a pinned adapter be evicted again."""
-        return self._adapters.unpin(lora_int_id)
-
-    def list_loras(self) -> set[int]:
-        """Return the ids of the adapters held."""
-        return set() if self._parts.adapters is None else self._parts.adapters.list()
-
-    @property
-    def residency_epoch(self) -> int:
-        """Number of the latest residency change, 0 before the first."""
-        return 0 if self._parts.adapters is None else self._parts.adapters.epoch
-
     def stats(self) -> EngineStats:
         """Return the engine's counters."""
         parts = self._parts
@@ -171,12 +132,6 @@ class LLMEngine(OfflineServing):
         if self._parts.adapters is not None:
             self._parts.adapters.close()
 
-    @property
-    def _adapters(self) -> LoRAManager:
-        if self._parts.adapters is None:
-            raise ConfigError("enable_lora is False, so there are no adapters; set it to True")
-        return self._parts.adapters
-
     def _new_request(
         self,
         request_id: str,
@@ -189,12 +144,12 @@ class LLMEngine(OfflineServing):
         sequences = checker.sequences(
             request_id, prompt, params, lora, arrival_time_s=now_s, cache_salt=cache_salt
         )
-        for member in sequences[0].composition:
-            self._adapters.prefetch(member.lora)
         return LiveRequest(sequences)
 
     def _enqueue(self, request: LiveRequest) -> None:
         self._by_id[request.request_id] = request
+        for member in request.sequences[0].composition:
+            self._adapters.prefetch(member.lora)
         for sequence in request.sequences:
             self._parts.batcher.add(sequence)
 
@@ -264,6 +219,7 @@ class LLMEngine(OfflineServing):
         for member in sequence.composition:
             sequence.adapter_use += self._adapters.take_uncharged(member.lora)
         self._parts.batcher.remove(sequence)
+        self._let_go_of_adapters(sequence)
         self._accounts.close(sequence)
         return self._settle(sequence, self._parts.finisher.output(sequence, ending, now_s, error))
 

@@ -47,6 +47,14 @@ class DropAdapter:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanResidency:
+    """Expect these adapters to be needed, in order, and those not; replaces the last such plan."""
+
+    wanted: tuple[LoRARequest, ...]
+    drop: tuple[LoRARequest, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ReportStats:
     """Answer with an event that carries the engine's counters."""
 
@@ -56,7 +64,7 @@ class Stop:
     """End the process, whatever it holds."""
 
 
-Command = AddRequest | AbortRequest | PrefetchAdapter | DropAdapter | ReportStats | Stop
+Command = AddRequest | AbortRequest | PrefetchAdapter | DropAdapter | PlanResidency | ReportStats | Stop
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Adapters kept packed in host memory; the least recently used leaves first, a busy one never."""
+"""Adapters kept packed in host memory; who leaves first is told by hints and use, a busy one never does."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from workers.engine.lora.weights import AdapterWeights
 # How long an adapter loaded for a waiting request is safe from other waiting requests' loads. Without it two
 # that wait for one place would load over each other without end; after it an aborted one's place is free.
 WANTED_S = 1.0
+
+_NEVER = 1 << 62
+"""The turn of a revision that no hint names."""
 
 
 class _Size(NamedTuple):
@@ -53,6 +56,8 @@ class HostCache:
         self._is_busy = is_busy
         self._clock = clock
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._turns: dict[str, int] = {}  # when a revision is needed, by hint; 0 is next
+        self._expendable: set[str] = set()
 
     def __contains__(self, revision: str) -> bool:
         return revision in self._entries
@@ -71,6 +76,7 @@ class HostCache:
         """Return a revision's weights and make it the most recently used."""
         entry = self._entries[revision]
         entry.wanted_until = 0.0
+        self._expendable.discard(revision)
         self._entries.move_to_end(revision)
         return entry.weights
 
@@ -79,21 +85,40 @@ class HostCache:
         self._entries[revision].wanted_until = self._clock() + WANTED_S
         self._entries.move_to_end(revision)
 
-    def has_room_for(self, num_more: int) -> bool:
+    def expend(self, revision: str) -> None:
+        """Let a revision leave before all others, unless it is used again."""
+        self._expendable.add(revision)
+
+    def expect(self, revision: str, turn: int | None) -> None:
+        """Take a hint when a revision will be needed; None takes it back. The latest needed leaves first."""
+        if turn is None:
+            self._turns.pop(revision, None)
+        else:
+            self._turns[revision] = turn
+
+    def expect_nothing(self) -> None:
+        """Take back all hints."""
+        self._turns.clear()
+        self._expendable.clear()
+
+    def has_room_for(self, num_more: int, *, turn: int | None = None) -> bool:
         """Tell whether so many more could come without touching what is busy or wanted.
 
-        How large they are is not known before they are loaded.
+        Those that come for a hint, with a `turn`, do not touch what is needed before them either. How large
+        they are is not known before they are loaded.
         """
-        return self._leaving_for(num_more, _Size(0, 0), even_wanted=False) is not None
+        return self._leaving_for(num_more, _Size(0, 0), even_wanted=False, turn=turn) is not None
 
     def can_put(self, weights: AdapterWeights, *, even_wanted: bool = False) -> bool:
         """Tell whether a loaded adapter finds room; what is wanted gives way only if told so."""
-        return self._leaving_for(1, _size(weights), even_wanted=even_wanted) is not None
+        turn = None if even_wanted else self._turns.get(weights.digest)
+        return self._leaving_for(1, _size(weights), even_wanted=even_wanted, turn=turn) is not None
 
     def put(self, weights: AdapterWeights, *, even_wanted: bool = False) -> list[str] | None:
         """Keep a loaded adapter; returns the revisions that left for it, or None if there is no room now."""
         size = _size(weights)
-        leaving = self._leaving_for(1, size, even_wanted=even_wanted)
+        turn = None if even_wanted else self._turns.get(weights.digest)
+        leaving = self._leaving_for(1, size, even_wanted=even_wanted, turn=turn)
         if leaving is None:
             return None
         for revision in leaving:
@@ -105,17 +130,20 @@ class HostCache:
 
     def drop(self, revision: str) -> None:
         """Forget a revision; its memory is free once no slot points at it."""
+        self._expendable.discard(revision)
         size = self._entries.pop(revision).size
         self.num_bytes -= size.lora
         self.saved_bytes -= size.saved
 
-    def _leaving_for(self, num_more: int, more: _Size, *, even_wanted: bool) -> list[str] | None:
+    def _leaving_for(
+        self, num_more: int, more: _Size, *, even_wanted: bool, turn: int | None
+    ) -> list[str] | None:
         """Return who would leave for newcomers, as few as will do; None if too few may leave."""
         leaving: list[str] = []
         num_over = len(self._entries) + num_more - self.capacity
         lora_over = _over(self.num_bytes, more.lora, self._max_bytes)
         saved_over = _over(self.saved_bytes, more.saved, self._max_saved_bytes)
-        candidates = self._evictable(even_wanted)
+        candidates = self._evictable(even_wanted, turn)
         while num_over > 0 or lora_over > 0 or saved_over > 0:
             revision = next(candidates, None)
             if revision is None:
@@ -128,11 +156,21 @@ class HostCache:
                 saved_over -= size.saved
         return leaving
 
-    def _evictable(self, even_wanted: bool) -> Iterator[str]:
+    def _evictable(self, even_wanted: bool, turn: int | None) -> Iterator[str]:
+        """Iterate over who may leave: the expendable, then those no hint names, then the latest needed."""
         now = self._clock()
-        for revision, entry in self._entries.items():
-            if (even_wanted or entry.wanted_until <= now) and not self._is_busy(revision):
-                yield revision
+        idle = (
+            revision
+            for revision, entry in self._entries.items()
+            if (even_wanted or entry.wanted_until <= now) and not self._is_busy(revision)
+        )
+        if not self._turns and not self._expendable:
+            return idle
+        may_leave = [one for one in idle if turn is None or self._turns.get(one, turn + 1) > turn]
+        return iter(sorted(may_leave, key=self._order))
+
+    def _order(self, revision: str) -> tuple[bool, int]:
+        return revision not in self._expendable, -self._turns.get(revision, _NEVER)
 
 
 def _size(weights: AdapterWeights) -> _Size:

@@ -39,6 +39,11 @@ class Identities:
         for request in [request for request, held in self._in_use.items() if held == revision]:
             del self._in_use[request]
 
+    def let_go_of_path(self, path: str) -> None:
+        """Let later requests for a path mean its files, whatever sequences run with."""
+        for request in [request for request in self._in_use if request.lora_path == path]:
+            del self._in_use[request]
+
     def register(self, lora_int_id: int, revision: str) -> None:
         self._by_id[lora_int_id] = revision
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
@@ -11,6 +11,7 @@ from workers.engine.lora.host_cache import WANTED_S
 from workers.engine.lora.identities import Identities
 from workers.engine.lora.loading import LoadResult
 from workers.engine.lora.loads import Loads
+from workers.engine.lora.plan import Expected, ResidencyPlan
 from workers.engine.lora.request import LoRARequest
 from workers.engine.lora.tiers import Tiers
 from workers.engine.lora.weights import AdapterWeights
@@ -28,6 +29,7 @@ class Intake:
         self._tiers = tiers
         self._identities = identities
         self._clock = clock
+        self._plan = ResidencyPlan()
 
     def prefetch(self, request: LoRARequest) -> None:
         """Start a load if there is a place for it; what failed for a reason that may pass is tried again."""
@@ -47,6 +49,31 @@ class Intake:
         # One load may run ahead of its place, to be at hand when a busy one ends; more would waste memory.
         if self._loads.num_underway == 0 or self._tiers.host.has_room_for(self._loads.num_underway + 1):
             self._loads.start(request)
+
+    def follow(self, wanted: Sequence[LoRARequest | str], drop: Iterable[LoRARequest | str]) -> None:
+        """Take hints in place of the last ones: what to load ahead and to keep, in order, and what may go."""
+        host = self._tiers.host
+        host.expect_nothing()
+        self._plan.replace(wanted)
+        for turn, one in enumerate(wanted):
+            if (revision := self._revision(one)) is not None:
+                host.expect(revision, turn)
+        for one in drop:
+            if (revision := self._revision(one)) is not None and revision in self._tiers:
+                host.expend(revision)
+        self.collect()
+
+    def cancel(self, request: LoRARequest) -> bool:
+        """Take back a load that has not begun, unless it is expected to be needed; False if it was not."""
+        return self._plan.turn_of(request) is None and self._loads.cancel(request)
+
+    def reload_now(self, request: LoRARequest) -> str:
+        """Read a path's files again and place what they hold now, waiting for it; returns its revision."""
+        while self._loads.is_underway(request):  # what is being read may be what the files held before
+            for result in self._loads.finish(request):
+                self._note(result)
+            self._loads.take_arrival(request)
+        return self.load_now(request)
 
     def load_now(self, request: LoRARequest) -> str:
         """Load and place an adapter, waiting for it; returns its revision."""
@@ -83,8 +110,24 @@ class Intake:
                 break
             arrivals.popleft()
         self._loads.hold(bool(arrivals))
+        while self._loads.num_underway == 0 and (expected := self._plan.next()) is not None:
+            self._load_ahead(expected)
+
+    def _load_ahead(self, expected: Expected) -> None:
+        revision = self._identities.revision_of(expected.request)
+        if (revision is not None and revision in self._tiers) or self._loads.has_failed(expected.request):
+            return
+        if self._tiers.host.has_room_for(1, turn=expected.turn):
+            self._loads.start(expected.request)
+        else:
+            self._plan.give_up()
+
+    def _revision(self, named: LoRARequest | str) -> str | None:
+        return named if isinstance(named, str) else self._identities.revision_of(named)
 
     def _place(self, request: LoRARequest, weights: AdapterWeights, *, even_wanted: bool) -> bool:
+        if (turn := self._plan.turn_of(request)) is not None:
+            self._tiers.host.expect(weights.digest, turn)
         left = self._tiers.admit(weights, even_wanted=even_wanted)
         if left is None:
             return False

@@ -58,19 +58,19 @@ class Loads:
 
     def is_underway(self, request: LoRARequest) -> bool:
         """Tell whether this request's load is queued, running, or has arrived and waits for a place."""
-        return _key(request) in self._loading or self.has_arrived(request)
+        return load_key(request) in self._loading or self.has_arrived(request)
 
     def start(self, request: LoRARequest) -> None:
         """Queue the load of a request for which none is under way."""
-        self._loading[_key(request)] = request
+        self._loading[load_key(request)] = request
         self._loader.submit(request)
 
     def cancel(self, request: LoRARequest) -> bool:
         """Take back a load that has not begun; False if there is none such."""
-        started = self._loading.get(_key(request))
+        started = self._loading.get(load_key(request))
         if started is None or not self._loader.cancel(started):
             return False
-        del self._loading[_key(request)]
+        del self._loading[load_key(request)]
         return True
 
     def collect(self) -> list[LoadResult]:
@@ -87,23 +87,23 @@ class Loads:
 
     def finish(self, request: LoRARequest) -> list[LoadResult]:
         """Wait for a request's load, starting it if need be; returns what finished, its own last."""
-        if _key(request) not in self._loading:
+        if load_key(request) not in self._loading:
             self.start(request)
         self._loader.hold(False)
         finished: list[LoadResult] = []
-        while not finished or _key(finished[-1].request) != _key(request):
+        while not finished or load_key(finished[-1].request) != load_key(request):
             finished.append(self._loader.wait())
             self._settle(finished[-1])
         return finished
 
     def has_arrived(self, request: LoRARequest) -> bool:
         """Tell whether a request's adapter has been read and waits for a place."""
-        return any(_key(request) in (_key(one.request), one.weights.digest) for one in self.arrivals)
+        return any(load_key(request) in (load_key(one.request), one.weights.digest) for one in self.arrivals)
 
     def take_arrival(self, request: LoRARequest) -> AdapterWeights | None:
         """Take a request's loaded adapter out of those that wait for a place."""
         for arrival in self.arrivals:
-            if _key(arrival.request) == _key(request):
+            if load_key(arrival.request) == load_key(request):
                 self.arrivals.remove(arrival)
                 return arrival.weights
         return None
@@ -128,7 +128,7 @@ class Loads:
         self._loader.close()
 
     def _settle(self, result: LoadResult) -> None:
-        self._loading.pop(_key(result.request), None)
+        self._loading.pop(load_key(result.request), None)
         if result.weights is not None:
             self.arrivals.append(Arrival(result.request, result.weights, self._clock()))
             return
@@ -151,5 +151,6 @@ class Loads:
         return stamp(Path(failure.result.request.lora_path)) == failure.result.files
 
 
-def _key(request: LoRARequest) -> str:
+def load_key(request: LoRARequest) -> str:
+    """Return what loads of a request are one for: its revision, or its path where it asks for none."""
     return request.revision or request.lora_path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
 
@@ -82,6 +82,7 @@ class LoRAManager:
             dora=dora,
         )
         self._identities = Identities()
+        self._retired: set[str] = set()
         self._loads = Loads(Loader(spec, loader_child), max_queued=max_queued_lora_loads, clock=clock)
         self._intake = Intake(self._loads, self._tiers, self._identities, clock=clock)
         self._seating = Seating(self._tiers, self._identities, self._loads, self._intake.start_if_room)
@@ -89,17 +90,17 @@ class LoRAManager:
     # What the engine asks for its sequences
 
     def acquire(self, request: LoRARequest) -> int | None:
-        """Return one adapter's slot; see `acquire_all`."""
+        """Take in what has been loaded and return one adapter's slot; see `acquire_all`."""
+        self._intake.collect()
         seats = self.acquire_all([request])
         return None if seats is None else seats[0].slot
 
     def acquire_all(self, requests: Sequence[LoRARequest]) -> tuple[Seat, ...] | None:
         """Return the adapters' seats, all now counted in use; None, and none counted, while one lacks.
 
-        Ask again next step then. Raises the AdapterError for which an adapter cannot be served, or the
-        RequestError for which these cannot be served together.
+        Ask again then, after the next `collect`. Raises the AdapterError for which an adapter cannot be
+        served, or the RequestError for which these cannot be served together.
         """
-        self._intake.collect()
         return self._seating.take(requests)
 
     def is_loaded(self, request: LoRARequest) -> bool:
@@ -113,6 +114,18 @@ class LoRAManager:
     def prefetch(self, request: LoRARequest) -> None:
         """Start loading an adapter into host memory if there is a place; `acquire` tells if that failed."""
         self._intake.prefetch(request)
+
+    def collect(self) -> None:
+        """Take in what has been loaded and go on with what is hinted at; costs next to nothing otherwise."""
+        self._intake.collect()
+
+    def is_loading(self, request: LoRARequest) -> bool:
+        """Tell whether an adapter's load is queued, running, or has arrived and waits for a place."""
+        return self._loads.is_underway(request)
+
+    def cancel_load(self, request: LoRARequest) -> bool:
+        """Take back a load that nobody waits for any more; False if it has begun or is hinted at."""
+        return self._intake.cancel(request)
 
     def count_non_finite(self, request: LoRARequest) -> None:
         """Note that a request with this adapter ended in NaN or infinity."""
@@ -144,13 +157,21 @@ class LoRAManager:
 
     # What the engine's owner asks
 
-    def add(self, request: LoRARequest) -> bool:
-        """Load an adapter now and give it a slot if one is idle; False if it had one. Waits for the disk."""
+    def add(self, request: LoRARequest, *, load_inplace: bool = False) -> bool:
+        """Load an adapter now and give it a slot if one is idle; False if it had one. Waits for the disk.
+
+        `load_inplace` reads its files once more, whatever is known of them. What they hold takes the id over
+        in one go: sequences that run keep the revision they began with, all later ones have the new one.
+        """
         self._intake.collect()
-        revision = self._identities.revision_of(request)
+        before = self._identities.revision_by_id(request.lora_int_id)
+        revision = None if load_inplace else self._identities.revision_of(request)
         if revision is None or revision not in self._tiers:
-            revision = self._intake.load_now(request)
+            load = self._intake.reload_now if load_inplace else self._intake.load_now
+            revision = load(request)
         self._identities.register(request.lora_int_id, revision)
+        if before is not None and before != revision and before in self._tiers:
+            self._retire(before, request)
         if revision in self._tiers.slots:
             self._tiers.touch(revision)
             return False
@@ -185,6 +206,26 @@ class LoRAManager:
         self._tiers.slots.pin(revision)
         return True
 
+    def plan(self, wanted: Sequence[LoRARequest | str], drop: Iterable[LoRARequest | str] = ()) -> None:
+        """Take a hint which adapters will be needed, in order, and which will not; see `ResidencyPlan`.
+
+        Wanted ones are loaded ahead while nothing else is, into places that no earlier one of them needs.
+        Those to drop leave first when a place is wanted. Both may be named by revision once they are here.
+        """
+        self._intake.follow(wanted, drop)
+
+    @property
+    def retired(self) -> frozenset[str]:
+        """The revisions that gave their id over and are kept for sequences that began with them."""
+        return frozenset(self._retired)
+
+    def drop_retired(self, held: Collection[str | None]) -> None:
+        """Free the retired revisions that are not among those `held` by sequences."""
+        for revision in self._retired - set(held):
+            self._retired.discard(revision)
+            if revision in self._tiers and not self._identities.ids_of(revision):
+                self._tiers.drop(revision)
+
     def unpin(self, lora_int_id: int) -> bool:
         """Let a pinned adapter be given up again; False if it was not pinned."""
         revision = self._identities.revision_by_id(lora_int_id)
@@ -214,6 +255,11 @@ class LoRAManager:
         """Return where one revision is, without copying the rest."""
         return self._tiers.residency.tier_of(revision)
 
+    @property
+    def num_loading(self) -> int:
+        """Loads queued, running, or arrived without a place yet, as of the last `collect`."""
+        return self._loads.num_underway
+
     def stats(self) -> AdapterStats:
         """Return what loading and keeping adapters has cost so far."""
         self._intake.collect()
@@ -222,6 +268,16 @@ class LoRAManager:
     def close(self) -> None:
         """End the loader; the manager is of no use afterwards."""
         self._loads.close()
+
+    def _retire(self, revision: str, successor: LoRARequest) -> None:
+        """Keep a revision that gave its id to another only for those who run with it; its pin goes over."""
+        self._identities.let_go_of_path(successor.lora_path)
+        if self._identities.ids_of(revision):
+            return
+        if self._tiers.slots.unpin(revision):
+            self.pin(successor.lora_int_id)
+        self._tiers.host.expend(revision)
+        self._retired.add(revision)
 
 
 def _check_limits(max_loras: int, host_capacity: int, max_lora_rank: int, device: torch.device) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from workers.engine.errors import AdapterConfigError, RequestError
 
@@ -16,7 +16,8 @@ class LoRARequest:
     """An adapter by name, id and folder; a `revision` is the content digest that its files must have.
 
     `scale` multiplies what the adapter adds to the request that bears it; it may be 0 or negative. The
-    adapter's slot and its copy on the host are one for all scales.
+    adapter's slot and its copy on the host are one for all scales. `load_inplace` has `LLMEngine.add_lora`
+    read the files again; elsewhere it changes nothing.
     """
 
     lora_name: str
@@ -24,6 +25,7 @@ class LoRARequest:
     lora_path: str
     revision: str | None = None
     scale: float = 1.0
+    load_inplace: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.lora_name:

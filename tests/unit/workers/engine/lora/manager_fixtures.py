@@ -58,10 +58,10 @@ def stuck_request(folder: Path) -> LoRARequest:
 
 
 def acquired(manager: LoRAManager, request: LoRARequest) -> int:
-    """Ask for a slot step after step, as the engine does; the pause lets the loader's thread run."""
-    deadline = time.monotonic() + 10.0
+    """Ask for a slot step after step, as the engine does; the pause lets the loader run."""
+    deadline = time.monotonic() + 30.0
     pause = threading.Event()
     while (slot := manager.acquire(request)) is None:
-        assert time.monotonic() < deadline, f"no slot for {request.lora_name} within 10 s"
+        assert time.monotonic() < deadline, f"no slot for {request.lora_name} within 30 s"
         pause.wait(0.0005)
     return slot
