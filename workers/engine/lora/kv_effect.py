@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
-_HEAD = re.compile(r"(.+\.)?lm_head")
-_AFTER_KV = re.compile(r"(.+\.)?layers\.(?P<layer>\d+)\.(self_attn\.(q_proj|o_proj)|mlp\..+)")
-"""Modules of a layer whose results reach no key and no value before the next layer."""
+from workers.engine.lora.base import HEAD, PackedLayout
+
+_QKV = "qkv"
 
 
-def changes_kv(modules: Iterable[str], num_layers: int) -> bool:
+def changes_kv(modules: Iterable[str], layout: PackedLayout) -> bool:
     """Whether an adapter of these modules, by path, can change any key or value of the model.
 
-    The head comes after all of them, and so do the last layer's queries, attention output and MLP. A module
-    that is not known to be harmless counts as one that changes them.
+    The head comes after all of them, and so do the last layer's queries, attention output, router and MLP. A
+    module that is not known to be harmless counts as one that changes them.
     """
-    return not all(_spares_kv(module, num_layers - 1) for module in modules)
+    return not _after_kv(layout).issuperset(modules)
 
 
-def _spares_kv(module: str, last_layer: int) -> bool:
-    if _HEAD.fullmatch(module):
-        return True
-    match = _AFTER_KV.fullmatch(module)
-    return match is not None and int(match["layer"]) == last_layer
+def _after_kv(layout: PackedLayout) -> set[str]:
+    last_layer = max(key.layer for key in layout)
+    harmless = {HEAD}
+    for key, paths in layout.items():
+        if key.layer == last_layer:
+            # Where queries, keys and values are one module in the file, all of it changes keys and values.
+            num_harmless = len(paths) if key.module != _QKV else 1 if len(paths) > 1 else 0
+            harmless.update(paths[:num_harmless])
+    return harmless

@@ -87,13 +87,12 @@ def pack_adapter(
     for key, paths in layout.items():
         if any(path in adapter.pairs for path in paths):
             modules[key] = _pack_module([(path, shapes[path].out_features) for path in paths], adapter, dtype)
-    num_layers = 1 + max(key.layer for key in layout)
     return AdapterWeights(
         adapter.description.digest,
         adapter.description.rank,
         modules,
         unmixable=_unmixable(adapter),
-        changes_kv=changes_kv([*adapter.pairs, *adapter.saved], num_layers),
+        changes_kv=changes_kv([*adapter.pairs, *adapter.saved], layout),
         vocabulary=_pack_vocabulary(adapter, dtype),
         has_dora=adapter.config.use_dora,
     )
