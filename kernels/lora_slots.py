@@ -53,6 +53,15 @@ class PackedLoRA:
         return self.a.nbytes + sum(tensor.nbytes for part in self.slices for tensor in part.tensors)
 
 
+@dataclass(frozen=True, slots=True)
+class SlotRows:
+    """Weights as a module's table describes them, checked, so that pointing slots at them is one copy."""
+
+    entries: tuple[PackedLoRA, ...]  # hold the tensors behind the addresses
+    table: Tensor  # [num_entries, num_slices, 5] int64
+    dtype: torch.dtype
+
+
 class PackedModuleSlots:
     """A packed module's slots: `entries[slot]` is an adapter's weights, or None where it lacks the module."""
 
@@ -65,28 +74,63 @@ class PackedModuleSlots:
         # For the compiled kernel: addresses of A and B, rank, those of bias and DoRA terms; 0 where absent.
         self.table = torch.zeros(num_slots, len(out_slices), _NUM_TABLE_COLUMNS, dtype=torch.int64)
         self.columns = torch.tensor([0, *out_slices]).cumsum(0)  # [num_slices + 1] int64
+        self._places = {start: place for place, start in enumerate(self.columns.tolist()[:-1])}
 
     def set(self, slot: int, weights: PackedLoRA | None) -> None:
         """Point `slot` at an adapter's weights, copying nothing; ValueError for a layout no kernel reads."""
-        rows = torch.zeros_like(self.table[slot])
-        if weights is not None:
-            self._describe(weights, rows)
-            self.dtype = weights.a.dtype
-        self.entries[slot] = weights  # holds the tensors behind the addresses
-        self.table[slot] = rows
+        if weights is None:
+            self.clear(torch.tensor([slot]))
+        else:
+            self.point(torch.tensor([slot]), self.describe([weights]))
 
-    def _describe(self, weights: PackedLoRA, rows: Tensor) -> None:
-        starts = self.columns.tolist()
+    def describe(self, entries: Sequence[PackedLoRA]) -> SlotRows:
+        """Check weights, at least one, and describe them for `point`; ValueError as in `set`."""
+        dtype = entries[0].a.dtype
+        rows = [self._describe(weights, dtype) for weights in entries]
+        return SlotRows(tuple(entries), torch.tensor(rows, dtype=torch.int64), dtype)
+
+    def point(
+        self,
+        slots: Tensor,  # [num_entries] int64
+        rows: SlotRows,
+    ) -> None:
+        """Point slots at the weights described, one at each, copying none of them."""
+        if self.dtype not in (None, rows.dtype):
+            raise ValueError(
+                f"the adapter is {rows.dtype}, the other slots are {self.dtype}; give all one dtype"
+            )
+        self.dtype = rows.dtype
+        for slot, weights in zip(slots.tolist(), rows.entries, strict=True):
+            self.entries[slot] = weights
+        self.table.index_copy_(0, slots, rows.table)
+
+    def clear(
+        self,
+        slots: Tensor,  # [num_slots] int64
+    ) -> None:
+        """Empty slots."""
+        for slot in slots.tolist():
+            self.entries[slot] = None
+        self.table.index_fill_(0, slots, 0)
+
+    def _describe(self, weights: PackedLoRA, dtype: torch.dtype) -> list[list[int]]:
+        if weights.a.dtype is not dtype:
+            raise ValueError(f"the adapter is {weights.a.dtype} and {dtype}; give all its modules one dtype")
+        rows = [[0] * _NUM_TABLE_COLUMNS for _ in self._places]
+        first, row_bytes = weights.a.data_ptr(), self.in_features * weights.a.itemsize
         for part in weights.slices:
             self._check(weights.a, part)
-            a = weights.a[part.rank.start : part.rank.end]
-            pointers = [0 if extra is None else extra.data_ptr() for extra in (part.bias, part.dora)]
-            described = [a.data_ptr(), part.b_t.data_ptr(), a.shape[0], *pointers]
-            rows[starts.index(part.out.start)] = torch.tensor(described)
+            extras = [0 if extra is None else extra.data_ptr() for extra in (part.bias, part.dora)]
+            ranks = part.rank.end - part.rank.start
+            a, b = first + part.rank.start * row_bytes, part.b_t.data_ptr()
+            rows[self._places[part.out.start]] = [a, b, ranks, *extras]
+        return rows
 
     def _check(self, a: Tensor, part: LoRASlice) -> None:
         rank, width = part.rank.end - part.rank.start, part.out.end - part.out.start
-        if a.shape[1] != self.in_features or part.b_t.shape != (rank, width) or rank > MAX_RANK:
+        num_ranks, in_features = a.shape
+        is_inside = part.rank.end <= num_ranks and in_features == self.in_features
+        if not is_inside or part.b_t.shape != (rank, width) or rank > MAX_RANK:
             raise ValueError(
                 f"A is {tuple(a.shape)} and B {tuple(part.b_t.shape)} for rank {rank}; they must be "
                 f"[ranks, {self.in_features}] and ({rank}, {width}), the rank at most {MAX_RANK}"
@@ -94,13 +138,11 @@ class PackedModuleSlots:
         if not (a.is_contiguous() and part.b_t.is_contiguous()) or part.b_t.dtype is not a.dtype:
             raise ValueError("A and B must be contiguous and of one dtype; pack the adapter again")
         _check_extras(part, width)
-        if self.dtype not in (None, a.dtype):
-            raise ValueError(
-                f"the adapter is {a.dtype}, the other slots are {self.dtype}; give all one dtype"
-            )
 
 
 def _check_extras(part: LoRASlice, width: int) -> None:
+    if part.bias is None and part.dora is None:
+        return
     for extra, shape in ((part.bias, (width,)), (part.dora, (NUM_DORA_TERMS, width))):
         if extra is not None and (
             tuple(extra.shape) != shape or extra.dtype is not torch.float32 or not extra.is_contiguous()

@@ -8,7 +8,7 @@ from kernels.lora_slots import PackedModuleSlots
 from workers.engine.lora.base import ModuleShape, Vocabulary
 from workers.engine.lora.dora import DoraTerms
 from workers.engine.lora.host_cache import HostCache
-from workers.engine.lora.packed_slots import PackedLayout, PackedSlotTables
+from workers.engine.lora.packed_slots import DescribedAdapter, PackedLayout, PackedSlotTables
 from workers.engine.lora.residency import ResidencyLog
 from workers.engine.lora.slots import SlotTable
 from workers.engine.lora.stats import AdapterCounters, AdapterStats
@@ -44,6 +44,7 @@ class Tiers:
         self.residency = ResidencyLog()
         self.counters = AdapterCounters()
         self._tables = PackedSlotTables(shapes, layout, num_slots)
+        self._described: dict[str, DescribedAdapter] = {}  # by revision, as long as it is on the host
         self.vocabulary = None if vocabulary is None else VocabularySlots(vocabulary, num_slots)
         self._dora = dora
 
@@ -82,7 +83,7 @@ class Tiers:
             self.counters.slot_evictions += 1
             self.residency.record(assignment.evicted, "host")
         weights = self.host.use(revision)
-        self._tables.point(assignment.slot, weights.modules)
+        self._tables.point(assignment.slot, self._described[revision])
         if self.vocabulary is not None:
             self.vocabulary.point(assignment.slot, weights.vocabulary)
         self.residency.record(revision, "device")
@@ -97,11 +98,13 @@ class Tiers:
         """Keep a loaded revision on the host; returns which left for it, or None if there is no room."""
         if not self.host.can_put(weights, even_wanted=even_wanted):
             return None
-        leaving = self.host.put(
-            weights if self._dora is None else self._dora.complete(weights), even_wanted=even_wanted
-        )
+        if self._dora is not None:
+            weights = self._dora.complete(weights)
+        described = self._tables.describe(weights.modules)
+        leaving = self.host.put(weights, even_wanted=even_wanted)
         if leaving is None:
             return None
+        self._described[weights.digest] = described
         for revision in leaving:
             self.counters.evicted(revision)
             self._left_host(revision)
@@ -129,4 +132,5 @@ class Tiers:
             self._tables.clear(slot)
             if self.vocabulary is not None:
                 self.vocabulary.point(slot, VocabularyWeights())
+        del self._described[revision]
         self.residency.record(revision, "none")
