@@ -16,10 +16,10 @@ def to_markdown(title: str, facts: dict[str, str], results: list[Result]) -> str
         f"# {title}",
         "\n".join(f"- {name}: {value}" for name, value in facts.items() if value),
         "Output tokens per second, best round (all rounds below).",
-        _table(_speed_rows(results)),
+        table(_speed_rows(results)),
         "\n".join(f"- {line}" for line in _ratios(results)),
         "Every round; *others* is the share of the machine's time that other processes took in the best one.",
-        _table(_round_rows(results)),
+        table(_round_rows(results)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -77,7 +77,8 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.0f}"
 
 
-def _table(rows: list[Row]) -> str:
+def table(rows: list[Row]) -> str:
+    """Return a markdown table; the first row is its head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
