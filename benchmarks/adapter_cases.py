@@ -45,6 +45,21 @@ class Activation(NamedTuple):
     device_ms: float
 
 
+class Steps(NamedTuple):
+    """How long steps of decoding took, in milliseconds."""
+
+    median_ms: float
+    longest_ms: float
+
+
+class Loading(NamedTuple):
+    """Steps of base requests with nothing else going on, and while one cold adapter after another loads."""
+
+    quiet: Steps
+    loading: Steps
+    num_loads: int
+
+
 class Measured(NamedTuple):
     """A case with its rounds, each beside the base's of the same moment."""
 
@@ -67,7 +82,12 @@ def make_cases(counts: Iterable[int], ranks: Iterable[int]) -> Iterator[Case]:
                 yield Case(count, rank, popularity)
 
 
-def to_markdown(facts: dict[str, str], measured: list[Measured], activations: dict[int, Activation]) -> str:
+def to_markdown(
+    facts: dict[str, str],
+    measured: list[Measured],
+    activations: dict[int, Activation],
+    loadings: dict[int, Loading],
+) -> str:
     """Return the whole report."""
     base = _median_base(measured)
     alone = (
@@ -81,6 +101,8 @@ def to_markdown(facts: dict[str, str], measured: list[Measured], activations: di
         table(list(_ratio_rows(measured))),
         "Milliseconds until an adapter has its slot, median, by where it is found.",
         table(list(_activation_rows(activations))),
+        "Milliseconds of a decoding step, median and longest, alone and while cold adapters are loaded.",
+        table(list(_loading_rows(loadings))),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -102,3 +124,10 @@ def _activation_rows(activations: dict[int, Activation]) -> Iterator[Row]:
     yield ["rank", "disk", "host memory", "in a slot already"]
     for rank, activation in activations.items():
         yield [str(rank), *(f"{milliseconds:.2f}" for milliseconds in activation)]
+
+
+def _loading_rows(loadings: dict[int, Loading]) -> Iterator[Row]:
+    yield ["rank", "alone", "longest", "while loading", "longest", "adapters loaded"]
+    for rank, (quiet, loading, num_loads) in loadings.items():
+        figures = [f"{milliseconds:.2f}" for milliseconds in (*quiet, *loading)]
+        yield [str(rank), *figures, str(num_loads)]

@@ -7,18 +7,29 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 
 import structlog
 
-from benchmarks.adapter_cases import Activation, Case, Measured, Timing, make_cases, to_markdown
+from benchmarks.adapter_cases import (
+    Activation,
+    Case,
+    Loading,
+    Measured,
+    Steps,
+    Timing,
+    make_cases,
+    to_markdown,
+)
 from benchmarks.checkpoint_files import CACHE, adapter_folders, checkpoint_folder
 from benchmarks.machine import describe_run, load_average
 from benchmarks.workload import Geometry, Workload
 from workers.engine import EngineConfig, LLMEngine, LoRARequest, RequestOutput, SamplingParams
+from workers.engine.lora import AdapterStats
 
 _RESULTS = Path(__file__).parent / "results"
 _TINY = Geometry(
@@ -79,16 +90,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     load_before = load_average()
     measured: list[Measured] = []
     activations: dict[int, Activation] = {}
+    loadings: dict[int, Loading] = {}
     with plan.engine() as base:
         for rank in plan.ranks:
             measured += _measure_rank(plan, rank, base)
             activations[rank] = _measure_activation(plan, rank)
+            loadings[rank] = _measure_loading(plan, rank)
     facts = describe_run([], num_threads=plan.num_threads)
     facts |= {
         "workload": _describe(plan),
         "load before and after": f"{load_before}, {load_average()}",
     }
-    report = to_markdown(facts, measured, activations)
+    report = to_markdown(facts, measured, activations, loadings)
     print(report)
     if options.write is not None:
         path = _RESULTS / f"{options.write}.md"
@@ -141,9 +154,8 @@ def _ttft_ms(output: RequestOutput) -> float:
 def _itl_ms(output: RequestOutput) -> float:
     metrics = output.metrics
     assert metrics.first_token_time_s is not None, output.error
-    return (
-        (metrics.finished_time_s - metrics.first_token_time_s) * 1000.0 / (metrics.num_completion_tokens - 1)
-    )
+    writing_ms = (metrics.finished_time_s - metrics.first_token_time_s) * 1000.0
+    return writing_ms / (metrics.num_completion_tokens - 1)
 
 
 def _measure_activation(plan: Plan, rank: int) -> Activation:
@@ -158,6 +170,42 @@ def _measure_activation(plan: Plan, rank: int) -> Activation:
             times.append(Activation(disk_ms, _add_ms(engine, one), _add_ms(engine, one)))
             engine.remove_lora(one.lora_int_id)
     return Activation(*map(median, zip(*times, strict=True)))
+
+
+def _measure_loading(plan: Plan, rank: int) -> Loading:
+    """Let requests of the base run alone, then while adapters load one after another into one place."""
+    adapters = cycle(plan.adapters(rank))
+    with plan.engine(enable_lora=True, max_loras=1, max_cpu_loras=1, max_lora_rank=rank) as engine:
+        engine.add_lora(next(adapters))  # the loader process is up after this
+        quiet = _decode(plan, engine, lambda: None)
+
+        def keep_loading() -> None:
+            if not _adapter_stats(engine).num_loading:
+                engine.prefetch(next(adapters))
+
+        loads_before = _adapter_stats(engine).loads
+        loading = _decode(plan, engine, keep_loading)
+        return Loading(quiet, loading, _adapter_stats(engine).loads - loads_before)
+
+
+def _decode(plan: Plan, engine: LLMEngine, before_step: Callable[[], None]) -> Steps:
+    params = SamplingParams(max_tokens=2 * plan.workload.num_new_tokens, temperature=0.0, ignore_eos=True)
+    for number, prompt in enumerate(plan.workload.prompts(0)):
+        engine.add_request(str(number), prompt, params)
+    times_ms = []
+    while engine.has_unfinished_requests():
+        before_step()
+        began_s = time.perf_counter()
+        engine.step()
+        times_ms.append((time.perf_counter() - began_s) * 1000.0)
+    decoding_ms = times_ms[-plan.workload.num_new_tokens :]  # the first steps read prompts
+    return Steps(median(decoding_ms), max(decoding_ms))
+
+
+def _adapter_stats(engine: LLMEngine) -> AdapterStats:
+    stats = engine.stats().adapters
+    assert stats is not None, "this engine serves adapters"
+    return stats
 
 
 def _add_ms(engine: LLMEngine, adapter: LoRARequest) -> float:

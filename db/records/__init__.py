@@ -1,6 +1,6 @@
 """What leaves the ledger: frozen values, never a row that still hangs on a session."""
 
-from db.records.adapters import RevisionRow
+from db.records.adapters import ListedAdapter, RevisionRow
 from db.records.backlog import BacklogRow, LeasedRow, PendingRow
 from db.records.jobs import Admitted, CancelOutcome, EndedAttempt, FinishedJob, JobAttempt, JobStatus, NewJob
 from db.records.leases import LeasedJob, LostJobs, Released
@@ -30,6 +30,7 @@ __all__ = [
     "UsageDelta",
     "UsageRow",
     "RevisionRow",
+    "ListedAdapter",
     "Delivery",
     "DeliveryRow",
     "TenantRow",

@@ -13,3 +13,14 @@ class RevisionRow:
     rank: int
     targets: tuple[str, ...]
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListedAdapter:
+    """A name as people see it in a list, with what stands behind it now."""
+
+    name: str
+    state: str  # "active" or "quarantined"
+    revision: str
+    rank: int
+    bytes: int

@@ -6,7 +6,7 @@ from typing import Final
 
 from sqlalchemy import Connection, text
 
-from db.records import FinishedJob, RevisionRow
+from db.records import FinishedJob, ListedAdapter, RevisionRow
 from db.repositories.endings import write_endings
 from lorayard.contract.messages import CatalogueEntry
 
@@ -48,6 +48,12 @@ _CATALOGUE = text("""
         CASE WHEN a.state = 'removed' THEN a.state ELSE r.state END AS state
     FROM adapters a JOIN adapter_revisions r ON r.pool = a.pool AND r.digest = a.current_revision
     WHERE a.pool = :pool ORDER BY a.name
+""")
+
+_LISTED = text("""
+    SELECT a.name, a.current_revision AS revision, r.rank, r.bytes, r.state
+    FROM adapters a JOIN adapter_revisions r ON r.pool = a.pool AND r.digest = a.current_revision
+    WHERE a.pool = :pool AND a.state = 'active' ORDER BY a.name
 """)
 
 _REJECT_QUARANTINED = text("""
@@ -127,6 +133,11 @@ class AdapterRepository:
             CatalogueEntry(name=row.name, revision=row.revision, rank=row.rank, state=row.state)
             for row in rows
         ]
+
+    def listed(self, pool: str) -> list[ListedAdapter]:
+        """List the names that are not removed, with rank, size and state of their revisions."""
+        rows = self._connection.execute(_LISTED, {"pool": pool}).mappings()
+        return [ListedAdapter(**row) for row in rows]
 
     def version(self, pool: str) -> int:
         """Tell how often the catalogue has changed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -45,17 +46,17 @@ def add(
 def list_adapters(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
-    """List the adapters of the pool."""
+    """List the adapters of the pool: name, state, base model, rank, size and revision."""
     settings = PoolSettings()
     from db.repositories.adapters import AdapterRepository
 
     pool = pool_id(settings.model, settings.dtype)
     with open_ledger(settings) as database:
-        entries = database.run(lambda connection: AdapterRepository(connection).catalogue(pool))
-    rows = [entry.model_dump() for entry in entries if entry.state != "removed"]
+        entries = database.run(lambda connection: AdapterRepository(connection).listed(pool))
+    rows = [asdict(entry) | {"base": str(settings.model)} for entry in entries]
     show_rows(
         rows,
-        ("name", "state", "rank", "revision"),
+        ("name", "state", "base", "rank", "bytes", "revision"),
         as_json=as_json,
         none=f"pool {pool} has no adapters: `lorayard adapters add NAME PATH` adds one",
     )

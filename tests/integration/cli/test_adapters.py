@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from db import Database
+from db.repositories.adapters import AdapterRepository
 from lorayard.cli.adapter_store import AdapterStore
 from lorayard.contract.errors import LorayardError
-from tests.integration.cli.conftest import ADAPTERS, Command
+from lorayard.contract.pool import pool_id
+from tests.integration.cli.conftest import ADAPTERS, BASE, Command
 from workers.engine.lora import adapter_digest
 
 UPPER, SORT = ADAPTERS / "upper", ADAPTERS / "sort"
@@ -39,9 +42,33 @@ def test_an_added_adapter_is_kept_and_listed(lorayard: Command, store: Path) -> 
     digest = adapter_digest(UPPER)
     assert ran.status == 0, ran.err
     assert f"upper: revision {digest}, rank 4" in ran.out
-    assert listed(lorayard) == [{"name": "upper", "state": "active", "rank": 4, "revision": digest}]
+    assert [(row["name"], row["revision"]) for row in listed(lorayard)] == [("upper", digest)]
     assert [folder.name for folder in store.iterdir()] == [digest.removeprefix("sha256:")]
     assert adapter_digest(store / digest.removeprefix("sha256:")) == digest
+
+
+def test_behaviour_33_the_list_has_base_revision_rank_size_and_state_and_outlives_every_process(
+    lorayard: Command, database: Database
+) -> None:
+    lorayard("adapters", "add", "upper", str(UPPER))
+    lorayard("adapters", "add", "sort", str(SORT))
+    pool = pool_id(BASE, "float32")
+    digest = adapter_digest(SORT)
+    database.run(lambda connection: AdapterRepository(connection).quarantine(pool, digest, "damaged"))
+
+    # Each command opens the ledger anew and no worker runs: what it shows is kept in Postgres.
+    rows = {row.pop("name"): row for row in listed(lorayard)}
+
+    size = sum(file.stat().st_size for file in UPPER.iterdir())
+    assert rows["upper"] == {
+        "state": "active",
+        "base": str(BASE),
+        "rank": 4,
+        "bytes": size,
+        "revision": adapter_digest(UPPER),
+    }
+    assert (rows["sort"]["state"], rows["sort"]["revision"]) == ("quarantined", digest)
+    assert f"{size:,}" in lorayard("adapters", "list").out
 
 
 def test_adding_the_same_files_again_changes_nothing(lorayard: Command, store: Path) -> None:
@@ -75,7 +102,14 @@ def test_removing_what_is_not_there_names_it(lorayard: Command) -> None:
     assert "serves no adapter named 'uper': `lorayard adapters list` shows" in ran.err
 
 
-@pytest.mark.parametrize("name", ["", "a b", "-x", "x" * 201, "a\n"])
+def test_behaviour_10_a_name_like_a_path_reaches_no_file(lorayard: Command, store: Path) -> None:
+    assert lorayard("adapters", "add", "a/../../../etc", str(UPPER)).status == 0
+
+    assert [folder.name for folder in store.iterdir()] == [adapter_digest(UPPER).removeprefix("sha256:")]
+    assert {entry.name for entry in store.parent.iterdir()} == {store.name}
+
+
+@pytest.mark.parametrize("name", ["", "a b", "-x", "x" * 201, "a\n", "../../etc", "/etc"])
 def test_a_name_that_no_job_could_carry_is_refused(name: str, lorayard: Command, store: Path) -> None:
     ran = lorayard("adapters", "add", "--", name, str(UPPER))
 

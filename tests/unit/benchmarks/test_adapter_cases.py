@@ -9,7 +9,9 @@ from benchmarks.adapter_cases import (
     ZIPF,
     Activation,
     Case,
+    Loading,
     Measured,
+    Steps,
     Timing,
     make_cases,
     to_markdown,
@@ -45,13 +47,15 @@ def test_the_report_gives_the_median_of_each_rounds_ratios() -> None:
     ]
 
     measured = [Measured(Case(4, 16, ZIPF), rounds, 3)]
+    loadings = {16: Loading(Steps(2.0, 3.0), Steps(2.1, 4.0), 7)}
     activations = {16: Activation(20.0, 1.0, 0.01)}
 
-    report = to_markdown({"date": "today", "empty": ""}, measured, activations)
+    report = to_markdown({"date": "today", "empty": ""}, measured, activations, loadings)
 
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.splitlines()]
     assert ["16", "4", "Zipf", "3", "0.88", "1.10", "1.10"] in rows
     assert ["16", "20.00", "1.00", "0.01"] in rows
+    assert ["16", "2.00", "3.00", "2.10", "4.00", "7"] in rows
     assert "The base alone: 100 output tokens/s, first token after 10.0 ms, then one every 2.00 ms." in report
     assert "- date: today" in report
     assert "empty" not in report

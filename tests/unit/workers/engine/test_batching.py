@@ -123,7 +123,7 @@ def test_behaviour_25_a_loaded_adapter_gets_its_slot_although_others_keep_coming
     assert steps > MAX_SLOT_WAIT_STEPS
 
 
-def test_a_sequence_joins_with_all_of_its_adapters_slots_or_with_none() -> None:
+def test_behaviour_17_a_sequence_joins_with_all_of_its_adapters_slots_or_with_none() -> None:
     slots = Slots(2, loaded={"a", "b"})
     batch = batcher(slots=slots)
     for name, adapters in [("1", "a+b"), ("2", "b+c"), ("3", "b")]:

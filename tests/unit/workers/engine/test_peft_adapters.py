@@ -165,7 +165,7 @@ class Bench:
         pytest.param({"max_loras": 3, "max_cpu_loras": 4, "max_num_batched_tokens": 40}, id="evictions"),
     ],
 )
-def test_behaviours_04_05_and_06_every_kind_of_adapter_in_one_mixed_batch_equals_peft(
+def test_behaviour_06_every_kind_of_adapter_in_one_mixed_batch_equals_peft(
     world: World, settings: dict[str, int]
 ) -> None:
     bench = Bench(world, **settings)

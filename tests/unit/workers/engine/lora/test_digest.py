@@ -28,7 +28,7 @@ def test_files_read_at_once_have_the_digest_of_their_folder(tmp_path: Path) -> N
     assert digest_of(read_files(folder, "adapter")) == adapter_digest(folder)
 
 
-def test_copies_agree_and_unrelated_files_do_not_count(tmp_path: Path) -> None:
+def test_behaviour_30_copies_agree_and_unrelated_files_do_not_count(tmp_path: Path) -> None:
     one, other = write_adapter(tmp_path / "one"), write_adapter(tmp_path / "other")
     (other / "README.md").write_text("about")
 
@@ -36,7 +36,7 @@ def test_copies_agree_and_unrelated_files_do_not_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-def test_one_changed_byte_of_any_file_changes_it(name: str, tmp_path: Path) -> None:
+def test_behaviour_30_one_changed_byte_of_any_file_changes_it(name: str, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "a")
     before = adapter_digest(folder)
     content = bytearray((folder / name).read_bytes())

@@ -84,7 +84,7 @@ def test_the_first_acquire_starts_a_load_and_a_later_one_gives_a_slot(
     assert manager.packed(1, "down").entries[0] is None
 
 
-def test_many_requests_for_one_cold_revision_load_it_once(
+def test_behaviour_14_many_requests_for_one_cold_revision_load_it_once(
     make_manager: MakeManager, make_request: MakeRequest
 ) -> None:
     manager, request = make_manager(), make_request(1)
@@ -156,7 +156,7 @@ def test_files_that_are_not_the_pinned_revision_are_refused(
     assert manager.residency() == {}
 
 
-def test_every_waiting_request_gets_the_failure_from_one_attempt(
+def test_behaviour_14_every_waiting_request_gets_the_failure_from_one_attempt(
     make_manager: MakeManager, tmp_path: Path
 ) -> None:
     manager = make_manager()
@@ -209,7 +209,17 @@ def test_a_failure_that_may_pass_is_tried_again_after_a_while_or_for_a_new_reque
     assert acquired(manager, request) == 0
 
 
-def test_a_bad_adapter_evicts_nobody(
+def test_behaviour_10_a_name_like_a_path_reaches_no_file(make_manager: MakeManager, tmp_path: Path) -> None:
+    manager = make_manager()
+    write_adapter(tmp_path / "secret")
+    (tmp_path / "given" / "empty").mkdir(parents=True)
+
+    for name in ("../../secret", str(tmp_path / "secret")):
+        error = _error_of(manager, LoRARequest(name, 1, str(tmp_path / "given" / "empty")))
+        assert "adapter_config.json is missing" in str(error)
+
+
+def test_behaviour_12_a_bad_adapter_evicts_nobody(
     make_manager: MakeManager, make_request: MakeRequest, tmp_path: Path
 ) -> None:
     manager = make_manager(max_loras=2, max_cpu_loras=2)
@@ -225,7 +235,7 @@ def test_a_bad_adapter_evicts_nobody(
     assert manager.stats().evictions == 0
 
 
-def test_an_adapter_in_use_is_never_evicted_and_the_newcomer_waits(
+def test_behaviour_17_an_adapter_in_use_is_never_evicted_and_the_newcomer_waits(
     make_manager: MakeManager, make_request: MakeRequest
 ) -> None:
     manager = make_manager(max_loras=1, max_cpu_loras=1)
@@ -245,7 +255,9 @@ def test_an_adapter_in_use_is_never_evicted_and_the_newcomer_waits(
     assert manager.residency() == {second.revision: "device"}
 
 
-def test_only_one_load_runs_ahead_of_its_place(make_manager: MakeManager, make_request: MakeRequest) -> None:
+def test_behaviour_12_only_one_load_runs_ahead_of_its_place(
+    make_manager: MakeManager, make_request: MakeRequest
+) -> None:
     manager = make_manager(max_loras=1, max_cpu_loras=1)
     acquired(manager, make_request(1))
     waiting = [make_request(number) for number in range(2, 6)]
@@ -294,7 +306,7 @@ def test_the_wish_for_another_adapter_does_not_keep_a_waiting_one_out_for_ever(
     assert acquired(manager, waiting) == 0
 
 
-def test_evicting_from_the_host_frees_the_idle_slot(
+def test_behaviour_16_evicting_from_the_host_frees_the_idle_slot(
     make_manager: MakeManager, make_request: MakeRequest
 ) -> None:
     manager = make_manager(max_loras=2, max_cpu_loras=2)
@@ -361,7 +373,7 @@ def test_release_without_acquire_is_an_error(make_manager: MakeManager, make_req
         manager.release(make_request(2))
 
 
-def test_a_wrong_shape_deep_in_the_file_leaves_no_residue(
+def test_behaviour_12_a_wrong_shape_deep_in_the_file_leaves_no_residue(
     make_manager: MakeManager, make_request: MakeRequest, tmp_path: Path
 ) -> None:
     manager = make_manager()
@@ -387,12 +399,16 @@ def test_a_wrong_shape_deep_in_the_file_leaves_no_residue(
         ({"device": "cuda"}, "device 'cuda' are not supported"),
     ],
 )
-def test_impossible_limits_are_refused_with_their_values(options: dict[str, object], message: str) -> None:
+def test_behaviour_16_impossible_limits_are_refused_with_their_values(
+    options: dict[str, object], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         new_manager(**options)  # type: ignore[arg-type]
 
 
-def test_no_host_limit_means_as_many_as_slots(make_manager: MakeManager, make_request: MakeRequest) -> None:
+def test_behaviour_16_no_host_limit_means_as_many_as_slots(
+    make_manager: MakeManager, make_request: MakeRequest
+) -> None:
     manager = make_manager(max_loras=1, max_cpu_loras=None)
     for number in (1, 2):
         acquired(manager, make_request(number))

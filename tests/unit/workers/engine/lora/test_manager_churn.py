@@ -57,7 +57,9 @@ def _answers(manager: LoRAManager, slots: list[int]) -> list[float]:
     return out[:, 0].tolist()
 
 
-def test_two_hundred_adapters_through_four_slots_never_answer_for_each_other(tmp_path: Path) -> None:
+def test_behaviour_19_two_hundred_adapters_through_four_slots_never_answer_for_each_other(
+    tmp_path: Path,
+) -> None:
     requests = [_numbered(tmp_path, number) for number in range(1, NUM_ADAPTERS + 1)]
     manager = new_manager(NUM_SLOTS, NUM_PLACES)
     dice = random.Random(5)
@@ -97,7 +99,7 @@ def test_two_hundred_adapters_through_four_slots_never_answer_for_each_other(tmp
     )
 
 
-def test_eight_threads_that_want_one_cold_adapter_cause_one_load(tmp_path: Path) -> None:
+def test_behaviour_14_eight_threads_that_want_one_cold_adapter_cause_one_load(tmp_path: Path) -> None:
     """The manager belongs to the engine's thread: callers of other threads take turns at its door."""
     manager, request = new_manager(), request_of(tmp_path, 1)
     door, start = threading.Lock(), threading.Barrier(8)

@@ -34,7 +34,7 @@ def _on_device(manager: LoRAManager, requests: dict[int, LoRARequest]) -> dict[i
     return {number: manager._tiers.slots.slot_of(str(requests[number].revision)) for number in held}  # type: ignore[misc]
 
 
-def test_slots_follow_the_sequence_of_lowest_free_lru_and_pins(
+def test_behaviour_15_slots_follow_the_sequence_of_lowest_free_lru_and_pins(
     manager: LoRAManager, requests: dict[int, LoRARequest]
 ) -> None:
     assert manager.add(requests[1]) is True
@@ -83,7 +83,7 @@ def test_touching_by_add_changes_who_leaves_next(
     assert _on_device(manager, requests) == {1: 0, 3: 1}
 
 
-def test_pinning_an_unknown_adapter_is_a_value_error(manager: LoRAManager) -> None:
+def test_behaviour_15_pinning_an_unknown_adapter_is_a_value_error(manager: LoRAManager) -> None:
     with pytest.raises(ValueError, match="adapter id 7 is not loaded; add it before pinning it"):
         manager.pin(7)
     assert manager.unpin(7) is False
@@ -109,7 +109,7 @@ def test_a_pinned_adapter_survives_any_traffic_and_may_be_removed(
     assert not manager.unpin(1), "a removed adapter comes back unpinned"
 
 
-def test_removing_one_that_runs_is_refused_until_it_ends(
+def test_behaviour_20_removing_one_that_runs_is_refused_until_it_ends(
     manager: LoRAManager, requests: dict[int, LoRARequest]
 ) -> None:
     acquired(manager, requests[1])
@@ -165,7 +165,7 @@ def test_adding_where_every_place_is_in_use_is_refused_and_leaves_nothing(tmp_pa
     assert set(manager.residency()) == {requests[1].revision, requests[2].revision}
 
 
-def test_an_adapter_added_beside_running_ones_waits_on_the_host(tmp_path: Path) -> None:
+def test_behaviour_18_an_adapter_added_beside_running_ones_waits_on_the_host(tmp_path: Path) -> None:
     manager = new_manager(max_loras=1, max_cpu_loras=2)
     running, added = request_of(tmp_path, 1), request_of(tmp_path, 2)
     acquired(manager, running)

@@ -31,7 +31,7 @@ def test_behaviour_04_a_narrow_adapter_leaves_nothing_of_the_wide_one_before_it(
             assert tables.table(layer, module).entries == [None, None]
 
 
-def test_pointing_copies_nothing_and_keeps_the_table_itself(tmp_path: Path) -> None:
+def test_behaviour_18_pointing_copies_nothing_and_keeps_the_table_itself(tmp_path: Path) -> None:
     tables = PackedSlotTables(BASE.shapes, BASE.layout, 1)
     table = tables.table(0, "down")
     adapter = _packed(tmp_path, 4, ("down_proj",))
