@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import save_file
-from transformers import PreTrainedModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.unit.workers.engine.conftest import PAD_ID, save_tokenizer
 from tests.unit.workers.engine.model.family_cases import SPARSE_CASES, VOCAB_SIZE, make_model
@@ -36,6 +37,7 @@ class Case:
     """A model as transformers has it in memory, and as it lies on disk with its adapters."""
 
     model: PreTrainedModel
+    merged: PreTrainedModel  # with the DoRA adapter in its weights, as PEFT knows no DoRA for fused experts
     folder: Path
     adapters: dict[str, LoRARequest]
 
@@ -55,9 +57,31 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     peft = PeftModel.from_pretrained(model, folder / "experts")
     peft.save_pretrained(folder / "converted")  # as fused experts, whose gate_up has twice the rank
     peft.unload()
-    for number, name in enumerate(("fused", "converted"), start=1 + len(adapters)):
+    merged = _save_dora(folder / "base", folder / "experts", folder / "dora")
+    for number, name in enumerate(("fused", "converted", "dora"), start=1 + len(adapters)):
         adapters[name] = LoRARequest(name, number, str(folder / name))
-    return Case(model, folder / "base", adapters)
+    return Case(model, merged, folder / "base", adapters)
+
+
+def _save_dora(base: Path, plain: Path, path: Path) -> PreTrainedModel:
+    """Give a plain adapter magnitudes; returns the base with W' = m V / |V| of each row, V = W + s B A."""
+    path.mkdir()
+    config = json.loads((plain / "adapter_config.json").read_text())
+    (path / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    generator = torch.Generator().manual_seed(8)
+    weights, tensors = load_file(base / "model.safetensors"), load_file(plain / "adapter_model.safetensors")
+    for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
+        module = key.removesuffix(".lora_A.weight")
+        b, a = tensors[f"{module}.lora_B.weight"], tensors[key]
+        name = f"{module.removeprefix('base_model.model.')}.weight"
+        changed = weights[name] + config["lora_alpha"] / config["r"] * b @ a
+        magnitude = weights[name].norm(dim=1) * (0.7 + 0.6 * torch.rand(len(b), generator=generator))
+        weights[name] = changed * (magnitude / changed.norm(dim=1)).unsqueeze(1)
+        tensors[f"{module}.lora_magnitude_vector"] = magnitude
+    save_file(tensors, path / "adapter_model.safetensors")
+    shutil.copytree(base, path.with_name("merged"))
+    save_file(weights, path.with_name("merged") / "model.safetensors", metadata={"format": "pt"})
+    return AutoModelForCausalLM.from_pretrained(path.with_name("merged"))
 
 
 def _train_fused(model: PreTrainedModel, path: Path) -> None:
@@ -139,14 +163,15 @@ def _generate(model: PreTrainedModel | PeftModel, prompt: list[int]) -> list[int
 
 
 def test_experts_and_adapters_in_a_mixed_batch_equal_peft(case: Case) -> None:
-    names = [None, "experts", "attention", "fused", "converted", "fused", "experts", None]
+    names = [None, "experts", "attention", "fused", "dora", "fused", "converted", "dora"]
 
-    served = _serve(case, names, max_loras=4)
+    served = _serve(case, names, max_loras=5)
 
     prompts = _prompts()
     expected = {at: _generate(case.model, prompts[at]) for at, name in enumerate(names) if name is None}
-    for name, adapter in case.adapters.items():
-        peft = PeftModel.from_pretrained(case.model, adapter.lora_path)
+    expected |= {at: _generate(case.merged, prompts[at]) for at, name in enumerate(names) if name == "dora"}
+    for name in case.adapters.keys() - {"dora"}:
+        peft = PeftModel.from_pretrained(case.model, case.adapters[name].lora_path)
         expected |= {at: _generate(peft, prompts[at]) for at, named in enumerate(names) if named == name}
         peft.unload()
     assert served == [expected[at] for at in range(len(names))]
