@@ -46,7 +46,20 @@ def test_a_torch_without_the_private_operators_multiplies_plainly(monkeypatch: p
     linear.can_pack.cache_clear()
 
     assert not layer.is_packed
-    assert torch.equal(layer(x), F.linear(x, weight))
+    torch.testing.assert_close(layer(x), F.linear(x, weight))
+
+
+def test_bfloat16_without_packing_sums_in_float32_and_rounds_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "can_pack", lambda: False)
+    weight, bias = torch.randn(2100, 64).bfloat16(), torch.randn(2100).bfloat16()
+    layer, x = Linear(weight, bias), torch.randn(70, 64).bfloat16()
+
+    whole = layer(x)
+
+    expected = F.linear(x.float(), weight.float(), bias.float())
+    assert torch.equal(whole, expected.bfloat16())
+    for num_rows in (1, 2, 3, 5, 9, 33):
+        assert torch.equal(layer(x[:num_rows]), whole[:num_rows]), num_rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
