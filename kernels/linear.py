@@ -20,7 +20,7 @@ class Linear:
     """y = x W^T + bias; bfloat16 weights on a CPU are packed by oneDNN once, where it can.
 
     Where it cannot, for want of AVX512-BF16, they are widened to float32 piece by piece as they are used:
-    torch's own bfloat16 product took 5 times as long for 32 rows, 8 times for 256 (AVX2, torch 2.13, 2026-11).
+    torch's own bfloat16 product took 5 times as long for 32 rows, 8 for 256 (AVX2, torch 2.13, 2026-11).
 
     In bfloat16 a row's result does not depend on the number of rows: so it was for every count tried (oneDNN
     of torch 2.13, 2026-11). MKL's float32 sums fewer than four rows in another order.
