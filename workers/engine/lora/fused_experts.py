@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from workers.engine.errors import AdapterConfigError, AdapterFileError, AdapterShapeError
 from workers.engine.lora.base import BaseDescription
 from workers.engine.lora.peft_config import PeftLoraConfig
@@ -106,8 +104,8 @@ def _cut(fused: LoRAPair, parameter: FusedParameter, rank: int, label: str) -> d
     b = fused.b.view(fused.b.shape[0], rank, num_experts)  # [out_features, rank, num_experts]
     pairs: dict[str, LoRAPair] = {}
     for expert, paths in enumerate(parameter.modules):
-        halves: Sequence[Tensor] = b[:, :, expert].chunk(len(paths))
-        pairs |= {path: LoRAPair(a[expert], half) for path, half in zip(paths, halves, strict=True)}
+        shared, parts = a[expert], b[:, :, expert].chunk(len(paths))
+        pairs |= {path: LoRAPair(shared, part) for path, part in zip(paths, parts, strict=True)}
     return pairs
 
 

@@ -112,17 +112,19 @@ def _pack_module(
     dtype: torch.dtype,
 ) -> PackedLoRA:
     stacked_a: list[Tensor] = []
+    ranks_of: dict[int, Slice] = {}  # by the trained A, which fused experts share between gate and up
     slices: list[LoRASlice] = []
     rank_start = column = 0
     for path, out_features in parts:
         if pair := adapter.pairs.get(path):
             a, b_t = _layout(path, pair, adapter, dtype)
-            ranks = Slice(rank_start, rank_start + a.shape[0])
+            if (ranks := ranks_of.get(id(pair.a))) is None:
+                ranks = ranks_of[id(pair.a)] = Slice(rank_start, rank_start + a.shape[0])
+                stacked_a.append(a)
+                rank_start = ranks.end
             bias = None if pair.bias is None else pair.bias.float() * adapter.scaling_of(path)
             dora = _own_dora_terms(pair, a, b_t.T)
             slices.append(LoRASlice(Slice(column, column + out_features), ranks, b_t, bias, dora))
-            stacked_a.append(a)
-            rank_start = ranks.end
         column += out_features
     return PackedLoRA(torch.cat(stacked_a), tuple(slices))
 

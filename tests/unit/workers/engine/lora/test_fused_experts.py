@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels.lora_cpu import RANK_MULTIPLE
+from kernels.lora_slots import Slice
 from tests.unit.workers.engine.lora.adapter_writer import config_of, write_adapter
 from workers.engine.errors import AdapterConfigError, AdapterError, AdapterFileError, AdapterShapeError
 from workers.engine.lora.base import BaseDescription, ModuleShape, PackedKey
 from workers.engine.lora.validate import CheckedAdapter, check_adapter
+from workers.engine.lora.weights import pack_adapter
 
 HIDDEN, WIDTH, NUM_EXPERTS, RANK = 6, 4, 3, 2
 _ROUTER = "model.layers.0.block_sparse_moe.gate"
@@ -86,6 +89,17 @@ def test_every_expert_gets_its_share_of_both_parameters(tmp_path: Path) -> None:
         torch.testing.assert_close(gate_up, _deltas(GATE_UP)[expert])
         torch.testing.assert_close(delta(expert, "w2"), _deltas(DOWN)[expert])
     assert adapter.description.targets == ("w1", "w2", "w3")
+
+
+def test_gate_and_up_share_their_matrix_in_memory(tmp_path: Path) -> None:
+    adapter, base = _check(tmp_path, _config(BOTH), GATE_UP | DOWN), _base()
+
+    weights = pack_adapter(adapter, shapes=base.shapes, layout=base.layout, dtype=torch.float32)
+
+    packed = weights.modules[PackedKey(0, "gate_up", 1)]
+    assert packed.a.shape == (RANK_MULTIPLE, HIDDEN)
+    assert [part.rank for part in packed.slices] == [Slice(0, RANK_MULTIPLE)] * 2
+    assert [part.out for part in packed.slices] == [Slice(0, WIDTH), Slice(WIDTH, 2 * WIDTH)]
 
 
 @pytest.mark.parametrize(
