@@ -7,6 +7,7 @@ from workers.engine.lora.digest import adapter_digest
 from workers.engine.lora.manager import LoRAManager
 from workers.engine.lora.request import AnyLoRA, LoRAMix, LoRARequest
 from workers.engine.lora.residency import ResidencyChange, Tier
+from workers.engine.lora.resolvers import AdapterResolver, FolderResolver, ResolverChain
 from workers.engine.lora.stats import AdapterStats, RevisionStats
 from workers.engine.lora.validate import AdapterDescription, validate_adapter
 
@@ -21,6 +22,9 @@ __all__ = [
     "AdapterDescription",
     "validate_adapter",
     "adapter_digest",
+    "AdapterResolver",
+    "FolderResolver",
+    "ResolverChain",
     "AdapterStats",
     "RevisionStats",
     "ResidencyChange",

@@ -1,0 +1,104 @@
+"""From an adapter's name to a request for it: places are asked in order, the first good adapter wins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from workers.engine.errors import AdapterError, AdapterNotFound
+from workers.engine.lora.adapter_files import Stamp, stamp
+from workers.engine.lora.base import BaseDescription
+from workers.engine.lora.request import LoRARequest
+from workers.engine.lora.validate import validate_adapter
+
+_ID_DIGITS = 15
+"""Hexadecimal digits of a digest in an id: 60 bits, which fit every integer type on the way."""
+
+
+class AdapterResolver(Protocol):
+    """A place that knows adapters by name."""
+
+    def find(self, name: str) -> Path | None:
+        """Return the folder of an adapter; None where the place knows no such name."""
+        ...
+
+
+class FolderResolver:
+    """A folder that holds adapters, each in a folder that has its name."""
+
+    def __init__(self, root: str | Path) -> None:
+        self._root = Path(root)
+
+    def find(self, name: str) -> Path | None:
+        """Return the folder of that name; a name is never a path, so that it cannot lead out of the root."""
+        if name in ("", ".", "..") or set(name) & set("/\\\0"):
+            return None
+        folder = self._root / name
+        try:
+            return folder if folder.is_dir() else None
+        except OSError:  # a name too long for a file
+            return None
+
+    def __str__(self) -> str:
+        return str(self._root)
+
+
+class ResolverChain:
+    """Asks its places in order and checks what they find against the base, once for each state of the files.
+
+    Requests have ids made of the adapter's digest: the same in every process, for copies too.
+    """
+
+    def __init__(
+        self,
+        resolvers: Sequence[AdapterResolver],
+        *,
+        base: BaseDescription,
+        max_rank: int,
+        target_modules: Sequence[str] | None = None,
+    ) -> None:
+        """`max_rank` and `target_modules` are those of the engine that will serve the requests."""
+        self._resolvers = tuple(resolvers)
+        self._base = base
+        self._max_rank = max_rank
+        self._target_modules = target_modules
+        self._known: dict[Path, tuple[Stamp, str]] = {}
+
+    def resolve(self, name: str) -> LoRARequest:
+        """Return a request for the first good adapter of that name.
+
+        Raises `AdapterNotFound` where no place knows the name, and the error of the first bad adapter where
+        all that were found are bad.
+        """
+        first_error: AdapterError | None = None
+        for folder in filter(None, (resolver.find(name) for resolver in self._resolvers)):
+            try:
+                digest = self._digest(folder, name)
+            except AdapterError as error:
+                first_error = first_error or error
+            else:
+                return LoRARequest(name, _id_of(digest), str(folder), revision=digest)
+        if first_error is not None:
+            raise first_error
+        places = ", ".join(map(str, self._resolvers))
+        raise AdapterNotFound(f"adapter {name!r} is in none of {places}; put its folder there")
+
+    def _digest(self, folder: Path, name: str) -> str:
+        files = stamp(folder)
+        known_files, digest = self._known.get(folder, (None, ""))
+        if files is None or files != known_files:
+            digest = validate_adapter(
+                folder,
+                base=self._base,
+                max_rank=self._max_rank,
+                name=name,
+                target_modules=self._target_modules,
+            ).digest
+            if files is not None:
+                self._known[folder] = files, digest
+        return digest
+
+
+def _id_of(digest: str) -> int:
+    return int(digest.removeprefix("sha256:")[:_ID_DIGITS], 16) + 1  # ids begin at 1
