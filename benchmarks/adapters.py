@@ -176,12 +176,16 @@ def _measure_loading(plan: Plan, rank: int) -> Loading:
     """Let requests of the base run alone, then while adapters load one after another into one place."""
     adapters = cycle(plan.adapters(rank))
     with plan.engine(enable_lora=True, max_loras=1, max_cpu_loras=1, max_lora_rank=rank) as engine:
-        engine.add_lora(next(adapters))  # the loader process is up after this
+        latest = next(adapters)
+        engine.add_lora(latest)  # the loader process is up after this
         quiet = _decode(plan, engine, lambda: None)
 
         def keep_loading() -> None:
+            nonlocal latest
             if not _adapter_stats(engine).num_loading:
-                engine.prefetch(next(adapters))
+                engine.remove_lora(latest.lora_int_id)
+                latest = next(adapters)
+                engine.prefetch(latest)
 
         loads_before = _adapter_stats(engine).loads
         loading = _decode(plan, engine, keep_loading)
