@@ -44,8 +44,9 @@ class Parcel:
     ) -> None:
         """Copy every tensor to its place; ValueError where the buffer is too small or of another kind."""
         _require_bytes(buffer, self.num_bytes)
+        views = _Views(buffer)
         for place, tensor in self._tensors:
-            _view(buffer, place).copy_(tensor)
+            views.at(place).copy_(tensor)
 
     def place(self, tensor: Tensor) -> _Place:
         """Give a tensor the next aligned place, or the one it has."""
@@ -87,11 +88,11 @@ class _SkeletonReader(pickle.Unpickler):
 
     def __init__(self, skeleton: bytes, buffer: Tensor) -> None:
         super().__init__(io.BytesIO(skeleton))
-        self._buffer = buffer
+        self._views = _Views(buffer)
 
     def persistent_load(self, pid: tuple[int, str, tuple[int, ...]]) -> Tensor:
         offset, dtype, shape = pid
-        return _view(self._buffer, _Place(offset, getattr(torch, dtype), shape))
+        return self._views.at(_Place(offset, getattr(torch, dtype), shape))
 
     def find_class(self, module: str, name: str) -> Any:
         found: Any = super().find_class(module, name) if module.startswith(_OWN_ROOTS) else None
@@ -106,11 +107,38 @@ def _refuse(module: str, name: str) -> NoReturn:
     )
 
 
-def _view(buffer: Tensor, place: _Place) -> Tensor:
-    num_bytes = place.dtype.itemsize
-    for size in place.shape:
-        num_bytes *= size
-    return buffer[place.offset : place.offset + num_bytes].view(place.dtype).view(place.shape)
+class _Views:
+    """Views on one buffer, a single call each: an adapter of experts has tens of thousands of tensors."""
+
+    def __init__(
+        self,
+        buffer: Tensor,  # [num_bytes] uint8
+    ) -> None:
+        self._buffer = buffer
+        self._typed: dict[torch.dtype, Tensor] = {}  # all of the buffer, as elements of each type
+
+    def at(self, place: _Place) -> Tensor:
+        """Return the tensor at a place; UnpicklingError for one that is not inside the buffer."""
+        typed = self._typed.get(place.dtype)
+        if typed is None:
+            num_bytes = self._buffer.numel() // place.dtype.itemsize * place.dtype.itemsize
+            typed = self._typed[place.dtype] = self._buffer[:num_bytes].view(place.dtype)
+        first, remainder = divmod(place.offset, place.dtype.itemsize)
+        num_elements, strides = _strides(place.shape)
+        if first < 0 or remainder or first + num_elements > typed.numel() or min(place.shape, default=0) < 0:
+            raise pickle.UnpicklingError(
+                f"a parcel of {self._buffer.numel()} bytes names a tensor at {place}"
+            )
+        return typed.as_strided(place.shape, strides, typed.storage_offset() + first)
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """Return how many elements a contiguous tensor has, and its strides."""
+    strides, num_elements = [], 1
+    for size in reversed(shape):
+        strides.append(num_elements)
+        num_elements *= size
+    return num_elements, tuple(reversed(strides))
 
 
 def _require_bytes(buffer: Tensor, num_bytes: int) -> None:

@@ -77,6 +77,14 @@ def test_a_buffer_too_small_is_refused_with_the_size_it_needs():
         parcel.write(torch.zeros(10, dtype=torch.uint8))
 
 
+def test_a_skeleton_that_reaches_beyond_its_buffer_is_refused():
+    skeleton, buffer = Parcel(torch.ones(25, 4)).skeleton, torch.zeros(400, dtype=torch.uint8)
+
+    assert unpack(skeleton, buffer).shape == (25, 4)
+    with pytest.raises(pickle.UnpicklingError, match="a parcel of 399 bytes names a tensor at"):
+        unpack(skeleton, buffer[:399])
+
+
 @pytest.mark.parametrize("foreign", [os.getcwd, pickle.Unpickler, eval])
 def test_a_skeleton_that_names_anything_but_the_engines_own_classes_is_refused(foreign):
     skeleton = pickle.dumps(foreign)
