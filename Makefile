@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install check test demo bench up format clean
+.PHONY: help install check test test-unit test-stack demo bench up format clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,7 +24,14 @@ check: install ## Lint, types and the arrows between rooms
 	$(BIN)/lint-imports
 
 test: install ## Run every test on embedded Redis and Postgres
-	$(BIN)/python -m pytest
+	$(MAKE) --no-print-directory -j2 --output-sync=target test-unit test-stack
+
+# The first computes, the second mostly waits: side by side they take little longer than one of them.
+test-unit: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit
+
+test-stack: install
+	$(BIN)/python -m pytest tests/integration tests/acceptance
 
 demo: install ## Run the whole pipeline on this machine and check every answer
 	$(BIN)/python -m examples.demo
