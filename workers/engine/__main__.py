@@ -69,9 +69,9 @@ def _load_adapters(engine: LLMEngine, asked: Asked) -> None:
 
 
 def _keep_stdout_for_answers() -> None:
-    """Send the log to stderr, and only what went wrong."""
+    """Send the log to stderr, and only errors: what is refused is said by `main`, once."""
     structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
 
