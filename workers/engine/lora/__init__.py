@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from workers.engine.lora.base import BaseDescription, ModuleShape, describe_base
 from workers.engine.lora.digest import adapter_digest
+from workers.engine.lora.hub_resolver import HubResolver
 from workers.engine.lora.manager import LoRAManager
 from workers.engine.lora.request import AnyLoRA, LoRAMix, LoRARequest
 from workers.engine.lora.residency import ResidencyChange, Tier
@@ -24,6 +25,7 @@ __all__ = [
     "adapter_digest",
     "AdapterResolver",
     "FolderResolver",
+    "HubResolver",
     "ResolverChain",
     "AdapterStats",
     "RevisionStats",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +22,10 @@ class AdapterResolver(Protocol):
     """A place that knows adapters by name."""
 
     def find(self, name: str) -> Path | None:
-        """Return the folder of an adapter; None where the place knows no such name."""
+        """Return the folder of an adapter; None where the place knows no such name.
+
+        Raises an AdapterError where it knows the name but cannot give the files.
+        """
         ...
 
 
@@ -47,7 +52,8 @@ class FolderResolver:
 class ResolverChain:
     """Asks its places in order and checks what they find against the base, once for each state of the files.
 
-    Requests have ids made of the adapter's digest: the same in every process, for copies too.
+    May be asked by many threads, and looks for each name once at a time. Requests have ids made of the
+    adapter's digest: the same in every process, for copies too.
     """
 
     def __init__(
@@ -64,6 +70,8 @@ class ResolverChain:
         self._max_rank = max_rank
         self._target_modules = target_modules
         self._known: dict[Path, tuple[Stamp, str]] = {}
+        self._searches: dict[str, Future[LoRARequest]] = {}
+        self._lock = threading.Lock()
 
     def resolve(self, name: str) -> LoRARequest:
         """Return a request for the first good adapter of that name.
@@ -71,14 +79,33 @@ class ResolverChain:
         Raises `AdapterNotFound` where no place knows the name, and the error of the first bad adapter where
         all that were found are bad.
         """
+        with self._lock:
+            search = self._searches.get(name)
+            is_new = search is None
+            if search is None:
+                search = self._searches[name] = Future()
+        if is_new:
+            self._settle(search, name)
+        return search.result()
+
+    def _settle(self, search: Future[LoRARequest], name: str) -> None:
+        try:
+            search.set_result(self._search(name))
+        except BaseException as error:  # noqa: BLE001  whoever waits for this search must hear of its end
+            search.set_exception(error)
+        finally:
+            with self._lock:
+                del self._searches[name]
+
+    def _search(self, name: str) -> LoRARequest:
         first_error: AdapterError | None = None
-        for folder in filter(None, (resolver.find(name) for resolver in self._resolvers)):
+        for resolver in self._resolvers:
             try:
-                digest = self._digest(folder, name)
+                if (folder := resolver.find(name)) is not None:
+                    digest = self._digest(folder, name)
+                    return LoRARequest(name, _id_of(digest), str(folder), revision=digest)
             except AdapterError as error:
                 first_error = first_error or error
-            else:
-                return LoRARequest(name, _id_of(digest), str(folder), revision=digest)
         if first_error is not None:
             raise first_error
         places = ", ".join(map(str, self._resolvers))

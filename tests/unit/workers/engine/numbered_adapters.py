@@ -58,7 +58,6 @@ class NumberedAdapters:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._directions = _directions()
-        self._dice = torch.Generator().manual_seed(1)
 
     def write(self, number: int, *, name: str | None = None) -> LoRARequest:
         """Write an adapter under its number or another name, and ask for it."""
@@ -87,7 +86,7 @@ class NumberedAdapters:
 
     def _columns(self, number: int, rank: int) -> Tensor:
         """Return columns whose sum is the number's direction: without any one of them it is another."""
-        columns = torch.randn(HIDDEN, rank, generator=self._dice)
+        columns = torch.randn(HIDDEN, rank, generator=torch.Generator().manual_seed(number))
         columns[:, -1] += _STRENGTH * self._directions[number] - columns.sum(dim=1)
         return columns
 

@@ -66,7 +66,7 @@ def _add(engine: LLMEngine, name: str, request: LoRARequest) -> None:
     engine.add_request(name, [5, 7, 11], PARAMS, request)
 
 
-def test_two_thousand_adapters_through_eight_slots_never_answer_for_each_other(
+def test_behaviour_19_two_thousand_adapters_through_eight_slots_never_answer_for_each_other(
     engine: LLMEngine, adapters: NumberedAdapters
 ) -> None:
     requests = [adapters.write(number) for number in range(1, NUM_ADAPTERS + 1)]

@@ -22,6 +22,7 @@ from workers.engine.messages import (
     AddRequest,
     DropAdapter,
     EngineEvents,
+    PlanResidency,
     PrefetchAdapter,
     ReportStats,
 )
@@ -220,10 +221,12 @@ def test_residency_is_told_as_it_changes(
     events += receive_until(lora_process, lambda events: bool(finished(events)))
     lora_process.send(DropAdapter(adapters["mlp"]))
     events += receive_until(lora_process, lambda events: bool(residency(events)))
+    lora_process.send(PlanResidency((adapters["mlp"],), drop=(adapters["attention"],)))
+    events += receive_until(lora_process, lambda events: bool(residency(events)))
 
     assert finished(events)["one"].error is None
-    assert residency(events) == [(1, "host"), (2, "device"), (3, "none")]
-    assert events[-1].epoch == 3
+    assert residency(events) == [(1, "host"), (2, "device"), (3, "none"), (4, "host")]
+    assert events[-1].epoch == 4
 
 
 def test_an_adapter_in_use_is_not_dropped(

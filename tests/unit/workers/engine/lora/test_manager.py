@@ -101,7 +101,7 @@ def test_behaviour_14_many_requests_for_one_cold_revision_load_it_once(
     assert stats.revisions[str(request.revision)].hits >= 8
 
 
-def test_two_names_with_the_same_files_share_one_slot(
+def test_behaviour_23_two_names_with_the_same_files_share_one_slot(
     make_manager: MakeManager, make_request: MakeRequest, tmp_path: Path
 ) -> None:
     manager, request = make_manager(), make_request(1, pinned=False)
@@ -113,7 +113,7 @@ def test_two_names_with_the_same_files_share_one_slot(
     assert manager.stats().num_on_host == 1
 
 
-def test_one_path_with_other_files_is_another_revision(
+def test_behaviour_23_one_path_with_other_files_is_another_revision(
     make_manager: MakeManager, make_request: MakeRequest
 ) -> None:
     manager, request = make_manager(), make_request(1, pinned=False)

@@ -120,7 +120,58 @@ def test_behaviour_20_removing_one_that_runs_is_refused_until_it_ends(
     manager.release(requests[1])
     assert manager.remove(1) is True
     assert manager.residency() == {}
-    assert manager.stats().host_bytes == 0
+    stats = manager.stats()
+    assert (stats.num_on_device, stats.num_on_host, stats.host_bytes) == (0, 0, 0)
+    assert all(entry is None for entry in manager.packed(0, "qkv").entries)
+    assert manager.remove(1) is False
+    with pytest.raises(ValueError, match="adapter id 1 is not loaded"):
+        manager.pin(1)
+
+
+def test_behaviour_21_removed_and_added_again_there_is_one_copy(
+    manager: LoRAManager, requests: dict[int, LoRARequest]
+) -> None:
+    manager.add(requests[1])
+    held = manager.stats().host_bytes
+
+    for _ in range(3):
+        manager.remove(1)
+        manager.add(requests[1])
+
+    assert (manager.stats().host_bytes, manager.stats().num_on_host) == (held, 1)
+
+
+def test_behaviour_17_more_than_there_are_slots_is_a_runtime_error_that_changes_nothing(
+    manager: LoRAManager, requests: dict[int, LoRARequest]
+) -> None:
+    for number in (1, 2, 3):
+        manager.add(requests[number])
+    before = manager.residency()
+
+    with pytest.raises(RuntimeError, match="of 2"):
+        manager.acquire_all([requests[number] for number in (1, 2, 3)])
+
+    assert manager.residency() == before
+    assert manager.remove(1)
+
+
+def test_behaviour_18_asking_again_writes_nothing_and_what_others_add_moves_no_slot_in_use(
+    manager: LoRAManager, requests: dict[int, LoRARequest]
+) -> None:
+    slot = acquired(manager, requests[1])
+    table = manager.packed(0, "qkv")
+    entry, row = table.entries[slot], table.table[slot].clone()
+    epoch = manager.epoch
+
+    assert acquired(manager, requests[1]) == slot
+    assert manager.epoch == epoch
+    for number in (2, 3, 4):
+        manager.add(requests[number])
+
+    assert acquired(manager, requests[1]) == slot
+    assert table.entries[slot] is entry
+    assert table.table[slot].equal(row)
+    assert manager.stats().revisions[str(requests[1].revision)].loads == 1
 
 
 def test_two_ids_of_one_revision_share_it_until_the_last_is_removed(

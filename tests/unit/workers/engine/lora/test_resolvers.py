@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.polling import eventually
 from tests.unit.workers.engine.lora.adapter_writer import BASE, write_adapter
 from tests.unit.workers.engine.lora.manager_fixtures import acquired, new_manager
 from workers.engine.errors import AdapterFileError, AdapterNotFound, AdapterRankError
@@ -111,4 +114,33 @@ def test_what_was_resolved_is_served(places: list[Path]) -> None:
     manager.close()
 
     assert slot == 0
+    assert manager.stats().loads == 1
+
+
+def test_behaviour_14_many_that_want_one_cold_name_look_for_it_and_load_it_once(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "sql")
+    looked: list[str] = []
+    may_find = threading.Event()
+
+    class Slow(FolderResolver):
+        def find(self, name: str) -> Path | None:
+            looked.append(name)
+            may_find.wait(10)
+            return super().find(name)
+
+    chain = ResolverChain([Slow(tmp_path)], base=BASE, max_rank=64)
+    with ThreadPoolExecutor(8) as pool:
+        found = [pool.submit(chain.resolve, "sql") for _ in range(8)]
+        eventually(lambda: "sql" in chain._searches)
+        waiters = chain._searches["sql"]._condition._waiters  # type: ignore[attr-defined]
+        eventually(lambda: len(waiters) == 7, what="seven that wait for the eighth")
+        may_find.set()
+        requests = [one.result() for one in found]
+    manager = new_manager()
+    slots = {acquired(manager, request) for request in requests}
+    manager.close()
+
+    assert looked == ["sql"]
+    assert len(set(requests)) == 1
+    assert slots == {0}
     assert manager.stats().loads == 1
