@@ -112,7 +112,10 @@ def _engine_config(settings: WorkerSettings) -> EngineConfig:
         max_loras=settings.max_loras,
         max_lora_rank=settings.max_lora_rank,
         max_cpu_loras=settings.max_cpu_loras,
+        max_cpu_lora_bytes=settings.max_cpu_lora_bytes,
         max_saved_module_bytes=settings.max_saved_module_bytes,
+        max_queued_lora_loads=settings.max_queued_lora_loads,
+        lora_load_timeout_s=settings.lora_load_timeout_s,
         num_threads=settings.num_threads,
     )
 

@@ -33,7 +33,10 @@ class WorkerSettings(BrokerSettings):
     max_loras: int = Field(default=4, ge=1)
     max_lora_rank: int = Field(default=64, ge=1)
     max_cpu_loras: int | None = Field(default=None, ge=1)
+    max_cpu_lora_bytes: int | None = Field(default=None, ge=1)
     max_saved_module_bytes: int = Field(default=1 << 30, ge=1)
+    max_queued_lora_loads: int = Field(default=256, ge=1)
+    lora_load_timeout_s: float = Field(default=60.0, gt=0)
     max_model_len: int | None = Field(default=None, ge=1)
     num_kv_blocks: int | None = Field(default=None, ge=1)
     prefix_cache: Literal["shared", "tenant", "off"] = "shared"
