@@ -23,7 +23,7 @@ class Linear:
     torch's own bfloat16 product took 5 times as long for 32 rows, 8 for 256 (AVX2, torch 2.13, 2026-11).
 
     In bfloat16 a row's result does not depend on the number of rows: so it was for every count tried (oneDNN
-    of torch 2.13, 2026-11). MKL's float32 sums fewer than four rows in another order.
+    of torch 2.13, 2026-11). MKL's float32 products do: see `row_padding`.
     """
 
     def __init__(

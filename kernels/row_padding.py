@@ -6,17 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# MKL's sgemm picks its loop by the row count and rounds differently unless that is a multiple of 4: 1-3, 5-7,
-# 9 and 11 rows differed in the last bits from the same rows in a larger batch (torch 2.13, AVX-512, 2026-11).
+# MKL's sgemm picks its loop by the row count and rounds differently: 1-3 rows, and on several threads 5-7 and
+# 9-11 too, differed in the last bits from the same rows in a larger batch (torch 2.13, AVX-512, 2026-11).
 # bfloat16 through oneDNN was the same for all row counts tried.
 ROW_MULTIPLE = 4
+
+
+def num_padded_rows(num_rows: int, dtype: torch.dtype) -> int:
+    """Return how many rows to compute for so many in this dtype."""
+    return num_rows if dtype is not torch.float32 else num_rows + -num_rows % ROW_MULTIPLE
 
 
 def padded_rows(
     x: Tensor,  # [num_rows, in_features]
 ) -> Tensor:  # [num_rows rounded up, in_features]
     """Return x with rows of zeros below, where its dtype and row count need them."""
-    missing = -x.shape[0] % ROW_MULTIPLE
-    if missing == 0 or x.dtype is not torch.float32:
-        return x
-    return F.pad(x, (0, 0, 0, missing))
+    missing = num_padded_rows(x.shape[0], x.dtype) - x.shape[0]
+    return F.pad(x, (0, 0, 0, missing)) if missing else x

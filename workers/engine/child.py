@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
 from workers.engine.config import EngineConfig
 from workers.engine.engine import LLMEngine
-from workers.engine.errors import AdapterInUse, EngineError
+from workers.engine.errors import AdapterInUse, ConfigError, EngineError
 from workers.engine.messages import (
     AbortRequest,
     AddRequest,
@@ -168,16 +169,16 @@ class EngineServer:
             self._finished.append(output)
 
     def _prefetch(self, command: PrefetchAdapter) -> None:
-        self._engine.prefetch(command.lora)
+        with suppress(ConfigError):  # there is no LoRA: the requests in flight matter more
+            self._engine.prefetch(command.lora)
 
     def _drop(self, command: DropAdapter) -> None:
-        try:
+        with suppress(AdapterInUse, ConfigError):  # a wrong guess of the sender
             self._engine.remove_lora(command.lora.lora_int_id)
-        except AdapterInUse:
-            return  # a wrong guess of the sender: the sequences in flight matter more
 
     def _plan(self, command: PlanResidency) -> None:
-        self._engine.plan_residency(command.wanted, command.drop)
+        with suppress(ConfigError):
+            self._engine.plan_residency(command.wanted, command.drop)
 
     def _report_stats(self, _: ReportStats) -> None:
         self._owes_stats = True

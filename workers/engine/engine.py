@@ -88,8 +88,10 @@ class LLMEngine(AdapterControls, OfflineServing):
             result = self._parts.executor.execute(built.step)
             now_s = time.monotonic()
             self._accounts.charge(schedule.rows, (now_s - began_s) * 1000.0)
-            outputs += self._postprocess(schedule, built, result, now_s)
-        elif self._parts.batcher.waiting and not outputs and not schedule.refusals:
+            # First, for they end what else there is of their requests, which may have rows in this step.
+            outputs += self._refuse(schedule.refusals)
+            return outputs + self._postprocess(schedule, built, result, now_s)
+        if self._parts.batcher.waiting and not outputs and not schedule.refusals:
             time.sleep(_IDLE_POLL_S)
         return outputs + self._refuse(schedule.refusals)
 
@@ -146,6 +148,9 @@ class LLMEngine(AdapterControls, OfflineServing):
         )
         return LiveRequest(sequences)
 
+    def _new_id(self) -> str:
+        return next(new for number in self._ids if (new := f"generate-{number}") not in self._by_id)
+
     def _enqueue(self, request: LiveRequest) -> None:
         self._by_id[request.request_id] = request
         for member in request.sequences[0].composition:
@@ -173,7 +178,7 @@ class LLMEngine(AdapterControls, OfflineServing):
         rows = zip(built.sampled, result.token_ids, result.failed, strict=True)
         for place, (sequence, token_id, failed) in enumerate(rows):
             if sequence.request_id not in self._by_id:
-                continue  # another completion of its request has just failed
+                continue  # another completion of its request has just failed or been refused
             if failed or (sequence.grammar is not None and sequence.grammar.error is not None):
                 outputs += self._fail(sequence, place in result.barred, now_s)
                 continue
@@ -190,9 +195,7 @@ class LLMEngine(AdapterControls, OfflineServing):
         """End requests whose adapters turned out unusable; the batch has let go of the refused sequences."""
         outputs, now_s = [], time.monotonic()
         for sequence, error in refusals:
-            outputs += self._settle(
-                sequence, self._parts.finisher.output(sequence, Ending("error"), now_s, error)
-            )
+            outputs += self._settle(sequence, Ending("error"), now_s, error)
         for sequence, error in refusals:
             outputs += self._end_all(sequence.request_id, Ending("error"), now_s, error)
         return outputs
@@ -220,11 +223,14 @@ class LLMEngine(AdapterControls, OfflineServing):
             sequence.adapter_use += self._adapters.take_uncharged(member.lora)
         self._parts.batcher.remove(sequence)
         self._let_go_of_adapters(sequence)
-        self._accounts.close(sequence)
-        return self._settle(sequence, self._parts.finisher.output(sequence, ending, now_s, error))
+        return self._settle(sequence, ending, now_s, error)
 
-    def _settle(self, sequence: Sequence, output: RequestOutput) -> list[RequestOutput]:
-        """Return the output of the whole request, if this was its last sequence."""
+    def _settle(
+        self, sequence: Sequence, ending: Ending, now_s: float, error: EngineError | None
+    ) -> list[RequestOutput]:
+        """Close a sequence's accounts; return the output of its whole request, if it was the last of it."""
+        self._accounts.close(sequence)
+        output = self._parts.finisher.output(sequence, ending, now_s, error)
         whole = self._by_id[sequence.request_id].end(sequence, output)
         if whole is None:
             return []

@@ -25,7 +25,7 @@ EngineError
     ├── AdapterLoadTimeout       (retryable)
     ├── AdapterLoaderDied        (retryable)
     ├── AdapterInUse             (retryable) running sequences still need it
-    └── AllSlotsPinned           also a RuntimeError
+    └── AllSlotsPinned           also a RuntimeError; no slot or no place on the host
 """
 
 from __future__ import annotations

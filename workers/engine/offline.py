@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from collections.abc import Sequence as ListLike
 from typing import Any
 
@@ -22,7 +21,6 @@ Conversation = list[dict[str, Any]]
 class OfflineServing(ABC):
     """The part of the engine's face for those who have all their prompts at hand."""
 
-    _ids: Iterator[int]
     _undelivered: list[RequestOutput]
 
     def generate(
@@ -45,7 +43,7 @@ class OfflineServing(ABC):
         all_loras = one_each("lora_request", lora_request, len(all_prompts))
         asked = zip(all_prompts, all_params, all_loras, strict=True)
         # All are checked before any runs, so that a bad one leaves nothing behind.
-        requests = [self._new_request(f"generate-{next(self._ids)}", *request) for request in asked]
+        requests = [self._new_request(self._new_id(), *request) for request in asked]
         with ProgressBar(use_tqdm, len(requests)) as progress:
             for request in requests:
                 self._enqueue(request)
@@ -74,6 +72,9 @@ class OfflineServing(ABC):
     @abstractmethod
     def abort_request(self, request_id: str) -> RequestOutput | None:
         """End a request now; None if it is not held."""
+
+    @abstractmethod
+    def _new_id(self) -> str: ...
 
     @abstractmethod
     def _new_request(

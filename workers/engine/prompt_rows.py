@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,10 +16,16 @@ MAX_LOGITS = 1 << 23
 
 
 def prompt_rows(
-    sequence: Sequence, first_row: int, num_rows: int, *, vocab_size: int, min_rows: int
+    sequence: Sequence,
+    first_row: int,
+    num_rows: int,
+    *,
+    vocab_size: int,
+    num_padded: Callable[[int], int],
 ) -> list[PromptRows]:
     """Return the rows of one sequence whose prompt log-probabilities are still missing, in bounded pieces.
 
+    `num_padded` tells how many rows to compute for so many.
     After a preemption the prompt is computed again, but not asked about again.
     """
     if sequence.prompt_logprobs is None or sequence.params.prompt_logprobs is None:
@@ -25,14 +33,14 @@ def prompt_rows(
     computed = sequence.num_computed_tokens
     start = max(computed, len(sequence.prompt_logprobs))
     stop = min(computed + num_rows, sequence.num_prompt_tokens - 1)
-    size = max(min_rows, MAX_LOGITS // vocab_size)
+    size = max(num_padded(1), MAX_LOGITS // vocab_size)
     pieces = [range(at, min(at + size, stop)) for at in range(start, stop, size)]
-    return [_piece(sequence, piece, first_row - computed, min_rows) for piece in pieces]
+    return [_piece(sequence, piece, first_row - computed, num_padded) for piece in pieces]
 
 
-def _piece(sequence: Sequence, positions: range, offset: int, min_rows: int) -> PromptRows:
+def _piece(sequence: Sequence, positions: range, offset: int, num_padded: Callable[[int], int]) -> PromptRows:
     rows = [position + offset for position in positions]
-    num_padding = max(0, min_rows - len(rows))
+    num_padding = num_padded(len(rows)) - len(rows)
     assert sequence.params.prompt_logprobs is not None, "only sequences that ask have such rows"
     return PromptRows(
         num_rows=len(rows),

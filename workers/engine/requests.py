@@ -59,6 +59,8 @@ class RequestChecker:
     ) -> list[Sequence]:
         """Return a sequence for each completion, or raise the `RequestError` that says what is wrong."""
         self._check_adapters(request_id, lora)
+        if cache_salt is not None and not isinstance(cache_salt, str):
+            raise InvalidParams(f"cache_salt is {cache_salt!r:.80}; give a string or None")
         text, token_ids = self._tokenize(prompt)
         self._check_tokens(token_ids)
         self._check_named_tokens("stop token id", params.stop_token_ids or ())
@@ -86,6 +88,10 @@ class RequestChecker:
         ]
 
     def _check_adapters(self, request_id: str, lora: AnyLoRA | None) -> None:
+        if lora is not None and not isinstance(lora, AnyLoRA):
+            raise RequestError(
+                f"request {request_id!r} asks for {lora!r:.80}; give a LoRARequest, a LoRAMix or None"
+            )
         composition = composition_of(lora)
         if composition and not self._max_loras:
             raise RequestError(

@@ -16,7 +16,7 @@ from workers.engine.step_input import LogitShifts, LogprobRows, Penalties, Sampl
 
 def sampling_input(
     sequences: ListLike[Sequence],
-    rows: Tensor,  # [max(len(sequences), MIN_ROWS)] int64
+    rows: Tensor,  # [at least len(sequences)] int64
     vocab_size: int,
 ) -> SamplingInput:
     """Describe the choice of one token for each sequence; what nobody asks for stays None."""

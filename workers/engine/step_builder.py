@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels.row_padding import num_padded_rows
 from kernels.segments import Segments
 from workers.engine.batching import Schedule, ScheduledRows
 from workers.engine.kv_cache import SCRATCH_BLOCK
@@ -18,7 +19,7 @@ from workers.engine.sequence import Sequence
 from workers.engine.step_input import AttentionGroup, PromptRows, SamplingInput, StepInput
 
 MIN_ROWS = 4
-"""fp32 matrix products on CPUs change their summation order below four rows; padding keeps results equal."""
+"""Rows of the smallest step; the head's float32 products sum fewer in another order, whatever the dtype."""
 
 _MIN_QUERY_BUCKET = 32
 _MIN_KV_BUCKET = 16
@@ -72,7 +73,7 @@ class StepBuilder:
         rows = sorted(schedule.rows, key=lambda row: (row.num_tokens > 1, row.sequence.slots))
         spans = _spans(rows)
         num_real = sum(row.num_tokens for row in rows)
-        num_tokens = max(num_real, MIN_ROWS)
+        num_tokens = self._num_padded(num_real)
         token_ids, positions, places = self._rows(spans, num_tokens)
         sampled = [span for span in spans if _is_complete(span)]
         prompts = [(span.sequence, piece) for span in spans for piece in self._prompt_rows(span)]
@@ -87,7 +88,10 @@ class StepBuilder:
             groups=self._groups(spans, num_tokens, positions) if self._gathers_kv else (),
             segments=_segments(spans, num_tokens - num_real),
             sampling=self._sampling(sampled) if sampled else None,
-            head_segments=_segments([span._replace(num_rows=1) for span in sampled], MIN_ROWS - len(sampled)),
+            head_segments=_segments(
+                [span._replace(num_rows=1) for span in sampled],
+                self._num_padded(len(sampled)) - len(sampled),
+            ),
             prompts=tuple(piece for _, piece in prompts),
         )
         prompted = [sequence for sequence, _ in prompts]
@@ -158,11 +162,14 @@ class StepBuilder:
         return torch.zeros(is_hidden.shape, dtype=self._dtype).masked_fill_(is_hidden, float("-inf"))
 
     def _prompt_rows(self, span: _Span) -> list[PromptRows]:
-        return prompt_rows(*span, vocab_size=self._vocab_size, min_rows=MIN_ROWS)
+        return prompt_rows(*span, vocab_size=self._vocab_size, num_padded=self._num_padded)
+
+    def _num_padded(self, num_rows: int) -> int:
+        return max(MIN_ROWS, num_padded_rows(num_rows, self._dtype))
 
     def _sampling(self, sampled: list[_Span]) -> SamplingInput:
         rows = [span.first_row + span.num_rows - 1 for span in sampled]
-        padded = _tensor(rows + rows[-1:] * (MIN_ROWS - len(rows)))
+        padded = _tensor(rows + rows[-1:] * (self._num_padded(len(rows)) - len(rows)))
         return sampling_input([span.sequence for span in sampled], padded, self._vocab_size)
 
 
@@ -191,7 +198,7 @@ def _segments(spans: list[_Span], num_padding: int) -> Segments | None:
     if not any(span.sequence.slots for span in spans):
         return None
     runs = [(span.num_rows, span.sequence.slots) for span in spans]
-    return Segments.from_runs([*runs, (max(0, num_padding), ())])
+    return Segments.from_runs([*runs, (num_padding, ())])
 
 
 def _is_complete(span: _Span) -> bool:

@@ -63,7 +63,7 @@ class PromptRows:
     """Rows of one sequence's prompt whose next tokens are known; what the model makes of them is wanted."""
 
     num_rows: int
-    rows: Tensor  # [max(num_rows, MIN_ROWS)] int64, rows of the step; padding repeats the last one
+    rows: Tensor  # [at least num_rows] int64, rows of the step; padding repeats the last one
     token_ids: Tensor  # [num_rows] int64, the token that follows each row
     num_likeliest: int
     segments: Segments | None  # of `rows`; None: the sequence has no adapter
@@ -74,7 +74,7 @@ class SamplingInput:
     """How each sampled row chooses its token; `None` means that no row needs this."""
 
     num_rows: int
-    rows: Tensor  # [max(num_rows, MIN_ROWS)] int64, rows of the step; padding repeats the last one
+    rows: Tensor  # [at least num_rows] int64, rows of the step; padding repeats the last one
     all_greedy: bool
     temperatures: Tensor  # [num_rows] float32, 0 = greedy
     top_ks: Tensor  # [num_rows] int64, vocab_size = no limit

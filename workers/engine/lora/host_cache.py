@@ -41,9 +41,12 @@ class HostCache:
         max_bytes: int | None = None,
         max_saved_bytes: int | None = None,
         is_busy: Callable[[str], bool],
+        is_pinned: Callable[[str], bool] = lambda _: False,
         clock: Callable[[], float],
     ) -> None:
         """`is_busy` says whether a revision is in use or pinned; such a revision never leaves.
+
+        `is_pinned` says whether it is pinned, so that waiting for it is in vain.
 
         `max_bytes` bounds the LoRA of all adapters together, `max_saved_bytes` their whole modules
         (modules_to_save).
@@ -54,6 +57,7 @@ class HostCache:
         self.num_bytes = 0
         self.saved_bytes = 0
         self._is_busy = is_busy
+        self._is_pinned = is_pinned
         self._clock = clock
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._turns: dict[str, int] = {}  # when a revision is needed, by hint; 0 is next
@@ -107,18 +111,22 @@ class HostCache:
         Those that come for a hint, with a `turn`, do not touch what is needed before them either. How large
         they are is not known before they are loaded.
         """
-        return self._leaving_for(num_more, _Size(0, 0), even_wanted=False, turn=turn) is not None
+        candidates = self._evictable(even_wanted=False, turn=turn)
+        return self._leaving_for(num_more, _Size(0, 0), candidates) is not None
 
     def can_put(self, weights: AdapterWeights, *, even_wanted: bool = False) -> bool:
         """Tell whether a loaded adapter finds room; what is wanted gives way only if told so."""
-        turn = None if even_wanted else self._turns.get(weights.digest)
-        return self._leaving_for(1, _size(weights), even_wanted=even_wanted, turn=turn) is not None
+        return self._leaving_for_one(weights, even_wanted) is not None
+
+    def is_shut_out(self, weights: AdapterWeights) -> bool:
+        """Tell whether a loaded adapter finds no room for as long as what is pinned remains so."""
+        unpinned = (revision for revision in self._entries if not self._is_pinned(revision))
+        return self._leaving_for(1, _size(weights), unpinned) is None
 
     def put(self, weights: AdapterWeights, *, even_wanted: bool = False) -> list[str] | None:
         """Keep a loaded adapter; returns the revisions that left for it, or None if there is no room now."""
         size = _size(weights)
-        turn = None if even_wanted else self._turns.get(weights.digest)
-        leaving = self._leaving_for(1, size, even_wanted=even_wanted, turn=turn)
+        leaving = self._leaving_for_one(weights, even_wanted)
         if leaving is None:
             return None
         for revision in leaving:
@@ -135,15 +143,16 @@ class HostCache:
         self.num_bytes -= size.lora
         self.saved_bytes -= size.saved
 
-    def _leaving_for(
-        self, num_more: int, more: _Size, *, even_wanted: bool, turn: int | None
-    ) -> list[str] | None:
-        """Return who would leave for newcomers, as few as will do; None if too few may leave."""
+    def _leaving_for_one(self, weights: AdapterWeights, even_wanted: bool) -> list[str] | None:
+        turn = None if even_wanted else self._turns.get(weights.digest)
+        return self._leaving_for(1, _size(weights), self._evictable(even_wanted, turn))
+
+    def _leaving_for(self, num_more: int, more: _Size, candidates: Iterator[str]) -> list[str] | None:
+        """Return which candidates would leave for newcomers, as few as will do; None if they are too few."""
         leaving: list[str] = []
         num_over = len(self._entries) + num_more - self.capacity
         lora_over = _over(self.num_bytes, more.lora, self._max_bytes)
         saved_over = _over(self.saved_bytes, more.saved, self._max_saved_bytes)
-        candidates = self._evictable(even_wanted, turn)
         while num_over > 0 or lora_over > 0 or saved_over > 0:
             revision = next(candidates, None)
             if revision is None:

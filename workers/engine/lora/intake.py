@@ -88,10 +88,7 @@ class Intake:
         assert weights is not None
         if weights.digest not in self._tiers and not self._place(request, weights, even_wanted=True):
             self._tiers.residency.record(weights.digest, "none")
-            raise AllSlotsPinned(
-                f"adapter {request.lora_name!r} has no place on the host: all there are in use or pinned; "
-                "raise max_cpu_loras or try again later"
-            )
+            raise _no_place(request)
         return weights.digest
 
     def collect(self) -> None:
@@ -106,8 +103,13 @@ class Intake:
             if first.weights.digest not in self._tiers and not self._place(
                 first.request, first.weights, even_wanted=has_waited
             ):
-                self._tiers.residency.record(first.weights.digest, "host")
-                break
+                if not self._tiers.host.is_shut_out(first.weights):
+                    self._tiers.residency.record(first.weights.digest, "host")
+                    break
+                # It would wait for an owner to unpin, and whatever was asked for after it as well.
+                self._loads.reject(first, _no_place(first.request))
+                self._tiers.residency.record(first.weights.digest, "none")
+                continue
             arrivals.popleft()
         self._loads.hold(bool(arrivals))
         while self._loads.num_underway == 0 and (expected := self._plan.next()) is not None:
@@ -154,3 +156,10 @@ class Intake:
             load_ms=round(result.load_ms, 1),
             num_bytes=weights.num_bytes,
         )
+
+
+def _no_place(request: LoRARequest) -> AllSlotsPinned:
+    return AllSlotsPinned(
+        f"adapter {request.lora_name!r} has no place on the host: all there are in use or pinned; "
+        "unpin one, raise max_cpu_loras or max_cpu_lora_bytes, or try again later"
+    )

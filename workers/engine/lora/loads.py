@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.engine.errors import AdapterError
+from workers.engine.errors import AdapterError, AllSlotsPinned
 from workers.engine.lora.adapter_files import stamp
 from workers.engine.lora.loading import Loader, LoadResult
 from workers.engine.lora.request import LoRARequest
@@ -24,6 +24,11 @@ class _Failure:
     error: AdapterError
     result: LoadResult
     at: float
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same files may do later."""
+        return self.error.retryable or isinstance(self.error, AllSlotsPinned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,11 @@ class Loads:
         """Tell whether a request's adapter has been read and waits for a place."""
         return any(load_key(request) in (load_key(one.request), one.weights.digest) for one in self.arrivals)
 
+    def reject(self, arrival: Arrival, error: AdapterError) -> None:
+        """Fail the requests for an arrival that finds no place; it is dropped."""
+        self.arrivals.remove(arrival)
+        self._remember(LoadResult(arrival.request, None, None, error, 0.0), error)
+
     def take_arrival(self, request: LoRARequest) -> AdapterWeights | None:
         """Take a request's loaded adapter out of those that wait for a place."""
         for arrival in self.arrivals:
@@ -121,7 +131,7 @@ class Loads:
     def forget_retryable(self, request: LoRARequest) -> None:
         """Let a newly arrived request make a new attempt after a failure that may pass."""
         failure = self._failures.get((request.lora_path, request.revision))
-        if failure is not None and failure.error.retryable:
+        if failure is not None and failure.may_pass:
             del self._failures[request.lora_path, request.revision]
 
     def close(self) -> None:
@@ -133,8 +143,11 @@ class Loads:
             self.arrivals.append(Arrival(result.request, result.weights, self._clock()))
             return
         assert result.error is not None
+        self._remember(result, result.error)
+
+    def _remember(self, result: LoadResult, error: AdapterError) -> None:
         at = (result.request.lora_path, result.request.revision)
-        self._failures[at] = _Failure(result.error, result, self._clock())
+        self._failures[at] = _Failure(error, result, self._clock())
         if len(self._failures) > _MAX_REMEMBERED_FAILURES:
             self._failures.popitem(last=False)
 
@@ -146,7 +159,7 @@ class Loads:
         return None
 
     def _stands(self, failure: _Failure) -> bool:
-        if failure.error.retryable:
+        if failure.may_pass:
             return self._clock() < failure.at + RETRY_AFTER_S
         return stamp(Path(failure.result.request.lora_path)) == failure.result.files
 

@@ -54,6 +54,10 @@ class SlotTable:
         tenant = self._tenants.get(revision)
         return tenant is not None and tenant.busy
 
+    def is_pinned(self, revision: str) -> bool:
+        tenant = self._tenants.get(revision)
+        return tenant is not None and tenant.pinned
+
     def can_seat(self, revisions: Collection[str]) -> bool:
         """Tell whether all could have slots at once; AllSlotsPinned when waiting cannot help."""
         others = [tenant for held, tenant in self._tenants.items() if held not in revisions]

@@ -39,6 +39,7 @@ class Tiers:
             max_bytes=host_bytes,
             max_saved_bytes=max_saved_bytes,
             is_busy=self.slots.is_busy,
+            is_pinned=self.slots.is_pinned,
             clock=clock,
         )
         self.residency = ResidencyLog()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
@@ -31,22 +32,25 @@ LIMITS: dict[str, Any] = {
 }
 """llguidance's own bounds; its defaults allow four times the work for one token."""
 _CLOSE_S = 5.0
+_Queue = SimpleQueue[tuple[FormSource, Future[LLMatcher]] | None]
 _JSON_OPTIONS = {"whitespace_pattern": r"[ \n\t]{0,16}"}
 """A model could otherwise write spaces until its last token."""
 
 
 class GrammarCompiler:
-    """Forms by their text, the latest ones kept; one background thread, started with the first form."""
+    """Forms by their text, the latest ones kept; one background thread, started with the first form.
+
+    `close`, garbage collection and exit all end the thread and its child: the thread holds no compiler.
+    """
 
     def __init__(self, tokenizer_file: Path, *, vocab_size: int, eos_token_ids: Iterable[int]) -> None:
         self._tokenizer_file = tokenizer_file
         self._vocab_size = vocab_size
         self._eos_token_ids = sorted(eos_token_ids) or None  # None: what the tokenizer itself says
         self._forms: OrderedDict[FormSource, Future[LLMatcher]] = OrderedDict()
-        self._queue: SimpleQueue[tuple[FormSource, Future[LLMatcher]] | None] = SimpleQueue()
+        self._queue: _Queue = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._vetter: Vetter | None = None
-        self._is_closed = False
+        self._end: Callable[[], object] | None = None
         self._tokenizer: LLTokenizer | None = None
         self._tokenizer_problem = ""
         try:
@@ -68,10 +72,8 @@ class GrammarCompiler:
 
     def close(self) -> None:
         """Stop compiling."""
-        self._is_closed = True
-        self._queue.put(None)
-        if self._thread is not None and self._vetter is not None:
-            self._vetter.interrupt()
+        if self._thread is not None and self._end is not None:
+            self._end()
             self._thread.join(_CLOSE_S)
 
     def _form(self, source: FormSource) -> Future[LLMatcher]:
@@ -88,12 +90,16 @@ class GrammarCompiler:
         return form
 
     def _start(self) -> None:
-        if self._thread is None:
-            self._vetter = Vetter(self._setup())
+        if self._thread is None and self._tokenizer is not None:
+            vetter, is_closed = Vetter(self._setup()), threading.Event()
             self._thread = threading.Thread(
-                target=self._run, args=(self._vetter,), name="grammars", daemon=True
+                target=_serve,
+                args=(self._queue, vetter, self._tokenizer, is_closed),
+                name="grammars",
+                daemon=True,
             )
             self._thread.start()
+            self._end = weakref.finalize(self, _end, self._queue, vetter, is_closed)
 
     def _setup(self) -> VetterSetup:
         return VetterSetup(
@@ -104,26 +110,33 @@ class GrammarCompiler:
             cpu_s=CPU_S,
         )
 
-    def _run(self, vetter: Vetter) -> None:
-        while (job := self._queue.get()) is not None and not self._is_closed:
-            source, form = job
-            try:
-                form.set_result(self._compile(vetter, source))
-            except InvalidParams as error:
-                form.set_exception(error)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the request must hear of it
-                form.set_exception(InvalidParams(f"the {source.kind} cannot be compiled: {error}"))
-        vetter.close()
 
-    def _compile(self, vetter: Vetter, source: FormSource) -> LLMatcher:
+def _serve(queue: _Queue, vetter: Vetter, tokenizer: LLTokenizer, is_closed: threading.Event) -> None:
+    while (job := queue.get()) is not None and not is_closed.is_set():
+        source, form = job
         try:
-            grammar = llguidance_text(source)
-        except ValueError as error:
-            raise InvalidParams(f"the {source.kind} is refused: {first_line(str(error))}") from error
-        if (problem := vetter.problem(grammar)) is not None:
-            raise InvalidParams(f"the {source.kind} is refused: {first_line(problem)}")
-        assert self._tokenizer is not None, "a form was taken in without a tokenizer"
-        return LLMatcher(self._tokenizer, grammar, log_level=0, limits=LLParserLimits(**LIMITS))
+            form.set_result(_compile(vetter, tokenizer, source))
+        except InvalidParams as error:
+            form.set_exception(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the request must hear of it
+            form.set_exception(InvalidParams(f"the {source.kind} cannot be compiled: {error}"))
+    vetter.close()
+
+
+def _end(queue: _Queue, vetter: Vetter, is_closed: threading.Event) -> None:
+    is_closed.set()
+    queue.put(None)
+    vetter.interrupt()
+
+
+def _compile(vetter: Vetter, tokenizer: LLTokenizer, source: FormSource) -> LLMatcher:
+    try:
+        grammar = llguidance_text(source)
+    except ValueError as error:
+        raise InvalidParams(f"the {source.kind} is refused: {first_line(str(error))}") from error
+    if (problem := vetter.problem(grammar)) is not None:
+        raise InvalidParams(f"the {source.kind} is refused: {first_line(problem)}")
+    return LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(**LIMITS))
 
 
 def llguidance_text(source: FormSource) -> str:

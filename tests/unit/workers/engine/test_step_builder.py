@@ -58,7 +58,7 @@ def test_decode_rows_come_first_and_slots_are_contiguous_in_each_part() -> None:
         (Run(1, 2, 0), Run(2, 3, 1), Run(6, 12, 1))
     ]
     assert built.step.sampling is not None
-    assert built.step.sampling.rows.tolist() == [0, 1, 2, 5, 11]
+    assert built.step.sampling.rows.tolist() == [0, 1, 2, 5, 11, 11, 11, 11]  # float32 sums by fours
 
 
 def test_rows_of_one_composition_are_contiguous_and_each_of_its_adapters_has_a_pass() -> None:
