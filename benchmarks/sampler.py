@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from workers.engine.sampler import sample
+from workers.engine.sampling.sampler import sample
 from workers.engine.step_input import Penalties, SamplingInput, TokenMasks
 
 _NUM_ROWS, _VOCAB_SIZE = 32, 49152

@@ -13,7 +13,7 @@ from lorayard.contract.messages import BatchJob
 from lorayard.contract.structured_outputs import StructuredOutputs
 from workers.engine.lora.request import LoRARequest
 from workers.engine.process import AddRequest
-from workers.engine.sampling_params import RequestOutputKind, SamplingParams
+from workers.engine.sampling.sampling_params import RequestOutputKind, SamplingParams
 from workers.engine.structure import StructuredOutputsParams
 
 

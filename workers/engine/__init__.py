@@ -9,7 +9,7 @@ from workers.engine.engine import LLMEngine
 from workers.engine.lora import LoRAMix, LoRARequest
 from workers.engine.outputs import CompletionOutput, Logprob, RequestFailure, RequestMetrics, RequestOutput
 from workers.engine.process import EngineProcess
-from workers.engine.sampling_params import RequestOutputKind, SamplingParams
+from workers.engine.sampling.sampling_params import RequestOutputKind, SamplingParams
 from workers.engine.structure import StructuredOutputsParams
 
 __all__ = [

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from workers.engine.batching import Batcher, ScheduledRows
-from workers.engine.kv_cache import BlockAllocator
+from workers.engine.kv.kv_cache import BlockAllocator
+from workers.engine.kv.prefix_cache import PrefixCache
 from workers.engine.lora.manager import LoRAManager
 from workers.engine.lora.stats import AdapterStats
-from workers.engine.prefix_cache import PrefixCache
 from workers.engine.sequence import Sequence
 
 

@@ -15,7 +15,9 @@ from workers.engine.config import EngineConfig
 from workers.engine.errors import ConfigError
 from workers.engine.executor import Executor, LocalExecutor
 from workers.engine.finishing import Finisher
-from workers.engine.kv_cache import BlockAllocator, KVCache
+from workers.engine.kv.kv_cache import BlockAllocator, KVCache
+from workers.engine.kv.prefix_cache import PrefixCache
+from workers.engine.kv.prefix_keys import base_fingerprint
 from workers.engine.lora.base import describe_base
 from workers.engine.lora.dora import DoraTerms
 from workers.engine.lora.limits import check_limits
@@ -25,12 +27,10 @@ from workers.engine.model.config import ModelConfig, load_model_config
 from workers.engine.model.decoder import Decoder
 from workers.engine.model.quantization import in_flight
 from workers.engine.model.weights import DecoderWeights, load_weights
-from workers.engine.prefix_cache import PrefixCache
-from workers.engine.prefix_keys import base_fingerprint
 from workers.engine.requests import RequestChecker
 from workers.engine.step_builder import StepBuilder
 from workers.engine.structure import GrammarCompiler
-from workers.engine.tokenizer import Tokenizer
+from workers.engine.text.tokenizer import Tokenizer
 
 _DEFAULT_MAX_MODEL_LEN = 2048
 _DEFAULT_KV_CACHE_BYTES = 1 << 30

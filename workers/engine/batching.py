@@ -8,10 +8,10 @@ from collections.abc import Sequence as ListLike
 from typing import NamedTuple, Protocol
 
 from workers.engine.errors import AdapterError, EngineError, RequestError
-from workers.engine.kv_cache import BlockAllocator
+from workers.engine.kv.kv_cache import BlockAllocator
+from workers.engine.kv.prefix_cache import PrefixCache
 from workers.engine.lora.composition import Composition, Seat
 from workers.engine.lora.request import LoRARequest
-from workers.engine.prefix_cache import PrefixCache
 from workers.engine.sequence import Sequence
 
 MAX_SLOT_WAIT_STEPS = 64

@@ -13,7 +13,7 @@ from workers.engine.config import EngineConfig
 from workers.engine.errors import InvalidParams, InvalidPrompt, RequestError
 from workers.engine.lora.request import AnyLoRA, LoRAMix, LoRARequest
 from workers.engine.requests import Prompt
-from workers.engine.sampling_params import RequestOutputKind, SamplingParams
+from workers.engine.sampling.sampling_params import RequestOutputKind, SamplingParams
 from workers.engine.structure import StructuredOutputsParams
 
 _DESCRIPTION = """\

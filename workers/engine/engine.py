@@ -20,7 +20,7 @@ from workers.engine.lora.request import AnyLoRA
 from workers.engine.offline import OfflineServing
 from workers.engine.outputs import RequestOutput
 from workers.engine.requests import Prompt
-from workers.engine.sampling_params import SamplingParams
+from workers.engine.sampling.sampling_params import SamplingParams
 from workers.engine.sequence import Sequence
 from workers.engine.step_builder import BuiltStep
 from workers.engine.step_input import StepOutput

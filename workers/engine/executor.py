@@ -7,10 +7,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from workers.engine.kv_cache import KVCache
-from workers.engine.logprobs import TopLogprobs, top_logprobs
+from workers.engine.kv.kv_cache import KVCache
 from workers.engine.model.decoder import Decoder
-from workers.engine.sampler import sample
+from workers.engine.sampling.logprobs import TopLogprobs, top_logprobs
+from workers.engine.sampling.sampler import sample
 from workers.engine.step_input import PromptRows, StepInput, StepOutput
 
 

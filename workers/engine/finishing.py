@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from workers.engine.errors import EngineError, NonFiniteLogits, NoTokenAllowed
-from workers.engine.logprobs import TopLogprobs
 from workers.engine.lora.composition import describe
 from workers.engine.outputs import (
     CompletionOutput,
@@ -16,8 +15,9 @@ from workers.engine.outputs import (
     RequestFailure,
     RequestOutput,
 )
+from workers.engine.sampling.logprobs import TopLogprobs
 from workers.engine.sequence import Sequence
-from workers.engine.tokenizer import Tokenizer
+from workers.engine.text.tokenizer import Tokenizer
 
 
 class Ending(NamedTuple):

@@ -10,7 +10,7 @@ from workers.engine.assembly import EngineInfo
 from workers.engine.lora.request import AnyLoRA, LoRARequest
 from workers.engine.lora.residency import ResidencyChange
 from workers.engine.outputs import RequestOutput
-from workers.engine.sampling_params import SamplingParams
+from workers.engine.sampling.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)

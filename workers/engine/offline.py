@@ -12,7 +12,7 @@ from workers.engine.lora.request import AnyLoRA
 from workers.engine.outputs import RequestOutput
 from workers.engine.progress import ProgressBar, UseTqdm
 from workers.engine.requests import Prompt, as_prompts, one_each
-from workers.engine.sampling_params import SamplingParams
+from workers.engine.sampling.sampling_params import SamplingParams
 
 Conversation = list[dict[str, Any]]
 """Chat messages, each a role with its content."""

@@ -7,18 +7,18 @@ from collections.abc import Sequence as ListLike
 from itertools import chain
 from typing import Any
 
-from workers.engine.bad_words import BadWords, tokenize_bad_words
-from workers.engine.chat_template import Message
-from workers.engine.detokenizer import StopChecker
 from workers.engine.errors import InvalidParams, InvalidPrompt, RequestError
 from workers.engine.lora.composition import composition_of, describe
 from workers.engine.lora.request import AnyLoRA
-from workers.engine.sampler import derive_seed
-from workers.engine.sampling_params import SamplingParams
+from workers.engine.sampling.bad_words import BadWords, tokenize_bad_words
+from workers.engine.sampling.sampler import derive_seed
+from workers.engine.sampling.sampling_params import SamplingParams
+from workers.engine.sampling.token_rules import TokenRules
 from workers.engine.sequence import Sequence
 from workers.engine.structure import GrammarCompiler
-from workers.engine.token_rules import TokenRules
-from workers.engine.tokenizer import Tokenizer
+from workers.engine.text.chat_template import Message
+from workers.engine.text.detokenizer import StopChecker
+from workers.engine.text.tokenizer import Tokenizer
 
 Prompt = str | list[int] | list[dict[str, Any]]
 """Text, token ids, or chat messages for the checkpoint's template."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence as ListLike
 
 from kernels.segments import SlotScale, SlotScales
-from workers.engine.detokenizer import StopChecker
-from workers.engine.logprobs import TopLogprobs
+from workers.engine.kv.prefix_keys import KeyChain
 from workers.engine.lora.composition import Seat, composition_of, pinned
 from workers.engine.lora.request import AnyLoRA
 from workers.engine.lora.stats import RevisionStats
 from workers.engine.outputs import RequestMetrics
-from workers.engine.prefix_keys import KeyChain
-from workers.engine.sampling_params import SamplingParams
+from workers.engine.sampling.logprobs import TopLogprobs
+from workers.engine.sampling.sampling_params import SamplingParams
+from workers.engine.sampling.token_rules import TokenRules
 from workers.engine.stream import OutputStream
 from workers.engine.structure import Grammar
-from workers.engine.token_rules import TokenRules
+from workers.engine.text.detokenizer import StopChecker
 
 KVIdentity = tuple[tuple[str | None, float], ...]
 """Revision and scale of every adapter, in order; empty for the base model."""

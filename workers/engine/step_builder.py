@@ -12,9 +12,9 @@ from torch import Tensor
 from kernels.row_padding import num_padded_rows
 from kernels.segments import Segments
 from workers.engine.batching import Schedule, ScheduledRows
-from workers.engine.kv_cache import SCRATCH_BLOCK
+from workers.engine.kv.kv_cache import SCRATCH_BLOCK
 from workers.engine.prompt_rows import prompt_rows
-from workers.engine.sampling_input import sampling_input
+from workers.engine.sampling.sampling_input import sampling_input
 from workers.engine.sequence import Sequence
 from workers.engine.step_input import AttentionGroup, PromptRows, SamplingInput, StepInput
 

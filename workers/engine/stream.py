@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.engine.sampling_params import RequestOutputKind
+from workers.engine.sampling.sampling_params import RequestOutputKind
 
 
 class OutputStream:

@@ -15,7 +15,7 @@ from tests.unit.workers.batch_jobs import REVISION, batch_job
 from workers.engine.errors import InvalidParams
 from workers.engine.lora.composition import unscaled
 from workers.engine.lora.request import LoRARequest
-from workers.engine.sampling_params import RequestOutputKind
+from workers.engine.sampling.sampling_params import RequestOutputKind
 from workers.engine.structure import StructuredOutputsParams
 from workers.requests import AdapterIds, add_request, parse_request_id, request_id
 

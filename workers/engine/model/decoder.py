@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels.add_rms_norm import add_rms_norm
 from kernels.lora_slots import PackedModuleSlots
 from kernels.segments import Segments
-from workers.engine.kv_cache import KVCache
+from workers.engine.kv.kv_cache import KVCache
 from workers.engine.lora.vocabulary_slots import VocabularySlots
 from workers.engine.model.adapted_linear import AdaptedLinear
 from workers.engine.model.attention import Attention

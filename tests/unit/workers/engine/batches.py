@@ -8,7 +8,7 @@ from collections.abc import Sequence as ListLike
 from workers.engine import LoRAMix, LoRARequest, SamplingParams
 from workers.engine.batching import Batcher, Schedule
 from workers.engine.errors import AdapterNotFound
-from workers.engine.kv_cache import BlockAllocator
+from workers.engine.kv.kv_cache import BlockAllocator
 from workers.engine.lora.composition import Seat
 from workers.engine.sequence import Sequence
 

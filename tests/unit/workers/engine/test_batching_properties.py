@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tests.unit.workers.engine.batches import BLOCK_SIZE, Slots
 from tests.unit.workers.engine.batches import sequence as new_sequence
 from workers.engine.batching import MAX_SLOT_WAIT_STEPS, Batcher
-from workers.engine.kv_cache import BlockAllocator
-from workers.engine.prefix_cache import PrefixCache
+from workers.engine.kv.kv_cache import BlockAllocator
+from workers.engine.kv.prefix_cache import PrefixCache
 from workers.engine.sequence import Sequence
 
 MAX_NUM_SEQS = 4

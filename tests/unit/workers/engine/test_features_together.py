@@ -21,7 +21,7 @@ from workers.engine.child import EngineServer
 from workers.engine.errors import AdapterNotFound, AllSlotsPinned, InvalidParams, InvalidPrompt
 from workers.engine.lora.request import AnyLoRA
 from workers.engine.messages import DropAdapter, PrefetchAdapter, Stop
-from workers.engine.sampling_params import RequestOutputKind
+from workers.engine.sampling.sampling_params import RequestOutputKind
 from workers.engine.step_input import StepInput, StepOutput
 from workers.engine.structure import StructuredOutputsParams
 

@@ -14,7 +14,7 @@ from kernels.cpu.library import LEVELS, available_levels, use_level
 from kernels.paged_attention import can_attend_in_place
 from workers.engine import SamplingParams
 from workers.engine.batching import Schedule, ScheduledRows
-from workers.engine.kv_cache import KVCache
+from workers.engine.kv.kv_cache import KVCache
 from workers.engine.model.config import ModelConfig, load_model_config
 from workers.engine.model.decoder import Decoder
 from workers.engine.model.weights import load_weights

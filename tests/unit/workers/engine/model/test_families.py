@@ -23,7 +23,7 @@ from tests.unit.workers.engine.model.family_cases import CASES, VOCAB_SIZE, make
 from tests.unit.workers.engine.peft_bases import save_base, train
 from workers.engine import EngineConfig, LLMEngine, LoRARequest, SamplingParams
 from workers.engine.batching import Schedule, ScheduledRows
-from workers.engine.kv_cache import KVCache
+from workers.engine.kv.kv_cache import KVCache
 from workers.engine.lora import describe_base
 from workers.engine.model.config import load_model_config
 from workers.engine.model.decoder import Decoder

@@ -14,7 +14,7 @@ from kernels.paged_attention import can_attend_in_place
 from kernels.segments import SlotScale
 from workers.engine import SamplingParams
 from workers.engine.batching import Schedule, ScheduledRows
-from workers.engine.kv_cache import KVCache
+from workers.engine.kv.kv_cache import KVCache
 from workers.engine.lora import describe_base
 from workers.engine.lora.packed_slots import PackedAdapter
 from workers.engine.lora.validate import check_adapter

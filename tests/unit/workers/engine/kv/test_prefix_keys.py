@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.engine.prefix_keys import KeyChain, base_fingerprint, kv_identity
+from workers.engine.kv.prefix_keys import KeyChain, base_fingerprint, kv_identity
 
 IDENTITY = kv_identity("base", "float32", [], None)
 DIFFERENT = {

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from workers.engine import LoRAMix, LoRARequest, SamplingParams
-from workers.engine.kv_cache import BlockAllocator
+from workers.engine.kv.kv_cache import BlockAllocator
+from workers.engine.kv.prefix_cache import PrefixCache
 from workers.engine.lora.composition import Seat
 from workers.engine.lora.request import AnyLoRA
-from workers.engine.prefix_cache import PrefixCache
 from workers.engine.sequence import Sequence
 
 SIZE = 16

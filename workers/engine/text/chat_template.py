@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from workers.engine.errors import CheckpointError, InvalidPrompt
-from workers.engine.template_sandbox import rendered, sandbox
+from workers.engine.text.template_sandbox import rendered, sandbox
 
 Message = Mapping[str, Any]
 """A role with its content: text, or a list of parts of type "text"."""

@@ -11,9 +11,9 @@ from typing import Any
 
 import tokenizers
 
-from workers.engine.chat_template import ChatTemplate, Message, load_chat_template
-from workers.engine.detokenizer import IncrementalDetokenizer, StopChecker
 from workers.engine.errors import CheckpointError, InvalidPrompt
+from workers.engine.text.chat_template import ChatTemplate, Message, load_chat_template
+from workers.engine.text.detokenizer import IncrementalDetokenizer, StopChecker
 
 
 class Tokenizer:

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from workers.engine import SamplingParams
-from workers.engine.bad_words import BadWords
-from workers.engine.token_rules import TokenRules
+from workers.engine.sampling.bad_words import BadWords
+from workers.engine.sampling.token_rules import TokenRules
 
 
 def rules(bad_words: list[list[int]] | None = None, **settings: object) -> TokenRules:

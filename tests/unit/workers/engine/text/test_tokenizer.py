@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from workers.engine.errors import CheckpointError, InvalidPrompt
-from workers.engine.tokenizer import Tokenizer
+from workers.engine.text.tokenizer import Tokenizer
 
 USER = {"role": "user", "content": "hi"}
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from workers.engine.logit_edits import edit_logits
-from workers.engine.logprobs import top_logprobs
+from workers.engine.sampling.logit_edits import edit_logits
+from workers.engine.sampling.logprobs import top_logprobs
 from workers.engine.step_input import SamplingInput, StepOutput
 
 _MASK = (1 << 64) - 1

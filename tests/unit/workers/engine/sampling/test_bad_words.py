@@ -8,9 +8,9 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
-from workers.engine.bad_words import BadWords, tokenize_bad_words
 from workers.engine.errors import InvalidParams
-from workers.engine.tokenizer import Tokenizer
+from workers.engine.sampling.bad_words import BadWords, tokenize_bad_words
+from workers.engine.text.tokenizer import Tokenizer
 
 
 def test_a_word_of_one_token_is_always_barred() -> None:

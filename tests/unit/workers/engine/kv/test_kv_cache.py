@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.engine.kv_cache import SCRATCH_BLOCK, BlockAllocator, KVCache
+from workers.engine.kv.kv_cache import SCRATCH_BLOCK, BlockAllocator, KVCache
 
 MOVES = st.sampled_from(["allocate", "release", "publish", "share", "retract"])
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
-from workers.engine.detokenizer import IncrementalDetokenizer
-from workers.engine.tokenizer import Tokenizer
+from workers.engine.text.detokenizer import IncrementalDetokenizer
+from workers.engine.text.tokenizer import Tokenizer
 
-TINY = Path(__file__).parents[4] / "examples" / "tiny" / "base"
+TINY = Path(__file__).parents[5] / "examples" / "tiny" / "base"
 TEXT = "Grüße, 世界! 👩‍🚀 fin"
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from workers.engine import LLMEngine, LoRARequest, RequestOutput, SamplingParams
-from workers.engine.logprobs import top_logprobs
+from workers.engine.sampling.logprobs import top_logprobs
 
 MakeEngine = Callable[..., LLMEngine]
 

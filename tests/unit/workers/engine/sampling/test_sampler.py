@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from workers.engine.sampler import derive_seed, sample, uniform
+from workers.engine.sampling.sampler import derive_seed, sample, uniform
 from workers.engine.step_input import SamplingInput
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from workers.engine.logit_edits import edit_logits
-from workers.engine.sampler import sample
+from workers.engine.sampling.logit_edits import edit_logits
+from workers.engine.sampling.sampler import sample
 from workers.engine.step_input import LogitShifts, Penalties, SamplingInput, TokenMasks
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.engine.sampler import uniform
-from workers.engine.sampling_params import SamplingParams
+from workers.engine.sampling.sampler import uniform
+from workers.engine.sampling.sampling_params import SamplingParams
 from workers.engine.sequence import Sequence
 from workers.engine.step_input import LogitShifts, LogprobRows, Penalties, SamplingInput, TokenMasks
 

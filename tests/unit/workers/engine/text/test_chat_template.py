@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from workers.engine.errors import CheckpointError, InvalidPrompt
-from workers.engine.tokenizer import Tokenizer
+from workers.engine.text.tokenizer import Tokenizer
 
 LLAMA = """{{- bos_token }}
 {%- if not tools is defined %}{%- set tools = none %}{%- endif %}

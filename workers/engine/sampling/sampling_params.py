@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from workers.engine.errors import InvalidParams
-from workers.engine.param_checks import require_flag, require_int, require_number, require_strings
+from workers.engine.sampling.param_checks import require_flag, require_int, require_number, require_strings
 from workers.engine.structure.params import StructuredOutputsParams
 
 MAX_STOP_STRINGS = 16

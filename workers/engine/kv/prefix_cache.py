@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence as ListLike
 from typing import Protocol
 
-from workers.engine.kv_cache import BlockAllocator
-from workers.engine.prefix_keys import KeyChain, kv_identity
+from workers.engine.kv.kv_cache import BlockAllocator
+from workers.engine.kv.prefix_keys import KeyChain, kv_identity
 from workers.engine.sequence import Sequence
 
 WORTH_AWAITING_BLOCKS = 4

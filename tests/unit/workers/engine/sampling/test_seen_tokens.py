@@ -6,7 +6,7 @@ from collections import Counter
 
 import torch
 
-from workers.engine.seen_tokens import SeenTokens
+from workers.engine.sampling.seen_tokens import SeenTokens
 
 
 def test_counts_are_those_of_a_recount() -> None:

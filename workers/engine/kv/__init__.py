@@ -1,0 +1,1 @@
+"""The paged KV cache: blocks, what they hold, and who may begin with them."""

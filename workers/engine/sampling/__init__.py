@@ -1,0 +1,1 @@
+"""How a sequence's next token is chosen: parameters, rules on logits, the draw."""
