@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from torch import Tensor
 
 from kernels.quantized_weight import QuantizedWeight
 from workers.engine.model.checkpoint import CheckpointReader
 from workers.engine.model.quantization.grouped import (
     SCALE_DTYPES,
+    GroupSize,
     group_size_of,
     grouped_weight,
     read_words,
@@ -34,7 +35,7 @@ class AwqCheckpoint(BaseModel):
 
     quant_method: Literal["awq"]
     bits: Literal[4]
-    group_size: int = Field(default=128, ge=-1)
+    group_size: GroupSize = 128
     zero_point: Literal[True] = True
     version: Literal["gemm"] = "gemm"
 
@@ -50,13 +51,6 @@ class AwqCheckpoint(BaseModel):
     @classmethod
     def _in_any_case(cls, given: Any) -> Any:
         return given.lower() if isinstance(given, str) else given
-
-    @field_validator("group_size")
-    @classmethod
-    def _not_empty(cls, given: int) -> int:
-        if given == 0:
-            raise ValueError("a group has at least one input, and -1 means all")
-        return given
 
     def read_weight(
         self, reader: CheckpointReader, path: str, out_features: int, in_features: int

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from kernels.quantized_weight import QuantizedWeight
@@ -17,6 +17,7 @@ from workers.engine.errors import CheckpointError
 from workers.engine.model.checkpoint import CheckpointReader
 from workers.engine.model.quantization.grouped import (
     SCALE_DTYPES,
+    GroupSize,
     group_size_of,
     grouped_weight,
     read_words,
@@ -31,7 +32,7 @@ class GptqCheckpoint(BaseModel):
 
     quant_method: Literal["gptq"]
     bits: Literal[4, 8]
-    group_size: int = Field(default=128, ge=-1)
+    group_size: GroupSize = 128
     checkpoint_format: Literal["gptq", "gptq_v2"] = "gptq"
     lm_head: Literal[False] = False
     pack_dtype: Literal["int32"] = "int32"
@@ -48,13 +49,6 @@ class GptqCheckpoint(BaseModel):
             return {**filled, "checkpoint_format": "marlin"}
         layout = filled.get("checkpoint_format") or filled.get("format") or "gptq"
         return {**filled, "checkpoint_format": layout}
-
-    @field_validator("group_size")
-    @classmethod
-    def _not_empty(cls, given: int) -> int:
-        if given == 0:
-            raise ValueError("a group has at least one input, and -1 means all")
-        return given
 
     def read_weight(
         self, reader: CheckpointReader, path: str, out_features: int, in_features: int

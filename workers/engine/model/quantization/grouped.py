@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from kernels.quantized_weight import IDENTITY_TABLE, QuantizedWeight, pack_codes
@@ -10,6 +13,16 @@ from workers.engine.errors import CheckpointError
 from workers.engine.model.checkpoint import CheckpointReader
 
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def _not_empty(group_size: int) -> int:
+    if group_size == 0:
+        raise ValueError("a group has at least one input, and -1 means all")
+    return group_size
+
+
+GroupSize = Annotated[int, Field(ge=-1), AfterValidator(_not_empty)]
+"""Inputs that share a scale; -1 means all of them."""
 
 
 def group_size_of(configured: int, in_features: int, place: str) -> int:
