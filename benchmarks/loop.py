@@ -12,7 +12,7 @@ from benchmarks.checkpoint_files import CACHE, adapter_folders, checkpoint_folde
 from benchmarks.rivals.lorayard_engine import OurEngine
 from benchmarks.rivals.protocol import Job
 from benchmarks.workload import Geometry, Workload
-from workers.engine.step_input import StepInput, StepOutput
+from workers.engine.core.step_input import StepInput, StepOutput
 
 _ROUNDS = 8
 

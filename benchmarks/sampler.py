@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from workers.engine.core.step_input import Penalties, SamplingInput, TokenMasks
 from workers.engine.sampling.sampler import sample
-from workers.engine.step_input import Penalties, SamplingInput, TokenMasks
 
 _NUM_ROWS, _VOCAB_SIZE = 32, 49152
 _REPEATS = 30

@@ -14,7 +14,7 @@ from db.records import CancelOutcome, FinishedJob
 from db.repositories.jobs import JobRepository
 from db.repositories.results import fetch_finished
 from lorayard.contract.messages import Command, ControlMessage, JobReply
-from scheduler.announce import send_replies, state_reply
+from lorayard.server.replies import send_replies, state_reply
 from scheduler.endings import Endings
 from scheduler.fleet import Fleet
 from scheduler.office import Office

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import structlog
 
 from db.records import FinishedJob
-from scheduler.announce import announce
+from lorayard.server.replies import announce
 from scheduler.flower_desk import FlowerDesk
 from scheduler.office import Office
 from scheduler.queue_feed import QueueFeed

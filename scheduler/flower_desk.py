@@ -10,7 +10,7 @@ from uuid import UUID
 
 from db.records import FinishedJob
 from lorayard.contract.states import JobState
-from scheduler.flower_events import JobEvents
+from lorayard.server.flower_events import JobEvents
 
 MAX_WAITING: Final = 50_000
 TICK_S: Final = 0.1

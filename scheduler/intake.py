@@ -17,8 +17,8 @@ from lorayard.contract.messages import BODY_FIELD, JobEnvelope, JobReply
 from lorayard.contract.pool import PoolInfo
 from lorayard.contract.result import JobError
 from lorayard.contract.states import JobState
+from lorayard.server.replies import send_replies, state_reply
 from scheduler.admission import judge
-from scheduler.announce import send_replies, state_reply
 from scheduler.catalogue import Catalogue
 from scheduler.flower_desk import FlowerDesk
 from scheduler.office import Office

@@ -18,15 +18,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from db.database import Database
 from db.errors import DatabaseUnavailable
 from lorayard.contract.pool import PoolInfo
+from lorayard.server.celery_app import make_app
+from lorayard.server.flower_events import JobEvents
 from scheduler.catalogue import Catalogue
-from scheduler.celery_app import make_app
 from scheduler.checkpoint import describe_pool
 from scheduler.control import Control
 from scheduler.dispatch import Dispatcher
 from scheduler.endings import Endings
 from scheduler.fleet import Fleet
 from scheduler.flower_desk import FlowerDesk
-from scheduler.flower_events import JobEvents
 from scheduler.housekeeping import Housekeeping
 from scheduler.intake import Intake
 from scheduler.leader import Leader

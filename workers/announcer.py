@@ -14,8 +14,8 @@ from redis.exceptions import RedisError
 from db.records import FinishedJob
 from lorayard.contract.messages import AdapterFailure, BatchJob, HeldJob, WorkerEvent
 from lorayard.contract.states import JobState
-from scheduler.announce import announce
-from scheduler.flower_events import JobEvents
+from lorayard.server.flower_events import JobEvents
+from lorayard.server.replies import announce
 from workers.bulletin import Bulletin, Reporter
 
 MAX_UNTOLD = 10_000

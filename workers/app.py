@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scheduler.celery_app import make_app
+from lorayard.server.celery_app import make_app
 from workers.settings import BrokerSettings
 
 app = make_app(BrokerSettings().redis_url)

@@ -12,8 +12,8 @@ import structlog
 
 from db.records import JobAttempt
 from lorayard.contract.messages import BatchJob, Residency
-from workers.engine.errors import EngineDied, RequestError
-from workers.engine.process import (
+from workers.engine.core.errors import EngineDied, RequestError
+from workers.engine.serving.process import (
     AbortRequest,
     DropAdapter,
     EngineEvents,

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import structlog
 
 from db.records import JobAttempt
-from workers.engine.errors import EngineProcessError
-from workers.engine.process import AbortRequest, AddRequest, DropAdapter, PrefetchAdapter
+from workers.engine.core.errors import EngineProcessError
+from workers.engine.serving.process import AbortRequest, AddRequest, DropAdapter, PrefetchAdapter
 
 GATE_POLL_S = 0.05
 

@@ -19,18 +19,18 @@ from db.database import Database
 from lorayard.contract.keys import PoolKeys
 from lorayard.process.environment import readable_settings
 from lorayard.process.logs import configure_logs
-from scheduler.celery_app import BROKER_SOCKETS
-from scheduler.flower_events import JobEvents
+from lorayard.server.celery_app import BROKER_SOCKETS
+from lorayard.server.flower_events import JobEvents
 from workers.announcer import Announcer
 from workers.app import app
 from workers.bulletin import Reporter
 from workers.celery_worker import CeleryWorker, is_revoked
 from workers.commands import CommandReader
 from workers.committer import Committer, finish_in
-from workers.engine.assembly import EngineInfo
-from workers.engine.config import EngineConfig
-from workers.engine.errors import EngineStartError
-from workers.engine.process import EngineProcess
+from workers.engine.core.config import EngineConfig
+from workers.engine.core.errors import EngineStartError
+from workers.engine.serving.assembly import EngineInfo
+from workers.engine.serving.process import EngineProcess
 from workers.engine_host import EngineHost
 from workers.holding import HoldingTable
 from workers.lease import LeaseKeeper

@@ -8,9 +8,9 @@ from db.records import EndedAttempt
 from lorayard.contract.messages import AdapterFailure
 from lorayard.contract.result import JobError
 from lorayard.contract.states import JobState
-from workers.engine.errors import AllSlotsPinned, InvalidParams, InvalidPrompt, RequestError
-from workers.engine.lora.stats import RevisionStats
-from workers.engine.outputs import RequestFailure, RequestOutput
+from workers.engine.core.adapter_stats import RevisionStats
+from workers.engine.core.errors import AllSlotsPinned, InvalidParams, InvalidPrompt, RequestError
+from workers.engine.core.outputs import RequestFailure, RequestOutput
 from workers.holding import HeldAttempt, StopReason
 
 REFUSALS = frozenset({RequestError.code, InvalidPrompt.code, InvalidParams.code})

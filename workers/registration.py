@@ -14,7 +14,7 @@ from db.errors import DatabaseUnavailable
 from db.records import Renewal, WorkerLimits
 from db.repositories.workers import WorkerRepository
 from lorayard.contract.messages import HeldJob
-from workers.engine.assembly import EngineInfo
+from workers.engine.serving.assembly import EngineInfo
 
 LEASE_S = 10.0
 LAST_WORD_S = 5.0

@@ -11,10 +11,10 @@ from uuid import UUID
 from db.records import JobAttempt
 from lorayard.contract.messages import BatchJob
 from lorayard.contract.structured_outputs import StructuredOutputs
-from workers.engine.lora.request import LoRARequest
-from workers.engine.process import AddRequest
-from workers.engine.sampling.sampling_params import RequestOutputKind, SamplingParams
-from workers.engine.structure import StructuredOutputsParams
+from workers.engine.core.lora_request import LoRARequest
+from workers.engine.core.sampling_params import RequestOutputKind, SamplingParams
+from workers.engine.serving.process import AddRequest
+from workers.engine.structured_output import StructuredOutputsParams
 
 
 def request_id(key: JobAttempt) -> str:

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from db.records import JobAttempt
 from lorayard.contract.messages import TokenEntry
-from scheduler.announce import append_tokens
+from lorayard.server.replies import append_tokens
 
 MAX_UNWRITTEN = 50_000
 """Pieces kept while Redis is away; readers get what was dropped with the result."""

@@ -16,9 +16,9 @@ from db.repositories.adapters import AdapterRepository
 from lorayard.contract.errors import LorayardError
 from lorayard.contract.job import Name
 from lorayard.contract.pool import pool_id
-from workers.engine.errors import AdapterError
+from workers.engine.core.errors import AdapterError
 from workers.engine.lora import AdapterDescription, adapter_digest, describe_base, validate_adapter
-from workers.engine.lora.adapter_files import find_files
+from workers.engine.lora.files.adapter_files import find_files
 from workers.engine.model.config import load_model_config
 
 _INCOMING = ".incoming-"

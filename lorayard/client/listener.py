@@ -11,11 +11,11 @@ from redis import exceptions as redis_errors
 
 from lorayard.client.board import JobBoard
 from lorayard.client.control import ControlDesk
-from lorayard.client.redis_link import RedisLink
 from lorayard.client.watch import JobWatch
 from lorayard.contract.errors import UnknownPool
 from lorayard.contract.keys import PoolKeys, reply_key
 from lorayard.contract.messages import JobReply
+from lorayard.transport.redis_link import RedisLink
 
 # The standard library's logger, silent until the producer configures it: the client is a guest there.
 _log = logging.getLogger("lorayard.client")

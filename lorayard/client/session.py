@@ -14,11 +14,11 @@ from lorayard.client.board import JobBoard
 from lorayard.client.control import ControlDesk
 from lorayard.client.directory import PoolDirectory
 from lorayard.client.listener import ReplyListener
-from lorayard.client.redis_link import RedisLink
 from lorayard.client.watch import JobWatch
 from lorayard.contract.errors import LorayardError
 from lorayard.contract.ids import uuid7
 from lorayard.contract.keys import reply_key
+from lorayard.transport.redis_link import RedisLink
 
 
 class Session:

@@ -11,10 +11,10 @@ from uuid import UUID
 from redis import Redis
 from redis import exceptions as redis_errors
 
-from lorayard.client.redis_link import RedisLink
 from lorayard.contract.keys import tokens_key
 from lorayard.contract.messages import TokenEntry
 from lorayard.contract.result import JobResult
+from lorayard.transport.redis_link import RedisLink
 
 _BLOCK_S = 0.25
 _READ_COUNT = 1000

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from workers.engine.accounts import EngineStats
-from workers.engine.assembly import EngineInfo
-from workers.engine.config import EngineConfig
-from workers.engine.engine import LLMEngine
+from workers.engine.core.config import EngineConfig
+from workers.engine.core.outputs import (
+    CompletionOutput,
+    Logprob,
+    RequestFailure,
+    RequestMetrics,
+    RequestOutput,
+)
+from workers.engine.core.sampling_params import RequestOutputKind, SamplingParams
 from workers.engine.lora import LoRAMix, LoRARequest
-from workers.engine.outputs import CompletionOutput, Logprob, RequestFailure, RequestMetrics, RequestOutput
-from workers.engine.process import EngineProcess
-from workers.engine.sampling.sampling_params import RequestOutputKind, SamplingParams
-from workers.engine.structure import StructuredOutputsParams
+from workers.engine.serving.assembly import EngineInfo
+from workers.engine.serving.engine import LLMEngine
+from workers.engine.serving.engine_counters import EngineStats
+from workers.engine.serving.process import EngineProcess
+from workers.engine.structured_output import StructuredOutputsParams
 
 __all__ = [
     "EngineConfig",

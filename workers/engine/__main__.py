@@ -7,11 +7,11 @@ import sys
 
 import structlog
 
-from workers.engine.command_line import Asked, read_command_line
-from workers.engine.engine import LLMEngine
-from workers.engine.errors import EngineError
-from workers.engine.outputs import RequestFailure
-from workers.engine.turns import Turns
+from workers.engine.cli.command_line import Asked, read_command_line
+from workers.engine.cli.ordered_printer import Turns
+from workers.engine.core.errors import EngineError
+from workers.engine.core.outputs import RequestFailure
+from workers.engine.serving.engine import LLMEngine
 
 
 def main(arguments: list[str] | None = None) -> int:

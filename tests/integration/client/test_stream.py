@@ -11,7 +11,7 @@ from lorayard.contract.errors import JobFailed, ResultTimeout
 from lorayard.contract.keys import tokens_key
 from lorayard.contract.messages import JobEnvelope, TokenEntry
 from lorayard.contract.result import JobError
-from scheduler.announce import append_tokens
+from lorayard.server.replies import append_tokens
 from tests.integration.client.tiny_leader import TinyLeader, connect, never_end
 from tests.polling import eventually
 

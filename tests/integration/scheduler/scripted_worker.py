@@ -28,7 +28,7 @@ from lorayard.contract.messages import (
     WorkerEvent,
 )
 from lorayard.contract.states import JobState
-from scheduler.announce import announce
+from lorayard.server.replies import announce
 from tests.integration.scheduler.yard import Yard
 
 LIMITS = WorkerLimits(

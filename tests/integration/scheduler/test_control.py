@@ -7,7 +7,7 @@ from uuid import uuid4
 from db.records import EndedAttempt
 from lorayard.contract.messages import BatchJob
 from lorayard.contract.states import JobState
-from scheduler.celery_app import make_app
+from lorayard.server.celery_app import make_app
 from tests.integration.scheduler.scripted_worker import ScriptedWorker, hold, succeed
 from tests.integration.scheduler.yard import Yard
 from tests.polling import eventually

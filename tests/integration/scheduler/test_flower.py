@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from lorayard.contract.states import JobState
-from scheduler.celery_app import make_app
+from lorayard.server.celery_app import make_app
 from tests.integration.scheduler.yard import Yard
 from tests.polling import eventually
 

@@ -25,9 +25,9 @@ from lorayard.contract.messages import BatchJob, Command, JobReply, MicroBatch, 
 from lorayard.contract.pool import pool_id
 from lorayard.contract.result import JobResult
 from lorayard.contract.tasks import RUN_MICRO_BATCH
-from scheduler.celery_app import make_app
+from lorayard.server.celery_app import make_app
 from tests.polling import eventually
-from workers.engine.lora.digest import adapter_digest
+from workers.engine.lora.files.digest import adapter_digest
 
 TINY = Path(__file__).parents[3] / "examples" / "tiny"
 ENDLESS = JobSpec(prompt="aaaa", max_tokens=19_000)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from scheduler.celery_app import make_app
+from lorayard.server.celery_app import make_app
 from tests.polling import eventually
 
 

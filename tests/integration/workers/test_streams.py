@@ -8,12 +8,12 @@ from uuid import UUID
 
 from db.records import LeasedJob
 from db.repositories.leases import LeaseRepository
-from lorayard.client.redis_link import RedisLink
 from lorayard.client.stream import StreamEvent, TokenStream
 from lorayard.contract.job import JobSpec
 from lorayard.contract.keys import tokens_key
 from lorayard.contract.states import JobState
 from lorayard.contract.structured_outputs import StructuredOutputs
+from lorayard.transport.redis_link import RedisLink
 from tests.integration.workers.questions import questions
 from tests.integration.workers.scripted_leader import ENDLESS, ScriptedLeader
 from tests.polling import eventually

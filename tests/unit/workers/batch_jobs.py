@@ -6,7 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 from lorayard.contract.messages import BatchJob
-from workers.engine.outputs import (
+from workers.engine.core.outputs import (
     CompletionOutput,
     FinishReason,
     RequestFailure,

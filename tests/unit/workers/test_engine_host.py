@@ -15,9 +15,10 @@ from lorayard.contract.messages import BatchJob
 from lorayard.contract.states import JobState
 from tests.polling import eventually
 from tests.unit.workers.batch_jobs import REVISION, batch_job, engine_output
-from workers.engine.errors import EngineDied
-from workers.engine.lora.residency import ResidencyChange
-from workers.engine.messages import (
+from workers.engine.core.errors import EngineDied
+from workers.engine.core.outputs import RequestOutput
+from workers.engine.lora.residency.residency_log import ResidencyChange
+from workers.engine.serving.messages import (
     AbortRequest,
     AddRequest,
     EngineEvents,
@@ -25,8 +26,7 @@ from workers.engine.messages import (
     Started,
     TokenDelta,
 )
-from workers.engine.outputs import RequestOutput
-from workers.engine.process import EngineProcess
+from workers.engine.serving.process import EngineProcess
 from workers.engine_host import EngineHost
 from workers.holding import HoldingTable
 from workers.outcomes import Outcome

@@ -6,7 +6,7 @@ import pytest
 
 from lorayard.contract.states import JobState
 from tests.unit.workers.batch_jobs import REVISION, batch_job, engine_output
-from workers.engine.outputs import RequestFailure
+from workers.engine.core.outputs import RequestFailure
 from workers.holding import HeldAttempt, StopReason
 from workers.outcomes import outcome_of, outcome_unrun, storable
 from workers.requests import request_id

@@ -12,11 +12,11 @@ from lorayard.contract.job import Message
 from lorayard.contract.sampling import SamplingOptions
 from lorayard.contract.structured_outputs import StructuredOutputs
 from tests.unit.workers.batch_jobs import REVISION, batch_job
-from workers.engine.errors import InvalidParams
-from workers.engine.lora.composition import unscaled
-from workers.engine.lora.request import LoRARequest
-from workers.engine.sampling.sampling_params import RequestOutputKind
-from workers.engine.structure import StructuredOutputsParams
+from workers.engine.core.composition import unscaled
+from workers.engine.core.errors import InvalidParams
+from workers.engine.core.lora_request import LoRARequest
+from workers.engine.core.sampling_params import RequestOutputKind
+from workers.engine.structured_output import StructuredOutputsParams
 from workers.requests import AdapterIds, add_request, parse_request_id, request_id
 
 STORE = Path("/store")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence as ListLike
 from typing import Protocol
 
+from workers.engine.core.sequence import Sequence
 from workers.engine.kv.kv_cache import BlockAllocator
 from workers.engine.kv.prefix_keys import KeyChain, kv_identity
-from workers.engine.sequence import Sequence
 
 WORTH_AWAITING_BLOCKS = 4
 """So many blocks at least must be underway for a sequence to wait for them, which costs it a step."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from workers.engine.lora.base import BaseDescription, ModuleShape, describe_base
-from workers.engine.lora.digest import adapter_digest
-from workers.engine.lora.hub_resolver import HubResolver
-from workers.engine.lora.manager import LoRAManager
-from workers.engine.lora.request import AnyLoRA, LoRAMix, LoRARequest
-from workers.engine.lora.residency import ResidencyChange, Tier
-from workers.engine.lora.resolvers import AdapterResolver, FolderResolver, ResolverChain
-from workers.engine.lora.stats import AdapterStats, RevisionStats
-from workers.engine.lora.validate import AdapterDescription, validate_adapter
+from workers.engine.core.adapter_stats import AdapterStats, RevisionStats
+from workers.engine.core.lora_request import AnyLoRA, LoRAMix, LoRARequest
+from workers.engine.lora.files.base import BaseDescription, ModuleShape, describe_base
+from workers.engine.lora.files.digest import adapter_digest
+from workers.engine.lora.files.hub_resolver import HubResolver
+from workers.engine.lora.files.resolvers import AdapterResolver, FolderResolver, ResolverChain
+from workers.engine.lora.files.validate import AdapterDescription, validate_adapter
+from workers.engine.lora.residency.manager import LoRAManager
+from workers.engine.lora.residency.residency_log import ResidencyChange, Tier
 
 __all__ = [
     "LoRARequest",

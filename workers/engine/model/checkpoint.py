@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from workers.engine.errors import CheckpointError
+from workers.engine.core.errors import CheckpointError
 
 _FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)  # recomputed from rope_theta; old exports still carry it

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from workers.engine.errors import CheckpointError
+from workers.engine.core.errors import CheckpointError
 from workers.engine.model.families import FAMILIES, Family, LayerType
 from workers.engine.model.quantization import QuantizedCheckpoint, quantization_of
 from workers.engine.model.raw_config import (

@@ -11,17 +11,17 @@ from torch import Tensor
 from kernels.add_rms_norm import add_rms_norm
 from kernels.lora_slots import PackedModuleSlots
 from kernels.segments import Segments
+from workers.engine.core.step_input import PromptRows, StepInput
 from workers.engine.kv.kv_cache import KVCache
-from workers.engine.lora.vocabulary_slots import VocabularySlots
-from workers.engine.model.adapted_linear import AdaptedLinear
-from workers.engine.model.attention import Attention
+from workers.engine.lora.tables.vocabulary_slots import VocabularySlots
 from workers.engine.model.comm import Alone, Comm
 from workers.engine.model.config import ModelConfig
-from workers.engine.model.expert_linear import ExpertLinear
-from workers.engine.model.mlp import MLP, build_mlp
-from workers.engine.model.ops import RotaryTable, look_up_shard
+from workers.engine.model.layers.adapted_linear import AdaptedLinear
+from workers.engine.model.layers.attention import Attention
+from workers.engine.model.layers.expert_linear import ExpertLinear
+from workers.engine.model.layers.mlp import MLP, build_mlp
+from workers.engine.model.layers.ops import RotaryTable, look_up_shard
 from workers.engine.model.weights import DecoderWeights, LayerWeights
-from workers.engine.step_input import PromptRows, StepInput
 
 PromptReader = Callable[[Tensor, PromptRows], None]
 """Is shown the logits [num_rows, vocab_size] of a piece of a prompt."""

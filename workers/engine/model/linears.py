@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels.linear import Linear
 from kernels.quantized_linear import AnyLinear, QuantizedLinear
 from kernels.quantized_weight import QuantizedWeight
-from workers.engine.errors import CheckpointError
+from workers.engine.core.errors import CheckpointError
 from workers.engine.model.checkpoint import CheckpointReader
 from workers.engine.model.modules import LinearModule, PackedLinear
 from workers.engine.model.quantization import Quantize, QuantizedCheckpoint

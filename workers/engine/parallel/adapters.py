@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kernels.lora_slots import LoRASlice, PackedLoRA, Slice
-from workers.engine.errors import ConfigError
-from workers.engine.lora.packed_slots import PackedAdapter, PackedKey
+from workers.engine.core.errors import ConfigError
+from workers.engine.lora.tables.packed_slots import PackedAdapter, PackedKey
 from workers.engine.model.config import ModelConfig
 from workers.engine.model.layout import layer_modules
 from workers.engine.model.modules import LinearModule, PackedLinear

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.engine.errors import ConfigError
+from workers.engine.core.errors import ConfigError
 
 
 class Shard(NamedTuple):

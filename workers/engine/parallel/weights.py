@@ -7,7 +7,7 @@ from dataclasses import replace
 from kernels.linear import Linear
 from kernels.logits import Head
 from kernels.quantized_linear import AnyLinear, QuantizedLinear
-from workers.engine.errors import ConfigError
+from workers.engine.core.errors import ConfigError
 from workers.engine.model.config import ModelConfig
 from workers.engine.model.layout import layer_modules
 from workers.engine.model.modules import PackedLinear

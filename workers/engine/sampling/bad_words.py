@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from workers.engine.errors import InvalidParams
+from workers.engine.core.errors import InvalidParams
 
 Encode = Callable[[str], list[int]]
 

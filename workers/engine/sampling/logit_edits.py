@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from workers.engine.step_input import LogitShifts, Penalties, SamplingInput, TokenMasks
+from workers.engine.core.step_input import LogitShifts, Penalties, SamplingInput, TokenMasks
 
 _WORD_BITS = 32
 _MARKS_OF_BYTE = torch.where((torch.arange(256).unsqueeze(1) >> torch.arange(8)) % 2 == 1, 0.0, -torch.inf)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from workers.engine.core.step_input import SamplingInput, StepOutput
 from workers.engine.sampling.logit_edits import edit_logits
 from workers.engine.sampling.logprobs import top_logprobs
-from workers.engine.step_input import SamplingInput, StepOutput
 
 _MASK = (1 << 64) - 1
 _NUM_CANDIDATES = (64, 512, 4096, 1 << 62)

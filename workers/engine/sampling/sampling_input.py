@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workers.engine.core.sampling_params import SamplingParams
+from workers.engine.core.sequence import Sequence
+from workers.engine.core.step_input import LogitShifts, LogprobRows, Penalties, SamplingInput, TokenMasks
 from workers.engine.sampling.sampler import uniform
-from workers.engine.sampling.sampling_params import SamplingParams
-from workers.engine.sequence import Sequence
-from workers.engine.step_input import LogitShifts, LogprobRows, Penalties, SamplingInput, TokenMasks
 
 
 def sampling_input(

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.engine.core.sampling_params import SamplingParams
 from workers.engine.sampling.bad_words import BadWords
-from workers.engine.sampling.sampling_params import SamplingParams
 from workers.engine.sampling.seen_tokens import SeenTokens
 
 _FORBIDDEN = float("-inf")

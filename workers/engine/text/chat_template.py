@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
-from workers.engine.errors import CheckpointError, InvalidPrompt
+from workers.engine.core.errors import CheckpointError, InvalidPrompt
 from workers.engine.text.template_sandbox import rendered, sandbox
 
 Message = Mapping[str, Any]

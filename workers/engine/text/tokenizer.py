@@ -11,7 +11,7 @@ from typing import Any
 
 import tokenizers
 
-from workers.engine.errors import CheckpointError, InvalidPrompt
+from workers.engine.core.errors import CheckpointError, InvalidPrompt
 from workers.engine.text.chat_template import ChatTemplate, Message, load_chat_template
 from workers.engine.text.detokenizer import IncrementalDetokenizer, StopChecker
 

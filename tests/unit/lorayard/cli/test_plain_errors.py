@@ -9,7 +9,7 @@ from lorayard.cli.plain_errors import plain_message
 from lorayard.cli.settings import StoreSettings
 from lorayard.contract.errors import QueueFull
 from lorayard.contract.job import JobSpec
-from workers.engine.errors import AdapterRankError
+from workers.engine.core.errors import AdapterRankError
 
 _VARIABLES = ("DATABASE_URL", "MODEL", "DTYPE", "ADAPTER_STORE", "MAX_LORA_RANK")
 

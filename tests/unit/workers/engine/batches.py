@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Sequence as ListLike
 
 from workers.engine import LoRAMix, LoRARequest, SamplingParams
-from workers.engine.batching import Batcher, Schedule
-from workers.engine.errors import AdapterNotFound
+from workers.engine.core.composition import Seat
+from workers.engine.core.errors import AdapterNotFound
+from workers.engine.core.sequence import Sequence
 from workers.engine.kv.kv_cache import BlockAllocator
-from workers.engine.lora.composition import Seat
-from workers.engine.sequence import Sequence
+from workers.engine.scheduling.batching import Batcher, Schedule
 
 BLOCK_SIZE = 16
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from workers.engine import LLMEngine
-from workers.engine.step_input import StepInput, StepOutput
+from workers.engine.core.step_input import StepInput, StepOutput
 
 
 class LogitTap:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.workers.engine.numbered_adapters import NumberedAdapters, save_base
 from workers.engine import EngineConfig, LLMEngine, LoRARequest, RequestOutput, SamplingParams
-from workers.engine.errors import AdapterInUse, AllSlotsPinned
+from workers.engine.core.errors import AdapterInUse, AllSlotsPinned
 
 NUM_ADAPTERS, NUM_SLOTS, NUM_PLACES = 2000, 8, 64
 NUM_IN_FLIGHT = 48

@@ -15,8 +15,8 @@ from transformers import LlamaForCausalLM
 
 from tests.unit.workers.engine.logit_tap import LogitTap
 from workers.engine import LLMEngine, LoRAMix, LoRARequest, SamplingParams
-from workers.engine.errors import RequestError
-from workers.engine.lora.request import AnyLoRA
+from workers.engine.core.errors import RequestError
+from workers.engine.core.lora_request import AnyLoRA
 
 # PEFT 0.21 asks transformers 5 for an attribute that is going away.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

@@ -16,14 +16,14 @@ import pytest
 
 from tests.polling import eventually
 from workers.engine import LLMEngine, LoRAMix, LoRARequest, RequestOutput, SamplingParams
-from workers.engine.batching import Refusal, Schedule
-from workers.engine.child import EngineServer
-from workers.engine.errors import AdapterNotFound, AllSlotsPinned, InvalidParams, InvalidPrompt
-from workers.engine.lora.request import AnyLoRA
-from workers.engine.messages import DropAdapter, PrefetchAdapter, Stop
-from workers.engine.sampling.sampling_params import RequestOutputKind
-from workers.engine.step_input import StepInput, StepOutput
-from workers.engine.structure import StructuredOutputsParams
+from workers.engine.core.errors import AdapterNotFound, AllSlotsPinned, InvalidParams, InvalidPrompt
+from workers.engine.core.lora_request import AnyLoRA
+from workers.engine.core.sampling_params import RequestOutputKind
+from workers.engine.core.step_input import StepInput, StepOutput
+from workers.engine.scheduling.batching import Refusal, Schedule
+from workers.engine.serving.child import EngineServer
+from workers.engine.serving.messages import DropAdapter, PrefetchAdapter, Stop
+from workers.engine.structured_output import StructuredOutputsParams
 
 MakeEngine = Callable[..., LLMEngine]
 GREEDY = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from workers.engine import LLMEngine, RequestOutput, SamplingParams
-from workers.engine.errors import InvalidParams
+from workers.engine.core.errors import InvalidParams
 
 MakeEngine = Callable[..., LLMEngine]
 EOS_ID, PAD_ID = 1, 2

@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import LlamaForCausalLM
 
 from workers.engine import LLMEngine, LoRARequest, RequestOutput, SamplingParams
-from workers.engine.errors import RequestError
+from workers.engine.core.errors import RequestError
 
 # PEFT 0.21 asks transformers 5 for an attribute that is going away.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

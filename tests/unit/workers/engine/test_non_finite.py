@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.unit.workers.engine.logit_tap import LogitTap
 from workers.engine import LLMEngine, LoRAMix, LoRARequest, SamplingParams
-from workers.engine.lora.request import AnyLoRA
+from workers.engine.core.lora_request import AnyLoRA
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
 

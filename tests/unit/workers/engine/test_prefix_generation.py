@@ -15,10 +15,10 @@ from torch import Tensor
 
 from kernels.cpu import library
 from workers.engine import LLMEngine, LoRARequest, RequestOutput, SamplingParams
-from workers.engine.child import EngineServer
-from workers.engine.executor import Executor
-from workers.engine.messages import AddRequest
-from workers.engine.step_input import StepInput, StepOutput
+from workers.engine.core.step_input import StepInput, StepOutput
+from workers.engine.serving.child import EngineServer
+from workers.engine.serving.executor import Executor
+from workers.engine.serving.messages import AddRequest
 
 MakeEngine = Callable[..., LLMEngine]
 Greedy = Callable[[list[int], int], list[int]]

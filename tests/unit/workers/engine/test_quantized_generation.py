@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 from tests.unit.workers.engine.logit_tap import LogitTap
 from tests.unit.workers.engine.quantized_checkpoints import FORMATS, IN_FLIGHT, Dequantized, save_plain
 from workers.engine import EngineConfig, LLMEngine, LoRARequest, RequestOutput, SamplingParams
-from workers.engine.errors import ConfigError
+from workers.engine.core.errors import ConfigError
 from workers.engine.model.config import load_model_config
 from workers.engine.model.quantization import in_flight
 from workers.engine.model.weights import load_weights

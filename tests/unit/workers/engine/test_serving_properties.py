@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from workers.engine import LLMEngine, LoRAMix, LoRARequest, RequestOutput, SamplingParams
-from workers.engine.lora.request import AnyLoRA
+from workers.engine.core.lora_request import AnyLoRA
 
 MakeEngine = Callable[..., LLMEngine]
 MAX_NEW = 12

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from workers.engine import LLMEngine, RequestOutput, RequestOutputKind, SamplingParams
-from workers.engine.errors import InvalidParams
+from workers.engine.core.errors import InvalidParams
 
 DELTA, CUMULATIVE = RequestOutputKind.DELTA, RequestOutputKind.CUMULATIVE
 PROMPTS = [[5, 9, 200], [30, 31, 32, 33, 34], [77]]

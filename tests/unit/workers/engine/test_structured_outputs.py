@@ -57,7 +57,7 @@ def engine() -> Iterator[LLMEngine]:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "workers.engine.structure.compiler.CPU_S", 0
+            "workers.engine.structured_output.compiler.CPU_S", 0
         )  # up to one second: seconds take long here
         engine = LLMEngine(config)
         yield engine

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workers.engine.parcel import Parcel, unpack
+from workers.engine.core.tensor_pack import Parcel, unpack
 
 _HEADER = struct.Struct("<qq")  # bytes of tensors, bytes of the skeleton behind them
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW

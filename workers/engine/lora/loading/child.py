@@ -10,7 +10,7 @@ import sys
 import threading
 import weakref
 
-from workers.engine import orphans
+from workers.engine.core import parent_death
 from workers.engine.lora.loading.channel import Channel, channel_pair
 
 _REAP_TIMEOUT_S = 5.0
@@ -89,7 +89,7 @@ def _spawn(file: int) -> subprocess.Popen[bytes]:
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.Popen(  # noqa: S603 - our own interpreter and module, and two numbers
-        [sys.executable, "-P", "-c", _START, orphans.__file__, str(os.getpid()), str(file)],
+        [sys.executable, "-P", "-c", _START, parent_death.__file__, str(os.getpid()), str(file)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         pass_fds=[file],

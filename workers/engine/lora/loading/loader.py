@@ -10,13 +10,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from workers.engine.errors import AdapterError, AdapterLoaderDied, AdapterLoadTimeout
-from workers.engine.lora.adapter_files import Stamp
+from workers.engine.core.errors import AdapterError, AdapterLoaderDied, AdapterLoadTimeout
+from workers.engine.core.lora_request import LoRARequest
+from workers.engine.lora.files.adapter_files import Stamp
+from workers.engine.lora.files.validate import adapter_label
 from workers.engine.lora.loading.child import LoaderChild
 from workers.engine.lora.loading.spec import Load, Loaded, LoadSpec, Ready
-from workers.engine.lora.request import LoRARequest
-from workers.engine.lora.validate import adapter_label
-from workers.engine.lora.weights import AdapterWeights
+from workers.engine.lora.tables.adapter_weights import AdapterWeights
 
 _MAX_SENT = 2
 """One load runs and one is at hand, so that the process does not idle until the engine's next step."""

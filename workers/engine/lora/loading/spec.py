@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workers.engine.errors import AdapterError
-from workers.engine.lora.adapter_files import Stamp
-from workers.engine.lora.base import BaseDescription
-from workers.engine.lora.request import LoRARequest
-from workers.engine.lora.weights import AdapterWeights
+from workers.engine.core.errors import AdapterError
+from workers.engine.core.lora_request import LoRARequest
+from workers.engine.lora.files.adapter_files import Stamp
+from workers.engine.lora.files.base import BaseDescription
+from workers.engine.lora.tables.adapter_weights import AdapterWeights
 
 DEFAULT_TIMEOUT_S = 60.0
 

@@ -11,12 +11,12 @@ from types import FrameType
 
 import torch
 
-from workers.engine.errors import AdapterError, AdapterIOError, AdapterLoadTimeout, AdapterTooLarge
-from workers.engine.lora.adapter_files import stamp
+from workers.engine.core.errors import AdapterError, AdapterIOError, AdapterLoadTimeout, AdapterTooLarge
+from workers.engine.core.lora_request import LoRARequest
+from workers.engine.lora.files.adapter_files import stamp
+from workers.engine.lora.files.validate import adapter_label, check_adapter
 from workers.engine.lora.loading.spec import Loaded, LoadSpec
-from workers.engine.lora.request import LoRARequest
-from workers.engine.lora.validate import adapter_label, check_adapter
-from workers.engine.lora.weights import AdapterWeights, pack_adapter
+from workers.engine.lora.tables.adapter_weights import AdapterWeights, pack_adapter
 
 _REPEAT_S = 0.5
 """An alarm that falls into a destructor is swallowed there, so it rings again."""

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from kernels.quantized_weight import QuantizedWeight, pack_codes
-from workers.engine.errors import CheckpointError
+from workers.engine.core.errors import CheckpointError
 from workers.engine.model.checkpoint import CheckpointReader
 from workers.engine.model.quantization.int8 import int8_weight
 

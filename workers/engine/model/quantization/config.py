@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from workers.engine.errors import CheckpointError
+from workers.engine.core.errors import CheckpointError
 from workers.engine.model.quantization.awq import AwqCheckpoint
 from workers.engine.model.quantization.bitsandbytes import BitsAndBytesCheckpoint
 from workers.engine.model.quantization.gptq import GptqCheckpoint

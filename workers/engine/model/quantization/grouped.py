@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from kernels.quantized_weight import IDENTITY_TABLE, QuantizedWeight, pack_codes
-from workers.engine.errors import CheckpointError
+from workers.engine.core.errors import CheckpointError
 from workers.engine.model.checkpoint import CheckpointReader
 
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)

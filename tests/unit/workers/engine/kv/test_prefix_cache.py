@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from workers.engine import LoRAMix, LoRARequest, SamplingParams
+from workers.engine.core.composition import Seat
+from workers.engine.core.lora_request import AnyLoRA
+from workers.engine.core.sequence import Sequence
 from workers.engine.kv.kv_cache import BlockAllocator
 from workers.engine.kv.prefix_cache import PrefixCache
-from workers.engine.lora.composition import Seat
-from workers.engine.lora.request import AnyLoRA
-from workers.engine.sequence import Sequence
 
 SIZE = 16
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from workers.engine.lora.base import BaseDescription, ModuleShape, PackedKey, Vocabulary
+from workers.engine.lora.files.base import BaseDescription, ModuleShape, PackedKey, Vocabulary
 
 HIDDEN, INTERMEDIATE, KV, LAYERS, VOCAB_SIZE = 32, 48, 16, 2, 64
 SHAPES = {

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from tests.unit.workers.engine.lora.adapter_writer import BASE, write_adapter
-from workers.engine.lora.digest import adapter_digest
+from workers.engine.core.lora_request import LoRARequest
+from workers.engine.lora.files.digest import adapter_digest
 from workers.engine.lora.loading import LoadSpec
-from workers.engine.lora.manager import LoRAManager
-from workers.engine.lora.request import LoRARequest
+from workers.engine.lora.residency.manager import LoRAManager
 
 MakeManager = Callable[..., LoRAManager]
 MakeRequest = Callable[..., LoRARequest]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from workers.engine import EngineConfig, LLMEngine, SamplingParams
-from workers.engine.errors import CheckpointError
+from workers.engine.core.errors import CheckpointError
 
 Change = Callable[[Path], None]
 PROMPT = [5, 6, 7, 8, 9]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from workers.engine.errors import CheckpointError
+from workers.engine.core.errors import CheckpointError
 from workers.engine.model.config import ModelConfig, load_model_config
 
 SHAPE = {

@@ -13,13 +13,13 @@ from transformers import LlamaForCausalLM
 from kernels.cpu.library import LEVELS, available_levels, use_level
 from kernels.paged_attention import can_attend_in_place
 from workers.engine import SamplingParams
-from workers.engine.batching import Schedule, ScheduledRows
+from workers.engine.core.sequence import Sequence
 from workers.engine.kv.kv_cache import KVCache
 from workers.engine.model.config import ModelConfig, load_model_config
 from workers.engine.model.decoder import Decoder
 from workers.engine.model.weights import load_weights
-from workers.engine.sequence import Sequence
-from workers.engine.step_builder import StepBuilder
+from workers.engine.scheduling.batching import Schedule, ScheduledRows
+from workers.engine.scheduling.step_builder import StepBuilder
 
 TOKEN_IDS = torch.randint(3, 259, (70,), generator=torch.Generator().manual_seed(5))
 

@@ -22,15 +22,15 @@ from tests.unit.workers.engine.conftest import PAD_ID
 from tests.unit.workers.engine.model.family_cases import CASES, VOCAB_SIZE, make_model
 from tests.unit.workers.engine.peft_bases import save_base, train
 from workers.engine import EngineConfig, LLMEngine, LoRARequest, SamplingParams
-from workers.engine.batching import Schedule, ScheduledRows
+from workers.engine.core.sequence import Sequence
 from workers.engine.kv.kv_cache import KVCache
 from workers.engine.lora import describe_base
 from workers.engine.model.config import load_model_config
 from workers.engine.model.decoder import Decoder
 from workers.engine.model.layout import weight_shards
 from workers.engine.model.weights import load_weights
-from workers.engine.sequence import Sequence
-from workers.engine.step_builder import StepBuilder
+from workers.engine.scheduling.batching import Schedule, ScheduledRows
+from workers.engine.scheduling.step_builder import StepBuilder
 
 TOKEN_IDS = torch.randint(3, VOCAB_SIZE, (70,), generator=torch.Generator().manual_seed(5))
 CHUNKS = [37, 1, 1, 17, 1, 1, 1, 1, 1, 1, 1, 7]  # the first is longer than the windows

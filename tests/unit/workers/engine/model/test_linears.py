@@ -10,7 +10,7 @@ import torch
 from kernels.linear import Linear
 from kernels.quantized_linear import QuantizedLinear
 from tests.unit.workers.engine.model.family_cases import make_model
-from workers.engine.errors import ConfigError
+from workers.engine.core.errors import ConfigError
 from workers.engine.model.config import load_model_config
 from workers.engine.model.quantization import in_flight
 from workers.engine.model.weights import load_weights

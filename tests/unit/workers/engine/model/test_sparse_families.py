@@ -18,7 +18,7 @@ from tests.unit.workers.engine.conftest import PAD_ID, save_tokenizer
 from tests.unit.workers.engine.model.family_cases import SPARSE_CASES, VOCAB_SIZE, make_model
 from workers.engine import EngineConfig, LLMEngine, LoRARequest, SamplingParams
 from workers.engine.lora import describe_base
-from workers.engine.lora.base import BaseDescription
+from workers.engine.lora.files.base import BaseDescription
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),

@@ -13,12 +13,13 @@ from kernels.lora_slots import PackedModuleSlots
 from kernels.paged_attention import can_attend_in_place
 from kernels.segments import SlotScale
 from workers.engine import SamplingParams
-from workers.engine.batching import Schedule, ScheduledRows
+from workers.engine.core.sequence import Sequence
+from workers.engine.core.step_input import StepInput
 from workers.engine.kv.kv_cache import KVCache
 from workers.engine.lora import describe_base
-from workers.engine.lora.packed_slots import PackedAdapter
-from workers.engine.lora.validate import check_adapter
-from workers.engine.lora.weights import pack_adapter
+from workers.engine.lora.files.validate import check_adapter
+from workers.engine.lora.tables.adapter_weights import pack_adapter
+from workers.engine.lora.tables.packed_slots import PackedAdapter
 from workers.engine.model.config import load_model_config
 from workers.engine.model.decoder import Decoder
 from workers.engine.model.layout import layer_modules
@@ -27,10 +28,9 @@ from workers.engine.parallel.adapters import cut_adapter
 from workers.engine.parallel.process_group import ProcessGroupComm
 from workers.engine.parallel.shard import Shard
 from workers.engine.parallel.weights import cut_config, cut_weights
-from workers.engine.sequence import Sequence
-from workers.engine.step_buffers import PackedStep, StepBuffers
-from workers.engine.step_builder import StepBuilder
-from workers.engine.step_input import StepInput
+from workers.engine.scheduling.batching import Schedule, ScheduledRows
+from workers.engine.scheduling.step_builder import StepBuilder
+from workers.engine.serving.step_buffers import PackedStep, StepBuffers
 
 PROMPTS = ([5, 9, 11, 6, 4, 8], [7, 3, 12], [10, 4])
 """The first has the adapter, the second twice as strong, the third is the base's."""

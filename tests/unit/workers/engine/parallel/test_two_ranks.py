@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from workers.engine.errors import ConfigError
+from workers.engine.core.errors import ConfigError
 from workers.engine.parallel.shard import Shard
 
 ROOT = Path(__file__).parents[5]

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
-from workers.engine.errors import InvalidParams
+from workers.engine.core.errors import InvalidParams
 from workers.engine.sampling.bad_words import BadWords, tokenize_bad_words
 from workers.engine.text.tokenizer import Tokenizer
 

@@ -94,7 +94,7 @@ def test_prompts_have_the_model_s_own_logprobs(
     settings: dict[str, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("workers.engine.prompt_rows.MAX_LOGITS", 259 * 10)  # pieces of ten rows
+    monkeypatch.setattr("workers.engine.scheduling.prompt_rows.MAX_LOGITS", 259 * 10)  # pieces of ten rows
     engine = make_engine(**settings)
     asked = params(prompt_logprobs=2, logprobs=1, max_tokens=24)
 

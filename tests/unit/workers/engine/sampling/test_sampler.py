@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from workers.engine.core.step_input import SamplingInput
 from workers.engine.sampling.sampler import derive_seed, sample, uniform
-from workers.engine.step_input import SamplingInput
 
 
 def sampling(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from workers.engine.errors import CheckpointError, InvalidPrompt
+from workers.engine.core.errors import CheckpointError, InvalidPrompt
 from workers.engine.text.tokenizer import Tokenizer
 
 LLAMA = """{{- bos_token }}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.engine.errors import CheckpointError, InvalidPrompt
+from workers.engine.core.errors import CheckpointError, InvalidPrompt
 from workers.engine.text.tokenizer import Tokenizer
 
 USER = {"role": "user", "content": "hi"}

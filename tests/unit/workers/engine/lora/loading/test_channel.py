@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from kernels.lora_slots import LoRASlice, PackedLoRA, Slice
+from workers.engine.core.tensor_pack import Parcel
 from workers.engine.lora.loading.channel import Channel, _write, channel_pair
-from workers.engine.lora.weights import AdapterWeights
-from workers.engine.parcel import Parcel
+from workers.engine.lora.tables.adapter_weights import AdapterWeights
 
 Pair = tuple[Channel, Channel]
 

@@ -14,8 +14,8 @@ import pytest
 
 from tests.polling import eventually
 from tests.unit.workers.engine.lora.manager_fixtures import request_of, spec_of, stuck_request
+from workers.engine.core.lora_request import LoRARequest
 from workers.engine.lora.loading import Loader, LoadResult, loader
-from workers.engine.lora.request import LoRARequest
 
 MakeLoader = Callable[..., Loader]
 

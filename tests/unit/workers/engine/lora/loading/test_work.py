@@ -8,12 +8,12 @@ import pytest
 
 from tests.unit.workers.engine.lora.adapter_writer import write_adapter
 from tests.unit.workers.engine.lora.manager_fixtures import spec_of, stuck_request
-from workers.engine.errors import AdapterError, AdapterFileError, AdapterIOError
-from workers.engine.lora.adapter_files import stamp
-from workers.engine.lora.digest import adapter_digest
+from workers.engine.core.errors import AdapterError, AdapterFileError, AdapterIOError
+from workers.engine.core.lora_request import LoRARequest
+from workers.engine.lora.files.adapter_files import stamp
+from workers.engine.lora.files.digest import adapter_digest
 from workers.engine.lora.loading import work
 from workers.engine.lora.loading.work import load
-from workers.engine.lora.request import LoRARequest
 
 
 def _request(path: Path) -> LoRARequest:

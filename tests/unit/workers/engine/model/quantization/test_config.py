@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from workers.engine.errors import CheckpointError, ConfigError
+from workers.engine.core.errors import CheckpointError, ConfigError
 from workers.engine.model.quantization import in_flight, quantization_of
 
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from examples.quantized_copy import write_awq, write_gptq
 from tests.unit.workers.engine.quantized_checkpoints import change_settings, save_plain
-from workers.engine.errors import CheckpointError
+from workers.engine.core.errors import CheckpointError
 from workers.engine.model.checkpoint import CheckpointReader
 from workers.engine.model.config import load_model_config
 from workers.engine.model.quantization.awq import AwqCheckpoint

@@ -1,0 +1,1 @@
+"""What scheduler and workers share: the Celery application, Flower events, replies."""

@@ -1,0 +1,1 @@
+"""Redis connections, for producers and servers alike."""

@@ -1,0 +1,108 @@
+"""The engine answers from a shell."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples.tiny.recipe import ADAPTERS_DIR, BASE_DIR
+from workers.engine.__main__ import main
+
+ROOT = Path(__file__).parents[5]
+UPPER, REVERSE = str(ADAPTERS_DIR / "upper"), str(ADAPTERS_DIR / "reverse")
+ONE_THREAD = ("--threads", "1")
+
+
+def test_it_prints_one_answer_a_line_and_nothing_else() -> None:
+    command = [sys.executable, "-m", "workers.engine", str(BASE_DIR), "-", "melon>", *ONE_THREAD]
+    adapters = ["--adapter", UPPER, "--adapter", f"back={REVERSE}"]
+
+    ran = subprocess.run(
+        command + adapters, cwd=ROOT, input="hello>\n\nbanana>\n", capture_output=True, text=True, check=False
+    )
+
+    assert ran.stdout.splitlines() == [
+        "upper: HELLO",
+        "back: olleh",
+        "upper: BANANA",
+        "back: ananab",
+        "upper: MELON",
+        "back: nolem",
+    ]
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("options", "answers"),
+    [
+        ([], ["banana", "melon"]),
+        (["--adapter", UPPER], ["BANANA", "MELON"]),
+        (["--adapter", UPPER, "--scale", "0"], ["banana", "melon"]),
+        (["--adapter", UPPER, "--stream", "--chat"], ["BANANA", "MELON"]),
+        (["--adapter", UPPER, "--adapter", REVERSE, "--mix", "0,1"], ["ananab", "nolem"]),
+        (["--adapter", UPPER, "--adapter", REVERSE, "--stream"], []),
+        (["--adapter", UPPER, "--max-tokens", "2", "--dtype", "bfloat16"], ["BA", "ME"]),
+        (["--adapter", UPPER, "--quantization", "int8", "--stop", "O"], ["BANANA", "MEL"]),
+    ],
+)
+def test_its_options_act(options: list[str], answers: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(BASE_DIR), "banana>", "melon>", *options, *ONE_THREAD]) == 0
+
+    wanted = answers or ["upper: BANANA", "reverse: ananab", "upper: MELON", "reverse: nolem"]
+    assert capsys.readouterr().out.splitlines()[-len(wanted) :] == wanted
+
+
+def test_a_seed_draws_the_same_answers_again(capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = ["--n", "3", "--temperature", "3", "--seed", "5", "--top-p", "0.99", "--top-k", "40"]
+
+    said = []
+    for _ in range(2):
+        assert main([str(BASE_DIR), "banana>", *drawn, *ONE_THREAD]) == 0
+        said.append(capsys.readouterr().out)
+
+    assert said[0] == said[1]
+    assert len(set(said[0].splitlines())) > 1
+
+
+def test_answers_follow_a_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps({"enum": ["pear", "fig"]}))
+
+    assert main([str(BASE_DIR), "banana>", "--json-schema", str(schema), *ONE_THREAD]) == 0
+
+    assert json.loads(capsys.readouterr().out) in ("pear", "fig")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "x"], "checkpoint: model 'nowhere' is no folder"),
+        ([str(BASE_DIR), ""], "invalid_prompt: the prompt is empty"),
+        ([str(BASE_DIR), "-"], "invalid_prompt: standard input holds no prompt"),
+        ([str(BASE_DIR), "x", "--max-tokens", "0"], "invalid_params: max_tokens is 0"),
+        ([str(BASE_DIR), "x", "--json-schema", "nowhere"], "invalid_params: --json-schema nowhere cannot be"),
+        ([str(BASE_DIR), "x", "--adapter", "nowhere"], "adapter_not_found: "),
+        ([str(BASE_DIR), "x", "--adapter", UPPER, "--adapter", UPPER], "request: two adapters are called 'u"),
+        ([str(BASE_DIR), "x", "--adapter", UPPER, "--mix", "a"], "request: --mix is 'a'"),
+        ([str(BASE_DIR), "x", "--adapter", UPPER, "--mix", "1,2"], "request: --mix has 2 weights for 1"),
+        ([str(BASE_DIR), "x", "--dtype", "int4"], "engine_config: dtype is 'int4'"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+
+    assert main([*arguments, *ONE_THREAD]) == 1
+
+    said = capsys.readouterr().err
+    assert said.startswith(message)
+    assert said.count("\n") == 1

@@ -1,0 +1,300 @@
+"""The engine's process: commands in, events out, and nothing left behind when either side dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from workers.engine import EngineConfig, EngineProcess, LoRARequest, RequestOutput, SamplingParams
+from workers.engine.core.errors import EngineDied, EngineStartError
+from workers.engine.serving.messages import (
+    AbortRequest,
+    AddRequest,
+    DropAdapter,
+    EngineEvents,
+    PlanResidency,
+    PrefetchAdapter,
+    ReportStats,
+)
+
+Greedy = Callable[[list[int], int], list[int]]
+DEADLINE_S = 60.0
+
+
+def greedy_params(max_tokens: int) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+
+
+def add(request_id: str, prompt: list[int] | str | None, max_tokens: int = 8) -> AddRequest:
+    return AddRequest(request_id, prompt, None, greedy_params(max_tokens), None)
+
+
+def receive_until(
+    process: EngineProcess, is_enough: Callable[[list[EngineEvents]], bool]
+) -> list[EngineEvents]:
+    """Collect events until they are enough; fail at the deadline."""
+    events: list[EngineEvents] = []
+    deadline = time.monotonic() + DEADLINE_S
+    while not is_enough(events):
+        assert time.monotonic() < deadline, f"not enough after {DEADLINE_S} s: {events}"
+        if (event := process.receive(0.2)) is not None:
+            events.append(event)
+    return events
+
+
+def finished(events: list[EngineEvents]) -> dict[str, RequestOutput]:
+    return {output.request_id: output for event in events for output in event.finished}
+
+
+def wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, f"process {pid} is still there"
+        threading.Event().wait(0.02)
+
+
+@pytest.fixture
+def process(checkpoint: Path) -> Iterator[EngineProcess]:
+    """A running engine process with eight seats."""
+    process = EngineProcess(EngineConfig(model=str(checkpoint), max_num_seqs=8, num_threads=1))
+    process.start(DEADLINE_S)
+    yield process
+    process.stop()
+
+
+def test_requests_go_round_and_busy_time_is_their_sum(
+    process: EngineProcess, prompts: list[list[int]], greedy: Greedy
+) -> None:
+    for index, prompt in enumerate(prompts):
+        process.send(add(str(index), prompt))
+
+    events = receive_until(process, lambda events: len(finished(events)) == len(prompts))
+
+    outputs = finished(events)
+    assert [outputs[str(index)].outputs[0].token_ids for index in range(len(prompts))] == [
+        greedy(prompt, 8) for prompt in prompts
+    ]
+    started = [one.request_id for event in events for one in event.started]
+    assert sorted(started, key=int) == [str(index) for index in range(len(prompts))]
+    assert sum(output.metrics.device_ms for output in outputs.values()) == pytest.approx(events[-1].busy_ms)
+    assert (events[-1].free_seqs, events[-1].waiting) == (8, 0)
+
+
+def test_the_limits_of_the_engine_are_told_at_the_start(checkpoint: Path) -> None:
+    process = EngineProcess(EngineConfig(model=str(checkpoint), max_num_seqs=2, num_kv_blocks=40))
+
+    info = process.start(DEADLINE_S)
+
+    assert (info.max_num_seqs, info.num_kv_blocks, info.max_model_len, info.vocab_size) == (2, 40, 256, 259)
+    assert info.max_loras == 0
+    process.stop()
+    process.stop()
+    wait_until_gone(process.pid)
+
+
+def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
+    process = EngineProcess(EngineConfig(model=str(tmp_path / "nowhere")))
+
+    with pytest.raises(EngineStartError, match=r"checkpoint: model .*nowhere' is no folder"):
+        process.start(DEADLINE_S)
+
+    wait_until_gone(process.pid)
+
+
+def test_a_bad_request_is_answered_and_the_others_go_on(
+    process: EngineProcess, prompts: list[list[int]], greedy: Greedy
+) -> None:
+    process.send(add("empty", []))
+    process.send(add("none", None))
+    process.send(AddRequest("broken", prompts[0], None, "no params", None))  # type: ignore[arg-type]
+    process.send(add("good", prompts[0]))
+
+    outputs = finished(receive_until(process, lambda events: len(finished(events)) == 4))
+
+    codes = {name: output.error.code for name, output in outputs.items() if output.error is not None}
+    assert codes == {"empty": "invalid_prompt", "none": "invalid_prompt", "broken": "invalid_command"}
+    assert outputs["empty"].outputs[0].finish_reason == "error"
+    assert outputs["good"].outputs[0].token_ids == greedy(prompts[0], 8)
+
+
+def test_an_abort_answers_with_what_was_generated(process: EngineProcess, prompts: list[list[int]]) -> None:
+    process.send(add("long", prompts[0], max_tokens=240))
+    process.send(AbortRequest("unknown"))
+    receive_until(process, lambda events: any(event.started for event in events))
+
+    process.send(AbortRequest("long"))
+
+    events = receive_until(process, lambda events: bool(finished(events)))
+    assert finished(events)["long"].outputs[0].finish_reason == "abort"
+    assert events[-1].free_seqs == 8
+
+
+def test_an_idle_engine_says_nothing_and_burns_nothing(process: EngineProcess) -> None:
+    child = psutil.Process(process.pid)
+    before = child.cpu_times()
+
+    assert process.receive(1.0) is None
+
+    after = child.cpu_times()
+    assert after.user + after.system - before.user - before.system < 0.1
+
+
+def test_counters_come_when_asked_for(process: EngineProcess, prompts: list[list[int]]) -> None:
+    process.send(add("one", prompts[0]))
+    receive_until(process, lambda events: bool(finished(events)))
+
+    process.send(ReportStats())
+
+    stats = receive_until(process, lambda events: any(event.stats for event in events))[-1].stats
+    assert stats is not None
+    assert (stats.num_prompt_tokens, stats.num_completion_tokens, stats.num_steps) == (len(prompts[0]), 8, 8)
+
+
+def test_a_killed_child_is_noticed_by_both_directions(
+    process: EngineProcess, prompts: list[list[int]]
+) -> None:
+    process.send(add("long", prompts[0], max_tokens=240))
+
+    os.kill(process.pid, signal.SIGKILL)
+
+    with pytest.raises(EngineDied) as died:
+        receive_until(process, lambda _: False)
+    assert died.value.exitcode == -signal.SIGKILL
+    with pytest.raises(EngineDied):
+        receive_until(process, lambda _: bool(process.send(add("late", prompts[0]))))
+
+
+def test_the_child_ignores_the_terminal_s_signals(process: EngineProcess, prompts: list[list[int]]) -> None:
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGTERM)
+
+    process.send(add("one", prompts[0]))
+
+    assert finished(receive_until(process, lambda events: bool(finished(events))))["one"].error is None
+
+
+def test_it_may_be_started_by_a_thread_that_ends(checkpoint: Path, prompts: list[list[int]]) -> None:
+    process = EngineProcess(EngineConfig(model=str(checkpoint), num_threads=1))
+    starter = threading.Thread(target=process.start, args=(DEADLINE_S,))
+    starter.start()
+    starter.join(DEADLINE_S)
+
+    process.send(add("one", prompts[0]))
+
+    assert finished(receive_until(process, lambda events: bool(finished(events))))["one"].error is None
+    process.stop()
+
+
+@pytest.fixture
+def lora_process(checkpoint: Path) -> Iterator[EngineProcess]:
+    """A running engine process with two adapter slots."""
+    config = EngineConfig(
+        model=str(checkpoint), enable_lora=True, max_loras=2, max_cpu_loras=3, num_threads=1
+    )
+    process = EngineProcess(config)
+    process.start(DEADLINE_S)
+    yield process
+    process.stop()
+
+
+def residency(events: list[EngineEvents]) -> list[tuple[int, str]]:
+    return [(change.epoch, change.tier) for event in events for change in event.residency]
+
+
+def test_residency_is_told_as_it_changes(
+    lora_process: EngineProcess, adapters: dict[str, LoRARequest], prompts: list[list[int]]
+) -> None:
+    lora_process.send(PrefetchAdapter(adapters["mlp"]))
+    events = receive_until(lora_process, lambda events: len(residency(events)) == 1)
+
+    lora_process.send(AddRequest("one", prompts[0], None, greedy_params(8), adapters["mlp"]))
+    events += receive_until(lora_process, lambda events: bool(finished(events)))
+    lora_process.send(DropAdapter(adapters["mlp"]))
+    events += receive_until(lora_process, lambda events: bool(residency(events)))
+    lora_process.send(PlanResidency((adapters["mlp"],), drop=(adapters["attention"],)))
+    events += receive_until(lora_process, lambda events: bool(residency(events)))
+
+    assert finished(events)["one"].error is None
+    assert residency(events) == [(1, "host"), (2, "device"), (3, "none"), (4, "host")]
+    assert events[-1].epoch == 4
+
+
+def test_an_adapter_in_use_is_not_dropped(
+    lora_process: EngineProcess, adapters: dict[str, LoRARequest], prompts: list[list[int]]
+) -> None:
+    lora_process.send(AddRequest("one", prompts[0], None, greedy_params(200), adapters["mlp"]))
+    receive_until(lora_process, lambda events: any(event.started for event in events))
+
+    lora_process.send(DropAdapter(adapters["mlp"]))
+    lora_process.send(DropAdapter(adapters["attention"]))
+
+    events = receive_until(lora_process, lambda events: bool(finished(events)))
+    assert finished(events)["one"].outputs[0].finish_reason == "length"
+    assert residency(events) == []
+
+
+def test_a_refused_adapter_answers_as_an_error(
+    lora_process: EngineProcess, prompts: list[list[int]], tmp_path: Path
+) -> None:
+    missing = LoRARequest("missing", 9, str(tmp_path / "missing"))
+    lora_process.send(PrefetchAdapter(missing))
+    lora_process.send(AddRequest("bad", prompts[0], None, greedy_params(8), missing))
+    lora_process.send(AddRequest("good", prompts[0], None, greedy_params(8), None))
+
+    outputs = finished(receive_until(lora_process, lambda events: len(finished(events)) == 2))
+
+    assert outputs["bad"].error is not None
+    assert outputs["bad"].error.code == "adapter_not_found"
+    assert outputs["good"].error is None
+
+
+PARENT = """
+    import sys, time
+    from workers.engine import EngineConfig, EngineProcess, SamplingParams
+    from workers.engine.serving.messages import AddRequest
+
+    if __name__ == "__main__":
+        process = EngineProcess(EngineConfig(model=sys.argv[1], num_threads=1))
+        process.start(60)
+        params = SamplingParams(max_tokens=10_000, temperature=0.0, ignore_eos=True)
+        process.send(AddRequest("long", [3, 4, 5], None, params, None))
+        print(process.pid, flush=True)
+        if sys.argv[2] == "wait":
+            sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("ending", ["killed", "killed while the child is stuck", "returns"])
+def test_no_child_outlives_its_parent(checkpoint: Path, tmp_path: Path, ending: str) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(textwrap.dedent(PARENT))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[5])}
+    is_killed = ending != "returns"
+    argument = "wait" if is_killed else "return"
+    with subprocess.Popen(
+        [sys.executable, str(script), str(checkpoint), argument],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        text=True,
+    ) as parent:
+        assert parent.stdout is not None
+        child_pid = int(parent.stdout.readline())
+
+        if ending == "killed while the child is stuck":
+            os.kill(child_pid, signal.SIGSTOP)
+        if is_killed:
+            parent.kill()
+
+        assert parent.wait(DEADLINE_S) == (-signal.SIGKILL if is_killed else 0)
+        wait_until_gone(child_pid)

@@ -1,0 +1,69 @@
+"""Forms are compiled once, and refused where they cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tokenizers
+from tokenizers import models
+
+from tests.polling import eventually
+from workers.engine.core.errors import InvalidParams
+from workers.engine.structured_output import GrammarCompiler, StructuredOutputsParams
+
+TINY = Path(__file__).parents[5] / "examples" / "tiny" / "base"
+
+
+@pytest.fixture
+def compiler() -> Iterator[GrammarCompiler]:
+    compiler = GrammarCompiler(TINY / "tokenizer.json", vocab_size=365, eos_token_ids=[2])
+    yield compiler
+    compiler.close()
+
+
+def test_completions_with_the_same_form_share_its_compilation_and_nothing_else(
+    compiler: GrammarCompiler,
+) -> None:
+    one, other = (compiler.grammar(StructuredOutputsParams(regex="ab")) for _ in range(2))
+    eventually(lambda: one.is_ready() and other.is_ready(), what="the compiled form")
+
+    token_a, token_b = (ord(letter) - ord("a") + 335 for letter in "ab")
+    one.advance(token_a)
+    one.advance(token_b)
+
+    assert one.is_complete
+    assert not other.is_complete
+    assert len(compiler._forms) == 1
+
+
+def test_too_many_forms_at_once_are_refused(compiler: GrammarCompiler) -> None:
+    def ask_for(number: int) -> None:
+        for size in range(number):
+            compiler.grammar(StructuredOutputsParams(regex=f"a{{{size}}}"))
+
+    with pytest.raises(InvalidParams, match="64 forms are waiting to be compiled; try again later"):
+        ask_for(200)
+
+
+def test_a_token_that_takes_too_long_ends_its_request(compiler: GrammarCompiler) -> None:
+    grammar = compiler.grammar(StructuredOutputsParams(regex="ab"))
+    eventually(grammar.is_ready, what="the compiled form")
+    times_s = iter([0.0, 0.6])
+    grammar._clock = lambda: next(times_s)
+
+    grammar.advance(335)
+
+    assert grammar.error is not None
+    assert "took 0.6 s for one token" in str(grammar.error)
+
+
+def test_a_tokenizer_that_cannot_follow_forms_is_named(tmp_path: Path) -> None:
+    vocab = {f"word{number}": number for number in range(400)}
+    path = tmp_path / "tokenizer.json"
+    tokenizers.Tokenizer(models.WordLevel(vocab=vocab, unk_token="word0")).save(str(path))
+    compiler = GrammarCompiler(path, vocab_size=365, eos_token_ids=[2])
+
+    with pytest.raises(InvalidParams, match="tokenizer cannot follow forms"):
+        compiler.grammar(StructuredOutputsParams(regex="ab"))

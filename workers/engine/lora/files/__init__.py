@@ -1,0 +1,1 @@
+"""What an adapter's files say, checked against the base."""

@@ -1,0 +1,1 @@
+"""Where adapters are: on their way, on the host, in slots."""

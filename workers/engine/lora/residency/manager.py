@@ -1,0 +1,292 @@
+"""Adapters between disk, host memory and slots, as the engine and its owner ask for them."""
+
+from __future__ import annotations
+
+import builtins
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+import torch
+
+from kernels.lora_slots import PackedModuleSlots
+from workers.engine.core.adapter_stats import AdapterStats, RevisionStats
+from workers.engine.core.composition import Seat
+from workers.engine.core.errors import AdapterInUse, AllSlotsPinned, ConfigError
+from workers.engine.core.lora_request import LoRARequest
+from workers.engine.lora.files.base import BaseDescription, ModuleShape, Vocabulary
+from workers.engine.lora.loading import DEFAULT_TIMEOUT_S, Loader, LoaderChild, LoadSpec
+from workers.engine.lora.residency.identities import Identities
+from workers.engine.lora.residency.intake import Intake
+from workers.engine.lora.residency.loads import DEFAULT_MAX_QUEUED, Loads
+from workers.engine.lora.residency.residency_log import ResidencyChange, Tier
+from workers.engine.lora.residency.seating import Seating
+from workers.engine.lora.residency.tiers import Tiers
+from workers.engine.lora.tables.dora import DoraTerms
+from workers.engine.lora.tables.packed_slots import PackedLayout
+from workers.engine.lora.tables.vocabulary_slots import VocabularySlots
+
+__all__ = ["LoRAManager", "ModuleShape"]
+
+
+class LoRAManager:
+    """Host cache and slots of one engine; every method is for the engine's own thread."""
+
+    def __init__(
+        self,
+        shapes: Mapping[str, ModuleShape],
+        *,
+        layout: PackedLayout,
+        num_layers: int,
+        max_loras: int,
+        max_cpu_loras: int | None,
+        max_lora_rank: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        base_name: str = "",
+        vocabulary: Vocabulary | None = None,
+        target_modules: Sequence[str] | None = None,
+        max_saved_module_bytes: int | None = None,
+        dora: DoraTerms | None = None,
+        max_cpu_lora_bytes: int | None = None,
+        lora_load_timeout_s: float = DEFAULT_TIMEOUT_S,
+        max_queued_lora_loads: int = DEFAULT_MAX_QUEUED,
+        loader_child: LoaderChild | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`shapes` are the base's linear layers by module path; an empty `base_name` means unknown.
+
+        `layout` says which of them are packed together. `target_modules` are those that adapters may change,
+        None for all. Without `vocabulary` adapters cannot change embedding and head, without `dora` they
+        cannot have DoRA.
+        """
+        host_capacity = max_loras if max_cpu_loras is None else max_cpu_loras
+        _check_limits(max_loras, host_capacity, max_lora_rank, torch.device(device))
+        spec = LoadSpec(
+            base=BaseDescription(base_name, num_layers, dict(shapes), dict(layout), vocabulary),
+            max_rank=max_lora_rank,
+            dtype=str(dtype).removeprefix("torch."),
+            target_modules=None if target_modules is None else tuple(target_modules),
+            max_bytes=max_cpu_lora_bytes,
+            max_saved_bytes=max_saved_module_bytes,
+            timeout_s=lora_load_timeout_s,
+        )
+        self._tiers = Tiers(
+            shapes,
+            layout,
+            num_slots=max_loras,
+            host_capacity=host_capacity,
+            host_bytes=max_cpu_lora_bytes,
+            clock=clock,
+            vocabulary=vocabulary,
+            max_saved_bytes=max_saved_module_bytes,
+            dora=dora,
+        )
+        self._identities = Identities()
+        self._retired: set[str] = set()
+        self._loads = Loads(Loader(spec, loader_child), max_queued=max_queued_lora_loads, clock=clock)
+        self._intake = Intake(self._loads, self._tiers, self._identities, clock=clock)
+        self._seating = Seating(self._tiers, self._identities, self._loads, self._intake.start_if_room)
+
+    # What the engine asks for its sequences
+
+    def acquire(self, request: LoRARequest) -> int | None:
+        """Take in what has been loaded and return one adapter's slot; see `acquire_all`."""
+        self._intake.collect()
+        seats = self.acquire_all([request])
+        return None if seats is None else seats[0].slot
+
+    def acquire_all(self, requests: Sequence[LoRARequest]) -> tuple[Seat, ...] | None:
+        """Return the adapters' seats, all now counted in use; None, and none counted, while one lacks.
+
+        Ask again then, after the next `collect`. Raises the AdapterError for which an adapter cannot be
+        served, or the RequestError for which these cannot be served together.
+        """
+        return self._seating.take(requests)
+
+    def is_loaded(self, request: LoRARequest) -> bool:
+        """Tell whether an adapter is in memory and lacks nothing but a place on the host or a slot."""
+        return self._seating.is_loaded(request)
+
+    def release(self, request: LoRARequest) -> None:
+        """Count one sequence less on the adapter; call it once for each acquisition that gave a slot."""
+        self._seating.give_back(request)
+
+    def prefetch(self, request: LoRARequest) -> None:
+        """Start loading an adapter into host memory if there is a place; `acquire` tells if that failed."""
+        self._intake.prefetch(request)
+
+    def collect(self) -> None:
+        """Take in what has been loaded and go on with what is hinted at; costs next to nothing otherwise."""
+        self._intake.collect()
+
+    def is_loading(self, request: LoRARequest) -> bool:
+        """Tell whether an adapter's load is queued, running, or has arrived and waits for a place."""
+        return self._loads.is_underway(request)
+
+    def cancel_load(self, request: LoRARequest) -> bool:
+        """Take back a load that nobody waits for any more; False if it has begun or is hinted at."""
+        return self._intake.cancel(request)
+
+    def count_non_finite(self, request: LoRARequest) -> None:
+        """Note that a request with this adapter ended in NaN or infinity."""
+        revision = self._identities.revision_of(request)
+        if revision is not None:
+            self._tiers.counters.non_finite(revision)
+
+    def revision_of(self, request: LoRARequest) -> str | None:
+        """Return the digest a request means, once known; it is known when `acquire` has given a slot."""
+        return self._identities.revision_of(request)
+
+    def changes_kv(self, revision: str) -> bool:
+        """Whether a revision on the host can change any key or value of the model."""
+        return self._tiers.host.peek(revision).changes_kv
+
+    def take_uncharged(self, request: LoRARequest) -> RevisionStats:
+        """Return the adapter's counts since the last call; call it while the request holds its slot."""
+        revision = self._identities.revision_of(request)
+        return RevisionStats() if revision is None else self._tiers.counters.take_uncharged(revision)
+
+    def packed(self, layer: int, module: str) -> PackedModuleSlots:
+        """Return a packed module's slot table for `kernels.lora`; the same object for the engine's life."""
+        return self._tiers.table(layer, module)
+
+    @property
+    def vocabulary(self) -> VocabularySlots | None:
+        """What the slots' adapters do to embedding and head; None where they cannot."""
+        return self._tiers.vocabulary
+
+    # What the engine's owner asks
+
+    def add(self, request: LoRARequest, *, load_inplace: bool = False) -> bool:
+        """Load an adapter now and give it a slot if one is idle; False if it had one. Waits for the disk.
+
+        `load_inplace` reads its files once more, whatever is known of them. What they hold takes the id over
+        in one go: sequences that run keep the revision they began with, all later ones have the new one.
+        """
+        self._intake.collect()
+        before = self._identities.revision_by_id(request.lora_int_id)
+        revision = None if load_inplace else self._identities.revision_of(request)
+        if revision is None or revision not in self._tiers:
+            load = self._intake.reload_now if load_inplace else self._intake.load_now
+            revision = load(request)
+        self._identities.register(request.lora_int_id, revision)
+        if before is not None and before != revision and before in self._tiers:
+            self._retire(before, request)
+        if revision in self._tiers.slots:
+            self._tiers.touch(revision)
+            return False
+        self._tiers.activate(revision)
+        return True
+
+    def remove(self, lora_int_id: int) -> bool:
+        """Drop an adapter from slot and host, pinned or not; False if unknown, AdapterInUse while it runs."""
+        self._intake.collect()
+        revision = self._identities.revision_by_id(lora_int_id)
+        if revision is None:
+            return False
+        num_uses = self._tiers.slots.num_uses(revision)
+        if num_uses:
+            raise AdapterInUse(
+                f"adapter id {lora_int_id} ({revision}) is used by {num_uses} running sequences; remove it "
+                "when they have ended, or abort them"
+            )
+        self._identities.unregister(lora_int_id)
+        if not self._identities.ids_of(revision):
+            self._tiers.drop(revision)
+        return True
+
+    def pin(self, lora_int_id: int) -> bool:
+        """Keep an adapter in a slot, giving it one; ValueError if unknown, AllSlotsPinned if none is free."""
+        self._intake.collect()
+        revision = self._identities.revision_by_id(lora_int_id)
+        if revision is None:
+            raise ValueError(f"adapter id {lora_int_id} is not loaded; add it before pinning it")
+        if revision not in self._tiers.slots and not self._tiers.activate(revision):
+            raise AllSlotsPinned(f"no slot to pin adapter id {lora_int_id}: all are in use; try again later")
+        self._tiers.slots.pin(revision)
+        return True
+
+    def plan(self, wanted: Sequence[LoRARequest | str], drop: Iterable[LoRARequest | str] = ()) -> None:
+        """Take a hint which adapters will be needed, in order, and which will not; see `ResidencyPlan`.
+
+        Wanted ones are loaded ahead while nothing else is, into places that no earlier one of them needs.
+        Those to drop leave first when a place is wanted. Both may be named by revision once they are here.
+        """
+        self._intake.follow(wanted, drop)
+
+    @property
+    def retired(self) -> frozenset[str]:
+        """The revisions that gave their id over and are kept for sequences that began with them."""
+        return frozenset(self._retired)
+
+    def drop_retired(self, held: Collection[str | None]) -> None:
+        """Free the retired revisions that are not among those `held` by sequences."""
+        for revision in self._retired - set(held):
+            self._retired.discard(revision)
+            if revision in self._tiers and not self._identities.ids_of(revision):
+                self._tiers.drop(revision)
+
+    def unpin(self, lora_int_id: int) -> bool:
+        """Let a pinned adapter be given up again; False if it was not pinned."""
+        revision = self._identities.revision_by_id(lora_int_id)
+        return revision is not None and self._tiers.slots.unpin(revision)
+
+    def list(self) -> set[int]:
+        """Return the ids of the adapters in host memory."""
+        self._intake.collect()
+        return self._identities.ids()
+
+    @property
+    def epoch(self) -> int:
+        """The number of the latest residency change."""
+        return self._tiers.residency.epoch
+
+    def drain_changes(self) -> builtins.list[ResidencyChange]:
+        """Return the residency changes since the last call, oldest first."""
+        self._intake.collect()
+        return self._tiers.residency.drain()
+
+    def residency(self) -> dict[str, Tier]:
+        """Return the tier of every revision on host or device."""
+        self._intake.collect()
+        return self._tiers.residency.tiers()
+
+    def tier_of(self, revision: str) -> Tier:
+        """Return where one revision is, without copying the rest."""
+        return self._tiers.residency.tier_of(revision)
+
+    @property
+    def num_loading(self) -> int:
+        """Loads queued, running, or arrived without a place yet, as of the last `collect`."""
+        return self._loads.num_underway
+
+    def stats(self) -> AdapterStats:
+        """Return what loading and keeping adapters has cost so far."""
+        self._intake.collect()
+        return self._tiers.stats(num_loading=self._loads.num_underway)
+
+    def close(self) -> None:
+        """End the loader; the manager is of no use afterwards."""
+        self._loads.close()
+
+    def _retire(self, revision: str, successor: LoRARequest) -> None:
+        """Keep a revision that gave its id to another only for those who run with it; its pin goes over."""
+        self._identities.let_go_of_path(successor.lora_path)
+        if self._identities.ids_of(revision):
+            return
+        if self._tiers.slots.unpin(revision):
+            self.pin(successor.lora_int_id)
+        self._tiers.host.expend(revision)
+        self._retired.add(revision)
+
+
+def _check_limits(max_loras: int, host_capacity: int, max_lora_rank: int, device: torch.device) -> None:
+    if max_loras < 1 or max_lora_rank < 1:
+        raise ConfigError(f"max_loras={max_loras} and max_lora_rank={max_lora_rank} must be at least 1")
+    if host_capacity < max_loras:
+        raise ConfigError(
+            f"max_cpu_loras={host_capacity} is below max_loras={max_loras}: slots need the host copy; "
+            f"raise max_cpu_loras to {max_loras}"
+        )
+    if device.type != "cpu":
+        raise ConfigError(f"adapters on device {str(device)!r} are not supported; use device='cpu'")

@@ -1,0 +1,1 @@
+"""What the kernels read of the resident adapters."""

@@ -1,0 +1,88 @@
+"""What each slot's adapter does to embedding and head; a step without such adapters pays nothing for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+from torch import Tensor
+
+from kernels.logits import Head
+from kernels.lora import add_lora
+from kernels.lora_cpu import apply_dora
+from kernels.lora_slots import PackedModuleSlots
+from kernels.row_padding import padded_rows
+from kernels.segments import Run, Segments
+from workers.engine.lora.files.base import Vocabulary
+from workers.engine.lora.tables.adapter_weights import EmbeddingLoRA, VocabularyWeights
+
+_Value = TypeVar("_Value")
+
+
+class VocabularySlots:
+    """Slots for embedding and head; these come once per step, so that a loop over its runs costs little."""
+
+    def __init__(self, vocabulary: Vocabulary, num_slots: int) -> None:
+        self._heads = PackedModuleSlots(
+            in_features=vocabulary.hidden_size, out_slices=[vocabulary.size], num_slots=num_slots
+        )
+        self._embeddings: dict[int, EmbeddingLoRA] = {}
+        self._saved_embeddings: dict[int, Tensor] = {}
+        self._saved_heads: dict[int, Head] = {}
+
+    def point(self, slot: int, weights: VocabularyWeights) -> None:
+        """Make `slot` serve an adapter; nothing of the last one stays."""
+        self._heads.set(slot, weights.head)
+        saved_head = None if weights.saved_head is None else Head(weights.saved_head)
+        _set(self._embeddings, slot, weights.embedding)
+        _set(self._saved_embeddings, slot, weights.saved_embedding)
+        _set(self._saved_heads, slot, saved_head)
+
+    def adapt_embedded(
+        self,
+        embedded: Tensor,  # [num_rows, hidden_size], changed in place
+        token_ids: Tensor,  # [num_rows] int64
+        segments: Segments,
+    ) -> None:
+        """Replace or change the rows of adapters that have an embedding of their own or LoRA for it."""
+        if not (self._embeddings or self._saved_embeddings):
+            return
+        for start, end, slot, scale in _runs(segments):
+            rows, ids = embedded[start:end], token_ids[start:end]
+            if (saved := self._saved_embeddings.get(slot)) is not None:
+                rows.copy_(saved[ids])
+            if (lora := self._embeddings.get(slot)) is not None:
+                _add_embedding(rows, ids, lora, scale)
+
+    def adapt_logits(
+        self,
+        logits: Tensor,  # [num_rows, vocab_size] float32, changed in place
+        hidden: Tensor,  # [num_rows, hidden_size], what the head was given
+        segments: Segments,
+    ) -> None:
+        """Replace or change the logits of adapters that have a head of their own or LoRA for it."""
+        if self._saved_heads:
+            for start, end, slot, _ in _runs(segments):
+                if (head := self._saved_heads.get(slot)) is not None:
+                    logits[start:end] = head(padded_rows(hidden[start:end]))[: end - start]
+        if any(entry is not None for entry in self._heads.entries):
+            add_lora(logits, hidden.float(), segments, self._heads)
+
+
+def _add_embedding(rows: Tensor, ids: Tensor, lora: EmbeddingLoRA, scale: float) -> None:
+    delta = (padded_rows(lora.a_t[ids]) @ lora.b_t)[: len(ids)]
+    if lora.dora is None:
+        rows.add_(delta, alpha=scale)
+    else:
+        rows.copy_(apply_dora(rows.float() + scale * delta.float(), lora.dora, scale))
+
+
+def _runs(segments: Segments) -> Iterator[Run]:
+    return (run for lora_pass in segments.passes for run in lora_pass.runs)
+
+
+def _set(by_slot: dict[int, _Value], slot: int, value: _Value | None) -> None:
+    if value is None:
+        by_slot.pop(slot, None)
+    else:
+        by_slot[slot] = value

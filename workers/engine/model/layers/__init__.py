@@ -1,0 +1,1 @@
+"""The parts that decoder layers are made of."""

@@ -1,0 +1,270 @@
+"""Decides which tokens of which sequences the next step computes: continuous batching over a paged cache."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from collections.abc import Sequence as ListLike
+from typing import NamedTuple, Protocol
+
+from workers.engine.core.composition import Composition, Seat
+from workers.engine.core.errors import AdapterError, EngineError, RequestError
+from workers.engine.core.lora_request import LoRARequest
+from workers.engine.core.sequence import Sequence
+from workers.engine.kv.kv_cache import BlockAllocator
+from workers.engine.kv.prefix_cache import PrefixCache
+
+MAX_SLOT_WAIT_STEPS = 64
+"""Steps for which a loaded adapter may be passed over for want of a slot."""
+
+
+class AdapterSlots(Protocol):
+    """The part of the adapter manager that admission needs."""
+
+    def acquire_all(self, requests: ListLike[LoRARequest]) -> tuple[Seat, ...] | None:
+        """Return all adapters' seats, in use by one sequence more, or None and none used while one lacks."""
+        ...
+
+    def release(self, request: LoRARequest) -> None:
+        """Give up one use of the adapter's slot."""
+        ...
+
+    def is_loaded(self, request: LoRARequest) -> bool:
+        """Whether the adapter is in memory, so that it lacks nothing but a place."""
+        ...
+
+
+class ScheduledRows(NamedTuple):
+    """The next `num_tokens` uncomputed tokens of one sequence."""
+
+    sequence: Sequence
+    num_tokens: int
+
+
+class Refusal(NamedTuple):
+    """A waiting sequence whose adapter turned out unusable."""
+
+    sequence: Sequence
+    error: EngineError
+
+
+class Schedule(NamedTuple):
+    """One step's work; `fresh_blocks` were just allocated and hold leftovers."""
+
+    rows: list[ScheduledRows]
+    fresh_blocks: list[int]
+    refusals: list[Refusal]
+
+
+class Batcher:
+    """Holds the waiting and the running sequences and forms steps from them.
+
+    Running sequences come first, oldest first; when blocks run out, the youngest running one gives its
+    own back and starts over later.
+
+    No one can wait in a circle. A running sequence waits for nothing: it takes blocks from the youngest, and
+    the oldest is a victim only when it is alone; then all blocks are its own, and one sequence of maximal
+    length fits. Whatever runs thus brings its oldest nearer to the end with every step. A waiting sequence
+    holds slots at most, never a block: it waits for running ones to give back blocks or to finish a prompt
+    that begins like its own, or for running and seated ones to give back slots. With nothing running, all
+    blocks are free (cached ones without users are) and none is underway, so that the first seated sequence
+    joins; with nothing seated either, all slots are free.
+
+    No one waits for ever: the queue is served in order, what gave way goes back to its head, and passed over
+    are only those whose adapters are not there, so many times at most (`_Admission`), and those whose next
+    blocks are underway: they find more each time, or are the next to compute them.
+    """
+
+    def __init__(
+        self,
+        allocator: BlockAllocator,
+        adapters: AdapterSlots | None,
+        *,
+        block_size: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        prefixes: PrefixCache | None = None,
+    ) -> None:
+        """`prefixes` is None where no sequence may begin with what others have computed."""
+        self._allocator = allocator
+        self._adapters = adapters
+        self._prefixes = prefixes
+        self._block_size = block_size
+        self._max_num_seqs = max_num_seqs
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+
+    def __len__(self) -> int:
+        return len(self.waiting) + len(self.running)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a new sequence behind the others."""
+        self.waiting.append(sequence)
+
+    def sequences(self) -> Iterator[Sequence]:
+        """Iterate over all sequences held, running ones first."""
+        yield from self.running
+        yield from self.waiting
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence that ended, wherever it is, and free what it used."""
+        (self.running if sequence in self.running else self.waiting).remove(sequence)
+        self._give_up_resources(sequence)
+        if not len(self):
+            self._allocator.check_idle()
+
+    def confirm(self, sequence: Sequence) -> None:
+        """Note that a sequence's latest logits are finite, so that what it computed may serve others."""
+        if self._prefixes is not None:
+            self._prefixes.publish(sequence)
+
+    def disown(self, sequence: Sequence) -> None:
+        """Note that a sequence's logits are not finite, so that nothing it computed may serve others."""
+        if self._prefixes is not None:
+            self._prefixes.retract(sequence)
+
+    def check(self) -> None:
+        """Assert that every block is accounted for."""
+        self._allocator.check(sequence.block_table for sequence in self.sequences())
+        if self._prefixes is not None:
+            self._prefixes.check(self.running)
+
+    def schedule(self) -> Schedule:
+        """Form the next step: every running sequence goes on, then waiting ones join while there is room."""
+        schedule = Schedule([], [], [])
+        num_preemptions = self.num_preemptions
+        budget = self._continue_running(schedule)
+        # What was just preempted would otherwise come straight back for the same blocks.
+        if self.num_preemptions == num_preemptions:
+            self._admit_waiting(schedule, budget)
+        return schedule
+
+    def _continue_running(self, schedule: Schedule) -> int:
+        budget, index = self._max_num_batched_tokens, 0
+        # The list shrinks from its young end while older sequences take their blocks.
+        while index < len(self.running) and budget > 0:
+            sequence = self.running[index]
+            num_tokens = min(sequence.num_uncomputed_tokens, budget)
+            # Most decode steps fill a block that is there already; this runs for every sequence and step.
+            if self._num_missing_blocks(sequence, num_tokens):
+                if not self._make_room(sequence, num_tokens):
+                    break
+                schedule.fresh_blocks.extend(self._allocate(sequence, num_tokens))
+            schedule.rows.append(ScheduledRows(sequence, num_tokens))
+            budget -= num_tokens
+            index += 1
+        return budget
+
+    def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Preempt the youngest until the blocks suffice; False when `sequence` itself had to go."""
+        while not self._allocator.can_allocate(self._num_missing_blocks(sequence, num_tokens)):
+            victim = self.running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._give_up_resources(sequence)
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.appendleft(sequence)
+
+    def _admit_waiting(self, schedule: Schedule, budget: int) -> None:
+        if not self.waiting or budget <= 0 or len(self.running) >= self._max_num_seqs:
+            return
+        admission = _Admission(self._adapters)
+        for sequence in list(self.waiting):
+            if budget <= 0 or len(self.running) >= self._max_num_seqs:
+                break
+            try:
+                is_ready = _may_begin(sequence) and admission.take_slot(sequence)
+            except (AdapterError, RequestError) as error:
+                self.waiting.remove(sequence)
+                schedule.refusals.append(Refusal(sequence, error))
+                continue
+            if not is_ready:
+                continue
+            found = self._prefixes.find(sequence) if self._prefixes is not None else []
+            if self._prefixes is not None and self._prefixes.is_worth_awaiting(sequence, found):
+                continue
+            if not self._can_admit(sequence, found):
+                break  # in order: a short prompt must not overtake a long one for ever
+            self.waiting.remove(sequence)
+            self.running.append(sequence)
+            if self._prefixes is not None:
+                self._prefixes.adopt(sequence, found)
+            num_tokens = min(sequence.num_uncomputed_tokens, budget)
+            schedule.fresh_blocks.extend(self._allocate(sequence, sequence.num_uncomputed_tokens))
+            schedule.rows.append(ScheduledRows(sequence, num_tokens))
+            budget -= num_tokens
+
+    def _can_admit(self, sequence: Sequence, found: list[int]) -> bool:
+        # Found blocks need not be allocated, but those that are idle count as free until they are shared.
+        num_saved = len(found) - self._allocator.num_idle_among(found)
+        num_needed = self._num_missing_blocks(sequence, sequence.num_uncomputed_tokens) - num_saved
+        # One block of growth for each running sequence: else the newcomer is preempted at once.
+        return self._allocator.can_allocate(num_needed + len(self.running))
+
+    def _num_missing_blocks(self, sequence: Sequence, num_tokens: int) -> int:
+        num_blocks = -(-(sequence.num_computed_tokens + num_tokens) // self._block_size)
+        return max(0, num_blocks - len(sequence.block_table))
+
+    def _allocate(self, sequence: Sequence, num_tokens: int) -> list[int]:
+        blocks = self._allocator.allocate(self._num_missing_blocks(sequence, num_tokens))
+        sequence.block_table.extend(blocks)
+        return blocks
+
+    def _give_up_resources(self, sequence: Sequence) -> None:
+        if self._prefixes is not None:
+            self._prefixes.let_go(sequence)
+        self._allocator.release(sequence.block_table)
+        sequence.block_table.clear()
+        sequence.num_computed_tokens = sequence.num_adopted_blocks = sequence.num_published_blocks = 0
+        if sequence.slots and self._adapters is not None:
+            for member in sequence.composition:
+                self._adapters.release(member.lora)
+            sequence.slots = ()
+
+
+def _may_begin(sequence: Sequence) -> bool:
+    """Whether the form of its answer, if it must have one, is compiled; raises `InvalidParams`."""
+    return sequence.grammar is None or sequence.grammar.is_ready()
+
+
+class _Admission:
+    """One pass over the waiting sequences: who gets its adapters' slots, all of them or none.
+
+    A sequence whose adapters are still loading is passed over. One that only lacks free slots is passed
+    over as well, but not for ever: after `MAX_SLOT_WAIT_STEPS` no younger adapter request may join, so
+    that the slots in use run empty and enough become free.
+    """
+
+    def __init__(self, adapters: AdapterSlots | None) -> None:
+        self._adapters = adapters
+        self._not_ready: set[Composition] = set()
+        self._is_closed = False
+
+    def take_slot(self, sequence: Sequence) -> bool:
+        """Whether the sequence may join; its adapters' slots are then in use by it."""
+        if sequence.is_seated:
+            return True
+        if self._is_closed or sequence.composition in self._not_ready:
+            return False
+        assert self._adapters is not None, "a request with an adapter was let in without LoRA"
+        seats = self._adapters.acquire_all([member.lora for member in sequence.composition])
+        if seats is None:
+            self._pass_over(self._adapters, sequence)
+            return False
+        sequence.seat(seats)
+        sequence.num_slot_waits = 0
+        return True
+
+    def _pass_over(self, adapters: AdapterSlots, sequence: Sequence) -> None:
+        self._not_ready.add(sequence.composition)
+        if all(adapters.is_loaded(member.lora) for member in sequence.composition):
+            sequence.num_slot_waits += 1
+            self._is_closed = sequence.num_slot_waits > MAX_SLOT_WAIT_STEPS

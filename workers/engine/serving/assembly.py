@@ -1,0 +1,251 @@
+"""Builds an engine's parts from its configuration and the checkpoint it names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from kernels.cpu import library
+from kernels.paged_attention import can_attend_in_place
+from workers.engine.core.config import EngineConfig
+from workers.engine.core.errors import ConfigError
+from workers.engine.kv.kv_cache import BlockAllocator, KVCache
+from workers.engine.kv.prefix_cache import PrefixCache
+from workers.engine.kv.prefix_keys import base_fingerprint
+from workers.engine.lora.files.base import describe_base
+from workers.engine.lora.files.limits import check_limits
+from workers.engine.lora.loading import LoaderChild, start_process
+from workers.engine.lora.residency.manager import LoRAManager
+from workers.engine.lora.tables.dora import DoraTerms
+from workers.engine.model.config import ModelConfig, load_model_config
+from workers.engine.model.decoder import Decoder
+from workers.engine.model.quantization import in_flight
+from workers.engine.model.weights import DecoderWeights, load_weights
+from workers.engine.scheduling.batching import Batcher
+from workers.engine.scheduling.step_builder import StepBuilder
+from workers.engine.serving.executor import Executor, LocalExecutor
+from workers.engine.serving.input_processor import RequestChecker
+from workers.engine.serving.output_processor import Finisher
+from workers.engine.structured_output import GrammarCompiler
+from workers.engine.text.tokenizer import Tokenizer
+
+_DEFAULT_MAX_MODEL_LEN = 2048
+_DEFAULT_KV_CACHE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """The limits an engine ended up with, for those who send it work."""
+
+    model: str
+    served_model_name: str
+    dtype: str
+    vocab_size: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    num_kv_blocks: int
+    max_loras: int  # 0 = LoRA is off
+    max_lora_rank: int
+    quantization: str | None  # "bitsandbytes", "awq", "gptq" or "int8"; None: the linear modules are plain
+    quant_storage: str  # "keep" or "dequantize"
+    linear_bytes: int  # what the linear modules of the layers hold
+    cpu_kernels: str  # "avx512_bf16", "avx2", or "torch" where none are compiled
+
+
+class EngineParts(NamedTuple):
+    """What the engine's loop works with."""
+
+    info: EngineInfo
+    adapters: LoRAManager | None
+    allocator: BlockAllocator
+    prefixes: PrefixCache | None
+    batcher: Batcher
+    builder: StepBuilder
+    executor: Executor
+    checker: RequestChecker
+    finisher: Finisher
+    grammars: GrammarCompiler
+
+
+def assemble(config: EngineConfig) -> EngineParts:
+    """Load the checkpoint and connect the parts; raises `ConfigError` or `CheckpointError`."""
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    folder = Path(config.model)
+    model = load_model_config(folder)
+    info = _engine_info(config, model)
+    dtype = getattr(torch, config.dtype)
+    tokenizer = Tokenizer.from_folder(folder)
+    quantize = in_flight(config.quantization, model.quantization)
+    loader_child = start_process() if config.enable_lora else None  # it starts while the weights are read
+    weights = load_weights(
+        folder, model, dtype, in_flight=quantize, keep_quantized=config.quant_storage == "keep"
+    )
+    adapters = _adapters(config, model, weights, dtype, loader_child) if config.enable_lora else None
+    allocator = BlockAllocator(info.num_kv_blocks + 1)
+    prefixes = _prefix_cache(config, allocator, adapters) if config.enable_prefix_caching else None
+    decoder = Decoder(model, weights, max_model_len=info.max_model_len, adapters=adapters)
+    grammars = GrammarCompiler(
+        folder / "tokenizer.json", vocab_size=model.vocab_size, eos_token_ids=model.eos_token_ids
+    )
+    return EngineParts(
+        info=replace(info, linear_bytes=weights.linear_bytes),
+        adapters=adapters,
+        allocator=allocator,
+        prefixes=prefixes,
+        batcher=_batcher(config, allocator, adapters, prefixes),
+        builder=StepBuilder(
+            block_size=config.block_size,
+            num_kv_heads=model.num_kv_heads,
+            vocab_size=model.vocab_size,
+            dtype=dtype,
+            gathers_kv=not can_attend_in_place(config.device, dtype, config.block_size),
+            windows=model.windows,
+        ),
+        executor=LocalExecutor(decoder, _kv_cache(config, model, allocator.num_blocks, dtype)),
+        checker=RequestChecker(
+            tokenizer,
+            vocab_size=model.vocab_size,
+            max_model_len=info.max_model_len,
+            max_loras=info.max_loras,
+            seed=config.seed,
+            eos_token_ids=model.eos_token_ids,
+            grammars=grammars,
+        ),
+        grammars=grammars,
+        finisher=Finisher(tokenizer, model.eos_token_ids),
+    )
+
+
+def _engine_info(config: EngineConfig, model: ModelConfig) -> EngineInfo:
+    max_model_len = _max_model_len(config, model)
+    folder_name = Path(config.model).absolute().name
+    return EngineInfo(
+        model=config.model,
+        served_model_name=config.served_model_name or model.name or folder_name,
+        dtype=config.dtype,
+        vocab_size=model.vocab_size,
+        max_model_len=max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        block_size=config.block_size,
+        num_kv_blocks=_num_kv_blocks(config, model, max_model_len),
+        max_loras=config.max_loras if config.enable_lora else 0,
+        max_lora_rank=config.max_lora_rank,
+        quantization=config.quantization if model.quantization is None else model.quantization.quant_method,
+        quant_storage=config.quant_storage,
+        linear_bytes=0,  # known once they are loaded
+        cpu_kernels=library.level(),
+    )
+
+
+def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
+    limit = model.max_positions
+    if config.max_model_len is None:
+        return min(limit, _DEFAULT_MAX_MODEL_LEN)
+    if config.max_model_len > limit:
+        raise ConfigError(
+            f"max_model_len is {config.max_model_len}, but {config.model} was made for {limit} positions; "
+            f"lower it to {limit}"
+        )
+    return config.max_model_len
+
+
+def _num_kv_blocks(config: EngineConfig, model: ModelConfig, max_model_len: int) -> int:
+    """Return the usable blocks, scratch not counted; one sequence of full length must fit."""
+    needed = -(-max_model_len // config.block_size)
+    element_bytes = getattr(torch, config.dtype).itemsize
+    block_bytes = (
+        2 * model.num_layers * model.num_kv_heads * config.block_size * model.head_dim * element_bytes
+    )
+    if config.num_kv_blocks is not None:
+        num_blocks = config.num_kv_blocks
+    elif config.kv_cache_bytes is not None:
+        num_blocks = config.kv_cache_bytes // block_bytes
+    else:
+        affordable = max(needed, _DEFAULT_KV_CACHE_BYTES // block_bytes)
+        num_blocks = min(affordable, needed * config.max_num_seqs)
+    if num_blocks < needed:
+        raise ConfigError(
+            f"the KV cache has {num_blocks} blocks, one sequence of max_model_len ({max_model_len}) needs "
+            f"{needed} ({needed * block_bytes} bytes); raise num_kv_blocks "
+            "or kv_cache_bytes, or lower max_model_len"
+        )
+    return num_blocks
+
+
+def _adapters(
+    config: EngineConfig,
+    model: ModelConfig,
+    weights: DecoderWeights,
+    dtype: torch.dtype,
+    loader_child: LoaderChild | None,
+) -> LoRAManager:
+    base = describe_base(config.model, name=config.served_model_name or model.name)
+    check_limits(
+        base,
+        rank=config.max_lora_rank,
+        dtype=dtype,
+        target_modules=config.lora_target_modules,
+        max_bytes=config.max_cpu_lora_bytes,
+    )
+    dora = DoraTerms(weights.linear, weights.embedding, weights.head.weight)
+    return LoRAManager(
+        base.shapes,
+        layout=base.layout,
+        num_layers=base.num_layers,
+        max_loras=config.max_loras,
+        max_cpu_loras=config.host_cache_capacity,
+        max_lora_rank=config.max_lora_rank,
+        max_cpu_lora_bytes=config.max_cpu_lora_bytes,
+        max_queued_lora_loads=config.max_queued_lora_loads,
+        lora_load_timeout_s=config.lora_load_timeout_s,
+        dtype=dtype,
+        device=torch.device(config.device),
+        base_name=base.name,
+        vocabulary=base.vocabulary,
+        target_modules=config.lora_target_modules,
+        max_saved_module_bytes=config.max_saved_module_bytes,
+        dora=dora,
+        loader_child=loader_child,
+    )
+
+
+def _prefix_cache(
+    config: EngineConfig, allocator: BlockAllocator, adapters: LoRAManager | None
+) -> PrefixCache:
+    base = base_fingerprint(Path(config.model))
+    return PrefixCache(allocator, adapters, base=base, dtype=config.dtype, block_size=config.block_size)
+
+
+def _batcher(
+    config: EngineConfig,
+    allocator: BlockAllocator,
+    adapters: LoRAManager | None,
+    prefixes: PrefixCache | None,
+) -> Batcher:
+    return Batcher(
+        allocator,
+        adapters,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        prefixes=prefixes,
+    )
+
+
+def _kv_cache(config: EngineConfig, model: ModelConfig, num_blocks: int, dtype: torch.dtype) -> KVCache:
+    return KVCache(
+        num_layers=model.num_layers,
+        num_blocks=num_blocks,
+        num_kv_heads=model.num_kv_heads,
+        block_size=config.block_size,
+        head_dim=model.head_dim,
+        dtype=dtype,
+        device=torch.device(config.device),
+    )

@@ -1,0 +1,210 @@
+"""The engine's side of its process: obey between steps, step while there is work, sleep otherwise."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+from workers.engine.core.config import EngineConfig
+from workers.engine.core.errors import AdapterInUse, ConfigError, EngineError
+from workers.engine.core.outputs import CompletionOutput, RequestFailure, RequestMetrics, RequestOutput
+from workers.engine.core.parent_death import die_with_parent
+from workers.engine.serving.engine import LLMEngine
+from workers.engine.serving.messages import (
+    AbortRequest,
+    AddRequest,
+    DropAdapter,
+    EngineEvents,
+    PlanResidency,
+    PrefetchAdapter,
+    Ready,
+    ReportStats,
+    Started,
+    StartFailed,
+    Stop,
+    TokenDelta,
+)
+
+_LOADING_POLL_S = 0.01
+"""How often an idle engine looks whether a prefetched adapter has arrived."""
+
+
+_MAX_COMMANDS_PER_STEP = 64
+"""A flood of requests is taken in over several steps, so that it does not hold up those being served."""
+
+
+def serve(connection: Connection, config: EngineConfig, parent_pid: int) -> None:
+    """Run the child process until it is told to stop or its parent is gone."""
+    die_with_parent(parent_pid)
+    # The parent decides when to stop; a terminal's Ctrl-C reaches the whole process group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    engine = _build(connection, config)
+    if engine is None:
+        return
+    try:
+        EngineServer(engine, connection).run()
+    except (EOFError, OSError):
+        return  # the parent closed the connection: nobody is left to serve
+    finally:
+        engine.close()
+
+
+def _build(connection: Connection, config: EngineConfig) -> LLMEngine | None:
+    try:
+        engine = LLMEngine(config)
+    except EngineError as error:
+        connection.send(StartFailed(error.code, str(error)))
+        return None
+    except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
+        connection.send(StartFailed("engine_start", f"{type(error).__name__}: {error}"))
+        return None
+    connection.send(Ready(engine.info))
+    return engine
+
+
+class EngineServer:
+    """Drives one engine by the commands that arrive on a connection."""
+
+    def __init__(self, engine: LLMEngine, connection: Connection) -> None:
+        self._engine = engine
+        self._connection = connection
+        self._started: list[Started] = []
+        self._finished: list[RequestOutput] = []
+        self._deltas: list[TokenDelta] = []
+        self._is_stopped = False
+        self._owes_stats = False
+        self._obey: dict[type[Any], Callable[[Any], None]] = {
+            AddRequest: self._add,
+            AbortRequest: self._abort,
+            PrefetchAdapter: self._prefetch,
+            DropAdapter: self._drop,
+            PlanResidency: self._plan,
+            ReportStats: self._report_stats,
+            Stop: self._stop,
+        }
+
+    def run(self) -> None:
+        """Serve until told to stop; raises EOFError when the other side is gone."""
+        while True:
+            self._obey_commands()
+            if self._is_stopped:
+                return
+            if self._engine.has_unfinished_requests():
+                self._take(self._engine.step())
+                self._started += map(Started, self._engine.started)
+            self._send_events()
+
+    def _take(self, outputs: list[RequestOutput]) -> None:
+        for output in outputs:
+            if output.finished:
+                self._finished.append(output)
+                continue
+            for part in output.outputs:
+                delta = TokenDelta(output.request_id, part.index, part.text, len(part.token_ids))
+                self._deltas.append(delta)
+
+    def _obey_commands(self) -> None:
+        timeout_s = self._patience_s()
+        for _ in range(_MAX_COMMANDS_PER_STEP):
+            if self._is_stopped or not self._connection.poll(timeout_s):
+                return
+            command = self._connection.recv()
+            self._obey[type(command)](command)
+            timeout_s = 0.0
+
+    def _patience_s(self) -> float | None:
+        """Return how long to wait for a command: not at all beside work, for ever without any."""
+        if self._engine.has_unfinished_requests():
+            return 0.0
+        return _LOADING_POLL_S if self._engine.is_loading_adapters else None
+
+    def _send_events(self) -> None:
+        engine = self._engine
+        residency = tuple(engine.drain_residency_changes())
+        if not (self._started or residency or self._finished or self._deltas or self._owes_stats):
+            return
+        started, self._started = tuple(self._started), []
+        finished, self._finished = tuple(self._finished), []
+        deltas, self._deltas = tuple(self._deltas), []
+        room = engine.room()
+        events = EngineEvents(
+            started=started,
+            finished=finished,
+            residency=residency,
+            epoch=engine.residency_epoch,
+            free_seqs=room.free_seqs,
+            free_kv_blocks=room.free_kv_blocks,
+            busy_ms=room.busy_ms,
+            waiting=room.waiting,
+            stats=engine.stats() if self._owes_stats else None,
+            deltas=deltas,
+        )
+        self._owes_stats = False
+        self._connection.send(events)
+
+    def _add(self, command: AddRequest) -> None:
+        try:
+            prompt = command.messages if command.prompt is None else command.prompt
+            self._engine.add_request(
+                command.request_id,
+                prompt,  # type: ignore[arg-type]  # whatever it is, the engine says what is wrong with it
+                command.params,
+                command.lora,
+                cache_salt=command.cache_salt,
+            )
+        except EngineError as error:
+            self._finished.append(_refused(command, error.code, str(error), retryable=error.retryable))
+        except Exception as error:  # noqa: BLE001 - a bad command must not end the other requests
+            reason = f"{type(error).__name__}: {error}"
+            self._finished.append(_refused(command, "invalid_command", reason, retryable=False))
+
+    def _abort(self, command: AbortRequest) -> None:
+        output = self._engine.abort_request(command.request_id)
+        if output is not None:
+            self._finished.append(output)
+
+    def _prefetch(self, command: PrefetchAdapter) -> None:
+        with suppress(ConfigError):  # there is no LoRA: the requests in flight matter more
+            self._engine.prefetch(command.lora)
+
+    def _drop(self, command: DropAdapter) -> None:
+        with suppress(AdapterInUse, ConfigError):  # a wrong guess of the sender
+            self._engine.remove_lora(command.lora.lora_int_id)
+
+    def _plan(self, command: PlanResidency) -> None:
+        with suppress(ConfigError):
+            self._engine.plan_residency(command.wanted, command.drop)
+
+    def _report_stats(self, _: ReportStats) -> None:
+        self._owes_stats = True
+
+    def _stop(self, _: Stop) -> None:
+        self._is_stopped = True
+
+
+def _refused(command: AddRequest, code: str, message: str, *, retryable: bool) -> RequestOutput:
+    now_s = time.monotonic()
+    return RequestOutput(
+        request_id=command.request_id,
+        prompt=command.prompt if isinstance(command.prompt, str) else None,
+        prompt_token_ids=[],
+        outputs=[CompletionOutput(index=0, text="", token_ids=[], finish_reason="error")],
+        finished=True,
+        lora_request=command.lora,
+        metrics=RequestMetrics(
+            arrival_time_s=now_s,
+            started_time_s=None,
+            first_token_time_s=None,
+            finished_time_s=now_s,
+            num_prompt_tokens=0,
+            num_completion_tokens=0,
+            device_ms=0.0,
+            num_preemptions=0,
+        ),
+        error=RequestFailure(code, message, retryable),
+    )

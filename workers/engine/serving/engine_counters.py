@@ -1,0 +1,88 @@
+"""What the engine has done and what it can still take on; step time is shared out among requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from workers.engine.core.adapter_stats import AdapterStats
+from workers.engine.core.sequence import Sequence
+from workers.engine.kv.kv_cache import BlockAllocator
+from workers.engine.kv.prefix_cache import PrefixCache
+from workers.engine.lora.residency.manager import LoRAManager
+from workers.engine.scheduling.batching import Batcher, ScheduledRows
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counters since the start, and what is held now."""
+
+    num_steps: int
+    busy_ms: float
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    num_preemptions: int
+    num_running: int
+    num_waiting: int
+    num_free_kv_blocks: int  # cached ones without users among them
+    num_cached_kv_blocks: int
+    num_prefix_query_tokens: int  # of admitted sequences, readmitted ones counted again
+    num_prefix_hit_tokens: int  # of those, found in the cache
+    adapters: AdapterStats | None
+
+
+class Room(NamedTuple):
+    """What the engine could still take on."""
+
+    free_seqs: int
+    free_kv_blocks: int
+    waiting: int
+    busy_ms: float
+
+
+class Accounts:
+    """Running counts; what is charged to requests adds up to `busy_ms`."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        self.busy_ms = 0.0
+        self.num_prompt_tokens = 0
+        self.num_completion_tokens = 0
+
+    def charge(self, rows: ListLike[ScheduledRows], step_ms: float) -> None:
+        """Share a step's wall time out, by tokens."""
+        self.num_steps += 1
+        self.busy_ms += step_ms
+        ms_per_token = step_ms / sum(row.num_tokens for row in rows)
+        for row in rows:
+            row.sequence.device_ms += ms_per_token * row.num_tokens
+
+    def close(self, sequence: Sequence) -> None:
+        """Count the tokens of a sequence that ended; completions of one request share their prompt."""
+        if sequence.index == 0:
+            self.num_prompt_tokens += sequence.num_prompt_tokens
+        self.num_completion_tokens += sequence.num_output_tokens
+
+    def stats(
+        self,
+        batcher: Batcher,
+        allocator: BlockAllocator,
+        prefixes: PrefixCache | None,
+        adapters: LoRAManager | None,
+    ) -> EngineStats:
+        """Return the counts with what the engine's parts hold now."""
+        return EngineStats(
+            num_steps=self.num_steps,
+            busy_ms=self.busy_ms,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_completion_tokens=self.num_completion_tokens,
+            num_preemptions=batcher.num_preemptions,
+            num_running=len(batcher.running),
+            num_waiting=len(batcher.waiting),
+            num_free_kv_blocks=allocator.num_free,
+            num_cached_kv_blocks=allocator.num_published,
+            num_prefix_query_tokens=0 if prefixes is None else prefixes.num_query_tokens,
+            num_prefix_hit_tokens=0 if prefixes is None else prefixes.num_hit_tokens,
+            adapters=None if adapters is None else adapters.stats(),
+        )

@@ -1,0 +1,57 @@
+"""Steps on their way to a device or another process: packed in one host buffer, sent with one copy."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from workers.engine.core.step_input import StepInput
+from workers.engine.core.tensor_pack import Parcel, unpack
+
+_NUM_BUFFERS = 2
+"""A step may still be on its way while the next one is packed, never the one after that."""
+_SMALLEST_BYTES = 1 << 16
+
+
+class PackedStep(NamedTuple):
+    """A step as bytes: the skeleton says what the buffer holds."""
+
+    skeleton: bytes
+    buffer: Tensor  # [num_bytes] uint8, valid until the step after the next is packed
+
+    def unpack(self) -> StepInput:
+        """Return the step; its tensors are views on the buffer."""
+        step = unpack(self.skeleton, self.buffer)
+        assert isinstance(step, StepInput), f"a {type(step).__name__} was sent for a step"
+        return step
+
+    def to(self, buffer: Tensor) -> PackedStep:
+        """Copy to the start of a buffer elsewhere, without waiting where both sides allow it."""
+        target = buffer[: self.buffer.numel()]
+        target.copy_(self.buffer, non_blocking=True)
+        return PackedStep(self.skeleton, target)
+
+
+class StepBuffers:
+    """Two host buffers used in turn, pinned for a CUDA device; they grow to the largest step."""
+
+    def __init__(self, *, pinned: bool = False) -> None:
+        self._pinned = pinned
+        self._buffers = [torch.empty(0, dtype=torch.uint8)] * _NUM_BUFFERS
+        self._next = 0
+
+    def pack(self, step: StepInput) -> PackedStep:
+        """Copy a step's tensors into the buffer that was used longer ago."""
+        parcel = Parcel(step)
+        buffer = self._turn(parcel.num_bytes)
+        parcel.write(buffer)
+        return PackedStep(parcel.skeleton, buffer[: parcel.num_bytes])
+
+    def _turn(self, num_bytes: int) -> Tensor:
+        turn, self._next = self._next, (self._next + 1) % _NUM_BUFFERS
+        if self._buffers[turn].numel() < num_bytes:
+            size = max(_SMALLEST_BYTES, 1 << (num_bytes - 1).bit_length())
+            self._buffers[turn] = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
+        return self._buffers[turn]

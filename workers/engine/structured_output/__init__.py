@@ -1,0 +1,9 @@
+"""Answers that must have a form: what may be asked for, compiled beside the loop, followed token by token."""
+
+from __future__ import annotations
+
+from workers.engine.core.structured_outputs import StructuredOutputsParams
+from workers.engine.structured_output.compiler import GrammarCompiler
+from workers.engine.structured_output.grammar import Grammar
+
+__all__ = ["GrammarCompiler", "Grammar", "StructuredOutputsParams"]

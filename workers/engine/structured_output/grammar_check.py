@@ -1,0 +1,107 @@
+"""The child process that compiles a form first: it may take too long, and then it alone dies of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from workers.engine.core.errors import InvalidParams
+
+CPU_S = 2
+"""Processor time a form may take to compile and to be tried; large ones of real use take 0.7 s."""
+MEMORY_BYTES = 2 << 30
+_WALL_S = 30.0
+"""The child gives way to the engine, so that on a busy machine its seconds are long."""
+_CHILD = Path(__file__).with_name("grammar_check_process.py")
+
+
+@dataclass(frozen=True, slots=True)
+class VetterSetup:
+    """What the child must know to compile as the engine does."""
+
+    tokenizer_file: str
+    vocab_size: int
+    eos_token_ids: list[int] | None
+    limits: dict[str, Any]
+    cpu_s: int
+    memory_bytes: int = MEMORY_BYTES
+
+
+class Vetter:
+    """One child for many forms, started anew where a form has killed it; used by one thread."""
+
+    def __init__(self, setup: VetterSetup) -> None:
+        self._setup = setup
+        self._child: subprocess.Popen[str] | None = None
+
+    def problem(self, grammar: str) -> str | None:
+        """Return what is wrong with a form in llguidance's notation, None if it can be served.
+
+        Raises `InvalidParams` where llguidance cannot use the checkpoint's tokenizer at all.
+        """
+        child = self._ready_child()
+        answer = _ask(child, grammar)
+        if answer is None:
+            self.close()
+            limit_s = self._setup.cpu_s
+            return f"it takes more than {limit_s} s of processor time or too much memory; simplify it"
+        problem = json.loads(answer)["problem"]
+        return None if problem is None else str(problem)
+
+    def interrupt(self) -> None:
+        """Have the form that is being tried fail now; may be called from another thread."""
+        child = self._child
+        if child is not None:
+            child.kill()
+
+    def close(self) -> None:
+        """End the child."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            child.wait()
+            for pipe in (child.stdin, child.stdout):
+                _pipe(pipe).close()
+
+    def _ready_child(self) -> subprocess.Popen[str]:
+        if self._child is not None and self._child.poll() is None:
+            return self._child
+        self.close()
+        # By its path: as a module it would load the whole engine first.
+        self._child = subprocess.Popen(  # noqa: S603 - our own script
+            [sys.executable, str(_CHILD), str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        answer = _ask(self._child, asdict(self._setup))
+        if answer is None:
+            raise RuntimeError(f"the child that tries forms does not start: {sys.executable} {_CHILD}")
+        if (problem := json.loads(answer)["problem"]) is not None:
+            raise InvalidParams(f"this checkpoint's tokenizer cannot follow forms: {problem}")
+        return self._child
+
+
+def _ask(child: subprocess.Popen[str], question: object) -> str | None:
+    """Send one line and return the child's answer, None where it dies or takes too long."""
+    try:
+        _pipe(child.stdin).write(json.dumps(question) + "\n")
+        _pipe(child.stdin).flush()
+    except OSError:
+        return None
+    answers = _pipe(child.stdout)
+    if not select.select([answers], [], [], _WALL_S)[0]:
+        return None
+    return answers.readline() or None
+
+
+def _pipe(pipe: IO[str] | None) -> IO[str]:
+    assert pipe is not None, "the child was started with pipes"
+    return pipe
