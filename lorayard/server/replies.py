@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 from redis import Redis
 
-from db.records import FinishedJob
 from lorayard.contract.keys import reply_key, tokens_key
 from lorayard.contract.messages import MAX_INLINE_OUTPUT_BYTES, JobReply, TokenEntry
 from lorayard.contract.result import JobResult
@@ -19,6 +18,35 @@ TOKEN_STREAM_TTL_S: Final = 600
 """After the last token; a client that comes later gets the result in one piece."""
 REPLY_STREAM_TTL_S: Final = 3600
 """A client gone for so long looks its jobs up."""
+
+
+class AnnouncedJob(Protocol):
+    """What there is to tell of a job that has ended; the ledger's record of it."""
+
+    @property
+    def job_id(self) -> UUID:
+        """Whose end it is."""
+        ...
+
+    @property
+    def attempt(self) -> int:
+        """The run that ended it."""
+        ...
+
+    @property
+    def result(self) -> JobResult:
+        """What clients are told."""
+        ...
+
+    @property
+    def reply_to(self) -> str | None:
+        """The client that waits, if one does."""
+        ...
+
+    @property
+    def stream(self) -> bool:
+        """Whether its tokens are streamed."""
+        ...
 
 
 def state_reply(result: JobResult, *, whole: bool = False, submission_id: UUID | None = None) -> JobReply:
@@ -61,7 +89,7 @@ def append_tokens(redis: Redis, job_id: UUID, entries: Iterable[TokenEntry]) -> 
     redis.expire(key, TOKEN_STREAM_TTL_S)
 
 
-def announce(redis: Redis, finished: Iterable[FinishedJob]) -> None:
+def announce(redis: Redis, finished: Iterable[AnnouncedJob]) -> None:
     """Tell of ended jobs those who asked for them; a pipeline is only filled, not executed."""
     finished = list(finished)
     for job in finished:

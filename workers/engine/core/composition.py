@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from workers.engine.core.errors import RequestError
 from workers.engine.core.lora_request import AnyLoRA, LoRAMix, LoRARequest
-from workers.engine.lora.tables.adapter_weights import AdapterWeights
 
 
 class Member(NamedTuple):
@@ -49,18 +47,6 @@ def pinned(composition: Composition, seats: Sequence[Seat]) -> Composition:
         member._replace(lora=replace(member.lora, revision=seat.revision))
         for member, seat in zip(composition, seats, strict=True)
     )
-
-
-def check_mixable(weights: Sequence[AdapterWeights], loras: Sequence[LoRARequest]) -> None:
-    """Raise RequestError for an adapter that must be alone upon its request and is not."""
-    if len(loras) < 2:
-        return
-    for one, lora in zip(weights, loras, strict=True):
-        if one.unmixable is not None:
-            raise RequestError(
-                f"adapter {lora.lora_name!r} cannot be in a LoRAMix: {one.unmixable}; ask for it alone, "
-                "with a scale if need be"
-            )
 
 
 def describe(composition: Composition) -> str:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from workers.engine.core.adapter_stats import RevisionStats
 from workers.engine.core.lora_request import AnyLoRA
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class TopLogprobs(NamedTuple):
+    """One position: its token first, then the likeliest tokens in falling order, which may repeat it."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    rank: int  # of its token, 1 = the likeliest
 
 
 @dataclass(frozen=True, slots=True)

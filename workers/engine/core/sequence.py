@@ -9,13 +9,9 @@ from workers.engine.core.adapter_stats import RevisionStats
 from workers.engine.core.composition import Seat, composition_of, pinned
 from workers.engine.core.lora_request import AnyLoRA
 from workers.engine.core.output_stream import OutputStream
-from workers.engine.core.outputs import RequestMetrics
+from workers.engine.core.outputs import RequestMetrics, TopLogprobs
 from workers.engine.core.sampling_params import SamplingParams
-from workers.engine.kv.prefix_keys import KeyChain
-from workers.engine.sampling.logprobs import TopLogprobs
-from workers.engine.sampling.token_rules import TokenRules
-from workers.engine.structured_output import Grammar
-from workers.engine.text.detokenizer import StopChecker
+from workers.engine.core.sequence_parts import Grammar, KeyChain, StopChecker, TokenRules
 
 KVIdentity = tuple[tuple[str | None, float], ...]
 """Revision and scale of every adapter, in order; empty for the base model."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from kernels.segments import Segments
-from workers.engine.sampling.logprobs import TopLogprobs
+from workers.engine.core.outputs import TopLogprobs
 
 
 @dataclass(frozen=True, slots=True)

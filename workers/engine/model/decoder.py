@@ -13,7 +13,6 @@ from kernels.lora_slots import PackedModuleSlots
 from kernels.segments import Segments
 from workers.engine.core.step_input import PromptRows, StepInput
 from workers.engine.kv.kv_cache import KVCache
-from workers.engine.lora.tables.vocabulary_slots import VocabularySlots
 from workers.engine.model.comm import Alone, Comm
 from workers.engine.model.config import ModelConfig
 from workers.engine.model.layers.adapted_linear import AdaptedLinear
@@ -27,6 +26,28 @@ PromptReader = Callable[[Tensor, PromptRows], None]
 """Is shown the logits [num_rows, vocab_size] of a piece of a prompt."""
 
 
+class AdaptedVocabulary(Protocol):
+    """What the resident adapters do to embedding and head."""
+
+    def adapt_embedded(
+        self,
+        embedded: Tensor,  # [num_rows, hidden_size], changed in place
+        token_ids: Tensor,  # [num_rows] int64
+        segments: Segments,
+    ) -> None:
+        """Change the rows of adapters that change the embedding."""
+        ...
+
+    def adapt_logits(
+        self,
+        logits: Tensor,  # [num_rows, vocab_size] float32, changed in place
+        hidden: Tensor,  # [num_rows, hidden_size], what the head was given
+        segments: Segments,
+    ) -> None:
+        """Change the logits of adapters that change the head."""
+        ...
+
+
 class AdapterWeights(Protocol):
     """Where the forward pass finds the LoRA matrices of the resident adapters."""
 
@@ -35,7 +56,7 @@ class AdapterWeights(Protocol):
         ...
 
     @property
-    def vocabulary(self) -> VocabularySlots | None:
+    def vocabulary(self) -> AdaptedVocabulary | None:
         """Return what the slots' adapters do to embedding and head; None where they cannot."""
         ...
 

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-
-class TopLogprobs(NamedTuple):
-    """One position: its token first, then the likeliest tokens in falling order, which may repeat it."""
-
-    token_ids: list[int]
-    logprobs: list[float]
-    rank: int  # of its token, 1 = the likeliest
+from workers.engine.core.outputs import TopLogprobs
 
 
 def top_logprobs(

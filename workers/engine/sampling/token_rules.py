@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from workers.engine.core.sampling_params import SamplingParams
+from workers.engine.core.sequence_parts import TokenPenalties, TokenShifts
 from workers.engine.sampling.bad_words import BadWords
 from workers.engine.sampling.seen_tokens import SeenTokens
 
 _FORBIDDEN = float("-inf")
-
-
-class TokenShifts(NamedTuple):
-    """Numbers to be added to a row's logits; a token may be named twice."""
-
-    token_ids: list[int]
-    values: list[float]
-
-
-class TokenPenalties(NamedTuple):
-    """What a row's logits lose, [num_seen] each: divide or multiply by the factor, then deduct."""
-
-    token_ids: NDArray[np.int64]
-    factors: NDArray[np.float32]
-    deductions: NDArray[np.float32]
 
 
 class TokenRules:

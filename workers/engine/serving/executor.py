@@ -7,10 +7,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from workers.engine.core.outputs import TopLogprobs
 from workers.engine.core.step_input import PromptRows, StepInput, StepOutput
 from workers.engine.kv.kv_cache import KVCache
 from workers.engine.model.decoder import Decoder
-from workers.engine.sampling.logprobs import TopLogprobs, top_logprobs
+from workers.engine.sampling.logprobs import top_logprobs
 from workers.engine.sampling.sampler import sample
 
 

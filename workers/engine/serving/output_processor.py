@@ -14,9 +14,9 @@ from workers.engine.core.outputs import (
     PositionLogprobs,
     RequestFailure,
     RequestOutput,
+    TopLogprobs,
 )
 from workers.engine.core.sequence import Sequence
-from workers.engine.sampling.logprobs import TopLogprobs
 from workers.engine.text.tokenizer import Tokenizer
 
 

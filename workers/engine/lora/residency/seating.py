@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from workers.engine.core.composition import Seat, check_mixable
+from workers.engine.core.composition import Seat
+from workers.engine.core.errors import RequestError
 from workers.engine.core.lora_request import LoRARequest
 from workers.engine.lora.residency.identities import Identities
 from workers.engine.lora.residency.loads import Loads
 from workers.engine.lora.residency.tiers import Tiers
+from workers.engine.lora.tables.adapter_weights import AdapterWeights
 
 
 class Seating:
@@ -59,3 +61,15 @@ class Seating:
         self._loads.raise_failure(request)
         self._start_load(request)
         return None
+
+
+def check_mixable(weights: Sequence[AdapterWeights], loras: Sequence[LoRARequest]) -> None:
+    """Raise RequestError for an adapter that must be alone upon its request and is not."""
+    if len(loras) < 2:
+        return
+    for one, lora in zip(weights, loras, strict=True):
+        if one.unmixable is not None:
+            raise RequestError(
+                f"adapter {lora.lora_name!r} cannot be in a LoRAMix: {one.unmixable}; ask for it alone, "
+                "with a scale if need be"
+            )

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import struct
 
-import pytest
-
-from workers.engine.core.composition import Member, Seat, check_mixable, composition_of, describe, pinned
-from workers.engine.core.errors import RequestError
+from workers.engine.core.composition import Member, Seat, composition_of, describe, pinned
 from workers.engine.core.lora_request import LoRAMix, LoRARequest
-from workers.engine.lora.tables.adapter_weights import AdapterWeights
 
 SQL, CODE = LoRARequest("sql", 1, "a"), LoRARequest("code", 2, "b", scale=0.5)
 
@@ -39,15 +35,6 @@ def test_a_pinned_composition_names_the_revisions_that_were_found() -> None:
         ("sha256:0", 1.0),
         ("sha256:1", 0.5),
     ]
-
-
-def test_an_adapter_that_must_be_alone_is_refused_in_a_mix_by_name() -> None:
-    plain, odd = AdapterWeights("0", 4, {}), AdapterWeights("1", 4, {}, unmixable="it is odd")
-
-    check_mixable([odd], [CODE])
-    check_mixable([plain, plain], [SQL, CODE])
-    with pytest.raises(RequestError, match="'code' cannot be in a LoRAMix: it is odd; ask for it alone"):
-        check_mixable([plain, odd], [SQL, CODE])
 
 
 def test_messages_name_every_adapter() -> None:

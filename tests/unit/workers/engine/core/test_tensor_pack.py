@@ -96,7 +96,7 @@ def test_a_skeleton_that_names_anything_but_the_engines_own_classes_is_refused(f
 def test_functions_and_borrowed_names_inside_the_engines_modules_are_refused_too():
     for name in ("unpack", "io.BytesIO"):
         skeleton = (
-            b"\x80\x04\x8c\x15workers.engine.parcel" + b"\x8c" + bytes([len(name)]) + name.encode() + b"\x93."
+            b"\x80\x04\x8c\x1fworkers.engine.core.tensor_pack" + b"\x8c" + bytes([len(name)]) + name.encode() + b"\x93."
         )
 
         with pytest.raises(pickle.UnpicklingError):
