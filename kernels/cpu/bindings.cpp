@@ -15,9 +15,11 @@ namespace {
 using at::Tensor;
 using namespace lorayard;
 
-bool use_avx512 = false;
+// Every operator is there once per level, as an overload of that name: who resolves one has chosen its instructions.
+enum class Level { avx2, avx512 };
 
-#define CALL(kernel, ...) (use_avx512 ? lorayard::avx512::kernel(__VA_ARGS__) : lorayard::avx2::kernel(__VA_ARGS__))
+#define CALL(kernel, ...) \
+  (kLevel == Level::avx512 ? lorayard::avx512::kernel(__VA_ARGS__) : lorayard::avx2::kernel(__VA_ARGS__))
 
 // The best level of this processor: "avx512_bf16", "avx2" or "none".
 std::string best_level() {
@@ -27,11 +29,6 @@ std::string best_level() {
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512bf16");
   return all ? "avx512_bf16" : "avx2";
-}
-
-void set_level(std::string level) {
-  TORCH_CHECK(level == "avx2" || level == best_level(), "level ", level, " is not to be had here; best is ", best_level());
-  use_avx512 = level == "avx512_bf16";
 }
 
 bool is_bf16(const Tensor& x, const char* name) {
@@ -57,6 +54,7 @@ const float* norm_weight(const Tensor& x, int64_t width, const char* name) {
   return x.const_data_ptr<float>();
 }
 
+template <Level kLevel>
 void lora_add(Tensor& out, const Tensor& x, const Tensor& runs, const Tensor& scales, const Tensor& table,
               const Tensor& columns) {
   bool bf16 = is_bf16(out, "out");
@@ -80,6 +78,7 @@ void lora_add(Tensor& out, const Tensor& x, const Tensor& runs, const Tensor& sc
                    [&](int64_t first, int64_t end) { CALL(lora_add, args, first, end); });
 }
 
+template <Level kLevel>
 Tensor paged_attention(Tensor& qkv, Tensor& keys, Tensor& values, const Tensor& cos, const Tensor& sin, const Tensor& spans,
                        const Tensor& block_tables, double scale, int64_t window, double softcap,
                        const std::optional<Tensor>& q_norm, const std::optional<Tensor>& k_norm, double norm_eps) {
@@ -149,6 +148,7 @@ Tensor paged_attention(Tensor& qkv, Tensor& keys, Tensor& values, const Tensor& 
   return out;
 }
 
+template <Level kLevel>
 Tensor add_rms_norm(Tensor& residual, const std::optional<Tensor>& delta, const Tensor& weight, double eps) {
   bool bf16 = is_bf16(residual, "residual");
   TORCH_CHECK(residual.dim() == 2, "residual is ", residual.sizes(), "; give [num_rows, width]");
@@ -173,14 +173,17 @@ Tensor gated(const Tensor& gate_up, Gate gate) {
   return out;
 }
 
+template <Level kLevel>
 Tensor swiglu(const Tensor& gate_up) {
   return gated(gate_up, [](const GateArgs& args, int64_t first, int64_t end) { CALL(swiglu, args, first, end); });
 }
 
+template <Level kLevel>
 Tensor geglu(const Tensor& gate_up) {
   return gated(gate_up, [](const GateArgs& args, int64_t first, int64_t end) { CALL(geglu, args, first, end); });
 }
 
+template <Level kLevel>
 Tensor logits(const Tensor& x, const Tensor& weight) {
   TORCH_CHECK(is_bf16(x, "x") && is_bf16(weight, "weight"), "give x and weight in bfloat16");
   TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1), "x is ", x.sizes(), ", weight ", weight.sizes());
@@ -192,6 +195,7 @@ Tensor logits(const Tensor& x, const Tensor& weight) {
   return out;
 }
 
+template <Level kLevel>
 void quantized_linear(Tensor& out, int64_t first_column, const Tensor& x, const Tensor& codes, const Tensor& scales,
                       const std::optional<Tensor>& zeros, const std::optional<Tensor>& table, const std::optional<Tensor>& bias,
                       int64_t block) {
@@ -241,25 +245,36 @@ void quantized_linear(Tensor& out, int64_t first_column, const Tensor& x, const 
 
 TORCH_LIBRARY(lorayard, m) {
   m.def("best_level() -> str", &best_level);
-  m.def("set_level(str level) -> ()", &set_level);
-  m.def("lora_add(Tensor(a!) out, Tensor x, Tensor runs, Tensor scales, Tensor table, Tensor columns) -> ()");
-  m.def("paged_attention(Tensor(a!) qkv, Tensor(b!) keys, Tensor(c!) values, Tensor cos, Tensor sin, Tensor spans, "
-        "Tensor block_tables, float scale, int window=0, float softcap=0.0, Tensor? q_norm=None, Tensor? k_norm=None, "
-        "float norm_eps=0.0) -> Tensor");
-  m.def("add_rms_norm(Tensor(a!) residual, Tensor? delta, Tensor weight, float eps) -> Tensor");
-  m.def("swiglu(Tensor gate_up) -> Tensor");
-  m.def("geglu(Tensor gate_up) -> Tensor");
-  m.def("logits(Tensor x, Tensor weight) -> Tensor");
-  m.def("quantized_linear(Tensor(a!) out, int first_column, Tensor x, Tensor codes, Tensor scales, Tensor? zeros, "
-        "Tensor? table, Tensor? bias, int block) -> ()");
+  for (const std::string level : {"avx2", "avx512_bf16"}) {
+    auto define = [&](const std::string& name, const std::string& rest) { m.def((name + "." + level + rest).c_str()); };
+    define("lora_add", "(Tensor(a!) out, Tensor x, Tensor runs, Tensor scales, Tensor table, Tensor columns) -> ()");
+    define("paged_attention",
+           "(Tensor(a!) qkv, Tensor(b!) keys, Tensor(c!) values, Tensor cos, Tensor sin, Tensor spans, "
+           "Tensor block_tables, float scale, int window=0, float softcap=0.0, Tensor? q_norm=None, Tensor? k_norm=None, "
+           "float norm_eps=0.0) -> Tensor");
+    define("add_rms_norm", "(Tensor(a!) residual, Tensor? delta, Tensor weight, float eps) -> Tensor");
+    define("swiglu", "(Tensor gate_up) -> Tensor");
+    define("geglu", "(Tensor gate_up) -> Tensor");
+    define("logits", "(Tensor x, Tensor weight) -> Tensor");
+    define("quantized_linear",
+           "(Tensor(a!) out, int first_column, Tensor x, Tensor codes, Tensor scales, Tensor? zeros, Tensor? table, "
+           "Tensor? bias, int block) -> ()");
+  }
+}
+
+template <Level kLevel>
+void implement(torch::Library& m, const std::string& level) {
+  auto name = [&](const char* op) { return op + ("." + level); };
+  m.impl(name("lora_add").c_str(), &lora_add<kLevel>);
+  m.impl(name("paged_attention").c_str(), &paged_attention<kLevel>);
+  m.impl(name("add_rms_norm").c_str(), &add_rms_norm<kLevel>);
+  m.impl(name("swiglu").c_str(), &swiglu<kLevel>);
+  m.impl(name("geglu").c_str(), &geglu<kLevel>);
+  m.impl(name("logits").c_str(), &logits<kLevel>);
+  m.impl(name("quantized_linear").c_str(), &quantized_linear<kLevel>);
 }
 
 TORCH_LIBRARY_IMPL(lorayard, CPU, m) {
-  m.impl("lora_add", &lora_add);
-  m.impl("paged_attention", &paged_attention);
-  m.impl("add_rms_norm", &add_rms_norm);
-  m.impl("swiglu", &swiglu);
-  m.impl("geglu", &geglu);
-  m.impl("logits", &logits);
-  m.impl("quantized_linear", &quantized_linear);
+  implement<Level::avx2>(m, "avx2");
+  implement<Level::avx512>(m, "avx512_bf16");
 }

@@ -1,14 +1,13 @@
-"""Which kernels serve the CPU: the compiled ones at the best level this processor has, else plain torch."""
+"""The compiled kernels of the CPU, and the levels at which this processor has them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
 
 from kernels.cpu.sources import library_path
 
@@ -19,18 +18,8 @@ _forced: list[Level] = []
 
 
 def level() -> Level:
-    """Return the level in use."""
+    """Return the level at which kernels are resolved where none is asked for."""
     return _forced[-1] if _forced else best_level()
-
-
-def is_compiled() -> bool:
-    """Whether the compiled kernels are in use."""
-    return level() != "torch"
-
-
-def serves(x: Tensor) -> bool:
-    """Whether the compiled kernels take tensors like this one."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and is_compiled()
 
 
 @cache
@@ -43,7 +32,6 @@ def best_level() -> Level:
     best = torch.ops.lorayard.best_level()
     if best not in ("avx512_bf16", "avx2"):
         return "torch"
-    torch.ops.lorayard.set_level(best)
     return "avx512_bf16" if best == "avx512_bf16" else "avx2"
 
 
@@ -52,20 +40,25 @@ def available_levels() -> tuple[Level, ...]:
     return LEVELS[LEVELS.index(best_level()) :]
 
 
+def operator(name: str, wanted: Level) -> Callable[..., Any]:
+    """Return a compiled operator at one level; ValueError if this processor or this build has it not."""
+    _require(wanted)
+    if wanted == "torch":
+        raise ValueError(f"no operator {name!r} is compiled at level 'torch'; give one of {LEVELS[:-1]}")
+    return getattr(getattr(torch.ops.lorayard, name), wanted)
+
+
 @contextmanager
 def use_level(wanted: Level) -> Iterator[None]:
-    """Use a lower level for a while, to compare; ValueError if this processor or this build has it not."""
-    if wanted not in available_levels():
-        raise ValueError(f"level {wanted!r} is not to be had here; give one of {available_levels()}")
+    """Resolve at a lower level for a while; ValueError if this processor or this build has it not."""
+    _require(wanted)
     _forced.append(wanted)
-    _tell_library()
     try:
         yield
     finally:
         _forced.pop()
-        _tell_library()
 
 
-def _tell_library() -> None:
-    if is_compiled():
-        torch.ops.lorayard.set_level(level())
+def _require(wanted: Level) -> None:
+    if wanted not in available_levels():
+        raise ValueError(f"level {wanted!r} is not to be had here; give one of {available_levels()}")

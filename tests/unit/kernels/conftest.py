@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+import torch
 
-from kernels.cpu.library import LEVELS, Level, available_levels, use_level
+from kernels import registry
+from kernels.cpu.library import LEVELS, Level, available_levels
+
+Resolve = Callable[[str, torch.dtype], Any]
 
 
 @pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest) -> Iterator[Level]:
-    """The level in force during the test."""
+def level(request: pytest.FixtureRequest) -> Level:
+    """The level that the test is about."""
     if request.param not in available_levels():
         pytest.skip(f"this processor or this build has no {request.param} kernels")
-    with use_level(request.param):
-        yield request.param
+    return request.param
+
+
+@pytest.fixture
+def resolve(level: Level) -> Resolve:
+    """Return an op's implementation for a dtype at the level."""
+    return lambda op, dtype: registry.resolve(op, "cpu", dtype, level)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.quantized_weight import IDENTITY_TABLE, QuantizedWeight, pack_codes
+from kernels.linear.quantized_weight import IDENTITY_TABLE, QuantizedWeight, pack_codes
 
 
 def random_weight(

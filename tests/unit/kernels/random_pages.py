@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.lora_pages import PAGE_RANKS, DeviceTiles, LoRAPages
-from kernels.segments import BASE_SLOT, Pass, Segments, SlotScale
+from kernels.lora.pages import PAGE_RANKS, DeviceTiles, LoRAPages
+from kernels.lora.segments import BASE_SLOT, Pass, Segments, SlotScale
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as ListLike
 
-from kernels.segments import SlotScale, SlotScales
+from kernels.lora.segments import SlotScale, SlotScales
 from workers.engine.core.adapter_stats import RevisionStats
 from workers.engine.core.composition import Seat, composition_of, pinned
 from workers.engine.core.lora_request import AnyLoRA

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from kernels.segments import Segments
+from kernels.lora.segments import Segments
 from workers.engine.core.outputs import TopLogprobs
 
 

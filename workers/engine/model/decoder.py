@@ -8,9 +8,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from kernels.add_rms_norm import add_rms_norm
-from kernels.lora_slots import PackedModuleSlots
-from kernels.segments import Segments
+from kernels.lora.segments import Segments
+from kernels.lora.tables import PackedModuleSlots
+from kernels.registry import Kernels
 from workers.engine.core.step_input import PromptRows, StepInput
 from workers.engine.kv.kv_cache import KVCache
 from workers.engine.model.comm import Alone, Comm
@@ -87,11 +87,12 @@ class Decoder:
         self._comm: Comm = comm or Alone()
         self._vocabulary = None if adapters is None else adapters.vocabulary
         self._weights = weights
+        self._add_rms_norm = weights.kernels.add_rms_norm
         dtype = weights.embedding.dtype
         ropes = list(dict.fromkeys(kind.rope for kind in config.layers))
         self._rotary = [RotaryTable(rope, max_positions=max_model_len, dtype=dtype) for rope in ropes]
         self._layers = [
-            _connect(config, index, layer, adapters, ropes.index(config.layers[index].rope))
+            _connect(config, index, layer, adapters, weights.kernels, ropes.index(config.layers[index].rope))
             for index, layer in enumerate(weights.layers)
         ]
         # Rounded to the model's dtype before it multiplies, as transformers does.
@@ -107,6 +108,7 @@ class Decoder:
         residual = self._embed(step)
         rotations = [table.rows(step.positions) for table in self._rotary]
         delta: Tensor | None = None
+        add_rms_norm = self._add_rms_norm
         eps = self._config.rms_norm_eps
         for (weights, attention, mlp, rotary), kv in zip(self._layers, cache.layers, strict=True):
             normed = add_rms_norm(residual, delta, weights.pre_attention_norm, eps)
@@ -146,7 +148,7 @@ class Decoder:
     ) -> Tensor:  # [num_rows, vocab_size] float32
         residual = residual.index_select(0, rows)
         delta = None if delta is None else delta.index_select(0, rows)
-        normed = add_rms_norm(residual, delta, self._weights.final_norm, self._config.rms_norm_eps)
+        normed = self._add_rms_norm(residual, delta, self._weights.final_norm, self._config.rms_norm_eps)
         logits = self._comm.join(self._weights.head(normed))
         if segments is not None and self._vocabulary is not None:
             self._vocabulary.adapt_logits(logits, normed, segments)
@@ -155,12 +157,18 @@ class Decoder:
 
 
 def _connect(
-    config: ModelConfig, index: int, weights: LayerWeights, adapters: AdapterWeights | None, rotary: int
+    config: ModelConfig,
+    index: int,
+    weights: LayerWeights,
+    adapters: AdapterWeights | None,
+    kernels: Kernels,
+    rotary: int,
 ) -> _Layer:
     def slots(name: str) -> PackedModuleSlots | None:
         return None if adapters is None else adapters.packed(index, name)
 
-    linears = {name: AdaptedLinear(linear, slots(name)) for name, linear in weights.linears.items()}
-    experts = {name: ExpertLinear(members, slots(name)) for name, members in weights.experts.items()}
-    attention = Attention(config, index, weights, linears)
-    return _Layer(weights, attention, build_mlp(config, index, linears, experts), rotary)
+    add = kernels.lora_add
+    linears = {name: AdaptedLinear(linear, slots(name), add) for name, linear in weights.linears.items()}
+    experts = {name: ExpertLinear(members, slots(name), add) for name, members in weights.experts.items()}
+    attention = Attention(config, index, weights, linears, kernels)
+    return _Layer(weights, attention, build_mlp(config, index, linears, experts, kernels), rotary)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.linear import Linear
-from kernels.quantized_linear import AnyLinear, QuantizedLinear
-from kernels.quantized_weight import QuantizedWeight
+from kernels.linear.linear import Linear
+from kernels.linear.quantized_linear import AnyLinear, QuantizedLinear
+from kernels.linear.quantized_weight import QuantizedWeight
+from kernels.registry import Kernels
 from workers.engine.core.errors import CheckpointError
 from workers.engine.model.checkpoint import CheckpointReader
 from workers.engine.model.modules import LinearModule, PackedLinear
@@ -25,6 +26,7 @@ class LinearLoader:
     checkpoint: QuantizedCheckpoint | None  # how the file is quantised
     in_flight: Quantize | None  # what plain weights go through
     keep: bool  # quantised weights stay so; else they are dequantised into `dtype`
+    kernels: Kernels
 
     def load(self, prefix: str, packed: PackedLinear) -> AnyLinear:
         """Return a packed module; it is kept quantised only if every part is quantised."""
@@ -32,8 +34,8 @@ class LinearLoader:
         bias = self._bias(prefix, packed)
         quantized = [weight for weight in weights if isinstance(weight, QuantizedWeight)]
         if self.keep and len(quantized) == len(weights):
-            return QuantizedLinear(quantized, bias)
-        return Linear(_stacked([self._dense(weight) for weight in weights]), bias)
+            return QuantizedLinear(quantized, bias, multiply=self.kernels.quantized_linear)
+        return Linear(_stacked([self._dense(weight) for weight in weights]), bias, kernel=self.kernels.linear)
 
     def _weight(self, path: str, part: LinearModule) -> QuantizedWeight | Tensor:
         shape = (part.out_features, part.in_features)

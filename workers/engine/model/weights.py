@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels.logits import Head
-from kernels.quantized_linear import AnyLinear
+from kernels.linear.logits import Head
+from kernels.linear.quantized_linear import AnyLinear
+from kernels.registry import Kernels, build
 from workers.engine.model.checkpoint import CheckpointReader
 from workers.engine.model.config import ModelConfig
 from workers.engine.model.layout import (
@@ -48,6 +49,7 @@ class DecoderWeights:
     layers: tuple[LayerWeights, ...]
     final_norm: Tensor  # [hidden_size] float32
     head: Head  # [vocab_size, hidden_size]
+    kernels: Kernels  # that its modules were laid out for
 
     def linear(self, layer: int, module: str, expert: int | None) -> AnyLinear:
         """Return the weight of one packed module, of one expert where a layer has several."""
@@ -69,21 +71,23 @@ def load_weights(
     *,
     in_flight: Quantize | None = None,
     keep_quantized: bool = True,
+    kernels: Kernels | None = None,
 ) -> DecoderWeights:
     """Read the checkpoint; every tensor it holds is used or refused.
 
     `in_flight` quantises the linear modules of a plain checkpoint; `keep_quantized` is whether quantised ones
-    stay so, or are dequantised into `dtype`.
+    stay so, or are dequantised into `dtype`. Without `kernels` they are the best of this machine's CPU.
     """
+    kernels = kernels or build("cpu", dtype)
     with CheckpointReader(folder, dtype) as reader:
-        linears = LinearLoader(reader, dtype, config.quantization, in_flight, keep_quantized)
+        linears = LinearLoader(reader, dtype, config.quantization, in_flight, keep_quantized, kernels)
         hidden, vocab = config.hidden_size, config.vocab_size
         embedding = reader.read(EMBEDDING, (vocab, hidden))
         layers = tuple(_load_layer(reader, linears, config, index) for index in range(config.num_layers))
         final_norm = _load_norm(reader, FINAL_NORM, hidden, config)
-        head = _load_head(reader, config, embedding)
+        head = Head(_load_head(reader, config, embedding), kernels.logits)
         reader.require_all_read()
-    return DecoderWeights(embedding, layers, final_norm, head)
+    return DecoderWeights(embedding, layers, final_norm, head, kernels)
 
 
 def _load_layer(
@@ -114,8 +118,8 @@ def _load_norm(reader: CheckpointReader, name: str, width: int, config: ModelCon
     return reader.read(f"{name}.weight", (width,)).float() + config.family.norm_offset
 
 
-def _load_head(reader: CheckpointReader, config: ModelConfig, embedding: Tensor) -> Head:
+def _load_head(reader: CheckpointReader, config: ModelConfig, embedding: Tensor) -> Tensor:
     if config.tie_word_embeddings:
         reader.ignore(HEAD)
-        return Head(embedding)
-    return Head(reader.read(HEAD, (config.vocab_size, config.hidden_size)))
+        return embedding
+    return reader.read(HEAD, (config.vocab_size, config.hidden_size))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernels.lora_slots import LoRASlice, PackedLoRA, Slice
+from kernels.lora.tables import LoRASlice, PackedLoRA, Slice
 from workers.engine.core.errors import ConfigError
 from workers.engine.lora.tables.packed_slots import PackedAdapter, PackedKey
 from workers.engine.model.config import ModelConfig

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kernels.linear import Linear
-from kernels.logits import Head
-from kernels.quantized_linear import AnyLinear, QuantizedLinear
+from kernels.linear.linear import Linear
+from kernels.linear.logits import Head
+from kernels.linear.quantized_linear import AnyLinear, QuantizedLinear
 from workers.engine.core.errors import ConfigError
 from workers.engine.model.config import ModelConfig
 from workers.engine.model.layout import layer_modules
@@ -32,7 +32,7 @@ def cut_weights(weights: DecoderWeights, config: ModelConfig, shard: Shard) -> D
         weights,
         embedding=shard.cut(weights.embedding, 0, vocabulary, "tokens"),
         layers=layers,
-        head=Head(shard.cut(weights.head.weight, 0, vocabulary, "tokens")),
+        head=Head(shard.cut(weights.head.weight, 0, vocabulary, "tokens"), weights.kernels.logits),
     )
 
 
@@ -69,8 +69,11 @@ def _cut_linear(linear: AnyLinear, packed: PackedLinear, shard: Shard) -> Linear
         return Linear(
             shard.cut(weight, 1, (weight.shape[1],), f"inputs of {packed.name}"),
             bias if shard.tp_rank == 0 else None,
+            kernel=linear.kernel,
         )
     widths, what = section_widths(packed), f"outputs of {packed.name}"
     return Linear(
-        shard.cut(weight, 0, widths, what), None if bias is None else shard.cut(bias, 0, widths, what)
+        shard.cut(weight, 0, widths, what),
+        None if bias is None else shard.cut(bias, 0, widths, what),
+        kernel=linear.kernel,
     )

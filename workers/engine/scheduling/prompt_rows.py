@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kernels.segments import Segments
+from kernels.lora.segments import Segments
 from workers.engine.core.sequence import Sequence
 from workers.engine.core.step_input import PromptRows
 

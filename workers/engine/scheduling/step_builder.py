@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.row_padding import num_padded_rows
-from kernels.segments import Segments
+from kernels.linear.row_padding import num_padded_rows
+from kernels.lora.segments import Segments
 from workers.engine.core.sequence import Sequence
 from workers.engine.core.step_input import AttentionGroup, PromptRows, SamplingInput, StepInput
 from workers.engine.kv.kv_cache import SCRATCH_BLOCK

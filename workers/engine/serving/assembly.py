@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from kernels.cpu import library
-from kernels.paged_attention import can_attend_in_place
+from kernels.registry import Kernels, build
 from workers.engine.core.config import EngineConfig
 from workers.engine.core.errors import ConfigError
 from workers.engine.kv.kv_cache import BlockAllocator, KVCache
@@ -78,13 +77,19 @@ def assemble(config: EngineConfig) -> EngineParts:
         torch.set_num_threads(config.num_threads)
     folder = Path(config.model)
     model = load_model_config(folder)
-    info = _engine_info(config, model)
     dtype = getattr(torch, config.dtype)
+    kernels = build(config.device, dtype)
+    info = _engine_info(config, model, kernels)
     tokenizer = Tokenizer.from_folder(folder)
     quantize = in_flight(config.quantization, model.quantization)
     loader_child = start_process() if config.enable_lora else None  # it starts while the weights are read
     weights = load_weights(
-        folder, model, dtype, in_flight=quantize, keep_quantized=config.quant_storage == "keep"
+        folder,
+        model,
+        dtype,
+        in_flight=quantize,
+        keep_quantized=config.quant_storage == "keep",
+        kernels=kernels,
     )
     adapters = _adapters(config, model, weights, dtype, loader_child) if config.enable_lora else None
     allocator = BlockAllocator(info.num_kv_blocks + 1)
@@ -104,7 +109,7 @@ def assemble(config: EngineConfig) -> EngineParts:
             num_kv_heads=model.num_kv_heads,
             vocab_size=model.vocab_size,
             dtype=dtype,
-            gathers_kv=not can_attend_in_place(config.device, dtype, config.block_size),
+            gathers_kv=not kernels.attends_in_place(config.block_size),
             windows=model.windows,
         ),
         executor=LocalExecutor(decoder, _kv_cache(config, model, allocator.num_blocks, dtype)),
@@ -122,7 +127,7 @@ def assemble(config: EngineConfig) -> EngineParts:
     )
 
 
-def _engine_info(config: EngineConfig, model: ModelConfig) -> EngineInfo:
+def _engine_info(config: EngineConfig, model: ModelConfig, kernels: Kernels) -> EngineInfo:
     max_model_len = _max_model_len(config, model)
     folder_name = Path(config.model).absolute().name
     return EngineInfo(
@@ -140,7 +145,7 @@ def _engine_info(config: EngineConfig, model: ModelConfig) -> EngineInfo:
         quantization=config.quantization if model.quantization is None else model.quantization.quant_method,
         quant_storage=config.quant_storage,
         linear_bytes=0,  # known once they are loaded
-        cpu_kernels=library.level(),
+        cpu_kernels=kernels.level,
     )
 
 
@@ -212,6 +217,7 @@ def _adapters(
         target_modules=config.lora_target_modules,
         max_saved_module_bytes=config.max_saved_module_bytes,
         dora=dora,
+        kernels=weights.kernels,
         loader_child=loader_child,
     )
 

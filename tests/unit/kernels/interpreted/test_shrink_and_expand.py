@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.lora_expand import lora_expand, lora_expand_reference
-from kernels.lora_pages import PAGE_RANKS
-from kernels.lora_shrink import lora_shrink, lora_shrink_reference
-from kernels.segments import Tiles
+from kernels.lora.expand import lora_expand, lora_expand_reference
+from kernels.lora.pages import PAGE_RANKS
+from kernels.lora.segments import Tiles
+from kernels.lora.shrink import lora_shrink, lora_shrink_reference
 from tests.unit.kernels.random_pages import Case, make_case
 
 # Triton's interpreter computes tl.dot on bfloat16 wrongly, so bfloat16 is compiled only.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kernels.lora_cpu import RANK_MULTIPLE
+from kernels.lora.tables import RANK_MULTIPLE
 from workers.engine.core.errors import ConfigError
 from workers.engine.lora.files.base import BaseDescription
 from workers.engine.lora.files.module_filter import allows, check_names

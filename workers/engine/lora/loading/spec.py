@@ -20,6 +20,7 @@ class LoadSpec:
     base: BaseDescription
     max_rank: int
     dtype: str  # of the packed weights, as torch names it
+    head_dtype: str | None = None  # of whole heads, which are read as the base's is; None: the same
     target_modules: tuple[str, ...] | None = None  # that adapters may change; None means all
     max_bytes: int | None = None  # of one packed adapter's LoRA
     max_saved_bytes: int | None = None  # of the whole modules that one brings

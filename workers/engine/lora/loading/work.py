@@ -45,7 +45,11 @@ def load_adapter(request: LoRARequest, spec: LoadSpec) -> AdapterWeights:
         target_modules=spec.target_modules,
     )
     weights = pack_adapter(
-        checked, shapes=spec.base.shapes, layout=spec.base.layout, dtype=getattr(torch, spec.dtype)
+        checked,
+        shapes=spec.base.shapes,
+        layout=spec.base.layout,
+        dtype=getattr(torch, spec.dtype),
+        head_dtype=getattr(torch, spec.head_dtype or spec.dtype),
     )
     if spec.max_bytes is not None and weights.num_bytes > spec.max_bytes:
         raise AdapterTooLarge(

@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
 
-from kernels.lora_slots import PackedModuleSlots
+from kernels.lora.tables import PackedModuleSlots
+from kernels.registry import Kernels, build
 from workers.engine.core.adapter_stats import AdapterStats, RevisionStats
 from workers.engine.core.composition import Seat
 from workers.engine.core.errors import AdapterInUse, AllSlotsPinned, ConfigError
@@ -42,6 +43,7 @@ class LoRAManager:
         max_lora_rank: int,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
+        kernels: Kernels | None = None,
         base_name: str = "",
         vocabulary: Vocabulary | None = None,
         target_modules: Sequence[str] | None = None,
@@ -57,14 +59,16 @@ class LoRAManager:
 
         `layout` says which of them are packed together. `target_modules` are those that adapters may change,
         None for all. Without `vocabulary` adapters cannot change embedding and head, without `dora` they
-        cannot have DoRA.
+        cannot have DoRA. Without `kernels` they are the best of the device.
         """
         host_capacity = max_loras if max_cpu_loras is None else max_cpu_loras
         _check_limits(max_loras, host_capacity, max_lora_rank, torch.device(device))
+        kernels = kernels or build(torch.device(device).type, dtype)
         spec = LoadSpec(
             base=BaseDescription(base_name, num_layers, dict(shapes), dict(layout), vocabulary),
             max_rank=max_lora_rank,
             dtype=str(dtype).removeprefix("torch."),
+            head_dtype=str(kernels.logits.weight_dtype).removeprefix("torch."),
             target_modules=None if target_modules is None else tuple(target_modules),
             max_bytes=max_cpu_lora_bytes,
             max_saved_bytes=max_saved_module_bytes,
@@ -74,6 +78,7 @@ class LoRAManager:
             shapes,
             layout,
             num_slots=max_loras,
+            kernels=kernels,
             host_capacity=host_capacity,
             host_bytes=max_cpu_lora_bytes,
             clock=clock,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from kernels.lora_slots import PackedModuleSlots
+from kernels.lora.tables import PackedModuleSlots
+from kernels.registry import Kernels
 from workers.engine.core.adapter_stats import AdapterCounters, AdapterStats
 from workers.engine.lora.files.base import ModuleShape, Vocabulary
 from workers.engine.lora.residency.host_cache import HostCache
@@ -25,6 +26,7 @@ class Tiers:
         layout: PackedLayout,
         *,
         num_slots: int,
+        kernels: Kernels,
         host_capacity: int,
         host_bytes: int | None,
         clock: Callable[[], float],
@@ -46,7 +48,7 @@ class Tiers:
         self.counters = AdapterCounters()
         self._tables = PackedSlotTables(shapes, layout, num_slots)
         self._described: dict[str, DescribedAdapter] = {}  # by revision, as long as it is on the host
-        self.vocabulary = None if vocabulary is None else VocabularySlots(vocabulary, num_slots)
+        self.vocabulary = None if vocabulary is None else VocabularySlots(vocabulary, num_slots, kernels)
         self._dora = dora
 
     def __contains__(self, revision: str) -> bool:

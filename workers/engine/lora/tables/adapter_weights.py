@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.cpu import library
-from kernels.lora_cpu import RANK_MULTIPLE
-from kernels.lora_slots import NUM_DORA_TERMS, LoRASlice, PackedLoRA, Slice
+from kernels.lora.tables import NUM_DORA_TERMS, RANK_MULTIPLE, LoRASlice, PackedLoRA, Slice
 from workers.engine.core.errors import AdapterFileError
 from workers.engine.lora.files.base import EMBEDDING, HEAD, ModuleShape
 from workers.engine.lora.files.kv_effect import changes_kv
@@ -80,9 +78,17 @@ class AdapterWeights:
 
 
 def pack_adapter(
-    adapter: CheckedAdapter, *, shapes: Mapping[str, ModuleShape], layout: PackedLayout, dtype: torch.dtype
+    adapter: CheckedAdapter,
+    *,
+    shapes: Mapping[str, ModuleShape],
+    layout: PackedLayout,
+    dtype: torch.dtype,
+    head_dtype: torch.dtype | None = None,
 ) -> AdapterWeights:
-    """Pack a checked adapter; modules it does not touch are absent."""
+    """Pack a checked adapter; modules it does not touch are absent.
+
+    `head_dtype` is what the head's kernel reads, None the same as `dtype`: whole heads are kept in that.
+    """
     modules: dict[PackedKey, PackedLoRA] = {}
     for key, paths in layout.items():
         if any(path in adapter.pairs for path in paths):
@@ -93,7 +99,7 @@ def pack_adapter(
         modules,
         unmixable=_unmixable(adapter),
         changes_kv=changes_kv([*adapter.pairs, *adapter.saved], layout),
-        vocabulary=_pack_vocabulary(adapter, dtype),
+        vocabulary=_pack_vocabulary(adapter, dtype, head_dtype or dtype),
         has_dora=adapter.config.use_dora,
     )
 
@@ -153,7 +159,9 @@ def _own_dora_terms(pair: LoRAPair, a: Tensor, b: Tensor) -> Tensor | None:
     return terms
 
 
-def _pack_vocabulary(adapter: CheckedAdapter, dtype: torch.dtype) -> VocabularyWeights:
+def _pack_vocabulary(
+    adapter: CheckedAdapter, dtype: torch.dtype, head_dtype: torch.dtype
+) -> VocabularyWeights:
     embedding, head = adapter.pairs.get(EMBEDDING), adapter.pairs.get(HEAD)
     tensors: dict[tuple[int, torch.dtype], Tensor] = {}  # by the file's tensor, so that tied ones stay one
 
@@ -163,8 +171,6 @@ def _pack_vocabulary(adapter: CheckedAdapter, dtype: torch.dtype) -> VocabularyW
             return None
         return tensors.setdefault((id(weight), kept_as), weight.to(kept_as).contiguous())
 
-    # Where no kernel reads a bfloat16 head, the head's product is in float32 and so is what it reads.
-    head_dtype = dtype if library.is_compiled() else torch.float32
     return VocabularyWeights(
         embedding=None if embedding is None else _pack_embedding(embedding, adapter, dtype),
         head=None if head is None else _pack_module([(HEAD, head.b.shape[0])], adapter, torch.float32),

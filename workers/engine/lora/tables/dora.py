@@ -12,8 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kernels.lora_slots import PackedLoRA
-from kernels.quantized_linear import AnyLinear
+from kernels.linear.quantized_linear import AnyLinear
+from kernels.lora.tables import PackedLoRA
 from workers.engine.lora.tables.adapter_weights import AdapterWeights, EmbeddingLoRA
 from workers.engine.lora.tables.packed_slots import PackedKey
 

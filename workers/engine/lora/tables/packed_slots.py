@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.lora_slots import PackedLoRA, PackedModuleSlots, SlotRows
+from kernels.lora.tables import PackedLoRA, PackedModuleSlots, SlotRows
 from workers.engine.lora.files.base import ModuleShape, PackedKey, PackedLayout
 
 __all__ = ["DescribedAdapter", "PackedAdapter", "PackedKey", "PackedLayout", "PackedSlotTables"]

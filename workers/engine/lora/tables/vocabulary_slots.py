@@ -7,12 +7,12 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from kernels.logits import Head
-from kernels.lora import add_lora
-from kernels.lora_cpu import apply_dora
-from kernels.lora_slots import PackedModuleSlots
-from kernels.row_padding import padded_rows
-from kernels.segments import Run, Segments
+from kernels.linear.logits import Head
+from kernels.linear.row_padding import padded_rows
+from kernels.lora.reference import apply_dora
+from kernels.lora.segments import Run, Segments
+from kernels.lora.tables import PackedModuleSlots
+from kernels.registry import Kernels
 from workers.engine.lora.files.base import Vocabulary
 from workers.engine.lora.tables.adapter_weights import EmbeddingLoRA, VocabularyWeights
 
@@ -22,7 +22,9 @@ _Value = TypeVar("_Value")
 class VocabularySlots:
     """Slots for embedding and head; these come once per step, so that a loop over its runs costs little."""
 
-    def __init__(self, vocabulary: Vocabulary, num_slots: int) -> None:
+    def __init__(self, vocabulary: Vocabulary, num_slots: int, kernels: Kernels) -> None:
+        self._head_kernel = kernels.logits
+        self._lora_add = kernels.lora_add_float32
         self._heads = PackedModuleSlots(
             in_features=vocabulary.hidden_size, out_slices=[vocabulary.size], num_slots=num_slots
         )
@@ -33,7 +35,7 @@ class VocabularySlots:
     def point(self, slot: int, weights: VocabularyWeights) -> None:
         """Make `slot` serve an adapter; nothing of the last one stays."""
         self._heads.set(slot, weights.head)
-        saved_head = None if weights.saved_head is None else Head(weights.saved_head)
+        saved_head = None if weights.saved_head is None else Head(weights.saved_head, self._head_kernel)
         _set(self._embeddings, slot, weights.embedding)
         _set(self._saved_embeddings, slot, weights.saved_embedding)
         _set(self._saved_heads, slot, saved_head)
@@ -66,7 +68,7 @@ class VocabularySlots:
                 if (head := self._saved_heads.get(slot)) is not None:
                     logits[start:end] = head(padded_rows(hidden[start:end]))[: end - start]
         if any(entry is not None for entry in self._heads.entries):
-            add_lora(logits, hidden.float(), segments, self._heads)
+            self._lora_add(logits, hidden.float(), segments, self._heads)
 
 
 def _add_embedding(rows: Tensor, ids: Tensor, lora: EmbeddingLoRA, scale: float) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kernels.lora import add_lora
-from kernels.lora_slots import PackedModuleSlots
-from kernels.quantized_linear import AnyLinear
-from kernels.segments import Segments
+from kernels.linear.quantized_linear import AnyLinear
+from kernels.lora.add import LoRAAdd
+from kernels.lora.segments import Segments
+from kernels.lora.tables import PackedModuleSlots
 
 
 class AdaptedLinear:
     """y = W x + bias + B(Ax), the last for the rows that have adapters."""
 
-    def __init__(self, linear: AnyLinear, slots: PackedModuleSlots | None) -> None:
+    def __init__(self, linear: AnyLinear, slots: PackedModuleSlots | None, lora_add: LoRAAdd) -> None:
         """`slots` is None where the engine serves no adapters."""
+        self._lora_add = lora_add
         self._linear = linear
         self._slots = slots
 
@@ -26,5 +27,5 @@ class AdaptedLinear:
         """Multiply."""
         out = self._linear(x)
         if segments is not None and self._slots is not None:
-            add_lora(out, x, segments, self._slots)
+            self._lora_add(out, x, segments, self._slots)
         return out

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from kernels.add_rms_norm import add_rms_norm
-from kernels.paged_attention import HeadNorms, paged_attention
+from kernels.attention.paged_attention import HeadNorms
+from kernels.registry import Kernels
 from workers.engine.core.step_input import StepInput
 from workers.engine.model.config import ModelConfig
 from workers.engine.model.layers.adapted_linear import AdaptedLinear
@@ -20,8 +20,15 @@ class Attention:
     """Grouped-query attention of one layer, over the cache in place or gathered as the step was built."""
 
     def __init__(
-        self, config: ModelConfig, index: int, weights: LayerWeights, linears: Mapping[str, AdaptedLinear]
+        self,
+        config: ModelConfig,
+        index: int,
+        weights: LayerWeights,
+        linears: Mapping[str, AdaptedLinear],
+        kernels: Kernels,
     ) -> None:
+        self._paged_attention = kernels.paged_attention
+        self._add_rms_norm = kernels.add_rms_norm
         self._qkv = linears["qkv"]
         self._o = linears["o"]
         self._num_heads = config.num_heads
@@ -50,7 +57,8 @@ class Attention:
     def _attend_in_place(
         self, qkv: Tensor, rotation: Rotation, step: StepInput, keys: Tensor, values: Tensor
     ) -> Tensor:
-        return paged_attention(
+        assert self._paged_attention is not None, "a step without groups where nothing reads blocks in place"
+        return self._paged_attention(
             qkv,
             keys,
             values,
@@ -70,8 +78,8 @@ class Attention:
         rows = qkv.view(step.num_tokens, -1, self._head_dim)
         q, k, v = rows.split((self._num_heads, self._num_kv_heads, self._num_kv_heads), dim=1)
         if (norms := self._head_norms) is not None:
-            q = add_rms_norm(q.reshape(-1, self._head_dim), None, norms.q, norms.eps).view(q.shape)
-            k = add_rms_norm(k.reshape(-1, self._head_dim), None, norms.k, norms.eps).view(k.shape)
+            q = self._add_rms_norm(q.reshape(-1, self._head_dim), None, norms.q, norms.eps).view(q.shape)
+            k = self._add_rms_norm(k.reshape(-1, self._head_dim), None, norms.k, norms.eps).view(k.shape)
         store_kv(rotate(k, rotation), keys, step.write_rows)
         store_kv(v, values, step.write_rows)
         return gathered_attention(

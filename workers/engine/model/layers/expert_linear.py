@@ -7,20 +7,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.expert_rows import ExpertRows
-from kernels.lora import add_lora
-from kernels.lora_slots import PackedModuleSlots
-from kernels.quantized_linear import AnyLinear
-from kernels.row_padding import padded_rows
-from kernels.segments import Segments
+from kernels.experts.expert_rows import ExpertRows
+from kernels.linear.quantized_linear import AnyLinear
+from kernels.linear.row_padding import padded_rows
+from kernels.lora.add import LoRAAdd
+from kernels.lora.segments import Segments
+from kernels.lora.tables import PackedModuleSlots
 
 
 class ExpertLinear:
     """y = W_e x + B_e(A_e x) for rows sorted by expert e, the second for the rows that have adapters."""
 
-    def __init__(self, linears: Sequence[AnyLinear], slots: PackedModuleSlots | None) -> None:
+    def __init__(
+        self, linears: Sequence[AnyLinear], slots: PackedModuleSlots | None, lora_add: LoRAAdd
+    ) -> None:
         """`slots` has a place for every expert's every slot; None where the engine serves no adapters."""
         self._linears = linears
+        self._lora_add = lora_add
         self._slots = slots
 
     def __call__(
@@ -36,7 +39,7 @@ class ExpertLinear:
         ]
         out = torch.cat(parts)
         if segments is not None and self._slots is not None:
-            add_lora(out, x, segments, self._slots)
+            self._lora_add(out, x, segments, self._slots)
         return out
 
     def num_slots(self) -> int:

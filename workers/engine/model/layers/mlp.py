@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 from torch import Tensor
 
-from kernels.geglu import geglu
-from kernels.segments import Segments
-from kernels.swiglu import swiglu
+from kernels.activations.swiglu import Gate
+from kernels.lora.segments import Segments
+from kernels.registry import Kernels
 from workers.engine.model.config import ModelConfig
-from workers.engine.model.families.family import Activation
 from workers.engine.model.layers.adapted_linear import AdaptedLinear
 from workers.engine.model.layers.expert_linear import ExpertLinear
 from workers.engine.model.layers.sparse_mlp import SparseMLP
-
-_GATES: dict[Activation, Callable[[Tensor], Tensor]] = {"silu": swiglu, "gelu_pytorch_tanh": geglu}
 
 
 class MLP(Protocol):
@@ -34,10 +31,10 @@ class MLP(Protocol):
 class GatedMLP:
     """down(activation(gate) * up)."""
 
-    def __init__(self, gate_up: AdaptedLinear, down: AdaptedLinear, activation: Activation) -> None:
+    def __init__(self, gate_up: AdaptedLinear, down: AdaptedLinear, gate: Gate) -> None:
         self._gate_up = gate_up
         self._down = down
-        self._gate = _GATES[activation]
+        self._gate = gate
 
     def __call__(
         self,
@@ -53,9 +50,12 @@ def build_mlp(
     layer: int,
     linears: Mapping[str, AdaptedLinear],
     experts: Mapping[str, ExpertLinear],
+    kernels: Kernels,
 ) -> MLP:
     """Connect a layer's linear modules as its family's kind of MLP."""
     chosen_from = config.experts_of(layer)
     if chosen_from is None:
-        return GatedMLP(linears["gate_up"], linears["down"], config.family.activation)
-    return SparseMLP(chosen_from, linears["router"], experts["gate_up"], experts["down"])
+        gate = {"silu": kernels.swiglu, "gelu_pytorch_tanh": kernels.geglu}[config.family.activation]
+        return GatedMLP(linears["gate_up"], linears["down"], gate)
+    router, gate_up, down = linears["router"], experts["gate_up"], experts["down"]
+    return SparseMLP(chosen_from, router, gate_up, down, kernels.swiglu)

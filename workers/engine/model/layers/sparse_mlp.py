@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.expert_rows import ExpertRows
-from kernels.segments import Segments
-from kernels.swiglu import swiglu
+from kernels.activations.swiglu import Gate
+from kernels.experts.expert_rows import ExpertRows
+from kernels.lora.segments import Segments
 from workers.engine.model.config import Experts
 from workers.engine.model.layers.adapted_linear import AdaptedLinear
 from workers.engine.model.layers.expert_linear import ExpertLinear
@@ -20,12 +20,14 @@ class SparseMLP:
     """
 
     def __init__(
-        self, experts: Experts, router: AdaptedLinear, gate_up: ExpertLinear, down: ExpertLinear
+        self, experts: Experts, router: AdaptedLinear, gate_up: ExpertLinear, down: ExpertLinear, gate: Gate
     ) -> None:
+        """`gate` is silu(gate) * up."""
         self._experts = experts
         self._router = router
         self._gate_up = gate_up
         self._down = down
+        self._gate = gate
 
     def __call__(
         self,
@@ -37,7 +39,7 @@ class SparseMLP:
         rows = ExpertRows.of(chosen)
         if segments is not None:
             segments = rows.segments(segments, self._gate_up.num_slots())
-        hidden = swiglu(self._gate_up(x.index_select(0, rows.sources), rows, segments))
+        hidden = self._gate(self._gate_up(x.index_select(0, rows.sources), rows, segments))
         answers = self._down(hidden, rows, segments).index_select(0, rows.places)
         answers = answers.view(*chosen.shape, -1).float()
         return (answers * shares.unsqueeze(-1)).sum(dim=1).to(x.dtype)

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from torch import Tensor
 
-from kernels.quantized_weight import QuantizedWeight
+from kernels.linear.quantized_weight import QuantizedWeight
 from workers.engine.model.checkpoint import CheckpointReader
 from workers.engine.model.quantization.grouped import (
     SCALE_DTYPES,

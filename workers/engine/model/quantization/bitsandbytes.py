@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from kernels.quantized_weight import QuantizedWeight, pack_codes
+from kernels.linear.quantized_weight import QuantizedWeight, pack_codes
 from workers.engine.core.errors import CheckpointError
 from workers.engine.model.checkpoint import CheckpointReader
 from workers.engine.model.quantization.int8 import int8_weight

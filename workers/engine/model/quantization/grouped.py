@@ -8,7 +8,7 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from kernels.quantized_weight import IDENTITY_TABLE, QuantizedWeight, pack_codes
+from kernels.linear.quantized_weight import IDENTITY_TABLE, QuantizedWeight, pack_codes
 from workers.engine.core.errors import CheckpointError
 from workers.engine.model.checkpoint import CheckpointReader
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from kernels.quantized_weight import QuantizedWeight, pack_codes
+from kernels.linear.quantized_weight import QuantizedWeight, pack_codes
 from workers.engine.core.errors import ConfigError
 from workers.engine.model.quantization.config import QuantizedCheckpoint
 from workers.engine.model.quantization.int8 import int8_weight

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.quantized_weight import QuantizedWeight
+from kernels.linear.quantized_weight import QuantizedWeight
 
 _ZERO = 128
 

@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 
-from kernels.lora_slots import LoRASlice, PackedLoRA, Slice
+from kernels.lora.tables import LoRASlice, PackedLoRA, Slice
 from workers.engine.core.tensor_pack import ALIGN_BYTES, Parcel, unpack
 from workers.engine.lora.tables.adapter_weights import AdapterWeights
 from workers.engine.lora.tables.packed_slots import PackedKey
@@ -96,7 +96,8 @@ def test_a_skeleton_that_names_anything_but_the_engines_own_classes_is_refused(f
 def test_functions_and_borrowed_names_inside_the_engines_modules_are_refused_too():
     for name in ("unpack", "io.BytesIO"):
         skeleton = (
-            b"\x80\x04\x8c\x1fworkers.engine.core.tensor_pack" + b"\x8c" + bytes([len(name)]) + name.encode() + b"\x93."
+            b"\x80\x04\x8c\x1fworkers.engine.core.tensor_pack"
+            b"\x8c" + bytes([len(name)]) + name.encode() + b"\x93."
         )
 
         with pytest.raises(pickle.UnpicklingError):

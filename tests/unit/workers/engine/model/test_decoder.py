@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from kernels.cpu.library import LEVELS, available_levels, use_level
-from kernels.paged_attention import can_attend_in_place
+from kernels.registry import build
 from workers.engine import SamplingParams
 from workers.engine.core.sequence import Sequence
 from workers.engine.kv.kv_cache import KVCache
@@ -44,7 +44,7 @@ def teacher_forced_logits(
         num_kv_heads=config.num_kv_heads,
         vocab_size=config.vocab_size,
         dtype=dtype,
-        gathers_kv=not can_attend_in_place("cpu", dtype, 16),
+        gathers_kv=not build("cpu", dtype).attends_in_place(16),
     )
     cache = _cache(config, dtype)
     params = SamplingParams(temperature=0.0)

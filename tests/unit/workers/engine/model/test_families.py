@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kernels.cpu.library import available_levels, use_level
-from kernels.paged_attention import can_attend_in_place
+from kernels.registry import build
 from tests.unit.workers.engine.conftest import PAD_ID
 from tests.unit.workers.engine.model.family_cases import CASES, VOCAB_SIZE, make_model
 from tests.unit.workers.engine.peft_bases import save_base, train
@@ -86,7 +86,7 @@ def teacher_forced_logits(folder: Path, dtype: torch.dtype) -> Tensor:  # [num_c
         num_kv_heads=config.num_kv_heads,
         vocab_size=config.vocab_size,
         dtype=dtype,
-        gathers_kv=not can_attend_in_place("cpu", dtype, 16),
+        gathers_kv=not build("cpu", dtype).attends_in_place(16),
         windows=config.windows,
     )
     cache = KVCache(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels.linear import Linear
-from kernels.quantized_linear import QuantizedLinear
+from kernels.linear.linear import Linear
+from kernels.linear.quantized_linear import QuantizedLinear
 from tests.unit.workers.engine.model.family_cases import make_model
 from workers.engine.core.errors import ConfigError
 from workers.engine.model.config import load_model_config

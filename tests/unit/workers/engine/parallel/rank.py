@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from kernels.lora_slots import PackedModuleSlots
-from kernels.paged_attention import can_attend_in_place
-from kernels.segments import SlotScale
+from kernels.lora.segments import SlotScale
+from kernels.lora.tables import PackedModuleSlots
+from kernels.registry import build
 from workers.engine import SamplingParams
 from workers.engine.core.sequence import Sequence
 from workers.engine.core.step_input import StepInput
@@ -70,7 +70,7 @@ def describe_steps(config, windows) -> list[StepInput]:
         num_kv_heads=config.num_kv_heads,
         vocab_size=config.vocab_size,
         dtype=torch.float32,
-        gathers_kv=not can_attend_in_place("cpu", torch.float32, 16),
+        gathers_kv=not build("cpu", torch.float32).attends_in_place(16),
         windows=windows,
     )
     sequences = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from kernels.segments import SlotScale
+from kernels.lora.segments import SlotScale
 from tests.unit.workers.engine.batches import BLOCK_SIZE, Slots, batcher, rows, run, sequence
 from workers.engine.scheduling.batching import MAX_SLOT_WAIT_STEPS
 

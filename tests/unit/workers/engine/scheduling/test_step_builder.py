@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels.segments import Run, SlotScale
+from kernels.lora.segments import Run, SlotScale
 from workers.engine import SamplingParams
 from workers.engine.core.sequence import Sequence
 from workers.engine.scheduling.batching import Schedule, ScheduledRows

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from kernels.segments import Segments
+from kernels.lora.segments import Segments
 from workers.engine.core.step_input import AttentionGroup, SamplingInput, StepInput, TokenMasks
 from workers.engine.serving.step_buffers import StepBuffers
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.lora_cpu import RANK_MULTIPLE
-from kernels.lora_slots import Slice
+from kernels.lora.tables import RANK_MULTIPLE, Slice
 from tests.unit.workers.engine.lora.adapter_writer import config_of, write_adapter
 from workers.engine.core.errors import AdapterConfigError, AdapterError, AdapterFileError, AdapterShapeError
 from workers.engine.lora.files.base import BaseDescription, ModuleShape, PackedKey

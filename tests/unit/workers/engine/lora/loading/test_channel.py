@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels.lora_slots import LoRASlice, PackedLoRA, Slice
+from kernels.lora.tables import LoRASlice, PackedLoRA, Slice
 from workers.engine.core.tensor_pack import Parcel
 from workers.engine.lora.loading.channel import Channel, _write, channel_pair
 from workers.engine.lora.tables.adapter_weights import AdapterWeights

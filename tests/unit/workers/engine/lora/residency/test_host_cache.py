@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.lora_slots import PackedLoRA
+from kernels.lora.tables import PackedLoRA
 from workers.engine.lora.files.base import PackedKey
 from workers.engine.lora.residency.host_cache import WANTED_S, HostCache
 from workers.engine.lora.tables.adapter_weights import AdapterWeights

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels.lora import add_lora
-from kernels.segments import Segments
+from kernels.lora.add import add_lora
+from kernels.lora.segments import Segments
 from tests.unit.workers.engine.lora.adapter_writer import BASE, HIDDEN, config_of, write_adapter
 from tests.unit.workers.engine.lora.manager_fixtures import acquired, new_manager, request_of
 from workers.engine.core.lora_request import LoRARequest

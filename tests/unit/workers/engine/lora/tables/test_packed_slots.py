@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from kernels.lora_slots import LoRASlice, PackedLoRA, Slice
+from kernels.lora.tables import LoRASlice, PackedLoRA, Slice
 from tests.unit.workers.engine.lora.adapter_writer import BASE, write_adapter
 from workers.engine.lora.files.base import ModuleShape
 from workers.engine.lora.files.validate import check_adapter

@@ -1,0 +1,1 @@
+"""A batch rearranged for layers with experts."""

@@ -1,0 +1,68 @@
+"""A batch rearranged by the experts that a router chose: each expert's rows lie together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels.lora.segments import BASE_SLOT, Pass, Run, Segments
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertRows:
+    """Rows sorted by expert, and within one expert as they were in the batch, so by adapter."""
+
+    sources: Tensor  # [num_rows * num_chosen] int64, the row of the batch behind each sorted row
+    places: Tensor  # [num_rows * num_chosen] int64, the sorted row of each row's first, second, .. choice
+    experts: NDArray[np.int64]  # [num_rows * num_chosen], the expert of each sorted row
+    bounds: tuple[tuple[int, int, int], ...]  # (expert, first row, end row) of each expert that was chosen
+
+    @classmethod
+    def of(
+        cls,
+        chosen: Tensor,  # [num_rows, num_chosen] int64
+    ) -> Self:
+        """Sort a router's choices."""
+        experts, order = chosen.flatten().sort(stable=True)
+        places = torch.empty_like(order)
+        places[order] = torch.arange(order.numel(), device=order.device)
+        numbers = experts.numpy()
+        starts = _starts(numbers)
+        bounds = zip(numbers[starts].tolist(), starts.tolist(), _ends(starts, numbers.size), strict=True)
+        sources = order.div(chosen.shape[1], rounding_mode="floor")
+        return cls(sources, places, numbers, tuple(bounds))
+
+    def segments(self, segments: Segments, num_slots: int) -> Segments:
+        """Return the sorted rows' adapters; slot s of expert e is numbered e * num_slots + s."""
+        sources = self.sources.numpy()
+        passes = (Pass.of(self._runs(lora_pass, sources, num_slots)) for lora_pass in segments.passes)
+        return Segments(len(sources), tuple(passes))
+
+    def _runs(self, lora_pass: Pass, sources: NDArray[np.int64], num_slots: int) -> Iterator[Run]:
+        num_rows = int(sources.max()) + 1
+        slots = np.full(num_rows, BASE_SLOT)
+        scales = np.ones(num_rows)
+        for run in lora_pass.runs:
+            slots[run.start : run.end] = run.slot
+            scales[run.start : run.end] = run.scale
+        places = np.where(slots[sources] == BASE_SLOT, BASE_SLOT, self.experts * num_slots + slots[sources])
+        starts = _starts(places, scales[sources])
+        for start, end in zip(starts.tolist(), _ends(starts, places.size), strict=True):
+            if places[start] != BASE_SLOT:
+                yield Run(start, end, int(places[start]), float(scales[sources[start]]))
+
+
+def _starts(*columns: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return where runs of equal rows begin."""
+    changes = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
+    return np.concatenate(([0], np.flatnonzero(changes) + 1))
+
+
+def _ends(starts: NDArray[np.int64], num_rows: int) -> list[int]:
+    return [*starts[1:].tolist(), num_rows]

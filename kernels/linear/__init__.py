@@ -1,0 +1,1 @@
+"""Products with frozen weights: plain, quantised, and the head."""

@@ -1,0 +1,62 @@
+"""LoRA in plain torch, run by run: what kernels are compared with, and what serves where none is compiled."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.linear.row_padding import padded_rows
+from kernels.lora.add import check
+from kernels.lora.segments import Segments
+from kernels.lora.tables import LoRASlice, PackedLoRA, PackedModuleSlots
+
+
+def lora_add_reference(
+    out: Tensor,  # [num_rows, out_features], changed in place
+    x: Tensor,  # [num_rows, in_features]
+    segments: Segments,
+    module: PackedModuleSlots,
+) -> None:
+    """Compute `LoRAAdd`: a shrink, and an expand per sub-module, for each run."""
+    check(out, x, segments, module)
+    for lora_pass in segments.passes:
+        for start, end, slot, scale in lora_pass.runs:
+            weights = module.entries[slot]
+            if weights is not None:
+                _add_run(out[start:end], x[start:end], weights, scale)
+
+
+def _add_run(
+    out: Tensor,  # [run_rows, out_features], changed in place
+    x: Tensor,  # [run_rows, in_features]
+    weights: PackedLoRA,
+    scale: float,
+) -> None:
+    num_rows = x.shape[0]
+    shrunk = F.linear(padded_rows(x), weights.a)
+    if scale != 1.0:
+        shrunk *= scale
+    for part in weights.slices:
+        delta = shrunk[:, part.rank.start : part.rank.end] @ part.b_t
+        columns = out[:, part.out.start : part.out.end]
+        if part.bias is None and part.dora is None:
+            columns += delta[:num_rows]
+        else:
+            columns.copy_(_finished(columns.float() + delta[:num_rows].float(), part, scale))
+
+
+def _finished(sums: Tensor, part: LoRASlice, scale: float) -> Tensor:
+    if part.bias is not None:
+        sums = sums + scale * part.bias
+    return sums if part.dora is None else apply_dora(sums, part.dora, scale)
+
+
+def apply_dora(
+    sums: Tensor,  # [num_rows, out_slice] float32, base with its bias, plus adapter
+    dora: Tensor,  # [NUM_DORA_TERMS, out_slice] float32
+    scale: float,
+) -> Tensor:  # [num_rows, out_slice] float32
+    """Return m / |W + scale BA| (sums - bias) + bias per column (Liu et al., 2024), as PEFT computes it."""
+    magnitude, base, cross, delta, bias = dora.unbind()
+    gain = magnitude / (base + scale * (cross + scale * delta)).sqrt()
+    return gain * (sums - bias) + bias

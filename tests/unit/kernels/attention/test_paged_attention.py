@@ -1,0 +1,227 @@
+"""Attention in place against plain torch: prefill, decode and chunks mixed, long contexts, odd heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.attention.paged_attention import (
+    HeadNorms,
+    PagedAttention,
+    paged_attention_reference,
+)
+from kernels.cpu.library import LEVELS, Level, available_levels
+from kernels.registry import build, by_name, find, resolve
+
+
+@pytest.fixture(params=[name for name in LEVELS if name != "torch"])
+def level(request: pytest.FixtureRequest) -> Level:
+    """Every compiled level that this processor has."""
+    if request.param not in available_levels():
+        pytest.skip(f"this processor or this build has no {request.param} kernels")
+    return request.param
+
+
+@pytest.fixture
+def kernel(level: Level) -> PagedAttention:
+    """Both dtypes have one kernel."""
+    kernel = resolve("paged_attention", "cpu", torch.float32, level)
+    assert find(by_name("paged_attention"), "cpu", torch.bfloat16, level) is not None
+    return kernel
+
+
+@dataclass
+class Case:
+    qkv: Tensor
+    keys: Tensor
+    values: Tensor
+    cos: Tensor
+    sin: Tensor
+    spans: Tensor
+    block_tables: Tensor
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    head_norms: HeadNorms | None = None
+
+    def copied(self) -> Case:
+        return Case(*(part.clone() if isinstance(part, Tensor) else part for part in vars(self).values()))
+
+    def run(self, kernel: PagedAttention) -> Tensor:
+        return kernel(**vars(self))
+
+    def run_reference(self) -> Tensor:
+        return paged_attention_reference(**vars(self))
+
+
+@pytest.fixture
+def num_threads() -> Iterator[None]:
+    """Puts the number of threads back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def make_case(
+    chunks: list[tuple[int, int]],  # per sequence: rows of this step, tokens already in the cache
+    *,
+    num_heads: int = 6,
+    num_kv_heads: int = 2,
+    head_dim: int = 16,
+    block_size: int = 16,
+    dtype: torch.dtype = torch.float32,
+    num_padding: int = 0,
+    rotary_dim: int | None = None,
+) -> Case:
+    generator = torch.Generator().manual_seed(1)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    num_blocks = [-(-(rows + seen) // block_size) for rows, seen in chunks]
+    order = torch.randperm(sum(num_blocks), generator=generator).int() + 1
+    tables = torch.zeros(len(chunks), max(num_blocks), dtype=torch.int32)
+    for table, mine in zip(tables, order.split(num_blocks), strict=True):
+        table[: len(mine)] = mine
+    starts = torch.tensor([0, *(rows for rows, _ in chunks)]).cumsum(0)[:-1].tolist()
+    num_tokens = sum(rows for rows, _ in chunks) + num_padding
+    spans = torch.tensor([(start, *chunk) for start, chunk in zip(starts, chunks, strict=True)])
+    cache_shape = (int(order.max()) + 1, num_kv_heads, block_size, head_dim)
+    cos, sin = (random(num_tokens, rotary_dim or head_dim) for _ in range(2))
+    qkv = random(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim)
+    caches = random(*cache_shape), random(*cache_shape)
+    return Case(qkv, *caches, cos, sin, spans.int(), tables, head_dim**-0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim", "block_size"),
+    [(6, 2, 16, 16), (9, 3, 64, 16), (4, 4, 128, 32), (8, 1, 80, 16), (5, 1, 10, 64), (16, 2, 6, 16)],
+)
+def test_a_mixed_step_equals_plain_torch(
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    block_size: int,
+    dtype: torch.dtype,
+    kernel: PagedAttention,
+) -> None:
+    case = make_case(
+        [(1, 0), (1, 15), (1, 16), (1, 700), (37, 0), (5, 30), (20, 505), (1, 511), (1, 512)],
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        block_size=block_size,
+        dtype=dtype,
+        num_padding=2,
+    )
+    reference = case.copied()
+    expected = reference.run_reference()
+
+    out = case.run(kernel)
+
+    tolerance = 2e-5 if dtype is torch.float32 else 3e-2
+    torch.testing.assert_close(out, expected, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(case.keys, reference.keys, atol=tolerance, rtol=tolerance)
+    assert torch.equal(case.values, reference.values)
+    assert torch.equal(out[-2:], torch.zeros_like(out[-2:]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 1, 16, 21, 600])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(32, 32), (32, 20), (256, 64)])
+def test_windows_softcaps_head_norms_and_partial_rotation_equal_plain_torch(
+    window: int | None,
+    softcap: float | None,
+    head_dim: int,
+    rotary_dim: int,
+    dtype: torch.dtype,
+    kernel: PagedAttention,
+) -> None:
+    case = make_case(
+        [(1, 0), (1, 16), (1, 700), (37, 0), (20, 505), (1, 512), (3, 1100)],
+        head_dim=head_dim,
+        rotary_dim=rotary_dim,
+        dtype=dtype,
+        num_padding=1,
+    )
+    case.window, case.softcap = window, softcap
+    case.head_norms = HeadNorms(torch.linspace(0.2, 2, head_dim), torch.linspace(2, 0.2, head_dim), 1e-6)
+    reference = case.copied()
+    expected = reference.run_reference()
+
+    out = case.run(kernel)
+
+    tolerance = 2e-5 if dtype is torch.float32 else 5e-2
+    torch.testing.assert_close(out, expected, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(case.keys, reference.keys, atol=tolerance, rtol=tolerance)
+
+
+def test_what_lies_before_the_window_is_not_read(kernel: PagedAttention) -> None:
+    case = make_case([(1, 600)])
+    case.window = 32
+    clean = case.copied().run(kernel)
+    case.keys[case.block_tables[0, :35].long()] = float("nan")
+    case.values[case.block_tables[0, :35].long()] = float("nan")
+
+    assert torch.equal(case.run(kernel), clean)
+
+
+@pytest.mark.usefixtures("num_threads")
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chunks_neighbours_and_threads_change_no_bit(
+    dtype: torch.dtype, window: int | None, kernel: PagedAttention
+) -> None:
+    whole = make_case([(600, 0)], head_dim=32, dtype=dtype)
+    whole.window = window
+    expected = whole.copied().run(kernel)
+
+    pieces = []
+    chunked = whole.copied()
+    for start, end in [(0, 1), (1, 18), (18, 300), (300, 301), (301, 599), (599, 600)]:
+        chunked.qkv, chunked.cos, chunked.sin = (
+            part[start:end].clone() for part in (whole.qkv, whole.cos, whole.sin)
+        )
+        chunked.spans = torch.tensor([[0, end - start, start]], dtype=torch.int32)
+        torch.set_num_threads(1 + start % 2)
+        pieces.append(chunked.run(kernel))
+
+    assert torch.equal(torch.cat(pieces), expected)
+
+
+def test_nan_in_one_sequence_reaches_no_other(kernel: PagedAttention) -> None:
+    case = make_case([(1, 40), (1, 40), (6, 0), (6, 10)])
+    clean = case.copied().run(kernel)
+    case.values[case.block_tables[1].long()] = float("nan")
+    case.qkv[4] = float("nan")
+
+    out = case.run(kernel)
+
+    assert out[1].isnan().all()
+    assert out[4:8].isnan().all()
+    others = [0, *range(8, 14)]
+    assert torch.equal(out[others], clean[others])
+
+
+def test_what_the_kernel_cannot_read_is_left_to_torch(level: Level) -> None:
+    assert build("cpu", torch.bfloat16, level).attends_in_place(16)
+    assert not build("cpu", torch.bfloat16, level).attends_in_place(8)
+    assert not build("cpu", torch.bfloat16, "torch").attends_in_place(16)
+    assert resolve("paged_attention", "cpu", torch.float16, level) is None
+
+
+def test_a_span_outside_its_batch_or_table_is_refused(kernel: PagedAttention) -> None:
+    beyond_batch, beyond_table = make_case([(3, 0)]), make_case([(3, 0)])
+    beyond_batch.spans[0, 1] = 4
+    beyond_table.spans[0, 2] = 16
+
+    with pytest.raises(RuntimeError, match="span 0 leaves the batch"):
+        beyond_batch.run(kernel)
+    with pytest.raises(RuntimeError, match="span 0 leaves its block table"):
+        beyond_table.run(kernel)
