@@ -3,10 +3,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install check test test-unit test-stack demo bench up format clean
+.PHONY: help install check-install check test test-unit test-stack demo bench up format clean
 
 help: ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/.installed: pyproject.toml constraints.txt $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
 	$(PYTHON) -m venv .venv
@@ -16,6 +16,9 @@ help: ## Show this list
 	@touch $@
 
 install: .venv/.installed ## Make .venv with everything, from the pinned constraints
+
+check-install: install ## Resolve what users install for every Python, on the public index
+	UV=$(BIN)/uv .ci/check-install
 
 check: install ## Lint, types and the arrows between rooms
 	$(BIN)/ruff check .

@@ -15,7 +15,9 @@ UNKNOWN_LONGEST_TOKEN: Final = 256
 """Assumed where the vocabulary cannot be read: no common one has a longer token."""
 
 
-def describe_pool(model: Path, dtype: str, max_model_len: int | None) -> PoolInfo:
+def describe_pool(
+    model: Path, dtype: str, max_model_len: int | None, served_model_name: str | None = None
+) -> PoolInfo:
     """Describe the pool of a checkpoint; raises FileNotFoundError where there is none.
 
     `max_prompt_bytes` refuses only what cannot be served: a prompt of more bytes than the longest token of
@@ -27,7 +29,7 @@ def describe_pool(model: Path, dtype: str, max_model_len: int | None) -> PoolInf
     limit = min(positions, max_model_len or positions)
     return PoolInfo(
         pool=pool,
-        model_name=str(config.get("_name_or_path") or model.resolve().name),
+        model_name=served_model_name or str(config.get("_name_or_path") or model.resolve().name),
         max_model_len=limit,
         max_prompt_bytes=min(MAX_PROMPT_BYTES, limit * _longest_token_bytes(model)),
     )

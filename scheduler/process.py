@@ -63,7 +63,9 @@ class Scheduler:
     ) -> None:
         self._settings = settings
         self._clock = clock
-        self.info: PoolInfo = describe_pool(settings.model, settings.dtype, settings.max_model_len)
+        self.info: PoolInfo = describe_pool(
+            settings.model, settings.dtype, settings.max_model_len, settings.served_model_name
+        )
         url = settings.database_url.get_secret_value()
         self._database = Database(
             url, pool_size=2, statement_timeout_ms=settings.statement_timeout_ms, name="lorayard-scheduler"

@@ -19,6 +19,7 @@ class SchedulerSettings(BaseSettings):
     redis_url: str = "redis://127.0.0.1:6379/0"
     database_url: SecretStr
     model: Path
+    served_model_name: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_model_len: int | None = Field(default=None, ge=1)
     auto_tenants: bool = Field(default=False, description="enter tenants at their first job")

@@ -102,6 +102,7 @@ def _reap_leftovers() -> None:
 def _engine_config(settings: WorkerSettings) -> EngineConfig:
     return EngineConfig(
         model=str(settings.model),
+        served_model_name=settings.served_model_name,
         device=settings.device,
         dtype=settings.dtype,
         max_num_seqs=settings.max_num_seqs,

@@ -24,6 +24,7 @@ class WorkerSettings(BrokerSettings):
 
     database_url: str = Field(default="postgresql+psycopg://lorayard@127.0.0.1:5432/lorayard", repr=False)
     model: Path
+    served_model_name: str | None = None
     adapter_store: Path
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"

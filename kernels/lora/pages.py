@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels.lora.segments import Tiles
 
 PAGE_RANKS = 16
-# tl.dot takes 16 rows at least; 64 spill on sm_80 and sm_90, as do 32 in float32 (triton 3.9, 2026-11).
+# tl.dot takes 16 rows at least; with 64, expand spills on sm_80 and sm_90 (triton 3.7.1, 2026-11).
 BLOCK_ROWS = (16, 32)
 
 

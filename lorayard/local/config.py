@@ -33,6 +33,7 @@ class StackConfig:
     drain_grace_s: float = 30.0
 
     model: Path | None = None
+    served_model_name: str | None = None  # None: what the checkpoint calls itself
     adapter_store: Path | None = None  # None: in the state directory
     secret_key: str | None = field(default=None, repr=False)  # None: made once, kept in the state directory
     webhook_allow: str = "127.0.0.0/8"

@@ -110,8 +110,12 @@ def client_environment(config: StackConfig, addresses: Addresses) -> dict[str, s
     }
     if config.model is not None:
         variables["LORAYARD_MODEL"] = str(config.model.resolve())
-    # `adapters add` names the pool and checks ranks by these, as the workers do.
-    limits = {"LORAYARD_DTYPE": config.dtype, "LORAYARD_MAX_LORA_RANK": config.max_lora_rank}
+    # `adapters add` names the pool and checks ranks and the base's name by these, as the workers do.
+    limits = {
+        "LORAYARD_DTYPE": config.dtype,
+        "LORAYARD_MAX_LORA_RANK": config.max_lora_rank,
+        "LORAYARD_SERVED_MODEL_NAME": config.served_model_name,
+    }
     return variables | {name: str(value) for name, value in limits.items() if value is not None}
 
 

@@ -25,6 +25,7 @@ class StackSettings(BaseSettings):
     drain_grace_s: float = Field(default=30.0, ge=0, validation_alias="LORAYARD_DRAIN_GRACE_S")
 
     model: Path | None = Field(default=None, validation_alias="LORAYARD_MODEL")
+    served_model_name: str | None = Field(default=None, validation_alias="LORAYARD_SERVED_MODEL_NAME")
     adapter_store: Path | None = Field(default=None, validation_alias="LORAYARD_ADAPTER_STORE")
     secret_key: str | None = Field(default=None, repr=False, validation_alias="LORAYARD_SECRET_KEY")
     webhook_allow: str = Field(default="127.0.0.0/8", validation_alias="LORAYARD_WEBHOOK_ALLOW")

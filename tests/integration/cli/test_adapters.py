@@ -142,6 +142,28 @@ def test_an_adapter_that_cannot_be_served_is_refused_and_leaves_nothing(
     assert not store.exists()
 
 
+def test_an_adapter_trained_on_the_served_folder_itself_is_added(tmp_path: Path, lorayard: Command) -> None:
+    ran = lorayard("adapters", "add", "own", str(changed(tmp_path, base_model_name_or_path=f"{BASE}/")))
+
+    assert ran.status == 0, ran.err
+    assert [row["name"] for row in listed(lorayard)] == ["own"]
+
+
+def test_an_adapter_of_another_name_is_added_once_the_base_is_served_under_it(
+    tmp_path: Path, lorayard: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(changed(tmp_path, base_model_name_or_path="/workspace/model"))
+
+    refused = lorayard("adapters", "add", "own", folder)
+    assert "trained on '/workspace/model', but 'lorayard/tiny' is served" in refused.err
+    assert "(served_model_name, in the pipeline LORAYARD_SERVED_MODEL_NAME)" in refused.err
+
+    monkeypatch.setenv("LORAYARD_SERVED_MODEL_NAME", "model")
+    ran = lorayard("adapters", "add", "own", folder)
+
+    assert ran.status == 0, ran.err
+
+
 def test_a_truncated_file_is_refused(tmp_path: Path, lorayard: Command) -> None:
     folder = changed(tmp_path)
     weights = folder / "adapter_model.safetensors"

@@ -31,11 +31,20 @@ def compile_kernel(
     num_warps: int,
     tmp_path: Path,
 ) -> Compiled:
-    """Compile for compute capability `arch`; arguments that `types` does not name are i32."""
+    """Compile for compute capability `arch` what is launched for a model whose widths are multiples of 16.
+
+    Arguments that `types` does not name are i32. Pointers and `*_features` are told to be multiples of 16, as
+    the launcher finds them.
+    """
     signature = {name: types.get(name, "i32") for name in kernel.arg_names}
     signature |= dict.fromkeys(constants, "constexpr")
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(kernel.arg_names)
+        if name.endswith(("_ptr", "_features"))
+    }
     compiled = triton.compile(
-        ASTSource(kernel, signature, constexprs=constants),
+        ASTSource(kernel, signature, constexprs=constants, attrs=aligned),
         target=GPUTarget("cuda", arch, 32),
         options={"num_warps": num_warps, "enable_fp_fusion": True},
     )

@@ -27,6 +27,17 @@ def test_the_shorter_of_the_models_and_the_operators_limit_counts(tmp_path: Path
     assert describe_pool(model, "float32", 4096).max_model_len == 1024
 
 
+@pytest.mark.parametrize(
+    ("served_model_name", "name"), [(None, "someone/tiny"), ("", "someone/tiny"), ("another", "another")]
+)
+def test_jobs_name_the_model_as_it_is_served(
+    served_model_name: str | None, name: str, tmp_path: Path
+) -> None:
+    model = checkpoint(tmp_path, max_position_embeddings=100, _name_or_path="someone/tiny")
+
+    assert describe_pool(model, "float32", None, served_model_name).model_name == name
+
+
 @pytest.mark.parametrize("vocabulary", [{"a" * 40: 0, "b": 1}, [["a" * 40, -1.0], ["b", -2.0]]])
 def test_the_longest_token_bounds_the_bytes_of_a_prompt(tmp_path: Path, vocabulary: Any) -> None:
     model = checkpoint(tmp_path, vocabulary, max_position_embeddings=100)

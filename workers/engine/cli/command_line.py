@@ -59,6 +59,7 @@ def read_command_line(arguments: list[str] | None) -> Asked:
         model=options.model,
         dtype=options.dtype,
         quantization=options.quantization,
+        served_model_name=options.served_model_name,
         enable_lora=bool(adapters),
         max_loras=max(1, len(adapters)),
         max_lora_rank=512,  # a limit for others' requests; these are one's own
@@ -186,4 +187,5 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("engine").add_argument
     add("--dtype", default="float32", help="float32, the default, or bfloat16")
     add("--quantization", metavar="HOW", help="int8 or bitsandbytes: quantise a plain checkpoint at loading")
+    add("--served-model-name", metavar="NAME", help="what adapters call the model (config.json's name)")
     add("--threads", type=int, metavar="N", help="CPU threads (one per core)")

@@ -91,7 +91,7 @@ def assemble(config: EngineConfig) -> EngineParts:
         keep_quantized=config.quant_storage == "keep",
         kernels=kernels,
     )
-    adapters = _adapters(config, model, weights, dtype, loader_child) if config.enable_lora else None
+    adapters = _adapters(config, weights, dtype, loader_child) if config.enable_lora else None
     allocator = BlockAllocator(info.num_kv_blocks + 1)
     prefixes = _prefix_cache(config, allocator, adapters) if config.enable_prefix_caching else None
     decoder = Decoder(model, weights, max_model_len=info.max_model_len, adapters=adapters)
@@ -186,12 +186,11 @@ def _num_kv_blocks(config: EngineConfig, model: ModelConfig, max_model_len: int)
 
 def _adapters(
     config: EngineConfig,
-    model: ModelConfig,
     weights: DecoderWeights,
     dtype: torch.dtype,
     loader_child: LoaderChild | None,
 ) -> LoRAManager:
-    base = describe_base(config.model, name=config.served_model_name or model.name)
+    base = describe_base(config.model, name=config.served_model_name)
     check_limits(
         base,
         rank=config.max_lora_rank,

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kernels.lora.expand import BLOCK_OUT, NUM_WARPS, expand_kernel, lora_expand, lora_expand_reference
+from kernels.lora.pages import BLOCK_ROWS
 from kernels.lora.shrink import lora_shrink_reference
 from tests.unit.kernels.compiled import compile_kernel
 from tests.unit.kernels.random_pages import Case, make_case
@@ -33,9 +34,8 @@ def case() -> Case:
     )
 
 
-@pytest.mark.parametrize(
-    ("dtype", "block_rows"), [("fp16", 16), ("fp16", 32), ("bf16", 16), ("bf16", 32), ("fp32", 16)]
-)
+@pytest.mark.parametrize("block_rows", BLOCK_ROWS)
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
 @pytest.mark.parametrize("arch", [80, 90])
 def test_it_compiles_without_spilling_registers(
     arch: int, dtype: str, block_rows: int, tmp_path: Path

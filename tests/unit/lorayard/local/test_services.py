@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from lorayard.local.config import StackConfig
-from lorayard.local.services import Addresses, service_environment
+from lorayard.local.services import Addresses, client_environment, service_environment
 
 _ADDRESSES = Addresses("redis://r", "postgresql+psycopg://p", Path("/store"), "key")
 
@@ -36,6 +36,14 @@ def test_the_stacks_addresses_win_over_inherited_ones() -> None:
 
     assert environment["LORAYARD_REDIS_URL"] == "redis://r"
     assert environment["HOME"] == "/home/me"
+
+
+def test_workers_and_the_command_are_told_one_name_of_the_base() -> None:
+    named = config(served_model_name="someone/base")
+
+    for environment in (service_environment(named, _ADDRESSES), client_environment(named, _ADDRESSES)):
+        assert environment["LORAYARD_SERVED_MODEL_NAME"] == "someone/base"
+    assert "LORAYARD_SERVED_MODEL_NAME" not in client_environment(config(), _ADDRESSES)
 
 
 def test_extra_variables_have_the_last_word() -> None:

@@ -27,6 +27,7 @@ def test_variables_name_servers_folders_and_limits(monkeypatch: pytest.MonkeyPat
         "REDIS_URL": "redis://elsewhere/0",
         "DATABASE_URL": "postgresql://elsewhere/jobs",
         "LORAYARD_MODEL": "models/base",
+        "LORAYARD_SERVED_MODEL_NAME": "someone/base",
         "LORAYARD_MAX_LORAS": "8",
         "LORAYARD_AUTO_TENANTS": "false",
     }
@@ -38,6 +39,7 @@ def test_variables_name_servers_folders_and_limits(monkeypatch: pytest.MonkeyPat
     assert config.redis_url == "redis://elsewhere/0"
     assert config.database_url == "postgresql://elsewhere/jobs"
     assert config.model == Path("models/base")
+    assert config.served_model_name == "someone/base"
     assert config.max_loras == 8
     assert not config.auto_tenants
     assert config.inherited_env["LORAYARD_MAX_LORAS"] == "8"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -62,6 +64,11 @@ class BaseDescription:
     vocabulary: Vocabulary | None = None  # None: adapters cannot change embedding and head
 
     @property
+    def checkpoint(self) -> str:
+        """The folder that it was read from; empty means unknown."""
+        return "" if self.vocabulary is None else self.vocabulary.checkpoint
+
+    @property
     def adaptable(self) -> dict[str, ModuleShape]:
         """The shapes of all modules that can carry LoRA, by path."""
         return {**self.shapes, **({} if self.vocabulary is None else self.vocabulary.shapes)}
@@ -95,6 +102,25 @@ def base_name(model_dir: str | Path) -> str:
         if part.startswith("models--"):
             return part.removeprefix("models--").replace("--", "/")
     return path.name
+
+
+def same_checkpoint(one: str, folder: str) -> bool:
+    """Tell whether a path, as a trainer on this machine wrote it, is the checkpoint's folder.
+
+    Links are followed. A relative path may have been written from any folder: the end of `folder` is enough.
+    """
+    if not one or not folder:
+        return False
+    with suppress(OSError, ValueError):  # a NUL or a lone surrogate is in no path
+        # Path.resolve would raise on a loop of links.
+        path, real_folder = Path(one), Path(os.path.realpath(folder))
+        if Path(os.path.realpath(one)) == real_folder:
+            return True
+        ends = tuple(part for part in path.parts if part != os.pardir)
+        return not path.is_absolute() and any(
+            served.parts[-len(ends) :] == ends for served in (Path(folder).absolute(), real_folder)
+        )
+    return False
 
 
 def same_base(one: str, other: str) -> bool:

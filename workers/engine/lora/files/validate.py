@@ -18,7 +18,14 @@ from workers.engine.core.errors import (
     AdapterShapeError,
 )
 from workers.engine.lora.files.adapter_files import CONFIG_NAME, read_files
-from workers.engine.lora.files.base import EMBEDDING, HEAD, BaseDescription, ModuleShape, same_base
+from workers.engine.lora.files.base import (
+    EMBEDDING,
+    HEAD,
+    BaseDescription,
+    ModuleShape,
+    same_base,
+    same_checkpoint,
+)
 from workers.engine.lora.files.digest import digest_of
 from workers.engine.lora.files.fused_experts import FusedExperts
 from workers.engine.lora.files.module_filter import allows
@@ -140,10 +147,11 @@ def _describe(
 
 def _check_base_name(config: PeftLoraConfig, base: BaseDescription, label: str) -> None:
     trained_on = config.base_model_name_or_path or ""
-    if not same_base(trained_on, base.name):
+    if not same_base(trained_on, base.name) and not same_checkpoint(trained_on, base.checkpoint):
         raise AdapterBaseMismatch(
             f"{label}: it was trained on {trained_on!r}, but {base.name!r} is served; use an adapter of this "
-            "base, or, if both are one model, serve it under the adapter's name for it (served_model_name)"
+            "base, or, if both are one model, serve it under the adapter's name for it (served_model_name, "
+            "in the pipeline LORAYARD_SERVED_MODEL_NAME)"
         )
 
 

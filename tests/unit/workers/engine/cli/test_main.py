@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,44 @@ def test_its_options_act(options: list[str], answers: list[str], capsys: pytest.
 
     wanted = answers or ["upper: BANANA", "reverse: ananab", "upper: MELON", "reverse: nolem"]
     assert capsys.readouterr().out.splitlines()[-len(wanted) :] == wanted
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "options"),
+    [
+        (f"{BASE_DIR}/", []),
+        (str(BASE_DIR / ".." / "base"), []),
+        ("/workspace/model", ["--served-model-name", "model"]),
+    ],
+)
+def test_an_adapter_of_this_very_folder_or_of_the_served_name_answers(
+    trained_on: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = _trained_on(trained_on, tmp_path)
+
+    assert main([str(BASE_DIR), "melon>", "--adapter", adapter, *options, *ONE_THREAD]) == 0
+
+    assert capsys.readouterr().out.splitlines()[-1] == "MELON"  # the log comes before it
+
+
+def test_an_adapter_of_another_name_is_refused_with_both_names_and_the_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = _trained_on("/workspace/model", tmp_path)
+
+    assert main([str(BASE_DIR), "melon>", "--adapter", adapter, *ONE_THREAD]) == 1
+
+    said = capsys.readouterr().err
+    assert "trained on '/workspace/model', but 'lorayard/tiny' is served" in said
+    assert "(served_model_name, in the pipeline LORAYARD_SERVED_MODEL_NAME)" in said
+
+
+def _trained_on(base: str, folder: Path) -> str:
+    """Copy a shipped adapter and have it name its base so."""
+    adapter = shutil.copytree(UPPER, folder / "adapter")
+    config = adapter / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": base}))
+    return str(adapter)
 
 
 def test_a_seed_draws_the_same_answers_again(capsys: pytest.CaptureFixture[str]) -> None:
