@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from kernels.lora.segments import Segments
 from kernels.lora.tables import PackedModuleSlots
-from kernels.registry import Kernels
 from workers.engine.core.step_input import PromptRows, StepInput
 from workers.engine.kv.kv_cache import KVCache
 from workers.engine.model.comm import Alone, Comm
 from workers.engine.model.config import ModelConfig
 from workers.engine.model.layers.adapted_linear import AdaptedLinear
-from workers.engine.model.layers.attention import Attention
+from workers.engine.model.layers.attention_backend import AttentionBackend
+from workers.engine.model.layers.decoder_layer import LayerParts, build_layer
 from workers.engine.model.layers.expert_linear import ExpertLinear
-from workers.engine.model.layers.mlp import MLP, build_mlp
 from workers.engine.model.layers.ops import RotaryTable, look_up_shard
 from workers.engine.model.weights import DecoderWeights, LayerWeights
 
@@ -61,15 +60,6 @@ class AdapterWeights(Protocol):
         ...
 
 
-class _Layer(NamedTuple):
-    """One layer, its parts connected."""
-
-    weights: LayerWeights
-    attention: Attention
-    mlp: MLP
-    rotary: int  # which of the decoder's rotary tables
-
-
 class Decoder:
     """Computes logits for a step's sampled rows, keeping keys and values in the cache."""
 
@@ -80,6 +70,7 @@ class Decoder:
         *,
         max_model_len: int,
         adapters: AdapterWeights | None,
+        attention: AttentionBackend,
         comm: Comm | None = None,
     ) -> None:
         """`comm` joins the ranks of a model whose weights were cut; None: the weights are whole."""
@@ -92,7 +83,9 @@ class Decoder:
         ropes = list(dict.fromkeys(kind.rope for kind in config.layers))
         self._rotary = [RotaryTable(rope, max_positions=max_model_len, dtype=dtype) for rope in ropes]
         self._layers = [
-            _connect(config, index, layer, adapters, weights.kernels, ropes.index(config.layers[index].rope))
+            build_layer(
+                self._parts(index, layer, ropes.index(config.layers[index].rope), adapters, attention)
+            )
             for index, layer in enumerate(weights.layers)
         ]
         # Rounded to the model's dtype before it multiplies, as transformers does.
@@ -108,17 +101,8 @@ class Decoder:
         residual = self._embed(step)
         rotations = [table.rows(step.positions) for table in self._rotary]
         delta: Tensor | None = None
-        add_rms_norm = self._add_rms_norm
-        eps = self._config.rms_norm_eps
-        for (weights, attention, mlp, rotary), kv in zip(self._layers, cache.layers, strict=True):
-            normed = add_rms_norm(residual, delta, weights.pre_attention_norm, eps)
-            delta = self._comm.add(attention(normed, rotations[rotary], step, kv))
-            if weights.post_attention_norm is not None:
-                delta = add_rms_norm(delta, None, weights.post_attention_norm, eps)
-            normed = add_rms_norm(residual, delta, weights.pre_mlp_norm, eps)
-            delta = self._comm.add(mlp(normed, step.segments))
-            if weights.post_mlp_norm is not None:
-                delta = add_rms_norm(delta, None, weights.post_mlp_norm, eps)
+        for layer, kv in zip(self._layers, cache.layers, strict=True):
+            delta = layer(residual, delta, rotations, step, kv)
         if read_prompt is not None:
             for prompt in step.prompts:
                 logits = self._logits(residual, delta, prompt.rows, prompt.segments)
@@ -127,6 +111,31 @@ class Decoder:
             return torch.empty((0, self._config.vocab_size))
         logits = self._logits(residual, delta, step.sampling.rows, step.head_segments)
         return logits[: step.sampling.num_rows]
+
+    def _parts(
+        self,
+        index: int,
+        weights: LayerWeights,
+        rotary: int,
+        adapters: AdapterWeights | None,
+        attention: AttentionBackend,
+    ) -> LayerParts:
+        def slots(name: str) -> PackedModuleSlots | None:
+            return None if adapters is None else adapters.packed(index, name)
+
+        kernels = self._weights.kernels
+        add = kernels.lora_add
+        return LayerParts(
+            self._config,
+            index,
+            rotary,
+            weights,
+            linears={name: AdaptedLinear(one, slots(name), add) for name, one in weights.linears.items()},
+            experts={name: ExpertLinear(some, slots(name), add) for name, some in weights.experts.items()},
+            kernels=kernels,
+            backend=attention,
+            comm=self._comm,
+        )
 
     def _embed(self, step: StepInput) -> Tensor:
         table = self._weights.embedding
@@ -154,21 +163,3 @@ class Decoder:
             self._vocabulary.adapt_logits(logits, normed, segments)
         softcap = self._config.final_logit_softcapping
         return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
-
-
-def _connect(
-    config: ModelConfig,
-    index: int,
-    weights: LayerWeights,
-    adapters: AdapterWeights | None,
-    kernels: Kernels,
-    rotary: int,
-) -> _Layer:
-    def slots(name: str) -> PackedModuleSlots | None:
-        return None if adapters is None else adapters.packed(index, name)
-
-    add = kernels.lora_add
-    linears = {name: AdaptedLinear(linear, slots(name), add) for name, linear in weights.linears.items()}
-    experts = {name: ExpertLinear(members, slots(name), add) for name, members in weights.experts.items()}
-    attention = Attention(config, index, weights, linears, kernels)
-    return _Layer(weights, attention, build_mlp(config, index, linears, experts, kernels), rotary)

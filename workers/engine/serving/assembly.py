@@ -21,6 +21,7 @@ from workers.engine.lora.residency.manager import LoRAManager
 from workers.engine.lora.tables.dora import DoraTerms
 from workers.engine.model.config import ModelConfig, load_model_config
 from workers.engine.model.decoder import Decoder
+from workers.engine.model.layers.attention_backend import choose_attention
 from workers.engine.model.quantization import in_flight
 from workers.engine.model.weights import DecoderWeights, load_weights
 from workers.engine.scheduling.batching import Batcher
@@ -94,7 +95,10 @@ def assemble(config: EngineConfig) -> EngineParts:
     adapters = _adapters(config, weights, dtype, loader_child) if config.enable_lora else None
     allocator = BlockAllocator(info.num_kv_blocks + 1)
     prefixes = _prefix_cache(config, allocator, adapters) if config.enable_prefix_caching else None
-    decoder = Decoder(model, weights, max_model_len=info.max_model_len, adapters=adapters)
+    attention = choose_attention(kernels, config.block_size)
+    decoder = Decoder(
+        model, weights, max_model_len=info.max_model_len, adapters=adapters, attention=attention
+    )
     grammars = GrammarCompiler(
         folder / "tokenizer.json", vocab_size=model.vocab_size, eos_token_ids=model.eos_token_ids
     )
@@ -109,7 +113,7 @@ def assemble(config: EngineConfig) -> EngineParts:
             num_kv_heads=model.num_kv_heads,
             vocab_size=model.vocab_size,
             dtype=dtype,
-            gathers_kv=not kernels.attends_in_place(config.block_size),
+            gathers_kv=attention.gathers,
             windows=model.windows,
         ),
         executor=LocalExecutor(decoder, _kv_cache(config, model, allocator.num_blocks, dtype)),

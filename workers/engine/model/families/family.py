@@ -50,7 +50,7 @@ class LayerNorms:
 
     pre_attention: str = "input_layernorm"
     post_attention: str | None = None
-    pre_mlp: str = "post_attention_layernorm"
+    pre_mlp: str | None = "post_attention_layernorm"  # None: one norm serves attention and MLP
     post_mlp: str | None = None
 
 

@@ -17,6 +17,7 @@ from workers.engine.core.sequence import Sequence
 from workers.engine.kv.kv_cache import KVCache
 from workers.engine.model.config import ModelConfig, load_model_config
 from workers.engine.model.decoder import Decoder
+from workers.engine.model.layers.attention_backend import choose_attention
 from workers.engine.model.weights import load_weights
 from workers.engine.scheduling.batching import Schedule, ScheduledRows
 from workers.engine.scheduling.step_builder import StepBuilder
@@ -38,13 +39,16 @@ def teacher_forced_logits(
 ) -> Tensor:  # [num_chunks, vocab_size]
     """Feed TOKEN_IDS in chunks; return the logits after each."""
     config = load_model_config(folder)
-    decoder = Decoder(config, load_weights(folder, config, dtype), max_model_len=128, adapters=None)
+    attention = choose_attention(build("cpu", dtype), 16)
+    decoder = Decoder(
+        config, load_weights(folder, config, dtype), max_model_len=128, adapters=None, attention=attention
+    )
     builder = StepBuilder(
         block_size=16,
         num_kv_heads=config.num_kv_heads,
         vocab_size=config.vocab_size,
         dtype=dtype,
-        gathers_kv=not build("cpu", dtype).attends_in_place(16),
+        gathers_kv=attention.gathers,
     )
     cache = _cache(config, dtype)
     params = SamplingParams(temperature=0.0)

@@ -22,6 +22,7 @@ from workers.engine.lora.tables.adapter_weights import pack_adapter
 from workers.engine.lora.tables.packed_slots import PackedAdapter
 from workers.engine.model.config import load_model_config
 from workers.engine.model.decoder import Decoder
+from workers.engine.model.layers.attention_backend import choose_attention
 from workers.engine.model.layout import layer_modules
 from workers.engine.model.weights import load_weights
 from workers.engine.parallel.adapters import cut_adapter
@@ -63,6 +64,9 @@ class Tables:
         return self._tables[layer, module]
 
 
+ATTENTION = choose_attention(build("cpu", torch.float32), 16)
+
+
 def describe_steps(config, windows) -> list[StepInput]:
     """Build a prefill of all prompts and two decode steps; the answers do not matter, so tokens are given."""
     builder = StepBuilder(
@@ -70,7 +74,7 @@ def describe_steps(config, windows) -> list[StepInput]:
         num_kv_heads=config.num_kv_heads,
         vocab_size=config.vocab_size,
         dtype=torch.float32,
-        gathers_kv=not build("cpu", torch.float32).attends_in_place(16),
+        gathers_kv=ATTENTION.gathers,
         windows=windows,
     )
     sequences = [
@@ -117,6 +121,7 @@ def main(base: str, adapter: str, meeting: str, rank: str, size: str) -> None:
         cut_weights(load_weights(Path(base), whole, torch.float32), whole, shard),
         max_model_len=64,
         adapters=Tables(cut_adapter(packed.modules, whole, shard), whole, shard),
+        attention=ATTENTION,
         comm=ProcessGroupComm(dist.group.WORLD),
     )
     cache = KVCache(

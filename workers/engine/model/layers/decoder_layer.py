@@ -1,0 +1,107 @@
+"""What the decoder asks of a layer, the parts that layers are made of, and the block of most families.
+
+A family with another block names a builder in `LAYER_BUILDERS`; see docs/models.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from kernels.registry import Kernels
+from workers.engine.core.step_input import StepInput
+from workers.engine.model.comm import Comm
+from workers.engine.model.config import ModelConfig
+from workers.engine.model.layers.adapted_linear import AdaptedLinear
+from workers.engine.model.layers.attention import Attention
+from workers.engine.model.layers.attention_backend import AttentionBackend
+from workers.engine.model.layers.expert_linear import ExpertLinear
+from workers.engine.model.layers.mlp import MLP, build_mlp
+from workers.engine.model.layers.ops import Rotation
+from workers.engine.model.weights import LayerWeights
+
+
+class DecoderLayer(Protocol):
+    """One layer of a decoder."""
+
+    def __call__(
+        self,
+        residual: Tensor,  # [num_tokens, hidden_size], changed in place
+        delta: Tensor | None,  # [num_tokens, hidden_size], what the layer before adds; None in the first
+        rotations: Sequence[Rotation],  # one for each of the model's rotary tables
+        step: StepInput,
+        kv: tuple[Tensor, Tensor],  # this layer's keys and values
+    ) -> Tensor:  # [num_tokens, hidden_size]
+        """Add `delta` to `residual`; return what this layer adds in its turn."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LayerParts:
+    """What a layer is built of: its weights with the adapters upon them, and the model's kernels."""
+
+    config: ModelConfig
+    index: int
+    rotary: int  # which of the rotations is this layer's
+    weights: LayerWeights
+    linears: Mapping[str, AdaptedLinear]  # by PackedLinear.name
+    experts: Mapping[str, ExpertLinear]  # likewise; empty in dense layers
+    kernels: Kernels
+    backend: AttentionBackend
+    comm: Comm  # sums what several ranks have computed
+
+    def attention(self) -> Attention:
+        """Connect the layer's attention."""
+        return Attention(self.config, self.index, self.weights, self.linears, self.backend)
+
+    def mlp(self) -> MLP:
+        """Connect the layer's MLP, dense or with experts."""
+        return build_mlp(self.config, self.index, self.linears, self.experts, self.kernels)
+
+
+class SequentialLayer:
+    """x + attention(norm(x)), then y + mlp(norm(y)); some families norm what is added as well."""
+
+    def __init__(self, parts: LayerParts) -> None:
+        assert parts.weights.pre_mlp_norm is not None, "this block has a norm before its MLP"
+        self._weights = parts.weights
+        self._pre_mlp_norm = parts.weights.pre_mlp_norm
+        self._attention = parts.attention()
+        self._mlp = parts.mlp()
+        self._rotary = parts.rotary
+        self._add_rms_norm = parts.kernels.add_rms_norm
+        self._eps = parts.config.rms_norm_eps
+        self._comm = parts.comm
+
+    def __call__(
+        self,
+        residual: Tensor,
+        delta: Tensor | None,
+        rotations: Sequence[Rotation],
+        step: StepInput,
+        kv: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Add `delta` to `residual`; return what this layer adds in its turn."""
+        weights, add_rms_norm, eps = self._weights, self._add_rms_norm, self._eps
+        normed = add_rms_norm(residual, delta, weights.pre_attention_norm, eps)
+        delta = self._comm.add(self._attention(normed, rotations[self._rotary], step, kv))
+        if weights.post_attention_norm is not None:
+            delta = add_rms_norm(delta, None, weights.post_attention_norm, eps)
+        normed = add_rms_norm(residual, delta, self._pre_mlp_norm, eps)
+        delta = self._comm.add(self._mlp(normed, step.segments))
+        if weights.post_mlp_norm is not None:
+            delta = add_rms_norm(delta, None, weights.post_mlp_norm, eps)
+        return delta
+
+
+LayerBuilder = Callable[[LayerParts], DecoderLayer]
+LAYER_BUILDERS: dict[str, LayerBuilder] = {}
+"""By architecture; what is not named here has the sequential block."""
+
+
+def build_layer(parts: LayerParts) -> DecoderLayer:
+    """Build one layer as its family's block."""
+    return LAYER_BUILDERS.get(parts.config.family.architecture, SequentialLayer)(parts)
