@@ -13,6 +13,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, Operationa
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from db.errors import DatabaseUnavailable, InvalidDatabaseUrl
+from db.judge import needs_new_connection, reason_of, sqlstate_of
 from db.settings import DatabaseSettings
 
 T = TypeVar("T")
@@ -28,11 +29,21 @@ STATEMENT_TIMEOUT: Final = "57014"
 MAX_TRIES: Final = 5
 CONNECT_TIMEOUT_S: Final = 5
 
+MAX_HOLD_MS: Final = 4000
+"""So long may a transaction of the pipeline wait for a lock, or hold its own while its process is stopped."""
+
+# In the transaction, since a pooler such as pgbouncer passes on neither options nor SET.
+_BOUND = text("""
+    SELECT set_config('lock_timeout', :lock, true), set_config('statement_timeout', :statement, true),
+        set_config('idle_in_transaction_session_timeout', :idle, true)
+""")
+
 
 class Database:
     """The ledger as one process sees it. Safe to share between threads; after a fork make a new one.
 
-    Raises InvalidDatabaseUrl at once; connects only when first used.
+    Raises InvalidDatabaseUrl at once; connects only when first used. With `lock_timeout_ms`, no transaction
+    waits longer for one lock, nor holds locks for more than MAX_HOLD_MS while this process does nothing.
     """
 
     def __init__(
@@ -41,9 +52,12 @@ class Database:
         *,
         pool_size: int = 5,
         statement_timeout_ms: int = 30_000,
+        lock_timeout_ms: int | None = None,
         name: str = "lorayard",
     ) -> None:
         self._url = parse_url(url)
+        self._lock_timeout_ms = lock_timeout_ms
+        self._statement_timeout_ms = statement_timeout_ms
         self._engine: Engine = create_engine(
             self._url,
             pool_size=pool_size,
@@ -53,12 +67,15 @@ class Database:
         )
 
     @classmethod
-    def from_settings(cls, settings: DatabaseSettings, *, name: str = "lorayard") -> Self:
+    def from_settings(
+        cls, settings: DatabaseSettings, *, lock_timeout_ms: int | None = None, name: str = "lorayard"
+    ) -> Self:
         """Make it from what the edge has read."""
         return cls(
             settings.database_url.get_secret_value(),
             pool_size=settings.database_pool_size,
             statement_timeout_ms=settings.statement_timeout_ms,
+            lock_timeout_ms=lock_timeout_ms,
             name=name,
         )
 
@@ -72,12 +89,16 @@ class Database:
         """Open one transaction that commits at the end of the block; raises DatabaseUnavailable."""
         try:
             with self._engine.begin() as connection:
+                self._bound(connection)
                 yield connection
         except PoolTimeout as error:
             raise DatabaseUnavailable(
                 f"no connection to {self.safe_url} came free: raise LORAYARD_DATABASE_POOL_SIZE"
             ) from error
         except DBAPIError as error:
+            if needs_new_connection(error):
+                # All idle ones go: after a fail-over they lead to the same read-only server.
+                self._engine.dispose()
             if _is_unreachable(error):
                 raise self._unavailable(error) from error
             raise
@@ -89,7 +110,7 @@ class Database:
                 with self.transaction() as connection:
                     return work(connection)
             except DBAPIError as error:
-                if attempt == MAX_TRIES or _sqlstate(error) not in RETRIED_SQLSTATES:
+                if attempt == MAX_TRIES or sqlstate_of(error) not in RETRIED_SQLSTATES:
                     raise
                 time.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311
         raise AssertionError("the last try either returns or raises")
@@ -103,10 +124,15 @@ class Database:
         """Close every idle connection."""
         self._engine.dispose()
 
+    def _bound(self, connection: Connection) -> None:
+        if self._lock_timeout_ms is None:
+            return
+        bounds = {"lock": self._lock_timeout_ms, "statement": self._statement_timeout_ms, "idle": MAX_HOLD_MS}
+        connection.execute(_BOUND, {name: f"{limit_ms}ms" for name, limit_ms in bounds.items()})
+
     def _unavailable(self, error: DBAPIError) -> DatabaseUnavailable:
-        reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else repr(error.orig)
         return DatabaseUnavailable(
-            f"Postgres at {self.safe_url} does not answer ({reason}): "
+            f"Postgres at {self.safe_url} does not answer ({reason_of(error)}): "
             "check that it runs and that LORAYARD_DATABASE_URL is right"
         )
 
@@ -145,11 +171,7 @@ def _is_unreachable(error: DBAPIError) -> bool:
     """Tell a lost or refused connection from a statement that failed for its own reasons."""
     if error.connection_invalidated:
         return True
-    sqlstate = _sqlstate(error)
+    sqlstate = sqlstate_of(error)
     if sqlstate is None:
         return isinstance(error, (OperationalError, InterfaceError))
     return sqlstate[:2] in UNREACHABLE_CLASSES and sqlstate != STATEMENT_TIMEOUT
-
-
-def _sqlstate(error: DBAPIError) -> str | None:
-    return getattr(error.orig, "sqlstate", None)

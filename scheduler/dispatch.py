@@ -10,8 +10,10 @@ import structlog
 from celery import Celery
 from kombu.entity import Exchange, Queue
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
 from db.errors import DatabaseError
+from db.judge import explain
 from db.records import LeasedJob
 from db.repositories.leases import LeaseRepository
 from lorayard.contract.ids import uuid7
@@ -125,8 +127,8 @@ class Dispatcher:
         logger.warning("micro_batches.not_published", batches=len(batches))
         try:
             self._office.transact(lambda connection: self._release_in(connection, batches))
-        except DatabaseError as error:
-            logger.warning("micro_batches.not_released", batches=len(batches), error=str(error))
+        except (DatabaseError, SQLAlchemyError) as error:
+            logger.warning("micro_batches.not_released", batches=len(batches), error=explain(error))
 
     def _release_in(self, connection: Connection, batches: Sequence[MicroBatch]) -> None:
         for batch in batches:

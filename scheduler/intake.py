@@ -8,8 +8,10 @@ from typing import Final, NamedTuple
 
 import structlog
 from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
 
 from db.errors import DatabaseError
+from db.judge import Fault, fault_of
 from db.records import Admitted, FinishedJob, NewJob
 from db.repositories.admission import AdmissionRepository
 from db.repositories.results import fetch_finished
@@ -22,7 +24,6 @@ from scheduler.admission import judge
 from scheduler.catalogue import Catalogue
 from scheduler.flower_desk import FlowerDesk
 from scheduler.office import Office
-from scheduler.refusals import is_refusal
 from scheduler.streams import BLOCK_JOBS, LeaderStreams, StreamEntry
 from scheduler.tenancy import Tenancy
 
@@ -91,13 +92,22 @@ class Intake:
         except DatabaseError:
             raise
         except Exception as error:
-            if not is_refusal(error):
+            if fault_of(error) not in (Fault.ROW, Fault.REPEAT):
                 raise
             if len(offers) == 1:
-                self._put_aside(offers[0].entry, error)
-                return []
+                return self._admit_alone(offers[0], now_ms, error)
         middle = len(offers) // 2
         return self._commit(offers[:middle], now_ms) + self._commit(offers[middle:], now_ms)
+
+    def _admit_alone(self, offer: Offer, now_ms: int, error: Exception) -> list[Verdict]:
+        """Put a refused job aside; one whose row was just written by somebody else is looked at once more."""
+        if fault_of(error) is Fault.REPEAT:
+            try:
+                return self.office.transact(lambda connection: self._offer(connection, [offer], now_ms))
+            except IntegrityError as refusal:
+                error = refusal
+        self._put_aside(offer.entry, error)
+        return []
 
     def _offer(self, connection: Connection, offers: Sequence[Offer], now_ms: int) -> list[Verdict]:
         self.catalogue.refresh(connection)

@@ -10,8 +10,10 @@ from typing import Final
 import structlog
 from kombu.exceptions import OperationalError as BrokerError
 from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
 
-from db.errors import DatabaseUnavailable, Deposed
+from db.errors import DatabaseError, Deposed
+from db.judge import Fault, explain, fault_of
 from db.repositories.backlog import BacklogRepository
 from db.repositories.leases import LeaseRepository
 from scheduler.cadence import Every
@@ -161,12 +163,8 @@ class Leader:
         return WAITING_BLOCK_MS if len(self.queue.backlog) else IDLE_BLOCK_MS
 
     def _note_failure(self, error: Exception) -> None:
-        if isinstance(error, DatabaseUnavailable):
+        is_of_ledger = isinstance(error, (DatabaseError, SQLAlchemyError))
+        if is_of_ledger and fault_of(error) is Fault.SERVER:
             self.keeper.contact_lost()
-        expected = isinstance(error, (DatabaseUnavailable, RedisError, BrokerError))
-        logger.error(
-            "leader.failed",
-            term=self.office.term,
-            error=f"{type(error).__name__}: {error}",
-            exc_info=not expected,
-        )
+        expected = is_of_ledger or isinstance(error, (RedisError, BrokerError))
+        logger.error("leader.failed", term=self.office.term, error=explain(error), exc_info=not expected)

@@ -13,10 +13,9 @@ from uuid import uuid4
 import structlog
 from celery import Celery
 from redis import Redis
-from sqlalchemy.exc import SQLAlchemyError
 
-from db.database import Database
-from db.errors import DatabaseUnavailable
+from db.database import MAX_HOLD_MS, Database
+from db.judge import explain
 from lorayard.contract.pool import PoolInfo
 from lorayard.server.celery_app import make_app
 from lorayard.server.flower_events import JobEvents
@@ -68,10 +67,20 @@ class Scheduler:
         )
         url = settings.database_url.get_secret_value()
         self._database = Database(
-            url, pool_size=2, statement_timeout_ms=settings.statement_timeout_ms, name="lorayard-scheduler"
+            url,
+            pool_size=2,
+            statement_timeout_ms=settings.statement_timeout_ms,
+            lock_timeout_ms=MAX_HOLD_MS,
+            name="lorayard-scheduler",
         )
         # Its own connection: a renewal never waits for one that the loop has in use.
-        self._terms = Database(url, pool_size=1, statement_timeout_ms=TERM_TIMEOUT_MS, name="lorayard-term")
+        self._terms = Database(
+            url,
+            pool_size=1,
+            statement_timeout_ms=TERM_TIMEOUT_MS,
+            lock_timeout_ms=TERM_TIMEOUT_MS,
+            name="lorayard-term",
+        )
         self._redis: Redis = Redis.from_url(
             settings.redis_url,
             protocol=2,
@@ -106,8 +115,8 @@ class Scheduler:
         """Try to take office and lead; answers how long to wait before the next try."""
         try:
             keeper = TermKeeper.take(self._terms, self.info.pool, self._holder, self._settings.term_ttl_s)
-        except (DatabaseUnavailable, SQLAlchemyError) as error:
-            logger.warning("scheduler.ledger_unavailable", error=str(error))
+        except Exception as error:  # noqa: BLE001 - without a term nothing is at stake but the next try
+            logger.warning("scheduler.ledger_unavailable", error=explain(error))
             return RETRY_S
         if keeper is None:
             self._touch_ready_file()

@@ -7,10 +7,9 @@ import time
 from typing import Final
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from db.database import Database
-from db.errors import DatabaseUnavailable
+from db.judge import explain
 from db.repositories.terms import TermRepository
 
 RENEWALS_PER_TTL: Final = 4
@@ -68,8 +67,8 @@ class TermKeeper:
             self._database.run(
                 lambda connection: TermRepository(connection).resign(self._pool, self._holder, self.term)
             )
-        except (DatabaseUnavailable, SQLAlchemyError) as error:
-            logger.warning("term.not_resigned", term=self.term, error=str(error))
+        except Exception as error:  # noqa: BLE001 - the term ends by itself if it cannot be given back
+            logger.warning("term.not_resigned", term=self.term, error=explain(error))
 
     def _run(self) -> None:
         while not self._closed.wait(self._ttl_s / RENEWALS_PER_TTL):
@@ -79,7 +78,7 @@ class TermKeeper:
                 return
 
     def _renew(self) -> bool:
-        """Renew once; an unreachable ledger says nothing about who leads."""
+        """Renew once; a ledger that does not answer says nothing about who leads."""
         asked_at = time.monotonic()
         try:
             renewed = self._database.run(
@@ -87,9 +86,9 @@ class TermKeeper:
                     self._pool, self._holder, self.term, self._ttl_s
                 )
             )
-        except (DatabaseUnavailable, SQLAlchemyError) as error:
+        except Exception as error:  # noqa: BLE001 - a thread that died of one would take the office with it
             self.contact_lost()
-            logger.warning("term.not_renewed", term=self.term, error=str(error))
+            logger.warning("term.not_renewed", term=self.term, error=explain(error))
             return True
         self._valid_until = asked_at + self._ttl_s
         return renewed

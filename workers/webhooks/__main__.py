@@ -7,6 +7,7 @@ import signal
 import sys
 
 from db import Database, DatabaseSettings
+from db.database import MAX_HOLD_MS
 from db.secrets import SecretBox
 from db.settings import SecretSettings
 from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings
@@ -44,7 +45,7 @@ def main() -> int:
     except ValueError as error:
         print(f"workers.webhooks: {error}", file=sys.stderr)  # noqa: T201
         return BAD_ENVIRONMENT
-    database = Database.from_settings(ledger, name="lorayard-webhooks")
+    database = Database.from_settings(ledger, lock_timeout_ms=MAX_HOLD_MS, name="lorayard-webhooks")
     try:
         asyncio.run(serve(settings, database, secrets))
     finally:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
-from db.errors import DatabaseUnavailable, SecretUnreadable
+from db.errors import DatabaseError, SecretUnreadable
+from db.judge import Fault, explain, fault_of
 from db.records import Delivery
 from db.secrets import SecretBox
 from lorayard.webhooks import signed_headers
@@ -54,8 +56,8 @@ class Relay:
         while not stop.is_set():
             try:
                 num_claimed = await self._claim_and_start()
-            except DatabaseUnavailable as error:
-                logger.warning("relay.ledger_unavailable", error=str(error))
+            except (DatabaseError, SQLAlchemyError) as error:
+                logger.warning("relay.ledger_unavailable", error=explain(error))
                 await _pause(stop, OUTAGE_PAUSE_S)
                 continue
             if not ready:
@@ -131,7 +133,9 @@ class Relay:
         while True:
             try:
                 return await write()
-            except DatabaseUnavailable:
+            except (DatabaseError, SQLAlchemyError) as error:
+                if fault_of(error) not in (Fault.SERVER, Fault.SCHEMA):
+                    raise
                 if time.monotonic() >= deadline:
                     return False
                 await asyncio.sleep(OUTAGE_PAUSE_S)

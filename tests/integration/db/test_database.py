@@ -101,3 +101,50 @@ def test_a_statement_that_runs_too_long_is_ended_and_postgres_not_called_away(da
     with pytest.raises(DBAPIError, match="statement timeout"), database.transaction() as connection:
         connection.execute(text("SELECT pg_sleep(5)"))
     database.dispose()
+
+
+def test_a_lock_is_waited_for_no_longer_than_bounded(ledger: Ledger, database_url: str) -> None:
+    database = Database(database_url, lock_timeout_ms=50)
+
+    with ledger.database.transaction() as connection:
+        connection.execute(text("LOCK TABLE tenants"))
+        with pytest.raises(DBAPIError, match="lock timeout"):
+            database.run(lambda c: c.execute(text("SELECT * FROM tenants")).all())
+    database.dispose()
+
+
+def test_a_transaction_of_a_process_that_stands_still_is_ended(
+    ledger: Ledger, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("db.database.MAX_HOLD_MS", 100)
+    database = Database(database_url, lock_timeout_ms=50)
+
+    def stands_still(connection: Connection) -> None:
+        connection.execute(text("LOCK TABLE tenants"))
+        # It gets the lock while the other still believes that it holds it.
+        ledger.sql("LOCK TABLE tenants")
+        connection.execute(text("SELECT 1"))
+
+    with pytest.raises(DatabaseUnavailable, match="idle-in-transaction"):
+        database.run(stands_still)
+    database.ping()
+    database.dispose()
+
+
+@pytest.mark.parametrize("sqlstate", ["25006", "26000", "0A000"])
+def test_what_the_connection_is_to_blame_for_is_tried_again_on_a_new_one(
+    database_url: str, sqlstate: str
+) -> None:
+    database = Database(database_url, pool_size=1)
+    refuse = text(f"DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{sqlstate}'; END $$")
+
+    def pid(connection: Connection) -> int:
+        return int(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
+
+    first = database.run(pid)
+    assert database.run(pid) == first
+    with pytest.raises(DBAPIError):
+        database.run(lambda c: c.execute(refuse))
+
+    assert database.run(pid) != first
+    database.dispose()
