@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from db.records import FinishedJob
@@ -40,6 +40,7 @@ class Reporter:
 
     incarnation: str
     vitals: Vitals
+    takes_work: Callable[[], bool] = lambda: True
     draining: bool = False
 
     def events(self, bulletin: Bulletin) -> list[WorkerEvent]:
@@ -53,7 +54,8 @@ class Reporter:
         return events
 
     def _event(self, news: ResidencyNews, bulletin: Bulletin) -> WorkerEvent:
-        room = Room(0, 0) if self.draining else self.vitals.room
+        draining = self.draining or not self.takes_work()
+        room = Room(0, 0) if draining else self.vitals.room
         return WorkerEvent(
             incarnation=self.incarnation,
             free_seqs=room.free_seqs,
@@ -63,7 +65,7 @@ class Reporter:
             ended=ended_jobs(bulletin.finished),
             held=bulletin.held,
             failures=tuple(bulletin.failures),
-            draining=self.draining,
+            draining=draining,
         )
 
 

@@ -15,7 +15,7 @@ from typing import NoReturn
 import structlog
 from redis import Redis
 
-from db.database import Database
+from db.database import MAX_HOLD_MS, Database
 from lorayard.contract.keys import PoolKeys
 from lorayard.process.environment import readable_settings
 from lorayard.process.logs import configure_logs
@@ -26,7 +26,7 @@ from workers.app import app
 from workers.bulletin import Reporter
 from workers.celery_worker import CeleryWorker, is_revoked
 from workers.commands import CommandReader
-from workers.committer import Committer, finish_in
+from workers.committer import Committer, PostgresLedger
 from workers.engine.core.config import EngineConfig
 from workers.engine.core.errors import EngineStartError
 from workers.engine.serving.assembly import EngineInfo
@@ -34,16 +34,20 @@ from workers.engine.serving.process import EngineProcess
 from workers.engine_host import EngineHost
 from workers.holding import HoldingTable
 from workers.lease import LeaseKeeper
+from workers.ledger_health import LedgerHealth
 from workers.registration import Registration, limits_of
 from workers.requests import AdapterIds
 from workers.service import Ending, Parts, WorkerService
 from workers.settings import WorkerSettings
+from workers.spill import Spill
 from workers.tasks import MicroBatchDesk, define_tasks
 from workers.token_writer import TokenWriter
 from workers.vitals import Room, Vitals
 
-LEASE_STATEMENT_TIMEOUT_MS = 5_000
-"""A renewal that takes longer than half a lease is better tried again."""
+STATEMENTS_PER_LEASE = 5
+"""A beat is three statements: were each as slow as it may be, the lease would still be renewed in time."""
+
+LOCKS_PER_LEASE = 10
 
 logger = structlog.get_logger(__name__)
 
@@ -144,15 +148,28 @@ def _wire(
     keys = PoolKeys(settings.pool)
     redis = Redis.from_url(settings.redis_url, **BROKER_SOCKETS)
     vitals = Vitals(Room(info.max_num_seqs, info.num_kv_blocks))
-    reporter = Reporter(incarnation, vitals)
+    health = LedgerHealth()
+    reporter = Reporter(incarnation, vitals, lambda: health.takes_work)
     announcer = Announcer(redis, keys.worker_events, reporter, JobEvents(app, hostname))
     tokens = TokenWriter(Redis.from_url(settings.redis_url, **BROKER_SOCKETS))
     holding = HoldingTable(lambda _task_id: celery.wake())
     committer = Committer(
-        finish_in(Database(settings.database_url, pool_size=1, name="lorayard-commits"), incarnation),
+        PostgresLedger(
+            Database(
+                settings.database_url,
+                pool_size=1,
+                statement_timeout_ms=settings.statement_timeout_ms,
+                lock_timeout_ms=MAX_HOLD_MS,
+                name="lorayard-commits",
+            ),
+            incarnation,
+        ),
         holding,
         announcer.committed,
+        health=health,
+        spill=Spill(settings.spill_dir, incarnation),
         max_uncommitted=settings.max_uncommitted,
+        suspect_after_s=settings.suspect_after_s,
     )
     host = EngineHost(
         engine,
@@ -166,22 +183,26 @@ def _wire(
         caches_by_tenant=settings.prefix_cache == "tenant",
         on_text=tokens.put,
     )
+    lease_ms = settings.worker_lease_s * 1000
     registration = Registration(
         Database(
             settings.database_url,
-            pool_size=1,
-            statement_timeout_ms=LEASE_STATEMENT_TIMEOUT_MS,
+            pool_size=2,  # a drain has its word between beats
+            statement_timeout_ms=round(lease_ms / STATEMENTS_PER_LEASE),
+            lock_timeout_ms=min(MAX_HOLD_MS, round(lease_ms / LOCKS_PER_LEASE)),
             name="lorayard-lease",
         ),
         incarnation,
         settings.pool,
         hostname,
         limits_of(info),
+        lease_s=settings.worker_lease_s,
     )
     lease = LeaseKeeper(
         registration,
         holding,
         host,
+        health=health,
         on_registered=service.on_registered,
         heartbeat=service.on_heartbeat,
         on_lost=lambda: service.end(Ending.LEASE_LOST),

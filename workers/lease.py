@@ -8,21 +8,25 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from db.errors import DatabaseUnavailable
-from db.records import Renewal
+from db.judge import explain, fault_of
 from lorayard.contract.messages import HeldJob
 from workers.engine_host import EngineHost
 from workers.holding import HoldingTable
+from workers.ledger_health import LedgerHealth
 from workers.registration import Registration
 
-RENEW_EVERY_S = 2.0
-RETRY_S = 0.5
+RENEWALS_PER_LEASE = 5
+RETRIES_PER_LEASE = 20
 
 logger = structlog.get_logger(__name__)
 
 
 class LeaseKeeper:
-    """A thread of its own with a connection of its own: no commit or load may delay a renewal."""
+    """A thread of its own with a connection of its own: no commit or load may delay a renewal.
+
+    Each beat is three transactions. Whatever the first raises is a failed beat, soon tried again; the others
+    may fail as long as they like.
+    """
 
     def __init__(
         self,
@@ -30,6 +34,7 @@ class LeaseKeeper:
         holding: HoldingTable,
         host: EngineHost,
         *,
+        health: LedgerHealth,
         on_registered: Callable[[], None],
         heartbeat: Callable[[Sequence[HeldJob]], None],
         on_lost: Callable[[], None],
@@ -37,11 +42,12 @@ class LeaseKeeper:
         self._registration = registration
         self._holding = holding
         self._host = host
+        self._health = health
         self._on_registered = on_registered
         self._heartbeat = heartbeat
         self._on_lost = on_lost
         self._closed = threading.Event()
-        self._reached = True
+        self._failing: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
 
     def start(self) -> None:
@@ -56,44 +62,58 @@ class LeaseKeeper:
             self._thread.join(timeout=5.0)
 
     def _run(self) -> None:
-        self._register()
+        retry_s = self._registration.lease_s / RETRIES_PER_LEASE
+        while not self._attempt("registration", self._register):
+            if self._closed.wait(retry_s):
+                return
         next_at = time.monotonic()
         while not self._closed.wait(max(0.0, next_at - time.monotonic())):
-            next_at = time.monotonic() + (RENEW_EVERY_S if self._beat() else RETRY_S)
+            began_at = time.monotonic()
+            if self._beat():
+                next_at = began_at + self._registration.lease_s / RENEWALS_PER_LEASE
+            else:
+                next_at = time.monotonic() + retry_s
 
     def _register(self) -> None:
-        while not self._closed.is_set():
-            try:
-                self._registration.enter()
-            except DatabaseUnavailable as error:
-                logger.warning("worker.not_registered", error=str(error))
-                self._closed.wait(RETRY_S)
-            else:
-                self._on_registered()
-                return
+        self._registration.enter()
+        self._on_registered()
 
     def _beat(self) -> bool:
-        held = self._holding.report()
-        self._heartbeat(held)
-        renewal = self._renew(held)
-        if renewal is None:
+        """Renew before all else; answers whether that went through."""
+        renewed = self._attempt("renewal", self._renew)
+        if self._closed.is_set():
+            return renewed
+        self._attempt("heartbeat", lambda: self._heartbeat(self._holding.report()))
+        if renewed:
+            self._attempt("aborts", self._abort)
+            self._attempt("running jobs", lambda: self._registration.report(self._holding.report()))
+        return renewed
+
+    def _attempt(self, part: str, act: Callable[[], None]) -> bool:
+        """Do one part of a beat; no exception gets further, and a row of them is logged once."""
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 - a thread that died of one would take the lease with it
+            self._health.failed(part, error)
+            if part not in self._failing:
+                logger.warning(
+                    "lease.beat_failed", part=part, fault=fault_of(error).value, error=explain(error)
+                )
+            self._failing.add(part)
             return False
-        if not renewal.alive:
-            logger.error("lease.lost", held=len(held))
-            self._closed.set()
-            self._on_lost()
-            return True
-        self._host.cancel(frozenset(renewal.cancelled))
-        self._host.fence(renewal.not_mine)
+        self._health.served(part)
+        self._failing.discard(part)
         return True
 
-    def _renew(self, held: Sequence[HeldJob]) -> Renewal | None:
-        try:
-            renewal = self._registration.renew(held)
-        except DatabaseUnavailable as error:
-            if self._reached:
-                logger.warning("lease.database_unavailable", error=str(error))
-            self._reached = False
-            return None
-        self._reached = True
-        return renewal
+    def _renew(self) -> None:
+        if self._registration.renew():
+            self._health.renewed()
+            return
+        logger.error("lease.lost", held=len(self._holding))
+        self._closed.set()
+        self._on_lost()
+
+    def _abort(self) -> None:
+        aborts = self._registration.aborts(self._holding.report())
+        self._host.cancel(frozenset(aborts.cancelled))
+        self._host.fence(aborts.not_mine)

@@ -31,6 +31,9 @@ class Outcome:
 
     ended: EndedAttempt
     failure: AdapterFailure | None = None
+    refused: EndedAttempt | None = None
+    """The end as it was before the ledger refused a value of it."""
+    was_spilled: bool = False
 
 
 def outcome_of(held: HeldAttempt, output: RequestOutput, now: float) -> Outcome:

@@ -1,4 +1,4 @@
-"""This incarnation's row in the ledger: entered once, renewed, and taken out of service at the end."""
+"""This incarnation's rows in the ledger: entered once, renewed, and taken out of service at the end."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import TypeVar
 import structlog
 
 from db.database import Database
-from db.errors import DatabaseUnavailable
-from db.records import Renewal, WorkerLimits
+from db.judge import explain
+from db.records import Aborts, WorkerLimits
 from db.repositories.workers import WorkerRepository
 from lorayard.contract.messages import HeldJob
 from workers.engine.serving.assembly import EngineInfo
 
-LEASE_S = 10.0
 LAST_WORD_S = 5.0
 RETRY_S = 0.2
 
@@ -25,11 +24,19 @@ T = TypeVar("T")
 
 
 class Registration:
-    """Every call is one short transaction; all but the last words raise DatabaseUnavailable."""
+    """Every call is one short transaction; all but the last words raise what Postgres and its driver do."""
 
     def __init__(
-        self, database: Database, incarnation: str, pool: str, hostname: str, limits: WorkerLimits
+        self,
+        database: Database,
+        incarnation: str,
+        pool: str,
+        hostname: str,
+        limits: WorkerLimits,
+        *,
+        lease_s: float,
     ) -> None:
+        self.lease_s = lease_s
         self._database = database
         self._incarnation = incarnation
         self._pool = pool
@@ -41,13 +48,21 @@ class Registration:
         """Register as ready; once more does nothing."""
         self._with(
             lambda workers: workers.register(
-                self._incarnation, self._pool, self._hostname, self._limits, LEASE_S
+                self._incarnation, self._pool, self._hostname, self._limits, self.lease_s
             )
         )
 
-    def renew(self, held: Sequence[HeldJob]) -> Renewal:
-        """Prolong the lease."""
-        return self._with(lambda workers: workers.renew(self._incarnation, held, LEASE_S))
+    def renew(self) -> bool:
+        """Prolong the lease; False when this incarnation is lost."""
+        return self._with(lambda workers: workers.renew(self._incarnation, self.lease_s))
+
+    def aborts(self, held: Sequence[HeldJob]) -> Aborts:
+        """Ask what to abort of the jobs in hand."""
+        return self._with(lambda workers: workers.aborts(self._incarnation, held))
+
+    def report(self, held: Sequence[HeldJob]) -> None:
+        """Say what is on the device."""
+        self._with(lambda workers: workers.report(self._incarnation, held))
 
     def say_draining(self) -> bool:
         """Have the leader send nothing more; False when the ledger could not be told in time."""
@@ -58,7 +73,7 @@ class Registration:
         return self._last_word(lambda workers: self._leave(workers, held))
 
     def _leave(self, workers: WorkerRepository, held: Sequence[HeldJob]) -> None:
-        workers.renew(self._incarnation, held, LEASE_S)
+        workers.report(self._incarnation, held)
         workers.set_state(self._incarnation, "gone")
 
     def _last_word(self, say: Callable[[WorkerRepository], object]) -> bool:
@@ -66,8 +81,8 @@ class Registration:
         while time.monotonic() < deadline:
             try:
                 self._with(say)
-            except DatabaseUnavailable as error:
-                logger.warning("worker.ledger_not_told", error=str(error))
+            except Exception as error:  # noqa: BLE001 - the lease ends by itself if it cannot be told
+                logger.warning("worker.ledger_not_told", error=explain(error))
                 self._pause.wait(RETRY_S)
             else:
                 return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +47,15 @@ class WorkerSettings(BrokerSettings):
     drain_grace_s: float = Field(default=60.0, ge=0, description="what running jobs get after SIGTERM")
     flush_s: float = Field(default=20.0, gt=0, description="what the last commits get after that")
     max_uncommitted: int = Field(default=2000, ge=1, description="results kept through a Postgres outage")
+    worker_lease_s: float = Field(default=10.0, gt=0, description="renewed five times as often")
+    statement_timeout_ms: int = Field(default=30_000, ge=100, description="of commits; less for renewals")
+    suspect_after_s: float = Field(
+        default=60.0, gt=0, description="results refused so long, for no known reason, are written one by one"
+    )
+    spill_dir: Path = Field(
+        default=Path(tempfile.gettempdir()) / "lorayard-spill",
+        description="where results go that the ledger refuses for no known reason",
+    )
 
     @property
     def pool(self) -> str:

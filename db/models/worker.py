@@ -15,8 +15,25 @@ from db.models.table import Table, one_of
 WORKER_STATES = ("ready", "draining", "gone", "lost")
 
 
+class WorkerLease(Table):
+    """The lease under which one start of a worker holds all its jobs, and the verdict that it is lost.
+
+    A renewal touches this table alone, so that nothing which other tables wait for can end a lease. Who
+    writes here and in `workers` and `jobs` does so in this order.
+    """
+
+    __tablename__ = "worker_leases"
+
+    incarnation: Mapped[str] = mapped_column(primary_key=True)
+    expires_at: Mapped[datetime]
+    lost: Mapped[bool] = mapped_column(server_default=text("false"))
+
+    # Renewed every two seconds and never indexed there: with room in the page each renewal is a HOT update.
+    __table_args__ = ({"postgresql_with": {"fillfactor": "50"}},)
+
+
 class Worker(Table):
-    """One start of one worker process, with the lease under which it holds all its jobs."""
+    """One start of one worker process."""
 
     __tablename__ = "workers"
 
@@ -24,7 +41,6 @@ class Worker(Table):
     pool: Mapped[str]
     hostname: Mapped[str]
     state: Mapped[str]
-    lease_expires_at: Mapped[datetime]
     registered_at: Mapped[datetime] = mapped_column(server_default=func.now())
     commit_seq: Mapped[int] = mapped_column(BigInteger, server_default=text("-1"))
     """The last commit group; one that comes again has been written already."""
@@ -38,7 +54,7 @@ class Worker(Table):
     max_loras: Mapped[int]
     max_lora_rank: Mapped[int]
 
-    # Renewed every two seconds and never indexed there: with room in the page each renewal is a HOT update.
+    # Updated by every heartbeat and commit, never in an indexed column: HOT updates, with room in the page.
     __table_args__ = (one_of("state", WORKER_STATES), {"postgresql_with": {"fillfactor": "50"}})
 
 

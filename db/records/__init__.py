@@ -7,7 +7,7 @@ from db.records.leases import LeasedJob, LostJobs, Released
 from db.records.tenants import TenantRow
 from db.records.usage import UsageDelta, UsageRow
 from db.records.webhooks import Delivery, DeliveryRow
-from db.records.workers import Renewal, WorkerLimits, WorkerRow, WorkerState
+from db.records.workers import Aborts, WorkerLimits, WorkerRow, WorkerState
 
 __all__ = [
     "JobAttempt",
@@ -25,7 +25,7 @@ __all__ = [
     "LostJobs",
     "WorkerLimits",
     "WorkerRow",
-    "Renewal",
+    "Aborts",
     "WorkerState",
     "UsageDelta",
     "UsageRow",

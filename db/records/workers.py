@@ -1,4 +1,4 @@
-"""Workers and the answers to their heartbeats."""
+"""Workers, and what they are told to abort."""
 
 from __future__ import annotations
 
@@ -36,12 +36,9 @@ class WorkerRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Renewal:
-    """The answer to a heartbeat."""
+class Aborts:
+    """What a worker should no longer run of the jobs that it holds."""
 
-    alive: bool
-    """False: the incarnation is lost or unknown. Abort everything and start as a new one."""
     cancelled: tuple[UUID, ...] = ()
     not_mine: tuple[JobAttempt, ...] = ()
     """Held pairs whose lease is over: abort them and say nothing."""
-    state: WorkerState = "ready"

@@ -142,7 +142,7 @@ class FinishRepository:
         _check(reports)
         pool = self._connection.execute(_OPEN_GROUP, {"incarnation": incarnation, "seq": seq}).scalar()
         if pool is None:
-            return self._answer_again(incarnation, reports)
+            return self.read_back(incarnation, reports)
         if not reports and not extra:
             return []
         lock_jobs(self._connection, {report.job_id for report in reports})
@@ -152,7 +152,8 @@ class FinishRepository:
         write_outbox(self._connection, in_order)
         return fetch_finished(self._connection, in_order)
 
-    def _answer_again(self, incarnation: str, reports: Sequence[EndedAttempt]) -> list[FinishedJob]:
+    def read_back(self, incarnation: str, reports: Sequence[EndedAttempt]) -> list[FinishedJob]:
+        """Read those that the ledger has as ended by this incarnation at this attempt already."""
         if self._connection.execute(_IS_KNOWN, {"incarnation": incarnation}).one_or_none() is None:
             raise UnknownWorker(
                 f"incarnation {incarnation} is not registered: register it before it finishes jobs"

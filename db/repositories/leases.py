@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, text
 from db.records import JobAttempt, LeasedJob, LostJobs, Released, WorkerRow
 from db.repositories.endings import lock_jobs, write_endings
 from db.repositories.terms import TermRepository
-from db.repositories.workers import WORKER_COLUMNS, to_worker
+from db.repositories.workers import WORKER_COLUMNS, WORKERS_AND_LEASES, to_worker
 from lorayard.contract.job import Message
 from lorayard.contract.sampling import SamplingOptions
 from lorayard.contract.structured_outputs import StructuredOutputs
@@ -19,12 +19,14 @@ from lorayard.contract.structured_outputs import StructuredOutputs
 MAX_STRIKES: Final = 3
 """So many crashes of a worker that was running the job, and the job is dead."""
 
-# FOR SHARE: the worker cannot be called lost between this look and the commit.
-_WORKER_IS_READY = text("""
-    SELECT incarnation FROM workers
-    WHERE incarnation = :incarnation AND pool = :pool AND state = 'ready' AND lease_expires_at > now()
-    FOR SHARE
-""")
+# FOR SHARE: whoever calls the worker lost waits in `workers` until this commits, and then sees these jobs.
+# Its lease is not locked: a renewal must never wait for a dispatch.
+_WORKER_IS_READY = text(f"""
+    SELECT w.incarnation FROM {WORKERS_AND_LEASES}
+    WHERE w.incarnation = :incarnation AND w.pool = :pool AND w.state = 'ready' AND NOT l.lost
+        AND l.expires_at > now()
+    FOR SHARE OF w
+""")  # noqa: S608
 
 _LEASE = text("""
     WITH locked AS MATERIALIZED (
@@ -82,29 +84,40 @@ _GIVE_BACK = text("""
     SELECT job_id, attempt, state, strikes FROM moved ORDER BY job_id
 """)
 
+# Never queues for the table: whoever waited here through a lock that kept renewals out would get in before
+# them, and call workers lost that are alive.
+_ENTER_VERDICTS = text("LOCK TABLE worker_leases IN ROW EXCLUSIVE MODE NOWAIT")
+
+_VERDICT = text("""
+    UPDATE worker_leases l SET lost = true
+    WHERE l.incarnation = :incarnation AND NOT l.lost AND (
+        l.expires_at <= now()
+        OR EXISTS (SELECT FROM workers w WHERE w.incarnation = l.incarnation AND w.state = 'gone')
+    )
+    RETURNING l.incarnation
+""")
+
 _LOSE = text("""
-    UPDATE workers SET state = 'lost'
-    WHERE incarnation = :incarnation
-        AND (state = 'gone' OR (state IN ('ready', 'draining') AND lease_expires_at <= now()))
+    UPDATE workers SET state = 'lost' WHERE incarnation = :incarnation
     RETURNING running_jobs, running_attempts, hostname
 """)
 
 _HOLDS = text("SELECT job_id, attempt FROM jobs WHERE incarnation = :incarnation AND state = 'leased'")
 
 _EXPIRED_WORKERS = text(f"""
-    SELECT {WORKER_COLUMNS} FROM workers w
-    WHERE pool = :pool AND (
-        (state IN ('ready', 'draining') AND lease_expires_at <= now())
-        OR (state = 'gone' AND EXISTS (
+    SELECT {WORKER_COLUMNS} FROM {WORKERS_AND_LEASES}
+    WHERE w.pool = :pool AND (
+        (w.state IN ('ready', 'draining') AND l.expires_at <= now())
+        OR (w.state = 'gone' AND EXISTS (
             SELECT FROM jobs j WHERE j.incarnation = w.incarnation AND j.state = 'leased'))
     )
-    ORDER BY incarnation
+    ORDER BY w.incarnation
 """)  # noqa: S608
 
 _READY_WORKERS = text(f"""
-    SELECT {WORKER_COLUMNS} FROM workers
-    WHERE pool = :pool AND state = 'ready' AND lease_expires_at > now()
-    ORDER BY incarnation
+    SELECT {WORKER_COLUMNS} FROM {WORKERS_AND_LEASES}
+    WHERE w.pool = :pool AND w.state = 'ready' AND NOT l.lost AND l.expires_at > now()
+    ORDER BY w.incarnation
 """)  # noqa: S608
 
 
@@ -137,11 +150,12 @@ class LeaseRepository:
         """Call a worker lost and take its jobs back, with a strike for each that was on the device.
 
         `running` defaults to what the worker's last heartbeat said. Acts only where the lease is really over,
-        or where the worker has left and forgot jobs.
+        or where the worker has left and forgot jobs. Locks its lease, then its row, then its jobs.
         """
-        lost = self._connection.execute(_LOSE, {"incarnation": incarnation}).one_or_none()
-        if lost is None:
+        self._connection.execute(_ENTER_VERDICTS)
+        if self._connection.execute(_VERDICT, {"incarnation": incarnation}).one_or_none() is None:
             return LostJobs(lost=False)
+        lost = self._connection.execute(_LOSE, {"incarnation": incarnation}).one()
         reported = zip(lost.running_jobs, lost.running_attempts, strict=True)
         struck = frozenset(reported if running is None else (tuple(pair) for pair in running))
         held = self._connection.execute(_HOLDS, {"incarnation": incarnation}).all()

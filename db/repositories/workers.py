@@ -7,32 +7,45 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, text
 
-from db.records import JobAttempt, Renewal, WorkerLimits, WorkerRow
+from db.records import Aborts, JobAttempt, WorkerLimits, WorkerRow
 from lorayard.contract.messages import HeldJob
 
 WORKER_COLUMNS = """
-    incarnation, pool, hostname, state, max_num_seqs, num_kv_blocks, block_size, max_model_len, max_loras,
-    max_lora_rank, extract(epoch FROM lease_expires_at - now())::float8 AS lease_left_s
+    w.incarnation, w.pool, w.hostname, w.state, w.max_num_seqs, w.num_kv_blocks, w.block_size,
+    w.max_model_len, w.max_loras, w.max_lora_rank,
+    extract(epoch FROM l.expires_at - now())::float8 AS lease_left_s
 """
+
+WORKERS_AND_LEASES = "workers w JOIN worker_leases l ON l.incarnation = w.incarnation"
 
 _REGISTER = text("""
     INSERT INTO workers (
-        incarnation, pool, hostname, state, lease_expires_at, max_num_seqs, num_kv_blocks, block_size,
-        max_model_len, max_loras, max_lora_rank
+        incarnation, pool, hostname, state, max_num_seqs, num_kv_blocks, block_size, max_model_len, max_loras,
+        max_lora_rank
     )
     VALUES (
-        :incarnation, :pool, :hostname, 'ready', now() + make_interval(secs => :lease_s), :max_num_seqs,
-        :num_kv_blocks, :block_size, :max_model_len, :max_loras, :max_lora_rank
+        :incarnation, :pool, :hostname, 'ready', :max_num_seqs, :num_kv_blocks, :block_size, :max_model_len,
+        :max_loras, :max_lora_rank
     )
     ON CONFLICT (incarnation) DO NOTHING
 """)
 
+_FIRST_LEASE = text("""
+    INSERT INTO worker_leases (incarnation, expires_at)
+    VALUES (:incarnation, now() + make_interval(secs => :lease_s))
+    ON CONFLICT (incarnation) DO NOTHING
+""")
+
 _RENEW = text("""
+    UPDATE worker_leases SET expires_at = now() + make_interval(secs => :lease_s)
+    WHERE incarnation = :incarnation AND NOT lost
+    RETURNING incarnation
+""")
+
+_REPORT = text("""
     UPDATE workers
-    SET lease_expires_at = now() + make_interval(secs => :lease_s),
-        running_jobs = CAST(:running_jobs AS uuid[]), running_attempts = CAST(:running_attempts AS integer[])
+    SET running_jobs = CAST(:running_jobs AS uuid[]), running_attempts = CAST(:running_attempts AS integer[])
     WHERE incarnation = :incarnation AND state IN ('ready', 'draining')
-    RETURNING state
 """)
 
 _HELD = text("""
@@ -50,13 +63,13 @@ _SET_STATE = text("""
     RETURNING incarnation
 """)
 
-_GET = text(f"SELECT {WORKER_COLUMNS} FROM workers WHERE incarnation = :incarnation")  # noqa: S608
+_GET = text(f"SELECT {WORKER_COLUMNS} FROM {WORKERS_AND_LEASES} WHERE w.incarnation = :incarnation")  # noqa: S608
 
 STATES_BEFORE: dict[str, list[str]] = {"draining": ["ready", "draining"], "gone": ["ready", "draining"]}
 
 
 class WorkerRepository:
-    """One worker's own row."""
+    """One worker's own rows."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -64,14 +77,14 @@ class WorkerRepository:
     def register(
         self, incarnation: str, pool: str, hostname: str, limits: WorkerLimits, lease_s: float = 10.0
     ) -> None:
-        """Enter a new start of a worker as ready, with its first lease."""
+        """Enter a new start of a worker as ready, with its first lease; once more does nothing."""
+        self._connection.execute(_FIRST_LEASE, {"incarnation": incarnation, "lease_s": lease_s})
         self._connection.execute(
             _REGISTER,
             {
                 "incarnation": incarnation,
                 "pool": pool,
                 "hostname": hostname,
-                "lease_s": lease_s,
                 "max_num_seqs": limits.max_num_seqs,
                 "num_kv_blocks": limits.num_kv_blocks,
                 "block_size": limits.block_size,
@@ -81,24 +94,42 @@ class WorkerRepository:
             },
         )
 
-    def renew(self, incarnation: str, held: Sequence[HeldJob], lease_s: float = 10.0) -> Renewal:
-        """Prolong the lease and say what is on the device; answers what to abort.
+    def renew(self, incarnation: str, lease_s: float = 10.0) -> bool:
+        """Prolong the lease; False means lost or unknown: abort everything and start as a new incarnation.
 
         A lease that ran out may still be renewed until the leader has called the worker lost.
         """
-        running = [job for job in held if job.running]
-        renewed = self._connection.execute(
-            _RENEW,
+        renewed = self._connection.execute(_RENEW, {"incarnation": incarnation, "lease_s": lease_s})
+        return renewed.one_or_none() is not None
+
+    def aborts(self, incarnation: str, held: Sequence[HeldJob]) -> Aborts:
+        """Tell which of the held jobs are cancelled, and which are no longer this worker's."""
+        if not held:
+            return Aborts()
+        rows = self._connection.execute(
+            _HELD,
             {
                 "incarnation": incarnation,
-                "lease_s": lease_s,
+                "ids": [job.job_id for job in held],
+                "attempts": [job.attempt for job in held],
+            },
+        ).all()
+        return Aborts(
+            cancelled=tuple(row.job_id for row in rows if row.mine),
+            not_mine=tuple(JobAttempt(row.job_id, row.attempt) for row in rows if not row.mine),
+        )
+
+    def report(self, incarnation: str, held: Sequence[HeldJob]) -> None:
+        """Say what is on the device: those jobs are struck if the worker is lost now."""
+        running = [job for job in held if job.running]
+        self._connection.execute(
+            _REPORT,
+            {
+                "incarnation": incarnation,
                 "running_jobs": [job.job_id for job in running],
                 "running_attempts": [job.attempt for job in running],
             },
-        ).one_or_none()
-        if renewed is None:
-            return Renewal(alive=False)
-        return self._answer(incarnation, held, renewed.state)
+        )
 
     def set_state(self, incarnation: str, state: Literal["draining", "gone"]) -> bool:
         """Announce that the worker takes no more jobs, or has left; False where it is lost already."""
@@ -112,24 +143,6 @@ class WorkerRepository:
         """Read one start of a worker."""
         row = self._connection.execute(_GET, {"incarnation": incarnation}).one_or_none()
         return to_worker(row) if row else None
-
-    def _answer(self, incarnation: str, held: Sequence[HeldJob], state: Any) -> Renewal:
-        if not held:
-            return Renewal(alive=True, state=state)
-        rows = self._connection.execute(
-            _HELD,
-            {
-                "incarnation": incarnation,
-                "ids": [job.job_id for job in held],
-                "attempts": [job.attempt for job in held],
-            },
-        ).all()
-        return Renewal(
-            alive=True,
-            cancelled=tuple(row.job_id for row in rows if row.mine),
-            not_mine=tuple(JobAttempt(row.job_id, row.attempt) for row in rows if not row.mine),
-            state=state,
-        )
 
 
 def to_worker(row: Row[Any]) -> WorkerRow:

@@ -85,7 +85,10 @@ class Assembly:
 
     def worker(self, name: str) -> services.Service:
         """Build, without starting it, a worker of this name."""
-        own_env = {"LORAYARD_WORKER_NAME": name}
+        own_env = {
+            "LORAYARD_WORKER_NAME": name,
+            "LORAYARD_SPILL_DIR": str((self.state.path / "spill").resolve()),
+        }
         return self._service(name, services.WORKER, own_env, self._config.drain_grace_s + _FLUSH_S)
 
     def flower(self) -> services.FlowerServer:

@@ -82,7 +82,7 @@ class Ledger:
 
     def expire_lease(self, incarnation: str) -> None:
         """Let a worker's lease run out, without waiting for it."""
-        self.sql("UPDATE workers SET lease_expires_at = now() WHERE incarnation = :i", i=incarnation)
+        self.sql("UPDATE worker_leases SET expires_at = now() WHERE incarnation = :i", i=incarnation)
 
     def lease(self, incarnation: str, *job_ids: UUID) -> list[LeasedJob]:
         """Lease jobs to a worker."""

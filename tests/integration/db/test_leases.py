@@ -5,10 +5,15 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
+from db import Database
 from db.errors import Deposed
+from db.judge import Fault, fault_of
 from db.records import JobAttempt
 from db.repositories.backlog import BacklogRepository
+from db.repositories.finish import FinishRepository
 from db.repositories.jobs import JobRepository
 from db.repositories.leases import LeaseRepository
 from db.repositories.terms import TermRepository
@@ -16,6 +21,7 @@ from db.repositories.workers import WorkerRepository
 from lorayard.contract.messages import HeldJob
 from lorayard.contract.states import JobState
 from tests.integration.db.ledger import POOL, Ledger, ended
+from tests.polling import eventually
 
 
 def running(job_id: object, attempt: int) -> HeldJob:
@@ -106,7 +112,7 @@ def test_only_the_holder_at_this_attempt_can_release(ledger: Ledger) -> None:
 def test_a_lost_worker_loses_its_jobs_and_only_the_running_get_a_strike(ledger: Ledger) -> None:
     ran, waited = ledger.lease(ledger.worker(), *ledger.admitted(2))
     held = [running(ran.job_id, 1), HeldJob(job_id=waited.job_id, attempt=1, running=False)]
-    ledger.run(WorkerRepository, "renew", "w1", held)
+    ledger.run(WorkerRepository, "report", "w1", held)
     ledger.expire_lease("w1")
 
     assert [row.incarnation for row in ledger.run(LeaseRepository, "expired_workers", POOL)] == ["w1"]
@@ -117,7 +123,7 @@ def test_a_lost_worker_loses_its_jobs_and_only_the_running_get_a_strike(ledger: 
     strikes = {row.job_id: row.strikes for row in ledger.run(BacklogRepository, "queued_after", POOL, 0, 10)}
     assert strikes == {ran.job_id: 1, waited.job_id: 0}
     assert ledger.run(LeaseRepository, "expired_workers", POOL) == []
-    assert not ledger.run(WorkerRepository, "renew", "w1", held).alive
+    assert not ledger.run(WorkerRepository, "renew", "w1")
 
 
 def test_a_worker_that_renewed_in_time_is_not_lost(ledger: Ledger) -> None:
@@ -192,22 +198,23 @@ def test_a_heartbeat_tells_what_is_cancelled_and_what_is_no_longer_held(ledger: 
     ledger.run(JobRepository, "cancel", cancelled.job_id)
     ledger.run(LeaseRepository, "release", "w1", [(released.job_id, 1)])
 
-    renewal = ledger.run(
-        WorkerRepository, "renew", "w1", [running(job.job_id, 1) for job in (kept, cancelled, released)]
+    renewed = ledger.run(WorkerRepository, "renew", "w1")
+    aborts = ledger.run(
+        WorkerRepository, "aborts", "w1", [running(job.job_id, 1) for job in (kept, cancelled, released)]
     )
 
-    assert renewal.alive
-    assert renewal.cancelled == (cancelled.job_id,)
-    assert renewal.not_mine == (JobAttempt(released.job_id, 1),)
+    assert renewed
+    assert aborts.cancelled == (cancelled.job_id,)
+    assert aborts.not_mine == (JobAttempt(released.job_id, 1),)
 
 
 def test_an_expired_lease_can_be_renewed_until_the_leader_acts(ledger: Ledger) -> None:
     ledger.worker()
     ledger.expire_lease("w1")
 
-    assert ledger.run(WorkerRepository, "renew", "w1", []).alive
+    assert ledger.run(WorkerRepository, "renew", "w1")
     assert [row.incarnation for row in ledger.run(LeaseRepository, "ready_workers", POOL)] == ["w1"]
-    assert not ledger.run(WorkerRepository, "renew", "never-registered", []).alive
+    assert not ledger.run(WorkerRepository, "renew", "never-registered")
 
 
 def test_the_leased_rows_name_their_holders(ledger: Ledger) -> None:
@@ -218,3 +225,57 @@ def test_the_leased_rows_name_their_holders(ledger: Ledger) -> None:
     assert [(row.job_id, row.attempt, row.incarnation, row.revision, row.tenant) for row in rows] == [
         (job.job_id, 1, "w1", "r1", "acme")
     ]
+
+
+def test_a_renewal_waits_neither_for_a_dispatch_nor_for_a_finish(ledger: Ledger, database_url: str) -> None:
+    first, second = ledger.lease(ledger.worker(), *ledger.admitted(2))
+    waiting = ledger.admitted()
+    hasty = Database(database_url, pool_size=1, lock_timeout_ms=100)
+
+    with ledger.database.transaction() as dispatch, ledger.database.transaction() as finish:
+        assert LeaseRepository(dispatch).lease(POOL, "w1", waiting, term=ledger.term)
+        assert hasty.run(lambda c: WorkerRepository(c).renew("w1"))
+        dispatch.rollback()
+        assert FinishRepository(finish).finish("w1", 0, [ended(first), ended(second)])
+        assert hasty.run(lambda c: WorkerRepository(c).renew("w1"))
+    hasty.dispose()
+
+
+@pytest.mark.parametrize("mode", ["SHARE", "ACCESS EXCLUSIVE"])
+def test_nobody_is_called_lost_through_a_lock_that_keeps_renewals_out(ledger: Ledger, mode: str) -> None:
+    job = ledger.leased(ledger.worker())
+    ledger.expire_lease("w1")
+
+    with ledger.database.transaction() as holder:
+        holder.execute(text(f"LOCK TABLE worker_leases IN {mode} MODE"))
+        with pytest.raises(DBAPIError) as raised:
+            ledger.run(LeaseRepository, "lose_worker", "w1")
+
+    assert fault_of(raised.value) is Fault.SERVER
+    assert ledger.run(WorkerRepository, "renew", "w1")
+    assert ledger.state(job.job_id) == JobState.LEASED
+
+
+def test_a_verdict_waits_for_a_dispatch_and_takes_its_jobs_back_as_well(ledger: Ledger) -> None:
+    ledger.worker(lease_s=0.3)
+    (job_id,) = ledger.admitted()
+
+    with ThreadPoolExecutor(1) as threads:
+        with ledger.database.transaction() as dispatch:
+            assert LeaseRepository(dispatch).lease(POOL, "w1", [job_id], term=ledger.term)
+            eventually(lambda: ledger.run(LeaseRepository, "expired_workers", POOL))
+            lost = threads.submit(ledger.run, LeaseRepository, "lose_worker", "w1")
+            eventually(lambda: ledger.sql("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+        verdict = lost.result(10)
+
+    assert [pair.job_id for pair in verdict.requeued] == [job_id]
+
+
+def test_nothing_more_goes_to_a_worker_whose_lease_says_lost(ledger: Ledger) -> None:
+    job_id = ledger.admitted()[0]
+    ledger.worker()
+    ledger.sql("UPDATE worker_leases SET lost = true")
+
+    assert ledger.lease("w1", job_id) == []
+    assert ledger.run(LeaseRepository, "ready_workers", POOL) == []
+    assert not ledger.run(WorkerRepository, "renew", "w1")

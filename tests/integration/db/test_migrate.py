@@ -18,6 +18,7 @@ from db.database import parse_url
 from db.errors import SchemaLocked
 from db.migrate import alembic_config, upgrade
 from db.models import Table
+from db.repositories.leases import LeaseRepository
 from tests.integration.db.ledger import Ledger
 
 CATALOGUE = """
@@ -81,6 +82,25 @@ def test_a_downgrade_leaves_nothing_behind(ledger: Ledger) -> None:
         command.downgrade(alembic_config(connection), "base")
 
         assert catalogue(connection) == set()
+
+
+def test_leases_move_into_a_table_of_their_own_and_back(ledger: Ledger) -> None:
+    ledger.worker("alive")
+    ledger.worker("lost", lease_s=0.0)
+    ledger.run(LeaseRepository, "lose_worker", "lost")
+    before = ledger.sql("SELECT incarnation, expires_at, lost FROM worker_leases ORDER BY incarnation")
+
+    with ledger.database.transaction() as connection:
+        command.downgrade(alembic_config(connection), "0004")
+    moved = ledger.sql("SELECT incarnation, lease_expires_at FROM workers ORDER BY incarnation")
+    with ledger.database.transaction() as connection:
+        command.upgrade(alembic_config(connection), "0005")
+
+    assert moved == [(row.incarnation, row.expires_at) for row in before]
+    assert (
+        ledger.sql("SELECT incarnation, expires_at, lost FROM worker_leases ORDER BY incarnation") == before
+    )
+    assert [row.lost for row in before] == [False, True]
 
 
 def test_a_schema_that_stays_locked_is_an_error_that_says_so(

@@ -148,7 +148,9 @@ class ScriptedWorker:
                     for job in self.held.values()
                 ]
             with self._yard.database.transaction() as transaction:
-                WorkerRepository(transaction).renew(self.incarnation, held, self._lease_s)
+                WorkerRepository(transaction).renew(self.incarnation, self._lease_s)
+            with self._yard.database.transaction() as transaction:
+                WorkerRepository(transaction).report(self.incarnation, held)
             self._tell(self._redis, held=tuple(held))
 
     def _consume(self) -> None:

@@ -115,7 +115,7 @@ def test_a_lost_workers_jobs_run_elsewhere_and_its_queue_is_deleted(yard: Yard) 
 
 def test_a_fresh_leader_waits_a_full_lease_before_it_calls_a_worker_lost(yard: Yard) -> None:
     with ScriptedWorker(yard, lease_s=0.5, beat_every_s=60.0) as silent:
-        eventually(lambda: yard.sql("SELECT 1 FROM workers WHERE lease_expires_at < now()"))
+        eventually(lambda: yard.sql("SELECT 1 FROM worker_leases WHERE expires_at < now()"))
         with yard.scheduler(worker_lease_s=3.0):
             began_at = time.monotonic()
             eventually(

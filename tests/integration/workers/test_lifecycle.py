@@ -74,7 +74,7 @@ def test_a_lost_lease_ends_the_incarnation_and_begins_another(
     leader.await_running(incarnation, endless)
     engines = worker.engine_pids()
 
-    leader.sql("UPDATE workers SET lease_expires_at = now() WHERE incarnation = :i", i=incarnation)
+    leader.sql("UPDATE worker_leases SET expires_at = now() WHERE incarnation = :i", i=incarnation)
     lost = leader.database.run(lambda c: LeaseRepository(c).lose_worker(incarnation))
     successor = worker.incarnation(leader)
 

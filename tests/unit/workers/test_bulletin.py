@@ -70,3 +70,16 @@ def test_untold_news_merges_and_is_trimmed_from_its_old_end() -> None:
     assert dropped == 1
     assert bulletin.finished == [second, third]
     assert bulletin.held == ()
+
+
+def test_a_worker_that_takes_no_work_looks_like_a_draining_one_until_it_does() -> None:
+    reporter = _reporter()
+    fits: list[bool] = []
+    reporter.takes_work = lambda: bool(fits)
+
+    (refusing,) = reporter.events(Bulletin([_finished()]))
+    fits.append(True)
+    (taking,) = reporter.events(Bulletin([_finished()]))
+
+    assert (refusing.draining, refusing.free_seqs) == (True, 0)
+    assert (taking.draining, taking.free_seqs) == (False, 5)

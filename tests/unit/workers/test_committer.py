@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
+from sqlalchemy.exc import DBAPIError
 
 from db.errors import DatabaseUnavailable
 from db.records import EndedAttempt, FinishedJob
@@ -16,7 +21,9 @@ from tests.polling import eventually
 from tests.unit.workers.batch_jobs import batch_job
 from workers.committer import Committer
 from workers.holding import HeldAttempt, HoldingTable
+from workers.ledger_health import LedgerHealth
 from workers.outcomes import Outcome
+from workers.spill import Spill
 
 Refusal = Callable[[Sequence[EndedAttempt]], Exception | None]
 
@@ -29,6 +36,7 @@ class ScriptedLedger:
         self.refuses: Refusal = lambda _group: None
         self.moves: Callable[[EndedAttempt], bool] = lambda _one: True
         self.tries: list[int] = []
+        self.written_before: list[EndedAttempt] = []
         self.gate = threading.Event()
         self.gate.set()
 
@@ -40,17 +48,30 @@ class ScriptedLedger:
         self.groups.append((seq, list(ended)))
         return [_finished(one) for one in ended if self.moves(one)]
 
+    def read_back(self, ended: Sequence[EndedAttempt]) -> list[FinishedJob]:
+        return [_finished(one) for one in ended if one in self.written_before]
+
 
 class Yard:
     """A committer with its neighbours."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         self.ledger = ScriptedLedger()
         self.announced: list[FinishedJob] = []
         self.failures: list[AdapterFailure] = []
         self.settled: list[str] = []
         self.holding = HoldingTable(self.settled.append)
-        self.committer = Committer(self.ledger.finish, self.holding, self._announce, max_uncommitted=3)
+        self.health = LedgerHealth()
+        self.spilled_to = folder / "spill"
+        self.committer = Committer(
+            self.ledger,
+            self.holding,
+            self._announce,
+            health=self.health,
+            spill=Spill(self.spilled_to, "w1"),
+            max_uncommitted=3,
+            suspect_after_s=0.05,
+        )
 
     def _announce(self, finished: Sequence[FinishedJob], failures: Sequence[AdapterFailure]) -> None:
         self.announced += finished
@@ -64,6 +85,10 @@ class Yard:
         return taken
 
 
+def _database_error(sqlstate: str) -> DBAPIError:
+    return DBAPIError("INSERT", {}, psycopg.errors.lookup(sqlstate)("no"))
+
+
 def _finished(one: EndedAttempt) -> FinishedJob:
     return FinishedJob(
         one.job_id,
@@ -75,8 +100,8 @@ def _finished(one: EndedAttempt) -> FinishedJob:
 
 
 @pytest.fixture
-def yard() -> Iterator[Yard]:
-    yard = Yard()
+def yard(tmp_path: Path) -> Iterator[Yard]:
+    yard = Yard(tmp_path)
     yield yard
     yard.ledger.gate.set()
     yard.committer.close()
@@ -166,3 +191,103 @@ def test_a_row_that_the_ledger_refuses_fails_alone(yard: Yard) -> None:
     }
     numbers = [seq for seq, _ in yard.ledger.groups]
     assert numbers == sorted(set(numbers))
+
+
+@pytest.mark.parametrize("sqlstate", ["57014", "25006", "40001", "26000", "0A000", "55P03", "XX000"])
+def test_a_moody_server_makes_no_result_wrong(yard: Yard, sqlstate: str) -> None:
+    yard.ledger.refuses = lambda _group: _database_error(sqlstate) if len(yard.ledger.tries) < 3 else None
+    yard.put(2)
+
+    yard.committer.start()
+
+    assert yard.committer.flush(10)
+    assert yard.ledger.tries == [1, 1, 1]
+    assert [job.state for job in yard.announced] == [JobState.SUCCEEDED] * 2
+
+
+def test_a_group_that_is_refused_while_no_other_statement_succeeds_stays_whole(yard: Yard) -> None:
+    yard.ledger.refuses = lambda _group: _database_error("55P03") if len(yard.ledger.tries) < 4 else None
+    yard.put(3)
+
+    yard.committer.start()
+
+    assert yard.committer.flush(10)
+    assert [len(group) for _, group in yard.ledger.groups] == [3]
+    assert not yard.spilled_to.exists()
+
+
+def test_what_is_refused_alone_for_no_known_reason_is_spilled_and_holds_up_no_other(yard: Yard) -> None:
+    refuses = [True]
+
+    def refuse(group: Sequence[EndedAttempt]) -> Exception | None:
+        yard.health.renewed()
+        is_bad = refuses and any(one.job_id == bad.key.job_id for one in group)
+        return _database_error("XX000") if is_bad else None
+
+    yard.ledger.refuses = refuse
+    good, bad, other = yard.put(3)
+    yard.committer.start()
+    (path,) = eventually(lambda: list(yard.spilled_to.glob("*.json")))
+    eventually(lambda: len(yard.announced) == 2)
+
+    assert {job.job_id for job in yard.announced} == {good.key.job_id, other.key.job_id}
+    assert yard.holding.get(bad.key) is not None, "its job stays in hand, and so leased"
+    record: dict[str, Any] = json.loads(path.read_text())
+    assert (record["job_id"], record["output"], record["state"]) == (str(bad.key.job_id), "x", "succeeded")
+    assert "XX000" in record["refused_with"]
+    assert path.stat().st_mode & 0o077 == 0
+
+    refuses.clear()
+    eventually(lambda: len(yard.announced) == 3)
+
+    assert {job.state for job in yard.announced} == {JobState.SUCCEEDED}
+    eventually(lambda: yard.holding.get(bad.key) is None)
+    eventually(lambda: not list(yard.spilled_to.iterdir()))
+
+
+def test_a_row_that_is_there_already_is_read_back(yard: Yard) -> None:
+    mine, other = yard.put(2)
+    mine_ended = EndedAttempt(*mine.key, JobState.SUCCEEDED, output="x")
+    yard.ledger.written_before = [mine_ended]
+    yard.ledger.refuses = lambda group: _database_error("23505") if mine_ended in group else None
+
+    yard.committer.start()
+
+    assert yard.committer.flush(5)
+    assert {job.job_id: job.state for job in yard.announced} == {
+        mine.key.job_id: JobState.SUCCEEDED,
+        other.key.job_id: JobState.SUCCEEDED,
+    }
+
+
+def test_a_schema_of_another_release_stops_new_work_until_it_fits(yard: Yard) -> None:
+    fits = threading.Event()
+    yard.ledger.refuses = lambda _group: None if fits.is_set() else _database_error("42703")
+    yard.put()
+
+    yard.committer.start()
+    eventually(lambda: not yard.health.takes_work)
+
+    assert not yard.committer.has_room
+    fits.set()
+    assert yard.committer.flush(10)
+    assert yard.committer.has_room
+    assert [job.state for job in yard.announced] == [JobState.SUCCEEDED]
+
+
+def test_a_fault_of_our_own_ends_neither_the_thread_nor_a_result(yard: Yard) -> None:
+    announce, faults = yard.committer._announce, [RuntimeError("a bug")]
+
+    def fail_once(finished: Sequence[FinishedJob], failures: Sequence[AdapterFailure]) -> None:
+        if faults:
+            raise faults.pop()
+        announce(finished, failures)
+
+    yard.committer._announce = fail_once
+    yard.put()
+    yard.committer.start()
+    eventually(lambda: not faults)
+    yard.put()
+
+    assert yard.committer.flush(10)
+    assert len(yard.ledger.groups) == 2

@@ -1,0 +1,198 @@
+"""Results on their way into a real ledger: only a bad row fails, and only for a reason that is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from db.database import Database
+from db.records import EndedAttempt, FinishedJob, LeasedJob
+from lorayard.contract.messages import BatchJob
+from lorayard.contract.states import JobState
+from tests.integration.db.ledger import Ledger, ended
+from tests.polling import eventually
+from workers.committer import Committer, PostgresLedger
+from workers.holding import HoldingTable
+from workers.ledger_health import LedgerHealth
+from workers.outcomes import Outcome
+from workers.spill import Spill
+
+REFUSE = """
+    CREATE TABLE refusals (job_id uuid, sqlstate text);
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+        DECLARE state text;
+        BEGIN
+            SELECT r.sqlstate INTO state FROM refusals r WHERE r.job_id = NEW.job_id;
+            IF state IS NOT NULL THEN RAISE EXCEPTION 'not today' USING ERRCODE = state; END IF;
+            RETURN NEW;
+        END $$;
+    CREATE TRIGGER refuse BEFORE INSERT ON job_outputs FOR EACH ROW EXECUTE FUNCTION refuse();
+"""
+
+
+class Desk:
+    """A worker's committer on a real ledger, with a lease that is always just renewed."""
+
+    def __init__(self, database_url: str, folder: Path) -> None:
+        self.ledger = Ledger(database_url)
+        self.ledger.worker()
+        self.database = Database(database_url, pool_size=1, lock_timeout_ms=500, statement_timeout_ms=1000)
+        self.holding = HoldingTable(lambda _: None)
+        self.announced: list[FinishedJob] = []
+        self.spill = folder / "spill"
+        self.committer = Committer(
+            PostgresLedger(self.database, "w1"),
+            self.holding,
+            lambda finished, _failures: self.announced.extend(finished),
+            health=AlwaysRenewed(),
+            spill=Spill(self.spill, "w1"),
+            max_uncommitted=1000,
+            suspect_after_s=0.3,
+        )
+
+    def leased(self, number: int) -> list[LeasedJob]:
+        """Have some jobs in hand."""
+        jobs = self.ledger.lease("w1", *self.ledger.admitted(number))
+        fields = [name for name in LeasedJob.__slots__ if name != "strikes"]
+        batch = [BatchJob(**{name: getattr(job, name) for name in fields}) for job in jobs]
+        self.holding.take("task", batch, 0.0)
+        return jobs
+
+    def put(self, *ends: EndedAttempt) -> None:
+        """Hand in ends as one group."""
+        for end in ends:
+            self.committer.put(Outcome(end))
+
+    def refuse(self, job: LeasedJob, sqlstate: str) -> None:
+        """Have Postgres refuse a job's output."""
+        self.ledger.sql("INSERT INTO refusals VALUES (:id, :state)", id=job.job_id, state=sqlstate)
+
+    def states(self, jobs: Sequence[LeasedJob]) -> list[str]:
+        """List the states of jobs."""
+        return [self.ledger.state(job.job_id).value for job in jobs]
+
+
+class AlwaysRenewed(LedgerHealth):
+    """The health of a worker whose lease thread has no trouble."""
+
+    def has_renewed_within(self, seconds: float) -> bool:
+        return True
+
+
+@pytest.fixture
+def desk(database_url: str, tmp_path: Path) -> Iterator[Desk]:
+    desk = Desk(database_url, tmp_path)
+    with desk.ledger.database.transaction() as connection:
+        connection.exec_driver_sql(REFUSE)
+    yield desk
+    desk.committer.close()
+    desk.database.dispose()
+    desk.ledger.database.dispose()
+
+
+BAD_VALUES: list[dict[str, Any]] = [
+    {"output": "a\x00b"},
+    {"output": "a\udc80b"},
+    {"completion_tokens": 2**31},
+    {"completion_tokens": 2**80},
+]
+
+
+@pytest.mark.parametrize("bad", BAD_VALUES, ids=repr)
+def test_only_the_row_with_a_bad_value_fails(desk: Desk, bad: dict[str, Any]) -> None:
+    jobs = desk.leased(9)
+    desk.put(*(ended(job, **({"output": "good"} | (bad if job is jobs[4] else {}))) for job in jobs))
+
+    desk.committer.start()
+
+    assert desk.committer.flush(30)
+    assert desk.states(jobs) == ["succeeded"] * 4 + ["failed"] + ["succeeded"] * 4
+    error = desk.ledger.get(jobs[4].job_id).error
+    assert error is not None
+    assert error.code == "result_refused"
+    assert len(desk.holding) == 0
+    assert len(desk.announced) == 9
+
+
+def test_a_row_whose_refusal_is_refused_too_is_spilled_as_it_came(desk: Desk) -> None:
+    good, bad = desk.leased(2)
+    desk.put(ended(good, output="good"), ended(bad, output="private", revision="r\x00"))
+
+    desk.committer.start()
+
+    (path,) = eventually(lambda: list(desk.spill.glob("*.json")), 20.0)
+    eventually(lambda: desk.states([good, bad]) == ["succeeded", "leased"])
+    assert json.loads(path.read_text())["output"] == "private"
+
+
+@pytest.mark.parametrize("sqlstate", ["57014", "25006", "40001", "26000", "0A000", "55P03", "53100", "42703"])
+def test_what_is_not_the_rows_fault_is_waited_out(desk: Desk, sqlstate: str) -> None:
+    desk.committer._suspect_after_s = 60.0
+    jobs = desk.leased(3)
+    desk.refuse(jobs[1], sqlstate)
+    desk.put(*(ended(job, output="good") for job in jobs))
+    tries = counted(desk.database)
+
+    desk.committer.start()
+    eventually(lambda: len(tries) >= 2, 20.0)
+    assert desk.states(jobs) == ["leased"] * 3
+    desk.ledger.sql("DELETE FROM refusals")
+
+    assert desk.committer.flush(30)
+    assert desk.states(jobs) == ["succeeded"] * 3
+    assert not desk.spill.exists()
+
+
+def test_a_row_refused_for_no_known_reason_is_spilled_and_goes_in_later(desk: Desk) -> None:
+    jobs = desk.leased(5)
+    desk.refuse(jobs[3], "XX000")
+    desk.put(*(ended(job, output="good") for job in jobs))
+
+    desk.committer.start()
+    (path,) = eventually(lambda: list(desk.spill.glob("*.json")), 30.0)
+    later = desk.leased(2)
+    desk.put(*(ended(job, output="later") for job in later))
+    eventually(lambda: len(desk.announced) == 6, 30.0)
+
+    assert json.loads(path.read_text())["output"] == "good"
+    assert desk.states(jobs) == ["succeeded"] * 3 + ["leased", "succeeded"]
+    assert desk.states(later) == ["succeeded"] * 2
+    assert [held.job_id for held in desk.holding.report()] == [jobs[3].job_id]
+
+    desk.ledger.sql("DELETE FROM refusals")
+    eventually(lambda: desk.ledger.state(jobs[3].job_id) is JobState.SUCCEEDED, 30.0)
+    assert desk.ledger.get(jobs[3].job_id).output == "good"
+    eventually(lambda: not list(desk.spill.iterdir()))
+
+
+def test_a_result_that_is_in_the_ledger_already_is_read_back(desk: Desk) -> None:
+    jobs = desk.leased(3)
+    written = ended(jobs[0], output="good")
+    assert len(desk.ledger.finish("w1", written, seq=0)) == 1
+    # As after a restore that has the outputs of a moment later than the jobs.
+    desk.ledger.sql("INSERT INTO job_outputs (job_id, output) VALUES (:id, 'good')", id=jobs[1].job_id)
+    desk.put(*(ended(job, output="good") for job in jobs))
+
+    desk.committer.start()
+
+    eventually(lambda: jobs[2].job_id in {job.job_id for job in desk.announced}, 20.0)
+    assert desk.states(jobs) == ["succeeded", "leased", "succeeded"]
+    (path,) = eventually(lambda: list(desk.spill.glob("*.json")), 20.0)
+    assert str(jobs[1].job_id) in path.name
+
+
+def counted(database: Database) -> list[None]:
+    """Count the transactions of a database from now on."""
+    tries: list[None] = []
+    run = database.run
+
+    def count(work: Callable[..., Any]) -> Any:
+        tries.append(None)
+        return run(work)
+
+    database.run = count  # type: ignore[method-assign]
+    return tries

@@ -1,0 +1,177 @@
+"""The lease is renewed whatever else fails, against a scripted ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+from uuid import uuid4
+
+import psycopg
+import pytest
+from sqlalchemy.exc import DBAPIError
+
+from db.errors import DatabaseUnavailable
+from db.records import Aborts, JobAttempt
+from lorayard.contract.messages import HeldJob
+from tests.polling import eventually
+from workers.engine_host import EngineHost
+from workers.holding import HoldingTable
+from workers.lease import LeaseKeeper
+from workers.ledger_health import LedgerHealth
+from workers.registration import Registration
+
+
+class ScriptedRegistration:
+    """Raises what each call is told to, else answers."""
+
+    lease_s = 0.05
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.raises: dict[str, Exception] = {}
+        self.alive = True
+        self.to_abort = Aborts()
+
+    def _say(self, call: str) -> None:
+        self.calls.append(call)
+        if call in self.raises:
+            raise self.raises[call]
+
+    def enter(self) -> None:
+        self._say("enter")
+
+    def renew(self) -> bool:
+        self._say("renew")
+        return self.alive
+
+    def aborts(self, held: Sequence[HeldJob]) -> Aborts:
+        self._say("aborts")
+        return self.to_abort
+
+    def report(self, held: Sequence[HeldJob]) -> None:
+        self._say("report")
+
+
+class ScriptedHost:
+    """Remembers what it was told to stop."""
+
+    def __init__(self) -> None:
+        self.cancelled: set[Any] = set()
+        self.fenced: set[JobAttempt] = set()
+
+    def cancel(self, job_ids: frozenset[Any]) -> None:
+        self.cancelled |= job_ids
+
+    def fence(self, keys: Sequence[JobAttempt]) -> None:
+        self.fenced |= set(keys)
+
+
+class Bench:
+    """A lease keeper with its neighbours."""
+
+    def __init__(self) -> None:
+        self.registration, self.host, self.health = ScriptedRegistration(), ScriptedHost(), LedgerHealth()
+        self.registered: list[bool] = []
+        self.lost: list[bool] = []
+        self.heartbeats: list[Sequence[HeldJob]] = []
+        self.keeper = LeaseKeeper(
+            cast("Registration", self.registration),
+            HoldingTable(lambda _: None),
+            cast("EngineHost", self.host),
+            health=self.health,
+            on_registered=lambda: self.registered.append(True),
+            heartbeat=self.heartbeats.append,
+            on_lost=lambda: self.lost.append(True),
+        )
+
+    def count(self, call: str) -> int:
+        """Tell how often the ledger was asked something."""
+        return self.registration.calls.count(call)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.keeper.close()
+
+
+def database_error(sqlstate: str) -> DBAPIError:
+    return DBAPIError("UPDATE", {}, psycopg.errors.lookup(sqlstate)("no"))
+
+
+ANYTHING = [
+    DatabaseUnavailable("gone"),
+    database_error("57014"),
+    database_error("55P03"),
+    database_error("25006"),
+    database_error("22003"),
+    ValueError("no"),
+    RuntimeError("a bug"),
+]
+
+
+@pytest.mark.parametrize("error", ANYTHING, ids=repr)
+@pytest.mark.parametrize("call", ["enter", "renew"])
+def test_no_exception_ends_the_thread(bench: Bench, call: str, error: Exception) -> None:
+    bench.registration.raises[call] = error
+    bench.keeper.start()
+    eventually(lambda: bench.count(call) >= 3)
+
+    bench.registration.raises.clear()
+
+    eventually(lambda: bench.health.has_renewed_within(10.0))
+    assert bench.registered == [True]
+    assert bench.lost == []
+
+
+@pytest.mark.parametrize("call", ["aborts", "report"])
+def test_what_follows_a_renewal_may_fail_as_long_as_it_likes(bench: Bench, call: str) -> None:
+    bench.registration.raises[call] = database_error("55P03")
+    bench.keeper.start()
+
+    eventually(lambda: bench.count("renew") >= 5)
+
+    assert bench.health.has_renewed_within(10.0)
+    assert bench.count(call) >= 3
+
+
+def test_the_leader_hears_of_the_worker_while_the_ledger_does_not_answer(bench: Bench) -> None:
+    bench.registration.raises["renew"] = DatabaseUnavailable("gone")
+    bench.keeper.start()
+
+    eventually(lambda: len(bench.heartbeats) >= 3)
+
+    assert bench.count("aborts") == 0
+
+
+def test_a_lost_worker_renews_no_more(bench: Bench) -> None:
+    bench.registration.alive = False
+    bench.keeper.start()
+
+    eventually(lambda: bench.lost)
+
+    bench.keeper.close()
+    assert (bench.count("renew"), bench.count("aborts")) == (1, 0)
+
+
+def test_what_the_ledger_has_given_to_others_is_aborted(bench: Bench) -> None:
+    cancelled, fenced = uuid4(), JobAttempt(uuid4(), 2)
+    bench.registration.to_abort = Aborts((cancelled,), (fenced,))
+    bench.keeper.start()
+
+    eventually(lambda: bench.host.fenced)
+
+    assert bench.host.cancelled == {cancelled}
+    assert bench.host.fenced == {fenced}
+
+
+@pytest.mark.parametrize("call", ["enter", "renew", "aborts", "report"])
+def test_a_schema_of_another_release_stops_new_work_until_it_fits(bench: Bench, call: str) -> None:
+    bench.registration.raises[call] = database_error("42703")
+    bench.keeper.start()
+    eventually(lambda: not bench.health.takes_work)
+
+    bench.registration.raises.clear()
+
+    eventually(lambda: bench.health.takes_work)
