@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import urlsplit
 
 from lorayard.local.errors import LocalStackError
-from lorayard.local.postgres_server import answers_select
+from lorayard.local.postgres_server import select_refusal
 from lorayard.local.redis_server import answers_ping
 
 _DRIVER = "postgresql+psycopg://"
@@ -32,12 +33,28 @@ def checked_database_url(url: str) -> str:
         raise LocalStackError(
             f"DATABASE_URL {_without_secrets(url)} is no Postgres address: write postgresql://user:password@host/db"
         )
-    if not answers_select(_DRIVER + rest):
+    if (mistake := _mistake_in(rest)) is not None:
+        raise LocalStackError(f"DATABASE_URL cannot be read: {mistake}")
+    if (refusal := select_refusal(_DRIVER + rest)) is not None:
         raise LocalStackError(
-            f"the Postgres at {_without_secrets(url)} does not answer: start it or check its user and "
-            "password, or unset DATABASE_URL to have one started here"
+            f"the Postgres at {_without_secrets(url)} cannot be used ({refusal}): start it or correct "
+            "DATABASE_URL, or unset it to have one started here"
         )
     return _DRIVER + rest
+
+
+def _mistake_in(rest: str) -> str | None:
+    """Find what is written wrong in an address, without quoting a part that may be a password."""
+    host, _, path = rest.partition("/")
+    if re.search(r"%(?![0-9A-Fa-f]{2})", rest):
+        return "a % is not followed by two hexadecimal digits: write %25 for a percent sign itself"
+    if "@" not in host and "@" in path.partition("?")[0]:
+        return "there is a / before the @: in a user or password, percent-encode it as %2F"
+    for place in host.rpartition("@")[2].split(","):
+        port = place.rpartition("]")[2].rpartition(":")[2] if ":" in place.rpartition("]")[2] else ""
+        if port and not port.isdecimal():
+            return f"the port {port!r} is not a number"
+    return None
 
 
 def _without_secrets(url: str) -> str:

@@ -137,11 +137,19 @@ class PostgresServer(Server):
 
 def answers_select(url: str) -> bool:
     """Whether a Postgres at `url` accepts our password and runs a query."""
+    return select_refusal(url) is None
+
+
+def select_refusal(url: str) -> str | None:
+    """Return why no query runs at `url`, in libpq's or Postgres' own words; None if one does."""
     try:
         with psycopg.connect(plain_url(url), connect_timeout=2) as connection:
-            return connection.execute("SELECT 1").fetchone() == (1,)
-    except psycopg.OperationalError:
-        return False
+            connection.execute("SELECT 1")
+    except psycopg.Error as error:
+        # One line for each address tried; the last one is from the server that got furthest.
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return lines[-1].strip().removeprefix("connection failed: ")
+    return None
 
 
 def plain_url(url: str) -> str:

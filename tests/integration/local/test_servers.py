@@ -16,7 +16,7 @@ from lorayard.local import SERVERS, ChildFailed, PortUnavailable, Stack, StackCo
 from lorayard.local.child import Child
 from lorayard.local.environment import inherited_environment
 from lorayard.local.ports import LOOPBACK, free_port
-from lorayard.local.postgres_server import PostgresServer, plain_url
+from lorayard.local.postgres_server import PostgresServer, plain_url, select_refusal
 from lorayard.local.redis_server import RedisServer
 
 _ONCE = Retry(NoBackoff(), 0)
@@ -183,3 +183,19 @@ def test_a_data_folder_that_postgres_refuses_fails_with_its_words(state_dir: Pat
 
     with pytest.raises(ChildFailed, match=r"(?s)postgres .*exited with status 1.*incompatible with server"):
         Stack(config).start()
+
+
+def test_a_postgres_that_refuses_says_why(servers: Stack) -> None:
+    url = servers.postgres.url
+    user, _, place = url.rpartition("@")
+    with psycopg.connect(plain_url(url), autocommit=True) as connection:
+        connection.execute("CREATE ROLE few LOGIN PASSWORD 'x' CONNECTION LIMIT 0")
+        refusals = {
+            "does not exist": select_refusal(f"{user}@{place.rpartition('/')[0]}/nowhere"),
+            "too many connections": select_refusal(f"postgresql://few:x@{place}"),
+            "SSL": select_refusal(f"{url}?sslmode=require"),
+        }
+        connection.execute("DROP ROLE few")
+
+    assert all(words in (refusal or "") for words, refusal in refusals.items()), refusals
+    assert select_refusal(url) is None

@@ -159,6 +159,10 @@ def test_a_stack_that_is_left_can_be_entered_again(config: StackConfig) -> None:
         ("redis_url", "http://127.0.0.1", "is no Redis address"),
         ("database_url", "postgresql://u:secret@127.0.0.1:1/d", r"Postgres at postgresql://127\.0\.0\.1:1/d"),
         ("database_url", "mysql://u:secret@127.0.0.1/d", "is no Postgres address"),
+        ("database_url", "postgresql://u:secret/x@127.0.0.1/d", "percent-encode it as %2F"),
+        ("database_url", "postgresql://u:secret%zz@127.0.0.1/d", "%25 for a percent sign"),
+        ("database_url", "postgresql://u:secret@127.0.0.1:54x2/d", "port '54x2' is not a number"),
+        ("database_url", "postgresql://u:secret@127.0.0.1:1/d?pool_size=5", 'invalid URI .*"pool_size"'),
     ],
 )
 def test_a_named_server_that_cannot_be_used_is_an_error_without_its_password(
