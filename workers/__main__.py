@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-# The engine's child process imports this module as well, to find its way; it must not pay for Celery.
-if __name__ == "__main__":
-    from workers.launch import main
+from workers.launch import main
 
+if __name__ == "__main__":
     sys.exit(main())

@@ -38,14 +38,16 @@ class WorkerProcess:
             "LORAYARD_WORKER_NAME": "worker-1",
             "LORAYARD_READY_FILE": str(self.ready_file),
             "LORAYARD_DRAIN_GRACE_S": "10",
+            "PYTHONPATH": str(ROOT),
             **{f"LORAYARD_{name.upper()}": str(value) for name, value in settings.items()},
         }
+        self.command = [sys.executable, "-m", "workers"]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "workers"],
+                self.command,
                 cwd=ROOT,
                 env=self._environment,
                 stdout=log,
@@ -100,7 +102,9 @@ class WorkerProcess:
 
     def engine_pids(self) -> list[int]:
         """List the live children that run an engine."""
-        return [pid for pid in children_of(self.process.pid) if "spawn_main" in command_of(pid)]
+        return [
+            pid for pid in children_of(self.process.pid) if "workers.engine.serving.child" in command_of(pid)
+        ]
 
 
 def children_of(pid: int) -> list[int]:

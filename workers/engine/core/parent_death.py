@@ -1,4 +1,4 @@
-"""Child processes that must not outlive the engine's."""
+"""Ends a child of the engine with its parent, whatever becomes of that; needs the standard library alone."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,7 +11,6 @@ from typing import Any
 from workers.engine.core.config import EngineConfig
 from workers.engine.core.errors import AdapterInUse, ConfigError, EngineError
 from workers.engine.core.outputs import CompletionOutput, RequestFailure, RequestMetrics, RequestOutput
-from workers.engine.core.parent_death import die_with_parent
 from workers.engine.serving.engine import LLMEngine
 from workers.engine.serving.messages import (
     AbortRequest,
@@ -37,12 +35,18 @@ _MAX_COMMANDS_PER_STEP = 64
 """A flood of requests is taken in over several steps, so that it does not hold up those being served."""
 
 
-def serve(connection: Connection, config: EngineConfig, parent_pid: int) -> None:
-    """Run the child process until it is told to stop or its parent is gone."""
-    die_with_parent(parent_pid)
-    # The parent decides when to stop; a terminal's Ctrl-C reaches the whole process group.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def main(file: int) -> None:
+    """Serve the connection that was inherited from the parent; its first message is the configuration."""
+    with Connection(file) as connection:
+        try:
+            config = connection.recv()
+        except (EOFError, OSError):
+            return  # the parent is gone already
+        serve(connection, config)
+
+
+def serve(connection: Connection, config: EngineConfig) -> None:
+    """Run the engine until it is told to stop or its parent is gone."""
     engine = _build(connection, config)
     if engine is None:
         return

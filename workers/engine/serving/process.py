@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import atexit
-import multiprocessing
-import os
 import threading
+import time
+from collections.abc import Callable
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
+from workers.engine.core.child_process import ChildProcess
 from workers.engine.core.config import EngineConfig
 from workers.engine.core.errors import EngineDied, EngineStartError
 from workers.engine.serving.assembly import EngineInfo
-from workers.engine.serving.child import serve
 from workers.engine.serving.messages import (
     AbortRequest,
     AddRequest,
@@ -43,52 +44,60 @@ __all__ = [
     "EngineEvents",
 ]
 
-_REAP_TIMEOUT_S = 5.0
+_PROGRAM = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+from workers.engine.serving.child import main
+main(int(sys.argv[3]))
+"""
+"""The parent decides when to stop, whatever signal reaches the whole process group."""
+
+_START_POLL_S = 0.1
 
 
 class EngineProcess:
     """A child process that serves commands; `send` and `receive` may be used from different threads."""
 
     def __init__(self, config: EngineConfig) -> None:
-        context = multiprocessing.get_context("spawn")
+        self._config = config
         self._connection: Connection
-        self._connection, self._childs_connection = context.Pipe(duplex=True)
-        self._process = context.Process(
-            target=serve,
-            args=(self._childs_connection, config, os.getpid()),
-            name="lorayard-engine",
-            daemon=True,
-        )
-        self._keeper = threading.Thread(target=self._keep, name="engine-keeper", daemon=True)
-        self._is_spawned = threading.Event()
-        self._spawn_error: Exception | None = None
+        self._child: ChildProcess | None = None
         self._send_lock = threading.Lock()
 
     @property
     def pid(self) -> int:
         """The child's process id."""
-        assert self._process.pid is not None, "the engine process was not started"
-        return self._process.pid
+        assert self._child is not None, "the engine process was not started"
+        return self._child.pid
 
     @property
     def is_alive(self) -> bool:
         """Whether the child is running."""
-        return self._keeper.is_alive() and self._is_spawned.is_set()
+        return self._child is not None and self._child.is_alive
 
-    def start(self, timeout_s: float) -> EngineInfo:
-        """Start the child and wait until the model is loaded; raises `EngineStartError` with the reason."""
-        self._keeper.start()
-        self._is_spawned.wait()
-        if self._spawn_error is not None:
-            raise EngineStartError(
-                f"the engine process cannot be started: {self._spawn_error}"
-            ) from self._spawn_error
-        # At exit multiprocessing sends daemons SIGTERM, which this child ignores, and waits for them.
+    def start(self, timeout_s: float, *, is_unwanted: Callable[[], bool] = lambda: False) -> EngineInfo:
+        """Start the child and wait until the model is loaded; raises `EngineStartError` with the reason.
+
+        `is_unwanted` is asked meanwhile, and ends the start where it says so.
+        """
+        self._connection, theirs = Pipe(duplex=True)
+        try:
+            # Only the child may hold its end, or its death would not end the connection.
+            self._child = ChildProcess(
+                _PROGRAM, theirs.fileno(), pass_fds=[theirs.fileno()], on_spawned=theirs.close
+            )
+        except (OSError, RuntimeError) as error:
+            raise EngineStartError(f"the engine process cannot be started: {error}") from error
+        # An engine that is told to stop ends its own children in order; exit alone would kill it.
         atexit.register(self.stop)
         try:
-            return self._await_ready(timeout_s)
+            self._connection.send(self._config)
+            return self._await_ready(time.monotonic() + timeout_s, timeout_s, is_unwanted)
+        except (EOFError, OSError) as error:
+            raise EngineStartError(
+                f"the engine process ended with exit code {self._child.exitcode} while starting"
+            ) from error
         except EngineStartError:
-            self._kill()
+            self._child.kill()
             raise
 
     def send(self, command: Command) -> None:
@@ -107,54 +116,40 @@ class EngineProcess:
             events = self._connection.recv()
         except (EOFError, OSError) as error:
             raise EngineDied(self._final_exitcode()) from error
+        except Exception as error:
+            # Lost with it is what it told of the requests: nothing could be said of them any more.
+            self._kill()
+            raise EngineDied(self._final_exitcode()) from error
         assert isinstance(events, EngineEvents), f"the engine sent {type(events).__name__}"
         return events
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """End the child, by force after `timeout_s`; stopping twice does nothing."""
         atexit.unregister(self.stop)
-        if not self.is_alive:
+        if self._child is None or not self._child.is_alive:
             return
         try:
             self.send(Stop())
         except EngineDied:
             return
-        self._keeper.join(timeout_s)
-        if self._keeper.is_alive():
+        if self._child.wait(timeout_s) is None:
             self._kill()
 
-    def _keep(self) -> None:
-        """Spawn the child and outlive it: the parent-death signal is sent when the spawning *thread* ends."""
-        try:
-            self._process.start()
-        except Exception as error:  # noqa: BLE001 - `start` raises it in the caller's thread
-            self._spawn_error = error
-            return
-        finally:
-            # Only the child may hold its end, or its death would not end the connection.
-            self._childs_connection.close()
-            self._is_spawned.set()
-        self._process.join()
-
-    def _await_ready(self, timeout_s: float) -> EngineInfo:
-        try:
-            if not self._connection.poll(timeout_s):
+    def _await_ready(self, deadline: float, timeout_s: float, is_unwanted: Callable[[], bool]) -> EngineInfo:
+        while not self._connection.poll(_START_POLL_S):
+            if is_unwanted():
+                raise EngineStartError("the engine is not wanted any more: its start was broken off")
+            if time.monotonic() >= deadline:
                 raise EngineStartError(f"the engine was not ready after {timeout_s:g} s; allow it more time")
-            answer = self._connection.recv()
-        except (EOFError, OSError) as error:
-            code = self._final_exitcode()
-            raise EngineStartError(
-                f"the engine process ended with exit code {code} while starting"
-            ) from error
+        answer = self._connection.recv()
         if isinstance(answer, StartFailed):
             raise EngineStartError(f"{answer.code}: {answer.message}")
         assert isinstance(answer, Ready), f"the engine sent {type(answer).__name__}"
         return answer.info
 
     def _final_exitcode(self) -> int | None:
-        self._keeper.join(_REAP_TIMEOUT_S)
-        return self._process.exitcode
+        return None if self._child is None else self._child.exitcode
 
     def _kill(self) -> None:
-        self._process.kill()
-        self._keeper.join(_REAP_TIMEOUT_S)
+        if self._child is not None:
+            self._child.kill()

@@ -6,7 +6,7 @@ import json
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
@@ -41,6 +41,7 @@ class GrammarCompiler:
     """Forms by their text, the latest ones kept; one background thread, started with the first form.
 
     `close`, garbage collection and exit all end the thread and its child: the thread holds no compiler.
+    A thread that died has said so on standard error; the form it had in hand fails, the next starts another.
     """
 
     def __init__(self, tokenizer_file: Path, *, vocab_size: int, eos_token_ids: Iterable[int]) -> None:
@@ -50,7 +51,7 @@ class GrammarCompiler:
         self._forms: OrderedDict[FormSource, Future[LLMatcher]] = OrderedDict()
         self._queue: _Queue = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._end: Callable[[], object] | None = None
+        self._end: weakref.finalize[..., GrammarCompiler] | None = None
         self._tokenizer: LLTokenizer | None = None
         self._tokenizer_problem = ""
         try:
@@ -90,7 +91,7 @@ class GrammarCompiler:
         return form
 
     def _start(self) -> None:
-        if self._thread is None and self._tokenizer is not None:
+        if self._is_idle() and self._tokenizer is not None:
             vetter, is_closed = Vetter(self._setup()), threading.Event()
             self._thread = threading.Thread(
                 target=_serve,
@@ -100,6 +101,12 @@ class GrammarCompiler:
             )
             self._thread.start()
             self._end = weakref.finalize(self, _end, self._queue, vetter, is_closed)
+
+    def _is_idle(self) -> bool:
+        """Whether a thread is wanting: none was started, or it died without being told to."""
+        if self._thread is None or self._end is None:
+            return True
+        return self._end.alive and not self._thread.is_alive()
 
     def _setup(self) -> VetterSetup:
         return VetterSetup(
@@ -112,15 +119,20 @@ class GrammarCompiler:
 
 
 def _serve(queue: _Queue, vetter: Vetter, tokenizer: LLTokenizer, is_closed: threading.Event) -> None:
-    while (job := queue.get()) is not None and not is_closed.is_set():
-        source, form = job
-        try:
-            form.set_result(_compile(vetter, tokenizer, source))
-        except InvalidParams as error:
-            form.set_exception(error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the request must hear of it
-            form.set_exception(InvalidParams(f"the {source.kind} cannot be compiled: {error}"))
-    vetter.close()
+    try:
+        while (job := queue.get()) is not None and not is_closed.is_set():
+            source, form = job
+            try:
+                form.set_result(_compile(vetter, tokenizer, source))
+            except InvalidParams as error:
+                form.set_exception(error)
+            except BaseException as error:
+                # Whatever it is, the request must hear of it.
+                form.set_exception(InvalidParams(f"the {source.kind} cannot be compiled: {error}"))
+                if not isinstance(error, Exception):
+                    raise
+    finally:
+        vetter.close()
 
 
 def _end(queue: _Queue, vetter: Vetter, is_closed: threading.Event) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import select
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from workers.engine.core.child_process import ChildProcess
 from workers.engine.core.errors import InvalidParams
 
 CPU_S = 2
@@ -19,6 +20,10 @@ MEMORY_BYTES = 2 << 30
 _WALL_S = 30.0
 """The child gives way to the engine, so that on a busy machine its seconds are long."""
 _CHILD = Path(__file__).with_name("grammar_check_process.py")
+# By its path: as a module it would load the whole engine first.
+_PROGRAM = """
+runpy.run_path(sys.argv[3], run_name="__main__")
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class Vetter:
 
     def __init__(self, setup: VetterSetup) -> None:
         self._setup = setup
-        self._child: subprocess.Popen[str] | None = None
+        self._child: ChildProcess | None = None
 
     def problem(self, grammar: str) -> str | None:
         """Return what is wrong with a form in llguidance's notation, None if it can be served.
@@ -58,28 +63,24 @@ class Vetter:
         """Have the form that is being tried fail now; may be called from another thread."""
         child = self._child
         if child is not None:
-            child.kill()
+            child.signal_kill()
 
     def close(self) -> None:
         """End the child."""
         child, self._child = self._child, None
         if child is not None:
             child.kill()
-            child.wait()
-            for pipe in (child.stdin, child.stdout):
-                _pipe(pipe).close()
 
-    def _ready_child(self) -> subprocess.Popen[str]:
-        if self._child is not None and self._child.poll() is None:
+    def _ready_child(self) -> ChildProcess:
+        if self._child is not None and self._child.is_alive:
             return self._child
         self.close()
-        # By its path: as a module it would load the whole engine first.
-        self._child = subprocess.Popen(  # noqa: S603 - our own script
-            [sys.executable, str(_CHILD), str(os.getpid())],
+        self._child = ChildProcess(
+            _PROGRAM,
+            _CHILD,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            text=True,
         )
         answer = _ask(self._child, asdict(self._setup))
         if answer is None:
@@ -89,19 +90,11 @@ class Vetter:
         return self._child
 
 
-def _ask(child: subprocess.Popen[str], question: object) -> str | None:
+def _ask(child: ChildProcess, question: object) -> str | None:
     """Send one line and return the child's answer, None where it dies or takes too long."""
-    try:
-        _pipe(child.stdin).write(json.dumps(question) + "\n")
-        _pipe(child.stdin).flush()
-    except OSError:
-        return None
-    answers = _pipe(child.stdout)
-    if not select.select([answers], [], [], _WALL_S)[0]:
-        return None
-    return answers.readline() or None
-
-
-def _pipe(pipe: IO[str] | None) -> IO[str]:
-    assert pipe is not None, "the child was started with pipes"
-    return pipe
+    with suppress(OSError, ValueError):  # ValueError: another thread has closed its pipes
+        child.stdin.write(json.dumps(question) + "\n")
+        child.stdin.flush()
+        if select.select([child.stdout], [], [], _WALL_S)[0]:
+            return child.stdout.readline() or None
+    return None

@@ -5,12 +5,10 @@ A script of its own that loads nothing of the engine; it limits its own time and
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import random
 import resource
-import signal
 import sys
 import time
 from typing import Any
@@ -19,14 +17,12 @@ import llguidance.numpy
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-_PR_SET_PDEATHSIG = 1
 _NUM_TOKENS = 48
 _MAX_TOKEN_S = 0.25
 
 
 def main() -> None:
     """Answer one line per line; the first one is the setup."""
-    _die_with_parent(int(sys.argv[1]))
     os.nice(10)
     setup = json.loads(sys.stdin.readline())
     try:
@@ -75,13 +71,6 @@ def _allow_s(cpu_s: int) -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
     limit = int(used.ru_utime + used.ru_stime) + 1 + cpu_s
     resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent_pid:
-            sys.exit(1)
 
 
 if __name__ == "__main__":

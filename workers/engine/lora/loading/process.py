@@ -1,13 +1,8 @@
-"""The loader process: one load after the other, on one thread, out of the engine's way.
-
-It is started as a program, not by multiprocessing: a user's script without a `__main__` guard must not be
-imported again by its child.
-"""
+"""The loader process: one load after the other, on one thread, out of the engine's way."""
 
 from __future__ import annotations
 
 import os
-import signal
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +18,6 @@ _NICENESS = 19
 
 def main(file: int) -> None:
     """Serve the socket that was inherited from the engine's process until that is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     os.nice(_NICENESS)
     _be_first_to_go()
