@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from lorayard.local import services
 from lorayard.local.child import ChildSpec
 from lorayard.local.config import StackConfig
@@ -21,12 +24,12 @@ _FLUSH_S = 25.0
 class Assembly:
     """A held state directory with the processes that were started on it."""
 
-    def __init__(self, config: StackConfig) -> None:
+    def __init__(self, config: StackConfig, pause: Callable[[float], None] = time.sleep) -> None:
         self._config = config
         self._redis_url = checked_redis_url(config.redis_url) if config.redis_url else None
         self._database_url = checked_database_url(config.database_url) if config.database_url else None
         self.state = StateDirectory(config.state_dir)
-        self.registry = ChildRegistry(self.state)
+        self.registry = ChildRegistry(self.state, pause)
 
     def close(self) -> None:
         """Kill what still runs and let the state directory go."""

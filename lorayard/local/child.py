@@ -51,8 +51,10 @@ class ChildSpec:
 class Child:
     """One process in a session and process group of its own, with its output in a log file."""
 
-    def __init__(self, spec: ChildSpec) -> None:
+    def __init__(self, spec: ChildSpec, pause: Callable[[float], None] = time.sleep) -> None:
+        """`pause` takes seconds between two looks at the process; what it raises ends the waiting."""
         self.spec = spec
+        self._pause = pause
         self._returncode: int | None = None
         self._bury_lock = threading.Lock()
         self._log_start = spec.log_path.stat().st_size if spec.log_path.exists() else 0
@@ -116,7 +118,7 @@ class Child:
         """Return the exit status, or None when the process still runs after `timeout_s`."""
         deadline = time.monotonic() + timeout_s
         while (code := self.returncode) is None and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
+            self._pause(_POLL_S)
         return code
 
     def finish(self, timeout_s: float) -> None:
@@ -135,7 +137,7 @@ class Child:
             self.check_alive()
             if time.monotonic() >= deadline:
                 raise self.failure(f"was not ready within {timeout_s:g} s")
-            time.sleep(_POLL_S)
+            self._pause(_POLL_S)
 
     def check_alive(self) -> None:
         """Raise ChildFailed with the end of the log if the process has ended."""

@@ -2,6 +2,9 @@
 
 A script between fork and exec does in a fresh, single-threaded interpreter what `preexec_fn` would do in a
 copy of a threaded one, where it can deadlock.
+
+The engine's `workers/engine/core/parent_death.py` cannot do this work: servers are started where no worker is
+installed, as another user, and die by a signal that lets them end in order.
 """
 
 from __future__ import annotations

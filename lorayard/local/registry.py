@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 
 from lorayard.local.child import Child, ChildSpec
 from lorayard.local.state import StateDirectory
@@ -12,8 +14,9 @@ from lorayard.local.watchdog import Watchdog
 class ChildRegistry:
     """Every living process of one stack."""
 
-    def __init__(self, state: StateDirectory) -> None:
+    def __init__(self, state: StateDirectory, pause: Callable[[float], None] = time.sleep) -> None:
         self._state = state
+        self._pause = pause
         self._watchdog = Watchdog()
         self._children: list[Child] = []
         self._lock = threading.Lock()
@@ -25,7 +28,7 @@ class ChildRegistry:
     def spawn(self, spec: ChildSpec) -> Child:
         """Start a process; from here on it ends with this one, or is found by the next holder."""
         with self._lock:
-            child = Child(spec)
+            child = Child(spec, self._pause)
             self._watchdog.follow(child.identity)
             self._children.append(child)
             self._prune()

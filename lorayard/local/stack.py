@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -23,11 +24,13 @@ _STOP_ORDER_AFTER_WORKERS = ("relay", "scheduler", "flower", "redis", "postgres"
 class Stack:
     """The processes of one state directory, from the moment it is entered until it is left.
 
-    They end with this process, however it ends. One thread at a time may call it.
+    They end with this process, however it ends. One thread at a time may call it. Wherever it waits it calls
+    `pause` with some seconds; what that raises breaks the waiting off.
     """
 
-    def __init__(self, config: StackConfig) -> None:
+    def __init__(self, config: StackConfig, *, pause: Callable[[float], None] = time.sleep) -> None:
         self.config = config
+        self._pause = pause
         self._parts: dict[str, Part] = {}
         self._num_workers_started = 0
         self._assembly: Assembly | None = None
@@ -45,7 +48,7 @@ class Stack:
         """Start every part of the configuration; on failure nothing stays and the error says why."""
         if self._assembly is not None:
             raise LocalStackError(f"the stack in {self.config.state_dir} is already started")
-        self._assembly = Assembly(self.config)
+        self._assembly = Assembly(self.config, self._pause)
         try:
             self._start_servers(self._assembly)
             self._start_services(self._assembly)
@@ -171,7 +174,7 @@ class Stack:
                 part.child.check_alive()
             if time.monotonic() >= deadline:
                 raise waiting[0].child.failure(f"was not ready within {self.config.start_timeout_s:g} s")
-            time.sleep(_POLL_S)
+            self._pause(_POLL_S)
 
     def _stop_in_order(self) -> None:
         workers = [part for name, part in self._parts.items() if name.startswith(_WORKER_PREFIX)]

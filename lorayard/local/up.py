@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 import shlex
 import signal
-import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -26,30 +28,58 @@ _SERVERS = frozenset({"redis", "postgres"})
 
 
 class _BreakOff(BaseException):
-    """Raised by a signal, to break off a start or an orderly stop."""
+    """Breaks off a start or an orderly stop, from within a pause."""
 
 
 class _StopSwitch:
-    """Turns SIGINT and SIGTERM into the wish to stop, and a later one into the wish to stop at once."""
+    """Turns SIGINT and SIGTERM into the wish to stop, and a later one into the wish to stop at once.
+
+    The handler writes one byte and no more: what it means is decided where the main thread waits.
+    """
 
     def __init__(self) -> None:
-        self.requested = threading.Event()
-        self.phase: Literal["starting", "running", "stopping"] = "starting"
+        self.requested = False
+        self._phase: Literal["starting", "running", "stopping", "killing"] = "starting"
         self._requested_at_s = 0.0
+        self._reader, self._writer = os.pipe()
+        for end in (self._reader, self._writer):
+            os.set_blocking(end, False)
 
     def install(self) -> None:
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self._on_signal)
 
-    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        del signum, frame
-        now_s = time.monotonic()
-        if self.requested.is_set() and now_s - self._requested_at_s < _REPEAT_S:
+    def started(self) -> None:
+        """From now on a wish is noted, and breaks nothing off."""
+        self._phase = "running"
+
+    def stopping(self) -> None:
+        """From now on a new wish ends the orderly stop."""
+        if self._phase != "killing":
+            self._phase = "stopping"
+
+    def pause(self, seconds: float) -> None:
+        """Wait; raises `_BreakOff` where a wish came that must not wait for what is going on."""
+        if not self._has_new_wish(seconds) or self._phase in ("running", "killing"):
             return
-        self.requested.set()
+        # A start that is broken off is followed by an orderly stop, and that by force.
+        self._phase = "stopping" if self._phase == "starting" else "killing"
+        raise _BreakOff
+
+    def _has_new_wish(self, seconds: float) -> bool:
+        if not select.select([self._reader], [], [], seconds)[0]:
+            return False
+        os.read(self._reader, 4096)
+        now_s = time.monotonic()
+        if self.requested and now_s - self._requested_at_s < _REPEAT_S:
+            return False
+        self.requested = True
         self._requested_at_s = now_s
-        if self.phase != "running":
-            raise _BreakOff
+        return True
+
+    def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._writer, b"\0")
 
 
 def up(settings: StackSettings | None = None, console: Console | None = None) -> int:
@@ -61,18 +91,19 @@ def up(settings: StackSettings | None = None, console: Console | None = None) ->
     console = console or Console()
     config = (settings or StackSettings()).to_config()
     _check_model(config.model)
-    stack, switch = Stack(config), _StopSwitch()
+    switch = _StopSwitch()
     switch.install()
+    stack = Stack(config, pause=switch.pause)
     try:
         with console.status("starting …"):
             stack.start()
-        switch.phase = "running"
+        switch.started()
         _show_addresses(stack, console)
         return _supervise(stack, switch, console)
     except _BreakOff:
         return 0
     finally:
-        switch.phase = "stopping"
+        switch.stopping()
         _stop(stack, console)
 
 
@@ -97,7 +128,10 @@ def _stop(stack: Stack, console: Console) -> None:
 def _supervise(stack: Stack, switch: _StopSwitch, console: Console) -> int:
     """Start what dies again, with growing delays; a server's death ends the stack."""
     backoff = Backoff()
-    while not switch.requested.wait(_POLL_S):
+    while True:
+        switch.pause(_POLL_S)
+        if switch.requested:
+            return 0
         for part in stack.ended():
             delay_s = backoff.died(part.name, time.monotonic())
             if delay_s is None:
@@ -109,7 +143,6 @@ def _supervise(stack: Stack, switch: _StopSwitch, console: Console) -> int:
             console.print(f"{part.name} starts again in {delay_s:g} s", highlight=False)
         for name in backoff.due(time.monotonic()):
             stack.relaunch(name)
-    return 0
 
 
 def _show_addresses(stack: Stack, console: Console) -> None:
