@@ -6,7 +6,7 @@ from enum import Enum
 from typing import Final
 
 import psycopg
-from sqlalchemy.exc import DBAPIError, StatementError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 
 from db.errors import DatabaseUnavailable
 
@@ -57,6 +57,12 @@ def fault_of(error: BaseException) -> Fault:
         state = sqlstate_of(error)
         return _fault_of_client(error) if state is None else _fault_of_state(error, state)
     return Fault.ROW if isinstance(error, (StatementError, *_CLIENT_SIDE)) else Fault.SERVER
+
+
+def is_ledger_outage(error: BaseException) -> bool:
+    """Whether the ledger is away, out of order, or of another release: ridden out, no row is to blame."""
+    is_of_ledger = isinstance(error, (DatabaseUnavailable, SQLAlchemyError))
+    return is_of_ledger and fault_of(error) in (Fault.SERVER, Fault.SCHEMA)
 
 
 def sqlstate_of(error: BaseException) -> str | None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 
 from db.errors import DatabaseError
 from db.secrets import SecretBox
 from db.settings import SecretSettings
 from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings
 from lorayard.process.logs import configure_logs
+from lorayard.process.stop_request import StopRequest
 from scheduler.process import Scheduler
 from scheduler.settings import SchedulerSettings
+
+GAVE_UP = 1
+"""Exit status of a process that could not go on: whoever supervises it starts another."""
 
 
 def main() -> int:
@@ -26,11 +28,9 @@ def main() -> int:
     except (DatabaseError, OSError, ValueError) as error:
         print(f"scheduler: {error}", file=sys.stderr)  # noqa: T201
         return BAD_ENVIRONMENT
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
-    scheduler.run(stopping)
-    return 0
+    stopping = StopRequest()
+    stopping.listen()
+    return 0 if scheduler.run(stopping) else GAVE_UP
 
 
 if __name__ == "__main__":

@@ -14,10 +14,12 @@ from db.records import CancelOutcome, FinishedJob
 from db.repositories.jobs import JobRepository
 from db.repositories.results import fetch_finished
 from lorayard.contract.messages import Command, ControlMessage, JobReply
+from lorayard.process.items import one_item
 from lorayard.server.replies import send_replies, state_reply
 from scheduler.endings import Endings
 from scheduler.fleet import Fleet
 from scheduler.office import Office
+from scheduler.outages import is_passing
 from scheduler.streams import LeaderStreams, StreamEntry
 
 MAX_LOOKUP_OUTPUT_BYTES: Final = 1_000_000
@@ -40,8 +42,19 @@ class Control:
         """Do what clients ask, answer them, then acknowledge."""
         for start in range(0, len(entries), BLOCK_MESSAGES):
             block = entries[start : start + BLOCK_MESSAGES]
-            self._answer([message for entry in block if (message := _read(entry)) is not None])
+            self._answer_block([(entry, message) for entry in block if (message := _read(entry)) is not None])
             self.streams.acknowledge(block)
+
+    def _answer_block(self, asked: Sequence[tuple[StreamEntry, ControlMessage]]) -> None:
+        try:
+            self._answer([message for _, message in asked])
+        except Exception as error:
+            if is_passing(error):
+                raise
+            logger.exception("control.answered_apart", messages=len(asked))
+            for entry, message in asked:
+                with one_item("control", is_passing, entry_id=entry.entry_id, job_id=str(message.job_id)):
+                    self._answer([message])
 
     def cancel(self, job_ids: Sequence[UUID]) -> None:
         """Cancel jobs at nobody's request stream (a revoke in Flower)."""

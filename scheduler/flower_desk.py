@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 from typing import Final
 from uuid import UUID
 
 from db.records import FinishedJob
 from lorayard.contract.states import JobState
+from lorayard.process.service_thread import ServiceThread
 from lorayard.server.flower_events import JobEvents
+from lorayard.server.flower_notes import FlowerNotes
 
-MAX_WAITING: Final = 50_000
 TICK_S: Final = 0.1
 
 
 class FlowerDesk:
-    """Queues notes for `JobEvents`; the oldest are forgotten where too many wait."""
+    """Queues notes for `JobEvents`; an observer, so that its failures are nobody else's."""
 
     def __init__(self, events: JobEvents) -> None:
         self._events = events
-        self._notes: deque[Callable[[], None]] = deque(maxlen=MAX_WAITING)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="flower", daemon=True)
+        self._notes = FlowerNotes(events)
+        self._thread = ServiceThread("flower", self._step, on_broken=None)
 
     def start(self) -> None:
         """Begin to show."""
@@ -31,28 +30,22 @@ class FlowerDesk:
 
     def close(self) -> None:
         """Show what is left and stop."""
-        self._closed.set()
-        self._thread.join(timeout=5.0)
+        if self._thread.close():
+            self._notes.show(self._thread.item)
+            self._events.close()
 
     def admitted(self, job_id: UUID, adapter: str | None, tenant: str) -> None:
         """A job is in the ledger."""
-        self._notes.append(lambda: self._events.sent(job_id, adapter, tenant))
+        self._notes.add(job_id, partial(self._events.sent, job_id, adapter, tenant), is_first=True)
 
     def ended(self, finished: Iterable[FinishedJob]) -> None:
         """Jobs have ended without a worker."""
         for job in finished:
-            self._notes.append(lambda job=job: self._show_end(job))  # type: ignore[misc]
+            self._notes.add(job.job_id, partial(self._show_end, job))
 
-    def _run(self) -> None:
-        while not self._closed.wait(TICK_S):
-            self._show()
-        self._show()
-        self._events.close()
-
-    def _show(self) -> None:
-        while self._notes:
-            self._notes.popleft()()
-        self._events.flush()
+    def _step(self) -> None:
+        if not self._thread.stopping.wait(TICK_S):
+            self._notes.show(self._thread.item)
 
     def _show_end(self, job: FinishedJob) -> None:
         if job.state in (JobState.CANCELLED, JobState.EXPIRED):

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
-from kombu.exceptions import OperationalError as BrokerError
-from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from db.errors import DatabaseError, Deposed
 from db.judge import Fault, explain, fault_of
 from db.repositories.backlog import BacklogRepository
 from db.repositories.leases import LeaseRepository
+from lorayard.process.restarts import RestartBudget
+from lorayard.process.stop_request import StopRequest
 from scheduler.cadence import Every
 from scheduler.control import Control
 from scheduler.dispatch import Dispatcher
@@ -23,6 +22,7 @@ from scheduler.fleet import Fleet
 from scheduler.housekeeping import Housekeeping
 from scheduler.intake import Intake
 from scheduler.office import Office
+from scheduler.outages import is_outage, is_passing
 from scheduler.policies import plan
 from scheduler.publish import Publisher
 from scheduler.queue_feed import QueueFeed
@@ -57,7 +57,11 @@ class Rhythm:
 
 @dataclass(slots=True)
 class Leader:
-    """Mutable: one term. Any failure of Redis or Postgres makes it start over from the ledger."""
+    """Mutable: one term. Any failure of Redis or Postgres makes it start over from the ledger.
+
+    So does a failure of its own, three times in a minute; then the process gives up. What it meets with one
+    entry, or in one of its parts, keeps no other part from its turn.
+    """
 
     office: Office
     keeper: TermKeeper
@@ -77,10 +81,13 @@ class Leader:
     rhythm: Rhythm = field(default_factory=Rhythm)
     has_dispatched: bool = False
     """A round went out, and workers may have room for another one."""
+    failure: Exception | None = None
+    """The first failure of its own in this turn."""
 
-    def lead(self, stopping: threading.Event, on_serving: Callable[[], None]) -> None:
-        """Lead until told to stop or deposed; outages are waited out."""
+    def lead(self, stopping: StopRequest, on_serving: Callable[[], None]) -> bool:
+        """Lead until told to stop or deposed; outages are waited out. False where it cannot go on."""
         recovered, retry_s = False, FIRST_RETRY_S
+        restarts = RestartBudget(self.clock)
         while not stopping.is_set() and not self.keeper.deposed.is_set():
             if not self.keeper.is_valid:
                 stopping.wait(FIRST_RETRY_S)
@@ -89,16 +96,21 @@ class Leader:
                 if not recovered:
                     self.recover()
                     on_serving()
-                    recovered, retry_s = True, FIRST_RETRY_S
+                    recovered = True
                 self.turn()
+                retry_s = FIRST_RETRY_S
             except Deposed as error:
                 logger.warning("leader.deposed", term=self.office.term, error=str(error))
-                return
+                return True
             except Exception as error:  # noqa: BLE001 - whatever it was, the ledger knows where to go on
                 self._note_failure(error)
+                if not is_outage(error) and not restarts.take():
+                    logger.critical("leader.broken", term=self.office.term, error=explain(error))
+                    return False
                 recovered = False
                 stopping.wait(retry_s)
                 retry_s = min(LAST_RETRY_S, retry_s * 2)
+        return True
 
     def recover(self) -> None:
         """Build the picture anew from the ledger, and take over what was read but never acknowledged."""
@@ -114,25 +126,44 @@ class Leader:
         logger.info("leader.recovered", term=self.office.term, workers=len(ready), leased=len(leased))
 
     def turn(self) -> None:
-        """Read, admit, listen, answer, dispatch, and do what is due."""
+        """Read, admit, listen, answer, dispatch, and do what is due; raises what went wrong at the end."""
         now = self.clock()
+        self.failure = None
         if self.rhythm.patrol.is_due(now) or self.fleet.has_strangers:
-            self.reaper.patrol()
+            self._part("reaper", self.reaper.patrol)
         if self.rhythm.reclaim.is_due(now):
             self._deal_with(self.streams.reclaim())
         self._deal_with(self.streams.read(self._block_ms()))
-        self.control.cancel(self.batches.jobs_of(self.revokes.take()))
-        self.queue.fill()
-        self._dispatch()
+        self._part("revokes", lambda: self.control.cancel(self.batches.jobs_of(self.revokes.take())))
+        self._part("queue", self.queue.fill)
+        self._part("dispatch", self._dispatch)
         self._recurring(self.clock())
+        if self.failure is not None:
+            raise self.failure
+
+    def _part(self, name: str, work: Callable[[], object], *, is_own: bool = True) -> None:
+        """Do one part of a turn; a failure that is not the leader's `own` may lie in what others sent."""
+        try:
+            work()
+        except Exception as error:
+            if is_passing(error):
+                raise
+            logger.exception("leader.part_failed", part=name, term=self.office.term, error=explain(error))
+            if is_own:
+                self.failure = self.failure or error
 
     def _deal_with(self, mail: Mail) -> None:
+        """Hand out what was read; what its part could not deal with is read again at the next reclaim."""
         if mail.jobs:
-            self.queue.has_more |= self.intake.admit(mail.jobs) > 0
+            self._part("intake", lambda: self._admit(mail), is_own=False)
         if mail.events:
-            self.events.listen(mail.events)
+            self._part("worker_events", lambda: self.events.listen(mail.events), is_own=False)
         if mail.control:
-            self.control.obey(mail.control)
+            self._part("control", lambda: self.control.obey(mail.control), is_own=False)
+
+    def _admit(self, mail: Mail) -> None:
+        before, self.queue.has_more = self.queue.has_more, True  # some may be in, should the rest fail
+        self.queue.has_more = self.intake.admit(mail.jobs) > 0 or before
 
     def _dispatch(self) -> None:
         now = self.clock()
@@ -147,14 +178,18 @@ class Leader:
 
     def _recurring(self, now: float) -> None:
         if self.rhythm.publish.is_due(now):
-            self.publisher.publish()
+            self._part("publish", self.publisher.publish, is_own=False)
         if self.rhythm.introduce.is_due(now):
-            self.publisher.introduce()
+            self._part("introduce", self.publisher.introduce, is_own=False)
         if self.rhythm.see_off.is_due(now):
-            self.reaper.see_off()
+            self._part("see_off", self.reaper.see_off)
         if self.rhythm.verify.is_due(now):
-            self.queue.verify()
-        if self.rhythm.tidy.is_due(now) and self.housekeeping.tidy():
+            self._part("verify", self.queue.verify)
+        if self.rhythm.tidy.is_due(now):
+            self._part("tidy", self._tidy, is_own=False)
+
+    def _tidy(self) -> None:
+        if self.housekeeping.tidy():
             self.rhythm.tidy.hasten()
 
     def _block_ms(self) -> int | None:
@@ -166,5 +201,6 @@ class Leader:
         is_of_ledger = isinstance(error, (DatabaseError, SQLAlchemyError))
         if is_of_ledger and fault_of(error) is Fault.SERVER:
             self.keeper.contact_lost()
-        expected = is_of_ledger or isinstance(error, (RedisError, BrokerError))
-        logger.error("leader.failed", term=self.office.term, error=explain(error), exc_info=not expected)
+        logger.error(
+            "leader.failed", term=self.office.term, error=explain(error), exc_info=not is_outage(error)
+        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable
 from typing import Final
@@ -17,6 +16,8 @@ from redis import Redis
 from db.database import MAX_HOLD_MS, Database
 from db.judge import explain
 from lorayard.contract.pool import PoolInfo
+from lorayard.process.restarts import RestartBudget
+from lorayard.process.stop_request import StopRequest
 from lorayard.server.celery_app import make_app
 from lorayard.server.flower_events import JobEvents
 from scheduler.catalogue import Catalogue
@@ -96,25 +97,42 @@ class Scheduler:
         self._flower = FlowerDesk(events)
         self._revokes = RevokeNode(self._app, nodename)
         self._tenancy = Tenancy(auto_tenants=settings.auto_tenants, seal=seal)
+        self._is_broken = False
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
 
-    def run(self, stopping: threading.Event) -> None:
-        """Serve until told to stop, then resign."""
+    def run(self, stopping: StopRequest) -> bool:
+        """Serve until told to stop, then resign; False where it stopped because it could not go on."""
         self._flower.start()
         self._revokes.start()
+        restarts = RestartBudget(self._clock)
         while not stopping.is_set():
-            stopping.wait(self._follow(stopping))
+            try:
+                pause_s = self._follow(stopping)
+            except Exception as error:
+                logger.exception("scheduler.failed", error=f"{type(error).__name__}: {error}")
+                pause_s = RETRY_S
+                if not restarts.take():
+                    logger.critical("scheduler.broken")
+                    self._give_up(stopping)
+            stopping.wait(pause_s)
         self._revokes.close()
         self._flower.close()
         self._app.close()
         self._redis.close()
         self._database.dispose()
         self._terms.dispose()
+        return not self._is_broken
 
-    def _follow(self, stopping: threading.Event) -> float:
+    def _follow(self, stopping: StopRequest) -> float:
         """Try to take office and lead; answers how long to wait before the next try."""
         try:
-            keeper = TermKeeper.take(self._terms, self.info.pool, self._holder, self._settings.term_ttl_s)
+            keeper = TermKeeper.take(
+                self._terms,
+                self.info.pool,
+                self._holder,
+                self._settings.term_ttl_s,
+                on_broken=lambda _thread: self._give_up(stopping),
+            )
         except Exception as error:  # noqa: BLE001 - without a term nothing is at stake but the next try
             logger.warning("scheduler.ledger_unavailable", error=explain(error))
             return RETRY_S
@@ -124,11 +142,16 @@ class Scheduler:
         logger.info("leader.took_office", pool=self.info.pool, term=keeper.term, holder=self._holder)
         keeper.start()
         try:
-            self._leader(keeper).lead(stopping, self._touch_ready_file)
+            if not self._leader(keeper).lead(stopping, self._touch_ready_file):
+                self._give_up(stopping)
         finally:
             keeper.close(resign=True)
         logger.info("leader.left_office", pool=self.info.pool, term=keeper.term)
         return FOLLOWER_POLL_S
+
+    def _give_up(self, stopping: StopRequest) -> None:
+        self._is_broken = True
+        stopping.set()
 
     def _leader(self, keeper: TermKeeper) -> Leader:
         settings, info, clock = self._settings, self.info, self._clock

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
@@ -11,7 +10,11 @@ from uuid import UUID
 
 import structlog
 from celery import Celery
+from kombu.exceptions import OperationalError
 from kombu.pidbox import Node
+from redis.exceptions import RedisError
+
+from lorayard.process.service_thread import ServiceThread
 
 MAX_BATCHES: Final = 20_000
 MAX_WAITING: Final = 10_000
@@ -19,7 +22,6 @@ MEMORY_S: Final = 60.0
 """A revoke heard as a follower counts if office is taken soon after: its leader may have died of it."""
 
 POLL_S: Final = 0.5
-RETRY_S: Final = 1.0
 
 logger = structlog.get_logger(__name__)
 
@@ -42,14 +44,18 @@ class BatchBook:
 
 
 class RevokeNode:
-    """A thread with a broker connection of its own; what it heard waits until it is taken."""
+    """A thread with a broker connection of its own; what it heard waits until it is taken.
+
+    An observer: revokes are best effort, and a cancel by a client takes another way.
+    """
 
     def __init__(self, app: Celery, hostname: str) -> None:
         self._app = app
         self._hostname = hostname
         self._heard: deque[tuple[float, UUID]] = deque(maxlen=MAX_WAITING)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="revokes", daemon=True)
+        # OSError has the errors of connections among it.
+        outages = (OperationalError, RedisError, OSError)
+        self._thread = ServiceThread("revokes", self._listen, on_broken=None, outages=outages)
 
     def start(self) -> None:
         """Begin to listen."""
@@ -57,8 +63,7 @@ class RevokeNode:
 
     def close(self) -> None:
         """Stop listening."""
-        self._closed.set()
-        self._thread.join(timeout=5.0)
+        self._thread.close()
 
     def take(self) -> Sequence[UUID]:
         """Hand out the ids revoked lately, once."""
@@ -70,26 +75,22 @@ class RevokeNode:
                 taken.append(task_id)
         return taken
 
-    def _run(self) -> None:
-        while not self._closed.is_set():
-            try:
-                self._listen()
-            except Exception as error:  # noqa: BLE001 - kombu raises many kinds; revokes are best effort
-                logger.warning("revokes.broker_unavailable", error=str(error))
-                self._closed.wait(RETRY_S)
-
     def _listen(self) -> None:
         with self._app.connection_for_read() as connection:
             node: Node = self._app.control.mailbox.Node(self._hostname, channel=connection.default_channel)
             consumer = node.Consumer(callbacks=[self._on_message])  # type: ignore[no-untyped-call]
             with consumer:
-                while not self._closed.is_set():
+                while not self._thread.stopping.is_set():
                     try:
                         connection.drain_events(timeout=POLL_S)
                     except TimeoutError:
                         continue
 
     def _on_message(self, body: Any, _message: Any) -> None:
+        with self._thread.item(message=repr(body)[:200]):
+            self._take_in(body)
+
+    def _take_in(self, body: Any) -> None:
         """Take a revoke that is addressed to everyone or to us; leave all else to the workers."""
         destination = body.get("destination")
         if body.get("method") != "revoke" or (destination and self._hostname not in destination):

@@ -11,6 +11,7 @@ import structlog
 from db.database import Database
 from db.judge import explain
 from db.repositories.terms import TermRepository
+from lorayard.process.service_thread import OnBroken, ServiceThread
 
 RENEWALS_PER_TTL: Final = 4
 
@@ -20,7 +21,9 @@ logger = structlog.get_logger(__name__)
 class TermKeeper:
     """Mutable: one term. One that ran out may still be renewed, until somebody else takes office."""
 
-    def __init__(self, database: Database, pool: str, holder: str, term: int, ttl_s: float) -> None:
+    def __init__(
+        self, database: Database, pool: str, holder: str, term: int, ttl_s: float, *, on_broken: OnBroken
+    ) -> None:
         self._database = database
         self._pool = pool
         self._holder = holder
@@ -29,14 +32,15 @@ class TermKeeper:
         self._valid_until = time.monotonic() + ttl_s
         self._contact_since = time.monotonic()
         self.deposed = threading.Event()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="term", daemon=True)
+        self._thread = ServiceThread("term", self._step, on_broken=on_broken)
 
     @classmethod
-    def take(cls, database: Database, pool: str, holder: str, ttl_s: float) -> TermKeeper | None:
+    def take(
+        cls, database: Database, pool: str, holder: str, ttl_s: float, *, on_broken: OnBroken
+    ) -> TermKeeper | None:
         """Take office where nobody holds it; None while another leads."""
         term = database.run(lambda connection: TermRepository(connection).take(pool, holder, ttl_s))
-        return None if term is None else cls(database, pool, holder, term, ttl_s)
+        return None if term is None else cls(database, pool, holder, term, ttl_s, on_broken=on_broken)
 
     def start(self) -> None:
         """Begin to renew."""
@@ -57,8 +61,7 @@ class TermKeeper:
 
     def close(self, *, resign: bool) -> None:
         """Stop renewing; give the office up at once where asked to."""
-        self._closed.set()
-        self._thread.join(timeout=10.0)
+        self._thread.close(timeout_s=10.0)
         if resign and not self.deposed.is_set():
             self._resign()
 
@@ -70,12 +73,11 @@ class TermKeeper:
         except Exception as error:  # noqa: BLE001 - the term ends by itself if it cannot be given back
             logger.warning("term.not_resigned", term=self.term, error=explain(error))
 
-    def _run(self) -> None:
-        while not self._closed.wait(self._ttl_s / RENEWALS_PER_TTL):
-            if not self._renew():
-                self.deposed.set()
-                logger.warning("term.deposed", pool=self._pool, term=self.term)
-                return
+    def _step(self) -> None:
+        if not self._thread.stopping.wait(self._ttl_s / RENEWALS_PER_TTL) and not self._renew():
+            self.deposed.set()
+            self._thread.stop()
+            logger.warning("term.deposed", pool=self._pool, term=self.term)
 
     def _renew(self) -> bool:
         """Renew once; a ledger that does not answer says nothing about who leads."""

@@ -12,9 +12,11 @@ from db.records import JobAttempt
 from db.repositories.leases import LeaseRepository
 from lorayard.contract.messages import WorkerEvent
 from lorayard.contract.states import JobState
+from lorayard.process.items import one_item
 from scheduler.endings import Endings
 from scheduler.fleet import Fleet
 from scheduler.office import Office
+from scheduler.outages import is_passing
 from scheduler.quarantine import Quarantine
 from scheduler.queue_feed import QueueFeed
 from scheduler.streams import LeaderStreams, StreamEntry
@@ -47,7 +49,11 @@ class WorkerEvents:
             came_back += [job.job_id for job in event.ended if job.state is JobState.QUEUED]
             slot = self.fleet.get(event.incarnation)
             if slot is not None:
-                self._take(slot, event)
+                # Should it fail, the worker's next heartbeat makes good what it told.
+                with one_item(
+                    "worker_events", is_passing, entry_id=entry.entry_id, told_by=event.incarnation
+                ):
+                    self._take(slot, event)
         self.take_in(came_back)
         self.streams.acknowledge(entries)
 

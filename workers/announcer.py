@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from uuid import UUID
 
 import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
 from db.records import FinishedJob
-from lorayard.contract.messages import AdapterFailure, BatchJob, HeldJob, WorkerEvent
+from lorayard.contract.messages import AdapterFailure, BatchJob, HeldJob
 from lorayard.contract.states import JobState
+from lorayard.process.service_thread import OnBroken, ServiceThread
 from lorayard.server.flower_events import JobEvents
+from lorayard.server.flower_notes import FlowerNotes
 from lorayard.server.replies import announce
 from workers.bulletin import Bulletin, Reporter
 
@@ -30,17 +32,26 @@ logger = structlog.get_logger(__name__)
 class Announcer:
     """One thread with connections of its own: an outage of Redis delays news, and nothing else."""
 
-    def __init__(self, redis: Redis, events_stream: str, reporter: Reporter, flower: JobEvents) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        events_stream: str,
+        reporter: Reporter,
+        flower: JobEvents,
+        *,
+        on_broken: OnBroken,
+    ) -> None:
         self._redis = redis
         self._events_stream = events_stream
         self._reporter = reporter
         self._flower = flower
         self._wake = threading.Condition()
         self._untold = Bulletin()
-        self._notes: deque[Callable[[], None]] = deque(maxlen=MAX_UNTOLD)
+        self._notes = FlowerNotes(flower)
         self._busy = False
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="announcer", daemon=True)
+        self._thread = ServiceThread(
+            "announcer", self._step, on_broken=on_broken, outages=(RedisError,), wake=self._rouse
+        )
 
     def start(self) -> None:
         """Begin to tell."""
@@ -50,31 +61,34 @@ class Announcer:
         """Tell what is left, for so long as that takes and Redis allows."""
         with self._wake:
             self._wake.wait_for(lambda: not self._untold and not self._notes and not self._busy, timeout_s)
-            self._closed = True
+        self._thread.close()
+
+    def _rouse(self) -> None:
+        with self._wake:
             self._wake.notify_all()
-        self._thread.join(timeout=5.0)
 
     def received(self, job: BatchJob) -> None:
         """Show a job in Flower as received."""
-        self._note(lambda: self._flower.received(job.job_id, job.adapter, job.tenant))
+        received = partial(self._flower.received, job.job_id, job.adapter, job.tenant)
+        self._note(job.job_id, received, is_first=True)
 
     def started(self, job: BatchJob) -> None:
         """Show a job in Flower as started."""
-        self._note(lambda: self._flower.started(job.job_id))
+        self._note(job.job_id, lambda: self._flower.started(job.job_id))
 
     def committed(self, finished: Sequence[FinishedJob], failures: Sequence[AdapterFailure]) -> None:
         """Tell of ends that are in the ledger; only of those."""
         for job in finished:
-            self._note(partial(self._show_end, job))
+            self._note(job.job_id, partial(self._show_end, job))
         self._tell(Bulletin(list(finished), list(failures)))
 
     def heartbeat(self, held: Sequence[HeldJob]) -> None:
         """Tell what is held, with the whole of residency."""
         self._tell(Bulletin(held=tuple(held)))
 
-    def _note(self, note: Callable[[], None]) -> None:
+    def _note(self, job_id: UUID, show: Callable[[], None], *, is_first: bool = False) -> None:
         with self._wake:
-            self._notes.append(note)
+            self._notes.add(job_id, show, is_first=is_first)
             self._wake.notify_all()
 
     def _tell(self, bulletin: Bulletin) -> None:
@@ -84,49 +98,61 @@ class Announcer:
                 logger.warning("announcer.dropped", replies=dropped)
             self._wake.notify_all()
 
-    def _run(self) -> None:
-        while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._untold or self._notes or self._closed, TICK_S)
-                if self._closed:
-                    return
-                bulletin, self._untold = self._untold, Bulletin()
-                notes, self._notes = self._notes, deque(maxlen=MAX_UNTOLD)
-                self._busy = True
+    def _step(self) -> None:
+        with self._wake:
+            self._wake.wait_for(lambda: self._untold or self._notes or self._thread.stopping.is_set(), TICK_S)
+            if self._thread.stopping.is_set():
+                return
+            bulletin, self._untold = self._untold, Bulletin()
+            self._busy = True
+        told = False
+        try:
             told = self._publish(bulletin)
-            self._show(notes)
-            with self._wake:
-                if not told:
-                    bulletin.merge(self._untold)
-                    self._untold = bulletin
-                self._busy = False
-                self._wake.notify_all()
-                if not told:
-                    self._wake.wait_for(lambda: self._closed, RETRY_S)
+            self._notes.show(self._thread.item)
+        finally:
+            self._put_back(None if told else bulletin)
+        if not told:
+            self._thread.stopping.wait(RETRY_S)
+
+    def _put_back(self, untold: Bulletin | None) -> None:
+        with self._wake:
+            if untold is not None:
+                untold.merge(self._untold)
+                self._untold = untold
+            self._busy = False
+            self._wake.notify_all()
 
     def _publish(self, bulletin: Bulletin) -> bool:
-        events = self._reporter.events(bulletin)
-        if not bulletin.finished and not events:
-            return True
+        """Tell all of it; False while Redis does not take it."""
         try:
-            self._send(bulletin.finished, events)
+            try:
+                self._send(bulletin)
+            except RedisError:
+                raise
+            except Exception as error:  # noqa: BLE001 - one end that cannot be told must not hold the others up
+                logger.warning("announcer.told_apart", untold=len(bulletin.finished), error=repr(error))
+                self._send_apart(bulletin)
         except RedisError as error:
             logger.warning("announcer.redis_unavailable", untold=len(bulletin.finished), error=str(error))
             return False
         return True
 
-    def _send(self, finished: Sequence[FinishedJob], events: Sequence[WorkerEvent]) -> None:
+    def _send_apart(self, bulletin: Bulletin) -> None:
+        for job in bulletin.finished:
+            with self._thread.item(job_id=str(job.job_id), attempt=job.attempt):
+                self._send(Bulletin([job]))
+        bulletin.finished = []  # told, or untellable
+        self._send(bulletin)
+
+    def _send(self, bulletin: Bulletin) -> None:
+        events = self._reporter.events(bulletin)
+        if not bulletin.finished and not events:
+            return
         pipeline = self._redis.pipeline(transaction=False)
         for event in events:
             pipeline.xadd(self._events_stream, event.to_entry(), maxlen=EVENTS_KEPT, approximate=True)
-        announce(pipeline, [job for job in finished if job.state.is_terminal])
+        announce(pipeline, [job for job in bulletin.finished if job.state.is_terminal])
         pipeline.execute()
-
-    def _show(self, notes: deque[Callable[[], None]]) -> None:
-        for note in notes:
-            note()
-        if notes:
-            self._flower.flush()
 
     def _show_end(self, job: FinishedJob) -> None:
         result = job.result

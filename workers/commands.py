@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +10,10 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from lorayard.contract.messages import Command
+from lorayard.process.service_thread import OnBroken, ServiceThread
 from workers.engine_host import EngineHost
 
 BLOCK_MS = 500
-RETRY_S = 0.5
 BATCH = 100
 
 logger = structlog.get_logger(__name__)
@@ -23,15 +22,22 @@ logger = structlog.get_logger(__name__)
 class CommandReader:
     """Obeys the highest term it has seen; what an older leader still sends is ignored."""
 
-    def __init__(self, redis: Redis, stream: str, host: EngineHost, *, on_drain: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        stream: str,
+        host: EngineHost,
+        *,
+        on_drain: Callable[[], None],
+        on_broken: OnBroken,
+    ) -> None:
         self._redis = redis
         self._stream = stream
         self._host = host
         self._on_drain = on_drain
         self._term = 0
         self._last_id: bytes | str = "0"
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="commands", daemon=True)
+        self._thread = ServiceThread("commands", self._read_once, on_broken=on_broken, outages=(RedisError,))
 
     def start(self) -> None:
         """Begin to listen."""
@@ -39,16 +45,7 @@ class CommandReader:
 
     def close(self) -> None:
         """Stop listening."""
-        self._closed.set()
-        self._thread.join(timeout=2.0)
-
-    def _run(self) -> None:
-        while not self._closed.is_set():
-            try:
-                self._read_once()
-            except RedisError as error:
-                logger.warning("commands.redis_unavailable", error=str(error))
-                self._closed.wait(RETRY_S)
+        self._thread.close(timeout_s=2.0)
 
     def _read_once(self) -> None:
         answer: Any = self._redis.xread({self._stream: self._last_id}, count=BATCH, block=BLOCK_MS)
@@ -59,7 +56,8 @@ class CommandReader:
             except ValueError as error:
                 logger.warning("commands.malformed", entry_id=entry_id, error=str(error))
                 continue
-            self.obey(command)
+            with self._thread.item(entry_id=entry_id, kind=command.kind):
+                self.obey(command)
 
     def obey(self, command: Command) -> None:
         """Carry out one command, unless a later leader has spoken since."""

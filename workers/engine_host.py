@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
@@ -12,9 +11,12 @@ import structlog
 
 from db.records import JobAttempt
 from lorayard.contract.messages import BatchJob, Residency
+from lorayard.process.service_thread import OnBroken, ServiceThread
 from workers.engine.core.errors import EngineDied, RequestError
+from workers.engine.core.outputs import RequestOutput
 from workers.engine.serving.process import (
     AbortRequest,
+    AddRequest,
     DropAdapter,
     EngineEvents,
     EngineProcess,
@@ -23,7 +25,14 @@ from workers.engine.serving.process import (
 )
 from workers.feeder import Feeder
 from workers.holding import HeldAttempt, HoldingTable, Phase, StopReason
-from workers.outcomes import Outcome, outcome_of, outcome_refused, outcome_unrun, storable
+from workers.outcomes import (
+    Outcome,
+    outcome_broken,
+    outcome_of,
+    outcome_refused,
+    outcome_unrun,
+    storable,
+)
 from workers.requests import AdapterIds, add_request, parse_request_id, request_id
 from workers.token_writer import Piece
 from workers.vitals import Room, Vitals
@@ -73,6 +82,7 @@ class EngineHost:
         *,
         is_revoked: Callable[[str], bool],
         on_died: Callable[[EngineDied], None],
+        on_broken: OnBroken,
         on_text: Callable[[Piece], None],
         caches_by_tenant: bool = False,
     ) -> None:
@@ -86,10 +96,11 @@ class EngineHost:
         self._on_died = on_died
         self._on_text = on_text
         self._caches_by_tenant = caches_by_tenant
-        self._feeder = Feeder(engine.send, lambda: sink.has_room)
+        self._feeder = Feeder(
+            engine.send, lambda: sink.has_room, on_unsent=self._end_unsent, on_broken=on_broken
+        )
         self._refusing = False
-        self._closed = threading.Event()
-        self._pump = threading.Thread(target=self._run, name="engine-pump", daemon=True)
+        self._pump = ServiceThread("engine-pump", self._pump_once, on_broken=on_broken)
         self._next_watch_at = 0.0
 
     def start(self) -> None:
@@ -99,10 +110,8 @@ class EngineHost:
 
     def close(self) -> None:
         """Stop both threads, then end the engine's process."""
-        self._closed.set()
         self._feeder.close()
-        if self._pump.is_alive() and threading.current_thread() is not self._pump:
-            self._pump.join(timeout=5.0)
+        self._pump.close()
         self._engine.stop()
 
     def refuse(self) -> None:
@@ -188,35 +197,53 @@ class EngineHost:
         if self._holding.end(held.key) is not None:
             self._sink.put(judge(held, time.monotonic()))
 
-    def _run(self) -> None:
+    def _end_unsent(self, request: AddRequest, error: Exception) -> None:
+        held = self._holding.get(parse_request_id(request.request_id))
+        if held is not None:
+            self._end(held, lambda ended, now: outcome_broken(ended, error, now))
+
+    def _pump_once(self) -> None:
         try:
-            while not self._closed.is_set():
-                events = self._engine.receive(RECEIVE_S)
-                if events is not None:
-                    self._digest(events)
-                self._watch(time.monotonic())
+            events = self._engine.receive(RECEIVE_S)
         except EngineDied as error:
-            if not self._closed.is_set():
+            if not self._pump.stopping.is_set():
+                self._pump.stop()
                 logger.critical("engine.died", exitcode=error.exitcode, held=len(self._holding))
                 self._on_died(error)
+            return
+        if events is not None:
+            self._digest(events)
+        self._watch(time.monotonic())
 
     def _digest(self, events: EngineEvents) -> None:
         now = time.monotonic()
         for started in events.started:
-            held = self._holding.start(parse_request_id(started.request_id), now)
-            if held is not None:
-                self._watcher.started(held.job)
+            with self._pump.item(request_id=started.request_id):
+                held = self._holding.start(parse_request_id(started.request_id), now)
+                if held is not None:
+                    self._watcher.started(held.job)
         for delta in events.deltas:
-            self._stream(delta)
+            with self._pump.item(request_id=delta.request_id):
+                self._stream(delta)
         for output in events.finished:
-            held = self._holding.end(parse_request_id(output.request_id))
-            if held is not None:
-                self._sink.put(outcome_of(held, output, now))
+            with self._pump.item(request_id=output.request_id):
+                self._finish(output, now)
         self._vitals.update(
             Room(events.free_seqs, events.free_kv_blocks),
             events.epoch,
             [Residency(revision=change.revision, tier=change.tier) for change in events.residency],
         )
+
+    def _finish(self, output: RequestOutput, now: float) -> None:
+        held = self._holding.end(parse_request_id(output.request_id))
+        if held is None:
+            return
+        try:
+            outcome = outcome_of(held, output, now)
+        except Exception as error:
+            logger.exception("engine_host.output_refused", request_id=output.request_id)
+            outcome = outcome_broken(held, error, now)
+        self._sink.put(outcome)
 
     def _stream(self, delta: TokenDelta) -> None:
         held = self._holding.get(parse_request_id(delta.request_id))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import structlog
 
 from db.records import JobAttempt
+from lorayard.process.service_thread import OnBroken, ServiceThread
 from workers.engine.core.errors import EngineProcessError
 from workers.engine.serving.process import AbortRequest, AddRequest, DropAdapter, PrefetchAdapter
 
@@ -22,15 +23,21 @@ class Feeder:
     """Commands go out at once; requests wait while the gate is shut (an outage of Postgres)."""
 
     def __init__(
-        self, send: Callable[[AddRequest | Command], None], gate_is_open: Callable[[], bool]
+        self,
+        send: Callable[[AddRequest | Command], None],
+        gate_is_open: Callable[[], bool],
+        *,
+        on_unsent: Callable[[AddRequest, Exception], None],
+        on_broken: OnBroken,
     ) -> None:
+        """`on_unsent` hears of a request that cannot be sent, for a reason that lies in it."""
         self._send = send
         self._gate_is_open = gate_is_open
         self._wake = threading.Condition()
         self._commands: deque[Command] = deque()
         self._requests: OrderedDict[JobAttempt, AddRequest] = OrderedDict()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="feeder", daemon=True)
+        self._on_unsent = on_unsent
+        self._thread = ServiceThread("feeder", self._step, on_broken=on_broken, wake=self._rouse)
 
     def start(self) -> None:
         """Begin to send."""
@@ -38,9 +45,11 @@ class Feeder:
 
     def close(self) -> None:
         """Stop sending; what was not sent is forgotten."""
+        self._thread.stop()
+
+    def _rouse(self) -> None:
         with self._wake:
-            self._closed = True
-            self._wake.notify()
+            self._wake.notify_all()
 
     def add(self, key: JobAttempt, request: AddRequest) -> None:
         """Queue a request for the engine."""
@@ -59,17 +68,25 @@ class Feeder:
             self._commands.append(command)
             self._wake.notify()
 
-    def _run(self) -> None:
+    def _step(self) -> None:
+        message = self._next()
+        if message is None:
+            return
         try:
-            while (message := self._next()) is not None:
-                self._send(message)
+            self._send(message)
         except EngineProcessError as error:
             # The pump meets the same end in `receive` and acts on it.
             logger.warning("feeder.engine_gone", error=str(error))
+            self._thread.stop()
+        except Exception as error:
+            if not isinstance(message, AddRequest):
+                raise
+            logger.exception("feeder.not_sent", request_id=message.request_id)
+            self._on_unsent(message, error)
 
     def _next(self) -> AddRequest | Command | None:
         with self._wake:
-            while not self._closed:
+            while not self._thread.stopping.is_set():
                 if self._commands:
                     return self._commands.popleft()
                 if self._requests and self._gate_is_open():

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import sys
 import uuid
 from contextlib import suppress
-from types import FrameType
 from typing import NoReturn
 
 import structlog
@@ -19,6 +17,7 @@ from db.database import MAX_HOLD_MS, Database
 from lorayard.contract.keys import PoolKeys
 from lorayard.process.environment import readable_settings
 from lorayard.process.logs import configure_logs
+from lorayard.process.stop_request import StopRequest, hold_back
 from lorayard.server.celery_app import BROKER_SOCKETS
 from lorayard.server.flower_events import JobEvents
 from workers.announcer import Announcer
@@ -49,6 +48,9 @@ STATEMENTS_PER_LEASE = 5
 
 LOCKS_PER_LEASE = 10
 
+GAVE_UP = 1
+"""Exit status of a process that could not go on: whoever supervises it starts another."""
+
 logger = structlog.get_logger(__name__)
 
 
@@ -60,34 +62,25 @@ def main() -> int:
     configure_logs(process="worker", worker=settings.worker_name, incarnation=incarnation[:8])
     # It warns at each revoke that there is no result backend, which is so on purpose.
     logging.getLogger("celery.worker.control").setLevel(logging.ERROR)
-    signal.signal(signal.SIGTERM, _leave_at_once)
-    signal.signal(signal.SIGINT, _leave_at_once)
+    stop = StopRequest()
+    stop.listen()
     _reap_leftovers()
     engine = EngineProcess(_engine_config(settings))
     try:
-        info = engine.start(settings.engine_start_s)
+        info = engine.start(settings.engine_start_s, is_unwanted=stop.is_set)
     except EngineStartError as error:
+        if stop.is_set():
+            return 0
         logger.critical("engine.not_started", error=str(error))
         return 1
     logger.info("engine.started", model=info.model, pid=engine.pid, kv_blocks=info.num_kv_blocks)
-    service = _build(settings, incarnation, engine, info)
-    ending = _serve(service)
-    if ending is not Ending.DRAINED and not service.is_draining:
+    ending = _build(settings, incarnation, engine, info, stop).run()
+    if ending is Ending.BROKEN:
+        return GAVE_UP
+    hold_back()  # a signal from here on is for the next incarnation, if there is one
+    if ending is not Ending.DRAINED and not stop.is_set():
         _start_again()
     return 0
-
-
-def _serve(service: WorkerService) -> Ending:
-    def leave(_number: int, _frame: FrameType | None) -> None:
-        service.drain()
-
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGINT, leave)
-    return service.run()
-
-
-def _leave_at_once(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(0)
 
 
 def _start_again() -> NoReturn:
@@ -97,7 +90,7 @@ def _start_again() -> NoReturn:
 
 
 def _reap_leftovers() -> None:
-    """Bury what the incarnation before this one left to its process, such as multiprocessing's tracker."""
+    """Bury what the incarnation before this one left to its process: an engine that it could not wait for."""
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -126,9 +119,14 @@ def _engine_config(settings: WorkerSettings) -> EngineConfig:
 
 
 def _build(
-    settings: WorkerSettings, incarnation: str, engine: EngineProcess, info: EngineInfo
+    settings: WorkerSettings,
+    incarnation: str,
+    engine: EngineProcess,
+    info: EngineInfo,
+    stop: StopRequest,
 ) -> WorkerService:
     return WorkerService(
+        stop,
         ready_file=settings.ready_file,
         drain_grace_s=settings.drain_grace_s,
         flush_s=settings.flush_s,
@@ -150,7 +148,9 @@ def _wire(
     vitals = Vitals(Room(info.max_num_seqs, info.num_kv_blocks))
     health = LedgerHealth()
     reporter = Reporter(incarnation, vitals, lambda: health.takes_work)
-    announcer = Announcer(redis, keys.worker_events, reporter, JobEvents(app, hostname))
+    announcer = Announcer(
+        redis, keys.worker_events, reporter, JobEvents(app, hostname), on_broken=service.give_up
+    )
     tokens = TokenWriter(Redis.from_url(settings.redis_url, **BROKER_SOCKETS))
     holding = HoldingTable(lambda _task_id: celery.wake())
     committer = Committer(
@@ -180,6 +180,7 @@ def _wire(
         vitals,
         is_revoked=is_revoked,
         on_died=lambda _error: service.end(Ending.ENGINE_DIED),
+        on_broken=service.give_up,
         caches_by_tenant=settings.prefix_cache == "tenant",
         on_text=tokens.put,
     )
@@ -211,5 +212,11 @@ def _wire(
     celery = CeleryWorker(
         app, incarnation, hostname, host, max_num_seqs=info.max_num_seqs, on_ready=lease.start
     )
-    commands = CommandReader(redis, keys.commands(incarnation), host, on_drain=service.drain)
+    commands = CommandReader(
+        redis,
+        keys.commands(incarnation),
+        host,
+        on_drain=service.drain,
+        on_broken=service.give_up,
+    )
     return Parts(holding, host, committer, reporter, announcer, tokens, registration, lease, commands, celery)

@@ -58,6 +58,12 @@ def outcome_refused(held: HeldAttempt, error: RequestError, now: float) -> Outco
     return Outcome(_ended(held, JobState.REJECTED, now, error=JobError(code=error.code, message=str(error))))
 
 
+def outcome_broken(held: HeldAttempt, error: Exception, now: float) -> Outcome:
+    """Judge an attempt that this worker's own code could not deal with: no other would fare better."""
+    told = JobError(code="internal", message=storable(f"{type(error).__name__}: {error}; please report it"))
+    return Outcome(_ended(held, JobState.FAILED, now, error=told))
+
+
 def _outcome_of_error(held: HeldAttempt, output: RequestOutput, error: RequestFailure, now: float) -> Outcome:
     told = JobError(code=error.code, message=storable(error.message))
     if error.code in REFUSALS:

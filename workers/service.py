@@ -12,6 +12,8 @@ from pathlib import Path
 import structlog
 
 from lorayard.contract.messages import HeldJob
+from lorayard.process.service_thread import ServiceThread
+from lorayard.process.stop_request import StopRequest
 from workers.announcer import Announcer
 from workers.bulletin import Reporter
 from workers.celery_worker import CeleryWorker
@@ -24,6 +26,7 @@ from workers.registration import Registration
 from workers.token_writer import TokenWriter
 
 LOOK_EVERY_S = 0.02
+STOP_LOOK_S = 1.0
 ABORTS_S = 5.0
 """An engine in the middle of a long step hears of aborts after it."""
 
@@ -37,6 +40,7 @@ class Ending(Enum):
     LEASE_LOST = "lease lost"
     ENGINE_DIED = "engine died"
     CELERY_FAILED = "celery failed"
+    BROKEN = "a service thread gave up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +60,15 @@ class Parts:
 
 
 class WorkerService:
-    """Mutable: knows whether it drains and why it ended; the first reason counts."""
+    """Mutable: knows whether it drains and why it ended; the first reason counts.
+
+    It drains when it is told to (`stop`), and when one of its threads gives up: then what runs is given back
+    at once, because nobody knows what this process can still do for it.
+    """
 
     def __init__(
         self,
+        stop: StopRequest,
         *,
         ready_file: Path | None,
         drain_grace_s: float,
@@ -69,17 +78,13 @@ class WorkerService:
         self._ready_file = ready_file
         self._drain_grace_s = drain_grace_s
         self._flush_s = flush_s
-        self._drain_asked = threading.Event()
+        self._stop = stop
+        self._is_broken = False
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._ending: Ending | None = None
-        self._drainer = threading.Thread(target=self._drain, name="drain", daemon=True)
+        self._drainer = ServiceThread("drain", self._drain_if_asked, on_broken=self.give_up)
         self._parts = build(self)
-
-    @property
-    def is_draining(self) -> bool:
-        """Whether the process was asked to leave: then no new incarnation follows."""
-        return self._drain_asked.is_set()
 
     def run(self) -> Ending:
         """Serve until drained, or until this incarnation cannot go on; then tidy up."""
@@ -97,8 +102,15 @@ class WorkerService:
         return self._ending
 
     def drain(self) -> None:
-        """Leave in good order: safe in a signal handler, and once more does nothing."""
-        self._drain_asked.set()
+        """Leave in good order; once more does nothing."""
+        self._stop.set()
+
+    def give_up(self, thread: str) -> None:
+        """Drain because a thread of this process is beyond help; the process then ends loudly."""
+        self._is_broken = True
+        self._stop.set()
+        if thread == self._drainer.name:
+            self.end(Ending.BROKEN)
 
     def end(self, ending: Ending) -> None:
         """Stop consuming, for this reason unless there was one before."""
@@ -119,8 +131,13 @@ class WorkerService:
         """Tell the leader what is held."""
         self._parts.announcer.heartbeat(held)
 
+    def _drain_if_asked(self) -> None:
+        if self._stop.wait(STOP_LOOK_S):
+            self._drain()
+            self._drainer.stop()
+
     def _drain(self) -> None:
-        self._drain_asked.wait()
+        """Each part of it may be done twice: a drain that failed begins anew."""
         parts = self._parts
         logger.info("worker.draining", held=len(parts.holding))
         parts.reporter.draining = True
@@ -128,11 +145,12 @@ class WorkerService:
         parts.registration.say_draining()
         parts.announcer.heartbeat(parts.holding.report())
         parts.host.release_waiting()
-        self._await(lambda: not parts.holding.live(), self._drain_grace_s)
+        self._await(lambda: self._is_broken or not parts.holding.live(), self._drain_grace_s)
         parts.host.release_all()
         self._await(lambda: not parts.holding.live(), ABORTS_S)
-        self._await(lambda: not len(parts.holding), self._flush_s)
-        self.end(Ending.DRAINED)
+        # What the engine has not let go of by now is given back by the last renewal.
+        self._await(lambda: len(parts.holding) <= len(parts.holding.live()), self._flush_s)
+        self.end(Ending.BROKEN if self._is_broken else Ending.DRAINED)
 
     def _await(self, condition: Callable[[], bool], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
@@ -164,4 +182,5 @@ _LEVELS = {
     Ending.LEASE_LOST: 40,
     Ending.ENGINE_DIED: 40,
     Ending.CELERY_FAILED: 40,
+    Ending.BROKEN: 50,
 }

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from db.records import JobAttempt
 from lorayard.contract.messages import TokenEntry
+from lorayard.process.service_thread import ServiceThread
 from lorayard.server.replies import append_tokens
 
 MAX_UNWRITTEN = 50_000
@@ -31,15 +32,17 @@ class Piece(NamedTuple):
 
 
 class TokenWriter:
-    """One thread with a connection of its own; what has gathered since its last round trip goes as one."""
+    """One thread with a connection of its own; what has gathered since its last round trip goes as one.
+
+    An observer: what it cannot write is lost, the oldest first, and readers get it with the result.
+    """
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._wake = threading.Condition()
         self._unwritten: deque[Piece] = deque(maxlen=MAX_UNWRITTEN)
         self._busy = False
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="token-writer", daemon=True)
+        self._thread = ServiceThread("token-writer", self._step, on_broken=None, wake=self._rouse)
 
     def start(self) -> None:
         """Begin to write."""
@@ -55,29 +58,35 @@ class TokenWriter:
         """Write what is left, for so long as that takes."""
         with self._wake:
             self._wake.wait_for(lambda: not self._unwritten and not self._busy, timeout_s)
-            self._closed = True
-            self._wake.notify_all()
-        self._thread.join(timeout=5.0)
+        self._thread.close()
 
-    def _run(self) -> None:
-        while batch := self._next_batch():
-            self._write(batch)
+    def _rouse(self) -> None:
+        with self._wake:
+            self._wake.notify_all()
+
+    def _step(self) -> None:
+        try:
+            self._write(self._next_batch())
+        finally:
             with self._wake:
                 self._busy = False
                 self._wake.notify_all()
 
     def _next_batch(self) -> list[Piece]:
         with self._wake:
-            self._wake.wait_for(lambda: self._unwritten or self._closed)
-            if self._closed:
+            self._wake.wait_for(lambda: self._unwritten or self._thread.stopping.is_set())
+            if self._thread.stopping.is_set():
                 return []
             self._busy = True
             return [self._unwritten.popleft() for _ in range(min(MAX_BATCH, len(self._unwritten)))]
 
     def _write(self, batch: list[Piece]) -> None:
+        if not batch:
+            return
         pipeline = self._redis.pipeline(transaction=False)
         for key, entry in joined(batch).items():
-            append_tokens(pipeline, key.job_id, [entry])
+            with self._thread.item(job_id=str(key.job_id), attempt=key.attempt):
+                append_tokens(pipeline, key.job_id, [entry])
         try:
             pipeline.execute()
         except RedisError as error:

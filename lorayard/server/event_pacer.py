@@ -36,6 +36,12 @@ class EventPacer:
             self._count(now)
         return kept
 
+    def leave_out(self, job_id: UUID) -> None:
+        """Decide against a job whatever its id says."""
+        if self._decided.pop(job_id, True):
+            self.num_dropped_jobs += 1
+        self._remember(job_id, kept=False)
+
     def forget(self, job_id: UUID) -> None:
         """Drop the decision on a job whose last event has gone out."""
         self._decided.pop(job_id, None)
@@ -44,10 +50,13 @@ class EventPacer:
         # The low bits of a UUIDv4, v5 or v7 are random, whatever the high ones are.
         kept = job_id.int & ((1 << self._halvings) - 1) == 0
         self.num_dropped_jobs += not kept
+        self._remember(job_id, kept=kept)
+        return kept
+
+    def _remember(self, job_id: UUID, *, kept: bool) -> None:
         self._decided[job_id] = kept
         if len(self._decided) > MAX_REMEMBERED:
             self._decided.popitem(last=False)
-        return kept
 
     def _count(self, now: float) -> None:
         if now - self._window_started_at >= WINDOW_S:

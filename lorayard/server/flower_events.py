@@ -85,6 +85,11 @@ class JobEvents:
         """A job was cancelled, or its deadline passed."""
         self._add("task-revoked", job_id, ends=True, terminated=not expired, signum=None, expired=expired)
 
+    def leave_out(self, job_id: UUID) -> None:
+        """Show nothing of a job, from now to its end."""
+        with self._lock:
+            self._pacer.leave_out(job_id)
+
     def flush(self) -> None:
         """Send what has gathered."""
         with self._sending:

@@ -18,9 +18,12 @@ from workers.webhooks.relay import Relay, RelayConfig
 from workers.webhooks.sender import Sender
 from workers.webhooks.settings import RelaySettings
 
+GAVE_UP = 1
+"""Exit status of a process that could not go on: whoever supervises it starts another."""
 
-async def serve(settings: RelaySettings, database: Database, secrets: SecretBox) -> None:
-    """Run the relay until SIGINT or SIGTERM; what is being sent then is finished."""
+
+async def serve(settings: RelaySettings, database: Database, secrets: SecretBox) -> bool:
+    """Run the relay until SIGINT or SIGTERM; what is being sent then is finished. False where it gave up."""
     stop = asyncio.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
@@ -31,7 +34,7 @@ async def serve(settings: RelaySettings, database: Database, secrets: SecretBox)
             settings.ready_file.touch()
 
     async with Sender(AddressPolicy(settings.webhook_allow), settings.webhook_timeout_s) as sender:
-        await Relay(Outbox(database, config.lease_s), sender, secrets, config).run(stop, on_ready)
+        return await Relay(Outbox(database, config.lease_s), sender, secrets, config).run(stop, on_ready)
 
 
 def main() -> int:
@@ -47,10 +50,10 @@ def main() -> int:
         return BAD_ENVIRONMENT
     database = Database.from_settings(ledger, lock_timeout_ms=MAX_HOLD_MS, name="lorayard-webhooks")
     try:
-        asyncio.run(serve(settings, database, secrets))
+        served = asyncio.run(serve(settings, database, secrets))
     finally:
         database.dispose()
-    return 0
+    return 0 if served else GAVE_UP
 
 
 if __name__ == "__main__":

@@ -8,14 +8,15 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
-from db.errors import DatabaseError, SecretUnreadable
-from db.judge import Fault, explain, fault_of
+from db.errors import SecretUnreadable
+from db.judge import explain, is_ledger_outage
 from db.records import Delivery
 from db.secrets import SecretBox
+from lorayard.process.restarts import RestartBudget
 from lorayard.webhooks import signed_headers
 from workers.webhooks.body import render
 from workers.webhooks.hosts import Hosts
@@ -42,32 +43,50 @@ class RelayConfig:
 class Relay:
     """Delivers due webhooks until it is told to stop; several may run side by side."""
 
-    def __init__(self, outbox: Outbox, sender: Sender, secrets: SecretBox, config: RelayConfig) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        sender: Sender,
+        secrets: SecretBox,
+        config: RelayConfig,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._outbox = outbox
         self._sender = sender
         self._secrets = secrets
         self._config = config
+        self._restarts = RestartBudget(clock)
         self._hosts = Hosts(config.per_host)
         self._in_flight: set[asyncio.Task[None]] = set()
 
-    async def run(self, stop: asyncio.Event, on_ready: Callable[[], None]) -> None:
-        """Deliver until `stop` is set, then let what is in flight finish."""
-        ready = False
-        while not stop.is_set():
-            try:
-                num_claimed = await self._claim_and_start()
-            except (DatabaseError, SQLAlchemyError) as error:
-                logger.warning("relay.ledger_unavailable", error=explain(error))
-                await _pause(stop, OUTAGE_PAUSE_S)
-                continue
-            if not ready:
-                on_ready()
-                ready = True
-            if not num_claimed:
-                await _pause(stop, IDLE_POLL_S)
-        await asyncio.gather(*self._in_flight, return_exceptions=True)
+    async def run(self, stop: asyncio.Event, on_ready: Callable[[], None]) -> bool:
+        """Deliver until `stop` is set, then let what is in flight finish; False where it gave up before.
 
-    async def _claim_and_start(self) -> int:
+        As with `ServiceThread`: an outage is ridden out, what one delivery caused ends that try of it, and
+        anything else begins the loop anew, three times in a minute.
+        """
+        gave_up = ready = False
+        while not stop.is_set() and not gave_up:
+            try:
+                pause_s = 0.0 if await self.claim_and_start() else IDLE_POLL_S
+                if not ready:
+                    on_ready()
+                    ready = True
+            except Exception as error:
+                pause_s = OUTAGE_PAUSE_S
+                if is_ledger_outage(error):
+                    logger.warning("relay.ledger_unavailable", error=explain(error))
+                else:
+                    logger.exception("relay.failed", error=explain(error))
+                    gave_up = not self._restarts.take()
+            if pause_s and not gave_up:
+                await _pause(stop, pause_s)
+        if gave_up:
+            logger.critical("relay.broken", in_flight=len(self._in_flight))
+        await asyncio.gather(*self._in_flight, return_exceptions=True)
+        return not gave_up
+
+    async def claim_and_start(self) -> int:
         """Fill the free places; waits for one where there is none."""
         if len(self._in_flight) >= self._config.concurrency:
             await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
@@ -79,14 +98,20 @@ class Relay:
             self._hosts.begin(delivery.host)
             task = asyncio.create_task(self._deliver(delivery, claimed.secrets[delivery.tenant]))
             self._in_flight.add(task)
-            task.add_done_callback(self._forget)
+            task.add_done_callback(partial(self._forget, delivery))
         return len(claimed.deliveries)
 
-    def _forget(self, task: asyncio.Task[None]) -> None:
-        """Drop an ended delivery; one that broke is told, and claimed again when its claim runs out."""
+    def _forget(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
+        """Drop an ended delivery; one whose end could not be written is claimed again when its claim ends."""
         self._in_flight.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("webhook.broke", error=repr(error))
+            logger.error(
+                "webhook.broke",
+                webhook_id=str(delivery.id),
+                job_id=str(delivery.job_id),
+                error=repr(error),
+                exc_info=error,
+            )
 
     async def _deliver(self, delivery: Delivery, ciphertexts: tuple[bytes, ...]) -> None:
         try:
@@ -95,10 +120,18 @@ class Relay:
                 if pause_s > 0:
                     await self._persist(lambda: self._outbox.release(delivery, pause_s))
                     return
-                attempt = await self._try(delivery, ciphertexts)
+                attempt = await self._try_once(delivery, ciphertexts)
             await self._settle(delivery, attempt)
         finally:
             self._hosts.end(delivery.host)
+
+    async def _try_once(self, delivery: Delivery, ciphertexts: tuple[bytes, ...]) -> Attempt:
+        """Try it; what goes wrong here, and not at the other side, counts as a try as well."""
+        try:
+            return await self._try(delivery, ciphertexts)
+        except Exception as error:
+            logger.exception("webhook.not_tried", webhook_id=str(delivery.id), job_id=str(delivery.job_id))
+            return Attempt(None, f"the relay itself failed: {type(error).__name__}: {error}")
 
     async def _try(self, delivery: Delivery, ciphertexts: tuple[bytes, ...]) -> Attempt:
         if not ciphertexts:
@@ -133,8 +166,8 @@ class Relay:
         while True:
             try:
                 return await write()
-            except (DatabaseError, SQLAlchemyError) as error:
-                if fault_of(error) not in (Fault.SERVER, Fault.SCHEMA):
+            except Exception as error:
+                if not is_ledger_outage(error):
                     raise
                 if time.monotonic() >= deadline:
                     return False

@@ -23,6 +23,7 @@ from lorayard.contract.keys import PoolKeys, reply_key
 from lorayard.contract.messages import ControlMessage, JobEnvelope, JobReply
 from lorayard.contract.result import JobResult
 from lorayard.contract.states import JobState
+from lorayard.process.stop_request import StopRequest
 from scheduler.process import Scheduler
 from scheduler.settings import SchedulerSettings
 from tests.polling import eventually
@@ -36,8 +37,18 @@ class RunningScheduler:
 
     def __init__(self, settings: SchedulerSettings) -> None:
         self.scheduler = Scheduler(settings)
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self.scheduler.run, args=(self._stopping,), name="scheduler")
+        self._stopping = StopRequest()
+        self._thread = threading.Thread(target=self._run, name="scheduler")
+        self.served: bool | None = None
+        """Whether it ended because it was told to, once it has."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        self.served = self.scheduler.run(self._stopping)
 
     def __enter__(self) -> Self:
         self._thread.start()

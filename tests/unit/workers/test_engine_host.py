@@ -97,6 +97,7 @@ class Yard:
         self.started_jobs: list[BatchJob] = []
         self.revoked: set[str] = set()
         self.deaths: list[EngineDied] = []
+        self.broken: list[str] = []
         self.pieces: list[Piece] = []
         self.has_room = True
         self.host = EngineHost(
@@ -108,6 +109,7 @@ class Yard:
             self.vitals,
             is_revoked=lambda name: name in self.revoked,
             on_died=self.deaths.append,
+            on_broken=self.broken.append,
             caches_by_tenant=caches_by_tenant,
             on_text=self.pieces.append,
         )

@@ -35,7 +35,13 @@ LOOPBACK = (ip_network("127.0.0.0/8"),)
 KEY = new_key()
 FAST = (0.0, 0.0, 0.0)
 
-Running = Callable[..., AbstractContextManager[None]]
+Running = Callable[..., AbstractContextManager["RelayLife"]]
+
+
+class RelayLife:
+    """How one relay on a thread has fared; `served` says how its run ended, once it has."""
+
+    served: bool | None = None
 
 
 @pytest.fixture
@@ -48,15 +54,15 @@ def ledger(database_url: str) -> Iterator[Ledger]:
 @pytest.fixture
 def relay(database_url: str) -> Running:
     @contextmanager
-    def running(allowed: tuple[object, ...] = LOOPBACK, lease_s: float = 30.0) -> Iterator[None]:
+    def running(allowed: tuple[object, ...] = LOOPBACK, lease_s: float = 30.0) -> Iterator[RelayLife]:
         config = RelayConfig(delays_s=FAST, lease_s=lease_s)
-        loop, stop = asyncio.new_event_loop(), asyncio.Event()
+        loop, stop, life = asyncio.new_event_loop(), asyncio.Event(), RelayLife()
 
         async def serve() -> None:
             database = Database(database_url)
             async with Sender(AddressPolicy(allowed), 5.0) as sender:  # type: ignore[arg-type]
                 outbox = Outbox(database, config.lease_s)
-                await Relay(outbox, sender, SecretBox([KEY]), config).run(stop, lambda: None)
+                life.served = await Relay(outbox, sender, SecretBox([KEY]), config).run(stop, lambda: None)
             database.dispose()
 
         def run() -> None:
@@ -64,10 +70,11 @@ def relay(database_url: str) -> Running:
             loop.run_until_complete(loop.shutdown_default_executor())
             loop.close()
 
-        thread = threading.Thread(target=run)
+        thread = threading.Thread(target=run, name="relay")
         thread.start()
-        yield
-        loop.call_soon_threadsafe(stop.set)
+        yield life
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(stop.set)
         thread.join()
 
     return running
@@ -292,3 +299,54 @@ def test_sigterm_ends_the_relay_cleanly(ledger: Ledger, database_url: str, tmp_p
     process.terminate()
 
     assert process.wait(20) == 0
+
+
+def failing(times: float, function: Callable[..., object]) -> Callable[..., object]:
+    """Put a failure before a function, so many times."""
+    left = times
+
+    def fail_or_call(*arguments: object) -> object:
+        nonlocal left
+        if left > 0:
+            left -= 1
+            raise KeyError("told to fail")
+        return function(*arguments)
+
+    return fail_or_call
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_loop_that_fails_begins_anew(
+    ledger: Ledger, relay: Running, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    monkeypatch.setattr(Relay, "claim_and_start", failing(times, Relay.claim_and_start))
+    secret_of(ledger, "acme")
+
+    with listening(Receiver()) as receiver, relay() as life:
+        finish_one(ledger, receiver.url)
+        await_state(ledger, "delivered")
+
+    assert life.served is True
+
+
+def test_a_loop_that_fails_for_ever_ends_the_relay(
+    ledger: Ledger, relay: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Relay, "claim_and_start", failing(float("inf"), Relay.claim_and_start))
+
+    with relay() as life:
+        eventually(lambda: life.served is False, 30.0, "the relay's end")
+
+
+def test_a_delivery_that_the_relay_itself_cannot_make_is_tried_again_like_any(
+    ledger: Ledger, relay: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Sender, "post", failing(1, Sender.post))
+    secret_of(ledger, "acme")
+
+    with listening(Receiver()) as receiver, relay() as life:
+        finish_one(ledger, receiver.url)
+        row = await_state(ledger, "delivered")
+
+    assert row.tries == 2
+    assert life.served is True

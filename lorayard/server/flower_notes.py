@@ -1,0 +1,47 @@
+"""What waits to be shown of jobs in Flower: with too much of it, jobs are left out whole, never by halves."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from lorayard.server.flower_events import JobEvents
+
+MAX_WAITING: Final = 50_000
+
+
+class _Note(NamedTuple):
+    job_id: UUID
+    show: Callable[[], None]
+
+
+class FlowerNotes:
+    """Mutable, and safe to add to while another thread shows."""
+
+    def __init__(self, events: JobEvents, max_waiting: int = MAX_WAITING) -> None:
+        self._events = events
+        self._max_waiting = max_waiting
+        self._notes: deque[_Note] = deque(maxlen=4 * max_waiting)  # a last resort
+
+    def __len__(self) -> int:
+        return len(self._notes)
+
+    def add(self, job_id: UUID, show: Callable[[], None], *, is_first: bool = False) -> None:
+        """Keep a note; with too many waiting, a job whose first one this is goes unshown altogether."""
+        if is_first and len(self._notes) >= self._max_waiting:
+            self._events.leave_out(job_id)
+        else:
+            self._notes.append(_Note(job_id, show))
+
+    def show(self, item: Callable[..., AbstractContextManager[None]]) -> None:
+        """Show what waits now, each note inside `item`, and send it."""
+        if not (waiting := len(self._notes)):
+            return
+        for _ in range(waiting):
+            note = self._notes.popleft()
+            with item(job_id=str(note.job_id)):
+                note.show()
+        self._events.flush()

@@ -1,0 +1,19 @@
+"""Tells what the scheduler rides out: Redis, the broker or the ledger away or out of order for a while."""
+
+from __future__ import annotations
+
+from kombu.exceptions import OperationalError as BrokerError
+from redis.exceptions import RedisError
+
+from db.errors import Deposed
+from db.judge import is_ledger_outage
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an error says nothing of the item or the part in which it was met."""
+    return isinstance(error, (RedisError, BrokerError)) or is_ledger_outage(error)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether it is an outage, or the end of the term: the leader's affair, whatever it was about to do."""
+    return is_outage(error) or isinstance(error, Deposed)

@@ -1,0 +1,137 @@
+"""Threads of a scheduler and its leader's loop fail: once, and service goes on; for ever, and it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lorayard.contract.states import JobState
+from lorayard.process.service_thread import ServiceThread
+from scheduler.control import Control
+from scheduler.housekeeping import Housekeeping
+from scheduler.leader import Leader
+from scheduler.worker_events import WorkerEvents
+from tests.integration.scheduler.scripted_worker import ScriptedWorker
+from tests.integration.scheduler.yard import Yard
+from tests.polling import eventually
+
+OBSERVERS = ("flower", "revokes")
+
+
+class Fault:
+    """Stands before one function and raises, so many times."""
+
+    def __init__(self, function: Callable[..., Any], times: float, wanted: Callable[..., bool]) -> None:
+        self.left = times
+        self.num_raised = 0
+        self.num_calls = 0
+        self._function = function
+        self._wanted = wanted
+
+    def __get__(self, instance: Any, owner: type[Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: self._call(instance, *args, **kwargs)
+
+    def _call(self, instance: Any, *args: Any, **kwargs: Any) -> Any:
+        self.num_calls += 1
+        if self.left > 0 and self._wanted(instance):
+            self.left -= 1
+            self.num_raised += 1
+            raise KeyError("told to fail")
+        return self._function(instance, *args, **kwargs)
+
+
+@pytest.fixture
+def fault(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Fault]:
+    """Have a function raise, for the instances wanted."""
+
+    def put(owner: type[Any], name: str, times: float, wanted: Callable[..., bool] = lambda _: True) -> Fault:
+        made = Fault(getattr(owner, name), times, wanted)
+        monkeypatch.setattr(owner, name, made)
+        return made
+
+    return put
+
+
+def thread_fault(fault: Callable[..., Fault], thread: str, times: float) -> Fault:
+    return fault(ServiceThread, "run_step", times, lambda one: one.name == thread)
+
+
+@pytest.mark.parametrize("thread", ["term", *OBSERVERS])
+def test_a_thread_that_fails_once_goes_on(yard: Yard, fault: Callable[..., Fault], thread: str) -> None:
+    failing = thread_fault(fault, thread, 1)
+    with yard.scheduler(), ScriptedWorker(yard):
+        eventually(lambda: failing.num_raised == 1, 20.0, "the failure")
+
+        yard.wait_for(JobState.SUCCEEDED, *yard.submit(3))
+
+
+@pytest.mark.parametrize("thread", OBSERVERS)
+def test_an_observer_that_fails_for_ever_ends_nothing(
+    yard: Yard, fault: Callable[..., Fault], thread: str
+) -> None:
+    failing = thread_fault(fault, thread, float("inf"))
+    with yard.scheduler() as scheduler, ScriptedWorker(yard):
+        eventually(lambda: failing.num_raised >= 4, 20.0, "the last restart")
+
+        yard.wait_for(JobState.SUCCEEDED, *yard.submit(3))
+        assert scheduler.is_running
+
+
+def test_a_term_that_cannot_be_kept_ends_the_scheduler(yard: Yard, fault: Callable[..., Fault]) -> None:
+    failing = thread_fault(fault, "term", float("inf"))
+    with yard.scheduler() as scheduler:
+        eventually(lambda: not scheduler.is_running, 30.0, "the scheduler's end")
+        assert scheduler.served is False
+
+    failing.left = 0
+    with yard.scheduler():
+        yard.wait_for(JobState.QUEUED, *yard.submit())  # the office was given back
+
+
+def test_a_leader_that_fails_once_goes_on(yard: Yard, fault: Callable[..., Fault]) -> None:
+    failing = fault(Leader, "turn", 1)
+    with yard.scheduler(), ScriptedWorker(yard):
+        yard.wait_for(JobState.SUCCEEDED, *yard.submit(3))
+
+    assert failing.num_raised == 1
+
+
+def test_a_leader_that_fails_for_ever_ends_the_scheduler(yard: Yard, fault: Callable[..., Fault]) -> None:
+    failing = fault(Leader, "turn", float("inf"))
+    with yard.scheduler() as scheduler:
+        eventually(lambda: not scheduler.is_running, 30.0, "the scheduler's end")
+        assert scheduler.served is False
+
+    assert failing.num_raised == 4
+    failing.left = 0
+    with yard.scheduler():
+        yard.wait_for(JobState.QUEUED, *yard.submit())
+
+
+@pytest.mark.parametrize(("owner", "name"), [(Housekeeping, "tidy"), (WorkerEvents, "_take")])
+def test_a_chore_or_an_entry_that_fails_keeps_nothing_else_from_its_turn(
+    yard: Yard, fault: Callable[..., Fault], owner: type[Any], name: str
+) -> None:
+    failing = fault(owner, name, 1)
+    recoveries = fault(Leader, "recover", 0)
+    with yard.scheduler() as scheduler, ScriptedWorker(yard):
+        yard.wait_for(JobState.SUCCEEDED, *yard.submit(3))
+        eventually(lambda: failing.num_raised == 1, 20.0, "the failure")
+
+        yard.wait_for(JobState.SUCCEEDED, *yard.submit(3))
+        assert scheduler.is_running
+    assert recoveries.num_calls == 1, "nothing had to be read anew"
+
+
+def test_a_message_to_the_leader_that_fails_leaves_the_others_answered(
+    yard: Yard, fault: Callable[..., Fault]
+) -> None:
+    jobs = [envelope.job_id for envelope in (yard.envelope(), yard.envelope())]
+    failing = fault(Control, "_answer", 2)  # the block, and then the first message of it
+    requests = [yard.ask("lookup", job_id) for job_id in jobs]
+    with yard.scheduler():
+        yard.reply(request_id=requests[1])
+
+    assert failing.num_raised == 2
