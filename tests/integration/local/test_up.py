@@ -17,6 +17,7 @@ from lorayard.local import LocalStackError
 from lorayard.local import up as run_up
 from lorayard.local.processes import ProcessIdentity
 from tests.polling import eventually
+from tests.unit.lorayard.process.signal_bursts import send_burst
 
 _MAIN = Path(__file__).with_name("up_main.py")
 
@@ -80,6 +81,18 @@ def test_a_signal_stops_it_in_order(up: Up, diary: Path, signum: signal.Signals)
     assert sorted(family) == ["postgres", "redis", "relay", "scheduler", "worker-1"]
 
     up.process.send_signal(signum)
+    said, _ = up.process.communicate(timeout=30)
+
+    assert up.process.returncode == 0, said
+    assert not any(identity.is_running() for identity in family.values())
+    assert diary.read_text().splitlines()[-3:] == ["worker-1 ended", "relay ended", "scheduler ended"]
+
+
+def test_a_burst_of_signals_is_one_wish(up: Up, diary: Path) -> None:
+    up.read_until("Ctrl-C stops it")
+    family = up.running()
+
+    send_burst(up.process)
     said, _ = up.process.communicate(timeout=30)
 
     assert up.process.returncode == 0, said

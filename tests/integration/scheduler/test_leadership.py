@@ -15,6 +15,7 @@ from lorayard.local import SERVERS, Stack, StackConfig
 from tests.integration.scheduler.scripted_worker import ScriptedWorker, hold, succeed
 from tests.integration.scheduler.yard import MODEL, Yard
 from tests.polling import eventually
+from tests.unit.lorayard.process.signal_bursts import send_burst
 
 ROOT = Path(__file__).parents[3]
 
@@ -112,6 +113,22 @@ def test_sigterm_resigns_and_exits_cleanly(yard: Yard, tmp_path: Path) -> None:
 
     assert process.wait(10.0) == 0
     assert yard.sql("SELECT 1 FROM scheduler_terms WHERE expires_at <= now()")
+
+
+def test_bursts_of_signals_end_three_schedulers(yard: Yard, tmp_path: Path) -> None:
+    ready_files = [tmp_path / f"ready-{number}" for number in range(3)]
+    processes = [start_process(yard, file) for file in ready_files]
+    try:
+        eventually(lambda: all(file.exists() for file in ready_files), 60.0)
+
+        for process in processes:
+            send_burst(process)
+
+        assert [process.wait(20.0) for process in processes] == [0, 0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def test_the_next_leader_knows_what_runs_and_what_waits(yard: Yard) -> None:

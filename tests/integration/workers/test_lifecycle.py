@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from db.repositories.leases import LeaseRepository
 from db.repositories.workers import WorkerRepository
@@ -15,6 +16,7 @@ from tests.integration.workers.scripted_leader import ENDLESS, ScriptedLeader
 from tests.integration.workers.task_events import TaskEvents
 from tests.integration.workers.worker_process import WorkerProcess, is_running
 from tests.polling import eventually
+from tests.unit.lorayard.process.signal_bursts import send_burst
 
 StartWorker = Callable[..., WorkerProcess]
 
@@ -54,6 +56,37 @@ def test_a_drain_gives_back_what_outlasts_the_grace(
     (attempt,) = leader.attempts(endless)
     assert attempt.ended == "released"
     assert attempt.device_ms > 0
+
+
+def test_bursts_of_signals_end_three_workers_within_their_grace(
+    leader: ScriptedLeader, start_worker: StartWorker
+) -> None:
+    with ExitStack() as started:
+        workers, jobs = [], []
+        for _ in range(3):
+            worker = started.enter_context(start_worker(drain_grace_s=1))
+            incarnation = worker.incarnation(leader)
+            jobs += leader.dispatch(incarnation, [ENDLESS])
+            leader.await_running(incarnation, jobs[-1])
+            workers.append(worker)
+
+        for worker in workers:
+            send_burst(worker.process)
+
+        assert [worker.process.wait(60) for worker in workers] == [0, 0, 0]
+
+    assert leader.states(jobs) == ["queued"] * 3
+
+
+def test_a_burst_of_signals_ends_a_worker_that_is_still_loading(start_worker: StartWorker) -> None:
+    with start_worker() as worker:
+        eventually(worker.engine_pids, 60.0, "the engine's process")
+        engines = worker.engine_pids()
+
+        send_burst(worker.process)
+
+        assert worker.process.wait(30) == 0
+        eventually(lambda: not any(map(is_running, engines)), what="the engine's end")
 
 
 def test_a_killed_worker_leaves_no_engine_behind(leader: ScriptedLeader, start_worker: StartWorker) -> None:

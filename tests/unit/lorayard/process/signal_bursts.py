@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 BURST = 20
 APART_S = 0.0003
@@ -26,7 +27,7 @@ assert stop.wait()
 """
 
 
-def send_burst(process: subprocess.Popen[str]) -> None:
+def send_burst(process: subprocess.Popen[Any]) -> None:
     """Send SIGTERM again and again, as impatient supervisors do."""
     for _ in range(BURST):
         process.send_signal(signal.SIGTERM)
