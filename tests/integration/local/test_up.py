@@ -101,7 +101,7 @@ def test_a_burst_of_signals_is_one_wish(up: Up, diary: Path) -> None:
 
 
 def test_a_signal_during_the_start_stops_it_too(up: Up) -> None:
-    family = eventually(up.running, what="the first process")
+    family = eventually(up.running, 60.0, "the first process")
 
     up.process.send_signal(signal.SIGTERM)
     said, _ = up.process.communicate(timeout=30)

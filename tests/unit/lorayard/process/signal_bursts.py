@@ -5,26 +5,27 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
+
+from lorayard.process import stop_request
 
 BURST = 20
 APART_S = 0.0003
 GRACE_S = 20.0
-ROOT = Path(__file__).parents[4]
 
-WAITING = """
-from lorayard.process.stop_request import StopRequest
-stop = StopRequest()
+WAITING = f"""
+import runpy, time
+stop = runpy.run_path({stop_request.__file__!r})["StopRequest"]()
 stop.listen()
 print("ready", flush=True)
 assert stop.wait()
+time.sleep(0.05)
 """
+"""It lives on for a while, so that the whole burst meets the handler."""
 
 
 def send_burst(process: subprocess.Popen[Any]) -> None:
@@ -39,10 +40,9 @@ def send_burst(process: subprocess.Popen[Any]) -> None:
 def num_hanging(rounds: int, program: str = WAITING) -> int:
     """Count the processes that did not end in order within their grace."""
     hanging = 0
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for _ in range(rounds):
         with subprocess.Popen(
-            [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, "-S", "-c", program], stdout=subprocess.PIPE, text=True
         ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
