@@ -17,6 +17,10 @@ class Every:
         self._next_at = now + self._period_s
         return True
 
+    def again_in(self, seconds: float, now: float) -> None:
+        """Be due once so many seconds have passed, however long the period."""
+        self._next_at = now + seconds
+
     def hasten(self) -> None:
         """Be due at the next look."""
         self._next_at = float("-inf")

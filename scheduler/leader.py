@@ -15,6 +15,7 @@ from db.repositories.backlog import BacklogRepository
 from db.repositories.leases import LeaseRepository
 from lorayard.process.restarts import RestartBudget
 from lorayard.process.stop_request import StopRequest
+from scheduler.adapter_collector import AdapterCollector
 from scheduler.cadence import Every
 from scheduler.control import Control
 from scheduler.dispatch import Dispatcher
@@ -27,6 +28,7 @@ from scheduler.policies import plan
 from scheduler.publish import Publisher
 from scheduler.queue_feed import QueueFeed
 from scheduler.reaper import Reaper
+from scheduler.retention import Retention
 from scheduler.revokes import BatchBook, RevokeNode
 from scheduler.streams import LeaderStreams, Mail
 from scheduler.term import TermKeeper
@@ -35,6 +37,9 @@ from scheduler.worker_events import WorkerEvents
 IDLE_BLOCK_MS: Final = 50
 WAITING_BLOCK_MS: Final = 20
 """How long a read may wait; anything that arrives ends it at once."""
+
+RETENTION_PAUSE_S: Final = 1.0
+"""Between two batches of deletions, so that the loop is the jobs' for nearly all of its time."""
 
 FIRST_RETRY_S: Final = 0.05
 LAST_RETRY_S: Final = 2.0
@@ -53,6 +58,8 @@ class Rhythm:
     see_off: Every = field(default_factory=lambda: Every(5.0))
     verify: Every = field(default_factory=lambda: Every(10.0))
     tidy: Every = field(default_factory=lambda: Every(60.0))
+    retention: Every = field(default_factory=lambda: Every(60.0))
+    collection: Every = field(default_factory=lambda: Every(600.0))
 
 
 @dataclass(slots=True)
@@ -75,6 +82,8 @@ class Leader:
     reaper: Reaper
     publisher: Publisher
     housekeeping: Housekeeping
+    retention: Retention
+    collector: AdapterCollector
     revokes: RevokeNode
     clock: Callable[[], float]
     batches: BatchBook = field(default_factory=BatchBook)
@@ -187,10 +196,18 @@ class Leader:
             self._part("verify", self.queue.verify)
         if self.rhythm.tidy.is_due(now):
             self._part("tidy", self._tidy, is_own=False)
+        if self.rhythm.retention.is_due(now):
+            self._part("retention", lambda: self._delete_old(now), is_own=False)
+        if self.rhythm.collection.is_due(now):
+            self._part("collection", self.collector.sweep, is_own=False)
 
     def _tidy(self) -> None:
         if self.housekeeping.tidy():
             self.rhythm.tidy.hasten()
+
+    def _delete_old(self, now: float) -> None:
+        if self.retention.delete_batch():
+            self.rhythm.retention.again_in(RETENTION_PAUSE_S, now)
 
     def _block_ms(self) -> int | None:
         if self.queue.has_more or self.has_dispatched:

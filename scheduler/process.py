@@ -20,6 +20,7 @@ from lorayard.process.restarts import RestartBudget
 from lorayard.process.stop_request import StopRequest
 from lorayard.server.celery_app import make_app
 from lorayard.server.flower_events import JobEvents
+from scheduler.adapter_collector import AdapterCollector
 from scheduler.catalogue import Catalogue
 from scheduler.checkpoint import describe_pool
 from scheduler.control import Control
@@ -36,6 +37,7 @@ from scheduler.publish import Publisher
 from scheduler.quarantine import Quarantine
 from scheduler.queue_feed import QueueFeed
 from scheduler.reaper import Reaper
+from scheduler.retention import Retention
 from scheduler.revokes import RevokeNode
 from scheduler.settings import SchedulerSettings
 from scheduler.streams import LeaderStreams
@@ -160,6 +162,7 @@ class Scheduler:
         catalogue = Catalogue(info.pool)
         fleet = Fleet(max_model_len=info.max_model_len, overcommit_s=settings.overcommit_s)
         bound_s = settings.starvation_s
+        retention_s = settings.retention_days * 86_400
         policy = PolicyConfig(starvation_s=(bound_s / 2, bound_s, bound_s * 3))
         queue = QueueFeed(office, catalogue, clock, policy)
         endings = Endings(office, queue, self._flower)
@@ -186,6 +189,8 @@ class Scheduler:
             ),
             publisher=Publisher(office, settings, info, catalogue, fleet, queue, clock),
             housekeeping=Housekeeping(office),
+            retention=Retention(office, retention_s),
+            collector=AdapterCollector(office, settings.adapter_store, retention_s),
             revokes=self._revokes,
             clock=clock,
         )

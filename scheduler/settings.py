@@ -33,5 +33,9 @@ class SchedulerSettings(BaseSettings):
     max_backlog: int = Field(default=200_000, ge=1, description="queued jobs in the ledger")
     max_intake_entries: int = Field(default=100_000, ge=1, description="jobs waiting in Redis")
     max_intake_bytes: int = Field(default=512 * 1024 * 1024, ge=1)
+    retention_days: float = Field(
+        default=30.0, ge=0, allow_inf_nan=False, description="0 keeps everything that has ended forever"
+    )
+    adapter_store: Path | None = Field(default=None, description="unset: adapter files are never collected")
     statement_timeout_ms: int = Field(default=30_000, ge=100)
     max_flower_events_per_s: float = Field(default=6000.0, gt=0)

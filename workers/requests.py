@@ -10,6 +10,7 @@ from uuid import UUID
 
 from db.records import JobAttempt
 from lorayard.contract.messages import BatchJob
+from lorayard.contract.store import revision_folder
 from lorayard.contract.structured_outputs import StructuredOutputs
 from workers.engine.core.lora_request import LoRARequest
 from workers.engine.core.sampling_params import RequestOutputKind, SamplingParams
@@ -42,7 +43,7 @@ class AdapterIds:
         with self._lock:
             number = self._ids.setdefault(revision, 0) or next(self._next)
             self._ids[revision] = number
-        folder = self._store / revision.rpartition(":")[2]
+        folder = revision_folder(self._store, revision)
         return LoRARequest(name or revision, number, str(folder), revision=revision)
 
 

@@ -11,6 +11,9 @@ from sqlalchemy.types import Text
 
 from db.models.table import Table, one_of
 
+REVISION_STATES = ("active", "quarantined", "collecting", "collected")
+"""Unused for long enough it is `collecting`, and without its files `collected`, until it is added again."""
+
 
 class AdapterRevision(Table):
     """One set of LoRA weights, named by its content digest."""
@@ -25,8 +28,10 @@ class AdapterRevision(Table):
     state: Mapped[str] = mapped_column(server_default=text("'active'"))
     reason: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    unused_since: Mapped[datetime | None]
+    """When a sweep first found that no name and no unfinished job needs it."""
 
-    __table_args__ = (one_of("state", ("active", "quarantined")),)
+    __table_args__ = (one_of("state", REVISION_STATES),)
 
 
 class Adapter(Table):

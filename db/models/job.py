@@ -16,7 +16,8 @@ moves a row names in its WHERE the state it comes from:
     to dead        LeaseRepository.lose_worker                                  from leased
 
 There are no foreign keys between these tables: rows are born together in one transaction and leave together
-by retention, and a key check on each insert would cost the hot path a lock on `jobs`.
+(`RetentionRepository.delete_jobs`, docs/retention.md), and a key check on each insert would cost the hot path
+a lock on `jobs`. Keys and usage stay.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ class Job(Table):
             "deadline_at",
             postgresql_where=text("state = 'queued' AND deadline_at IS NOT NULL"),
         ),
+        Index("ix_jobs_ended", "pool", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
         {"postgresql_with": HOT_TABLE},
     )
 
@@ -188,3 +190,5 @@ class IntakeReject(Table):
     body: Mapped[bytes]
     error: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (Index("ix_intake_rejects_age", "pool", "created_at"),)

@@ -2,7 +2,16 @@
 
 from db.records.adapters import ListedAdapter, RevisionRow
 from db.records.backlog import BacklogRow, LeasedRow, PendingRow
-from db.records.jobs import Admitted, CancelOutcome, EndedAttempt, FinishedJob, JobAttempt, JobStatus, NewJob
+from db.records.jobs import (
+    Admitted,
+    CancelOutcome,
+    DeletedJobs,
+    EndedAttempt,
+    FinishedJob,
+    JobAttempt,
+    JobStatus,
+    NewJob,
+)
 from db.records.leases import LeasedJob, LostJobs, Released
 from db.records.tenants import TenantRow
 from db.records.usage import UsageDelta, UsageRow
@@ -17,6 +26,7 @@ __all__ = [
     "EndedAttempt",
     "CancelOutcome",
     "JobStatus",
+    "DeletedJobs",
     "PendingRow",
     "BacklogRow",
     "LeasedRow",

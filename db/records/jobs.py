@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal, NamedTuple
 from uuid import UUID
 
@@ -85,6 +86,14 @@ class CancelOutcome:
     finished: FinishedJob | None = None
     incarnation: str | None = None
     """Set when the job runs: the worker to tell."""
+
+
+class DeletedJobs(NamedTuple):
+    """What one batch of retention came to; jobs examined but not deleted have a delivery to wait for."""
+
+    examined: int
+    deleted: int
+    last_ended_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

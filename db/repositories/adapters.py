@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Collection
+from typing import Final, Literal
 
 from sqlalchemy import Connection, text
 
@@ -15,7 +16,7 @@ QUARANTINED_CODE: Final = "adapter_quarantined"
 _ADD_REVISION = text("""
     INSERT INTO adapter_revisions (pool, digest, rank, targets, bytes)
     VALUES (:pool, :digest, :rank, CAST(:targets AS text[]), :bytes)
-    ON CONFLICT (pool, digest) DO UPDATE SET state = 'active', reason = NULL
+    ON CONFLICT (pool, digest) DO UPDATE SET state = 'active', reason = NULL, unused_since = NULL
 """)
 
 _POINT = text("""
@@ -70,16 +71,59 @@ _REJECT_QUARANTINED = text("""
     RETURNING j.job_id, j.adapter, chosen.reason
 """)
 
-_UNPINNED = text("""
-    SELECT digest FROM adapter_revisions r
-    WHERE pool = :pool
-        AND NOT EXISTS (SELECT FROM adapters a
-            WHERE a.pool = r.pool AND a.current_revision = r.digest AND a.state = 'active')
-        AND NOT EXISTS (SELECT FROM jobs j
-            WHERE j.pool = r.pool AND j.revision = r.digest AND j.state = 'queued')
-        AND NOT EXISTS (SELECT FROM jobs j
-            WHERE j.pool = r.pool AND j.revision = r.digest AND j.state = 'leased')
-    ORDER BY digest
+_IS_UNPINNED = """
+    NOT EXISTS (SELECT FROM adapters a
+        WHERE a.pool = r.pool AND a.current_revision = r.digest AND a.state = 'active')
+    AND NOT EXISTS (SELECT FROM jobs j
+        WHERE j.pool = r.pool AND j.revision = r.digest AND j.state = 'queued')
+    AND NOT EXISTS (SELECT FROM jobs j
+        WHERE j.pool = r.pool AND j.revision = r.digest AND j.state = 'leased')
+"""
+
+_UNPINNED = text(f"""
+    SELECT digest FROM adapter_revisions r WHERE pool = :pool AND {_IS_UNPINNED} ORDER BY digest
+""")  # noqa: S608
+
+_LOCK_PINNED = text("""
+    SELECT digest, unused_since FROM adapter_revisions
+    WHERE pool = :pool AND digest = ANY(CAST(:digests AS text[])) ORDER BY digest FOR SHARE
+""")
+
+_SERVED_BEFORE = "CASE WHEN reason IS NULL THEN 'active' ELSE 'quarantined' END"
+
+_KEEP = text(f"""
+    UPDATE adapter_revisions
+    SET unused_since = NULL, state = CASE WHEN state = 'collecting' THEN {_SERVED_BEFORE} ELSE state END
+    WHERE digest = ANY(CAST(:digests AS text[])) AND unused_since IS NOT NULL
+""")  # noqa: S608
+
+_MARK_UNUSED = text(f"""
+    UPDATE adapter_revisions r SET unused_since = now()
+    WHERE pool = :pool AND state IN ('active', 'quarantined') AND unused_since IS NULL AND {_IS_UNPINNED}
+""")  # noqa: S608
+
+# `add_revision` and `keep` clear `unused_since`, so a row that waited for one of them is passed over.
+_MARK_COLLECTING = text(f"""
+    UPDATE adapter_revisions r SET state = 'collecting'
+    WHERE pool = :pool AND state IN ('active', 'quarantined')
+        AND unused_since <= now() - make_interval(secs => :unused_for_s) AND {_IS_UNPINNED}
+    RETURNING digest
+""")  # noqa: S608
+
+_COLLECTING = text("""
+    SELECT digest FROM adapter_revisions WHERE pool = :pool AND state = 'collecting' ORDER BY digest
+""")
+
+_LOCK_EVERYWHERE = text("""
+    SELECT state FROM adapter_revisions WHERE digest = :digest ORDER BY pool FOR UPDATE
+""")
+
+_IS_PINNED = text(f"""
+    SELECT EXISTS (SELECT FROM adapter_revisions r WHERE digest = :digest AND NOT ({_IS_UNPINNED}))
+""")  # noqa: S608
+
+_COLLECTED = text("""
+    UPDATE adapter_revisions SET state = 'collected' WHERE digest = :digest AND state = 'collecting'
 """)
 
 
@@ -146,6 +190,50 @@ class AdapterRepository:
     def unpinned_revisions(self, pool: str) -> list[str]:
         """List the revisions that no active name and no unfinished job uses: their files may go."""
         return list(self._connection.execute(_UNPINNED, {"pool": pool}).scalars())
+
+    def pin(self, pool: str, digests: Collection[str]) -> None:
+        """Keep revisions from being collected until this transaction's jobs are there to pin them."""
+        if not digests:
+            return
+        rows = self._connection.execute(_LOCK_PINNED, {"pool": pool, "digests": sorted(digests)}).all()
+        unused = [row.digest for row in rows if row.unused_since is not None]
+        if unused:
+            self._connection.execute(_KEEP, {"digests": unused})
+
+    def keep(self, digest: str) -> None:
+        """Let a revision count as used from now on, in every pool: it is about to be added again.
+
+        Waits for a collector that has it in hand; `add_revision` has the files put back if it was too late.
+        """
+        self._connection.execute(_KEEP, {"digests": [digest]})
+
+    def mark_unused(self, pool: str, unused_for_s: float) -> list[str]:
+        """Note what nobody uses; returns what was so for long enough, and is `collecting` from now on."""
+        self._connection.execute(_MARK_UNUSED, {"pool": pool})
+        marked = self._connection.execute(_MARK_COLLECTING, {"pool": pool, "unused_for_s": unused_for_s})
+        return sorted(marked.scalars())
+
+    def collecting(self, pool: str) -> list[str]:
+        """List the revisions whose files are to go."""
+        return list(self._connection.execute(_COLLECTING, {"pool": pool}).scalars())
+
+    def lock_for_collection(self, digest: str) -> Literal["collect", "keep", "collected"]:
+        """Decide, for the rest of this transaction, whether the files of a revision may go from the store.
+
+        `keep`: somebody uses it after all, in this pool or another one; it is back in service.
+        `collected`: they have gone already.
+        """
+        states = set(self._connection.execute(_LOCK_EVERYWHERE, {"digest": digest}).scalars())
+        # A statement of its own, so that it sees the jobs of an admission that held the lock.
+        is_pinned = bool(self._connection.execute(_IS_PINNED, {"digest": digest}).scalar())
+        if is_pinned or states & {"active", "quarantined"}:
+            self._connection.execute(_KEEP, {"digests": [digest]})
+            return "keep"
+        return "collect" if "collecting" in states else "collected"
+
+    def set_collected(self, digest: str) -> None:
+        """Say that the files of a revision are gone."""
+        self._connection.execute(_COLLECTED, {"digest": digest})
 
     def _bump(self, pool: str) -> None:
         self._connection.execute(_BUMP, {"pool": pool})

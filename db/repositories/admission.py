@@ -11,6 +11,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from db.records import Admitted, FinishedJob, NewJob
+from db.repositories.adapters import AdapterRepository
 from db.repositories.endings import write_endings
 from db.repositories.results import fetch_finished
 from lorayard.contract.job import PRIORITIES
@@ -141,6 +142,7 @@ class AdmissionRepository:
     def _insert(self, pool: str, jobs: Sequence[NewJob]) -> dict[UUID, JobState]:
         if not jobs:
             return {}
+        AdapterRepository(self._connection).pin(pool, {job.revision for job in jobs if job.revision})
         born = self._connection.execute(_JOBS, {"pool": pool} | _columns([_job_row(job) for job in jobs]))
         states = {row.job_id: JobState(row.state) for row in born}
         self._connection.execute(_INPUTS, _columns([_input_row(job) for job in jobs]))

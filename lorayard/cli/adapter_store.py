@@ -16,6 +16,7 @@ from db.repositories.adapters import AdapterRepository
 from lorayard.contract.errors import LorayardError
 from lorayard.contract.job import Name
 from lorayard.contract.pool import pool_id
+from lorayard.contract.store import revision_folder
 from workers.engine.core.errors import AdapterError
 from workers.engine.lora import AdapterDescription, adapter_digest, describe_base, validate_adapter
 from workers.engine.lora.files.adapter_files import find_files
@@ -31,7 +32,7 @@ class AdapterStore:
 
     def path_of(self, digest: str) -> Path:
         """Where the files of a revision are, or would be."""
-        return self._root / digest.removeprefix("sha256:")
+        return revision_folder(self._root, digest)
 
     def put(self, source: Path, digest: str) -> Path:
         """Copy a revision in, unless it is there and sound; readers never see half of one."""
@@ -91,6 +92,8 @@ def add_adapter(
     check_name(name)
     base = describe_base(model, name=served_model_name)
     found = validate_adapter(path, base=base, max_rank=max_rank, name=name)
+    # First, so that a revision about to be collected is kept from it, or its files are put back below.
+    database.run(lambda connection: AdapterRepository(connection).keep(found.digest))
     store.put(path, found.digest)
     row = RevisionRow(digest=found.digest, rank=found.rank, targets=found.targets, bytes=found.bytes)
     pool = pool_id(model, dtype)

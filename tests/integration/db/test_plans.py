@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
-from db.repositories import backlog, jobs, leases, webhooks
+from db.repositories import backlog, jobs, leases, retention, webhooks
 from tests.integration.db.ledger import POOL, Ledger
 
 
@@ -58,6 +58,11 @@ STATEMENTS = {
         leases._LEASE,
         {"pool": POOL, "incarnation": "w1", "ids": [uuid4() for _ in range(16)]},
         "pk_jobs",
+    ),
+    "delete what is old": (
+        retention._DELETE_JOBS,
+        {"pool": POOL, "older_than_s": 60.0, "limit": 100, "after": None},
+        "ix_jobs_ended",
     ),
     "claim webhooks": (
         webhooks._CLAIM,

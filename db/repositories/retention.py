@@ -1,0 +1,73 @@
+"""Retention: what has ended long ago leaves, a bounded batch in each transaction."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import Connection, text
+
+from db.records import DeletedJobs
+
+# A delivery that is pending, or that somebody is changing now (a replay makes a dead one pending again),
+# keeps its job. Terminal rows of `jobs` never change, so they need no lock.
+_DELETE_JOBS = text("""
+    WITH old AS MATERIALIZED (
+        SELECT job_id, ended_at, has_callback FROM jobs
+        WHERE pool = :pool AND ended_at < now() - make_interval(secs => :older_than_s)
+            AND ended_at > coalesce(CAST(:after AS timestamptz), '-infinity')
+        ORDER BY ended_at FETCH FIRST (CAST(:limit AS bigint)) ROWS WITH TIES
+    ), settled AS MATERIALIZED (
+        SELECT d.id, d.job_id FROM webhook_deliveries d JOIN old ON old.job_id = d.job_id
+        WHERE old.has_callback AND d.state <> 'pending'
+        ORDER BY d.id FOR UPDATE OF d SKIP LOCKED
+    ), leaving AS MATERIALIZED (
+        SELECT job_id FROM old
+        WHERE NOT has_callback OR NOT EXISTS (
+            SELECT FROM webhook_deliveries d WHERE d.job_id = old.job_id)
+        UNION ALL SELECT job_id FROM settled
+    ), deliveries AS (
+        DELETE FROM webhook_deliveries WHERE id = ANY(ARRAY(SELECT id FROM settled))
+    ), inputs AS (
+        DELETE FROM job_inputs WHERE job_id = ANY(ARRAY(SELECT job_id FROM leaving))
+    ), outputs AS (
+        DELETE FROM job_outputs WHERE job_id = ANY(ARRAY(SELECT job_id FROM leaving))
+    ), tries AS (
+        DELETE FROM attempts WHERE job_id = ANY(ARRAY(SELECT job_id FROM leaving))
+    ), deleted AS (
+        DELETE FROM jobs WHERE job_id = ANY(ARRAY(SELECT job_id FROM leaving)) RETURNING job_id
+    )
+    SELECT (SELECT count(*) FROM old) AS examined, (SELECT count(*) FROM deleted) AS deleted,
+        (SELECT max(ended_at) FROM old) AS last_ended_at
+""")
+
+_DELETE_REJECTS = text("""
+    DELETE FROM intake_rejects WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM intake_rejects
+        WHERE pool = :pool AND created_at < now() - make_interval(secs => :older_than_s)
+        ORDER BY created_at LIMIT :limit))
+""")
+
+
+class RetentionRepository:
+    """Deletes the oldest first. Keys and usage stay: they outlive the jobs."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def delete_jobs(
+        self, pool: str, older_than_s: float, limit: int, after: datetime | None = None
+    ) -> DeletedJobs:
+        """Delete jobs that ended before, with their inputs, outputs, attempts and deliveries.
+
+        Looks at about `limit` of those that ended later than `after`: all that ended at one instant are one.
+        Those with a pending delivery stay, so go on from `last_ended_at` until fewer than `limit` were there.
+        """
+        row = self._connection.execute(
+            _DELETE_JOBS, {"pool": pool, "older_than_s": older_than_s, "after": after, "limit": limit}
+        ).one()
+        return DeletedJobs(row.examined, row.deleted, row.last_ended_at)
+
+    def delete_rejects(self, pool: str, older_than_s: float, limit: int) -> int:
+        """Delete stream entries put aside before; returns how many."""
+        values = {"pool": pool, "older_than_s": older_than_s, "limit": limit}
+        return self._connection.execute(_DELETE_REJECTS, values).rowcount

@@ -1,0 +1,97 @@
+"""Removes the files of adapter revisions that nobody has used for as long as jobs are kept."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import structlog
+from sqlalchemy import Connection
+
+from db.errors import DatabaseError
+from db.repositories.adapters import AdapterRepository
+from lorayard.contract.store import revision_folder
+from scheduler.office import Office
+
+SET_ASIDE: Final = ".collected-"
+"""Before a folder's name while it is being removed: nobody who reads the store sees half of a revision."""
+
+logger = structlog.get_logger(__name__)
+
+
+class AdapterCollector:
+    """Mutable: the thread of the present sweep. `sweep` raises DatabaseUnavailable and Deposed.
+
+    A revision goes through three sweeps: found unused, found unused for long enough (`collecting`), and then,
+    under a lock that admission and `adapters add` take as well, out of the store (`collected`). The files are
+    removed on a thread, because a store on a network may hang, which must not stop the leader.
+    """
+
+    def __init__(self, office: Office, store: Path | None, retention_s: float) -> None:
+        self._office = office
+        self._store = store
+        self._retention_s = retention_s
+        self._thread: threading.Thread | None = None
+
+    def sweep(self) -> None:
+        """Have what earlier sweeps marked removed, and mark what may go with the next one."""
+        if self._retention_s == 0 or self._store is None:
+            return
+        if self._thread is not None and self._thread.is_alive():
+            logger.warning("adapters.still_collecting", store=str(self._store))
+            return
+        digests = self._office.transact(lambda c: AdapterRepository(c).collecting(self._office.pool))
+        marked = self._office.transact(
+            lambda c: AdapterRepository(c).mark_unused(self._office.pool, self._retention_s)
+        )
+        for digest in marked:
+            logger.info("adapter.collecting", revision=digest)
+        self._thread = threading.Thread(
+            target=self._collect, args=(self._store, digests), name="adapter-files", daemon=True
+        )
+        self._thread.start()
+
+    def _collect(self, store: Path, digests: Sequence[str]) -> None:
+        try:
+            # What a leader that died had set aside is dealt with like the rest.
+            left_over = [path.name.removeprefix(SET_ASIDE) for path in store.glob(f"{SET_ASIDE}*")]
+            for digest in sorted({*digests, *(f"sha256:{name}" for name in left_over)}):
+                self.collect(store, digest)
+        except (OSError, DatabaseError) as error:
+            # Rows stay as they are: the next sweep tries again.
+            logger.warning("adapters.not_collected", store=str(store), error=str(error))
+
+    def collect(self, store: Path, digest: str) -> bool:
+        """Remove the files of one revision unless somebody uses it; raises OSError, DatabaseError."""
+        folder = revision_folder(store, digest)
+        aside = store / f"{SET_ASIDE}{folder.name}"
+
+        def take(connection: Connection) -> bool:
+            adapters = AdapterRepository(connection)
+            decision = adapters.lock_for_collection(digest)
+            if decision == "collect":
+                _move(folder, aside)
+                adapters.set_collected(digest)
+            elif decision == "keep":
+                _move(aside, folder)
+            return decision == "collect"
+
+        try:
+            is_collected = self._office.transact(take)
+        except BaseException:
+            _move(aside, folder)
+            raise
+        if aside.exists():
+            shutil.rmtree(aside)
+        if is_collected:
+            logger.info("adapter.collected", revision=digest)
+        return is_collected
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename a folder unless it is not there, or the other one is."""
+    if source.exists() and not target.exists():
+        source.rename(target)
