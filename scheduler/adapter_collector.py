@@ -10,10 +10,11 @@ from typing import Final
 
 import structlog
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
 from db.errors import DatabaseError
 from db.repositories.adapters import AdapterRepository
-from lorayard.contract.store import revision_folder
+from lorayard.server.adapter_store import revision_folder
 from scheduler.office import Office
 
 SET_ASIDE: Final = ".collected-"
@@ -60,7 +61,7 @@ class AdapterCollector:
             left_over = [path.name.removeprefix(SET_ASIDE) for path in store.glob(f"{SET_ASIDE}*")]
             for digest in sorted({*digests, *(f"sha256:{name}" for name in left_over)}):
                 self.collect(store, digest)
-        except (OSError, DatabaseError) as error:
+        except (OSError, DatabaseError, SQLAlchemyError) as error:
             # Rows stay as they are: the next sweep tries again.
             logger.warning("adapters.not_collected", store=str(store), error=str(error))
 

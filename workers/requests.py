@@ -10,8 +10,8 @@ from uuid import UUID
 
 from db.records import JobAttempt
 from lorayard.contract.messages import BatchJob
-from lorayard.contract.store import revision_folder
 from lorayard.contract.structured_outputs import StructuredOutputs
+from lorayard.server.adapter_store import revision_folder
 from workers.engine.core.lora_request import LoRARequest
 from workers.engine.core.sampling_params import RequestOutputKind, SamplingParams
 from workers.engine.serving.process import AddRequest

@@ -16,7 +16,7 @@ from db.repositories.adapters import AdapterRepository
 from lorayard.contract.errors import LorayardError
 from lorayard.contract.job import Name
 from lorayard.contract.pool import pool_id
-from lorayard.contract.store import revision_folder
+from lorayard.server.adapter_store import revision_folder
 from workers.engine.core.errors import AdapterError
 from workers.engine.lora import AdapterDescription, adapter_digest, describe_base, validate_adapter
 from workers.engine.lora.files.adapter_files import find_files

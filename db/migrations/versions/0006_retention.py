@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0006"
-down_revision = "0004"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 
@@ -19,10 +19,15 @@ def upgrade() -> None:
     Not CONCURRENTLY: that cannot run in the one transaction in which all migrations succeed or fail together,
     and waits for every open transaction, a second migrator's included. A plain build holds writers to `jobs`
     back for as long as it takes to read the table (0.6 s for 1,000,000 rows), which admission, dispatch and
-    commits ride out: no process needs to stop for this migration.
+    commits ride out: no process needs to stop for this migration. Whoever cannot spare that builds it beforehand
+    by hand (docs/retention.md).
     """
     op.create_index(
-        "ix_jobs_ended", "jobs", ["pool", "ended_at"], postgresql_where=sa.text("ended_at IS NOT NULL")
+        "ix_jobs_ended",
+        "jobs",
+        ["pool", "ended_at"],
+        postgresql_where=sa.text("ended_at IS NOT NULL"),
+        if_not_exists=True,
     )
     op.create_index("ix_intake_rejects_age", "intake_rejects", ["pool", "created_at"])
     op.add_column("adapter_revisions", sa.Column("unused_since", sa.TIMESTAMP(timezone=True), nullable=True))

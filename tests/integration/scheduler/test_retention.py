@@ -13,7 +13,7 @@ from db.repositories.adapters import AdapterRepository
 from db.repositories.admission import AdmissionRepository
 from db.repositories.terms import TermRepository
 from lorayard.contract.states import JobState
-from lorayard.contract.store import revision_folder
+from lorayard.server.adapter_store import revision_folder
 from scheduler.adapter_collector import SET_ASIDE, AdapterCollector
 from scheduler.office import Office
 from scheduler.retention import Retention
