@@ -44,10 +44,15 @@ class AdapterCollector:
         if self._thread is not None and self._thread.is_alive():
             logger.warning("adapters.still_collecting", store=str(self._store))
             return
-        digests = self._office.transact(lambda c: AdapterRepository(c).collecting(self._office.pool))
-        marked = self._office.transact(
-            lambda c: AdapterRepository(c).mark_unused(self._office.pool, self._retention_s)
-        )
+        pool = self._office.pool
+        try:
+            digests = self._office.transact(lambda c: AdapterRepository(c).collecting(pool))
+            marked = self._office.transact(
+                lambda c: AdapterRepository(c).mark_unused(pool, self._retention_s)
+            )
+        except SQLAlchemyError as error:
+            logger.warning("adapters.not_marked", error=str(error))
+            return
         for digest in marked:
             logger.info("adapter.collecting", revision=digest)
         self._thread = threading.Thread(

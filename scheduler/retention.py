@@ -7,6 +7,7 @@ from typing import Final
 
 import structlog
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
 from db.records import DeletedJobs
 from db.repositories.retention import RetentionRepository
@@ -36,10 +37,16 @@ class Retention:
         """Delete one batch of jobs and one of intake rejects; True when the pass has more to look at."""
         if self._retention_s == 0:
             return False
-        done = self._office.transact(self._delete_jobs)
+        try:
+            done = self._office.transact(self._delete_jobs)
+            rejects = self._office.transact(self._delete_rejects)
+        except SQLAlchemyError as error:
+            # Nobody waits for this: a statement that took too long must not disturb the leader's work.
+            logger.warning("retention.not_deleted", error=str(error))
+            self._after = None
+            return False
         has_more = done.examined >= self._batch_jobs
         self._after = done.last_ended_at if has_more else None
-        rejects = self._office.transact(self._delete_rejects)
         if done.deleted or rejects:
             kept = done.examined - done.deleted
             logger.info("retention.deleted", jobs=done.deleted, rejects=rejects, kept_for_webhooks=kept)

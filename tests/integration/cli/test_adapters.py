@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from db import Database
 from db.repositories.adapters import AdapterRepository
@@ -45,6 +46,29 @@ def test_an_added_adapter_is_kept_and_listed(lorayard: Command, store: Path) -> 
     assert [(row["name"], row["revision"]) for row in listed(lorayard)] == [("upper", digest)]
     assert [folder.name for folder in store.iterdir()] == [digest.removeprefix("sha256:")]
     assert adapter_digest(store / digest.removeprefix("sha256:")) == digest
+
+
+@pytest.mark.parametrize("was", ["collecting", "collected"])
+def test_a_revision_added_again_on_its_way_out_is_whole_and_served(
+    lorayard: Command, database: Database, store: Path, was: str
+) -> None:
+    lorayard("adapters", "add", "upper", str(UPPER))
+    lorayard("adapters", "remove", "upper")
+    digest = adapter_digest(UPPER)
+    with database.transaction() as connection:
+        connection.execute(
+            text("UPDATE adapter_revisions SET state = :was, unused_since = now()"), {"was": was}
+        )
+    if was == "collected":
+        shutil.rmtree(store / digest.removeprefix("sha256:"))
+
+    ran = lorayard("adapters", "add", "upper", str(UPPER))
+
+    assert ran.status == 0, ran.err
+    assert adapter_digest(store / digest.removeprefix("sha256:")) == digest
+    with database.transaction() as connection:
+        rows = connection.execute(text("SELECT state, unused_since FROM adapter_revisions")).all()
+    assert rows == [("active", None)]
 
 
 def test_behaviour_33_the_list_has_base_revision_rank_size_and_state_and_outlives_every_process(
