@@ -18,22 +18,22 @@ def upgrade() -> None:
 
     Not CONCURRENTLY: that cannot run in the one transaction in which all migrations succeed or fail together,
     and waits for every open transaction, a second migrator's included. A plain build holds writers to `jobs`
-    back for as long as it takes to read the table (5 s for 1,000,000 rows on two busy cores), which admission, dispatch and
-    commits ride out: no process needs to stop for this migration. Whoever cannot spare that builds it beforehand
-    by hand (docs/retention.md).
+    back for as long as it takes to read the table (5 s for 1,000,000 rows on two busy cores), which admission,
+    dispatch and commits ride out: no process needs to stop for this migration. Whoever cannot spare that builds
+    it beforehand by hand (docs/retention.md). `jobs` comes last, as it does in admission: no deadlock.
     """
+    op.add_column("adapter_revisions", sa.Column("unused_since", sa.TIMESTAMP(timezone=True), nullable=True))
+    op.drop_constraint(STATE, "adapter_revisions")
+    op.create_check_constraint(
+        op.f(STATE), "adapter_revisions", "state IN ('active', 'quarantined', 'collecting', 'collected')"
+    )
+    op.create_index("ix_intake_rejects_age", "intake_rejects", ["pool", "created_at"])
     op.create_index(
         "ix_jobs_ended",
         "jobs",
         ["pool", "ended_at"],
         postgresql_where=sa.text("ended_at IS NOT NULL"),
         if_not_exists=True,
-    )
-    op.create_index("ix_intake_rejects_age", "intake_rejects", ["pool", "created_at"])
-    op.add_column("adapter_revisions", sa.Column("unused_since", sa.TIMESTAMP(timezone=True), nullable=True))
-    op.drop_constraint(STATE, "adapter_revisions")
-    op.create_check_constraint(
-        op.f(STATE), "adapter_revisions", "state IN ('active', 'quarantined', 'collecting', 'collected')"
     )
 
 
