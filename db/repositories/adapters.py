@@ -80,10 +80,6 @@ _IS_UNPINNED = """
         WHERE j.pool = r.pool AND j.revision = r.digest AND j.state = 'leased')
 """
 
-_UNPINNED = text(f"""
-    SELECT digest FROM adapter_revisions r WHERE pool = :pool AND {_IS_UNPINNED} ORDER BY digest
-""")  # noqa: S608
-
 _LOCK_PINNED = text("""
     SELECT digest, unused_since FROM adapter_revisions
     WHERE pool = :pool AND digest = ANY(CAST(:digests AS text[])) ORDER BY digest FOR SHARE
@@ -186,10 +182,6 @@ class AdapterRepository:
     def version(self, pool: str) -> int:
         """Tell how often the catalogue has changed."""
         return int(self._connection.execute(_VERSION, {"pool": pool}).scalar() or 0)
-
-    def unpinned_revisions(self, pool: str) -> list[str]:
-        """List the revisions that no active name and no unfinished job uses: their files may go."""
-        return list(self._connection.execute(_UNPINNED, {"pool": pool}).scalars())
 
     def pin(self, pool: str, digests: Collection[str]) -> None:
         """Keep revisions from being collected until this transaction's jobs are there to pin them."""

@@ -72,12 +72,13 @@ def test_a_revision_is_pinned_by_its_name_and_by_unfinished_jobs(ledger: Ledger)
     add(ledger, "sql", "r1")
     queued = ledger.admitted(adapter="sql", revision="r1")[0]
     add(ledger, "sql", "r2")
-    assert ledger.run(AdapterRepository, "unpinned_revisions", POOL) == []
+    assert ledger.run(AdapterRepository, "mark_unused", POOL, 0.0) == []
 
     (job,) = ledger.lease(ledger.worker(), queued)
-    assert ledger.run(AdapterRepository, "unpinned_revisions", POOL) == []
+    assert ledger.run(AdapterRepository, "mark_unused", POOL, 0.0) == []
 
     ledger.finish("w1", ended(job))
-    assert ledger.run(AdapterRepository, "unpinned_revisions", POOL) == ["r1"]
+    assert ledger.run(AdapterRepository, "mark_unused", POOL, 0.0) == ["r1"]
     ledger.run(AdapterRepository, "remove", POOL, "sql")
-    assert ledger.run(AdapterRepository, "unpinned_revisions", POOL) == ["r1", "r2"]
+    assert ledger.run(AdapterRepository, "mark_unused", POOL, 0.0) == ["r2"]
+    assert ledger.run(AdapterRepository, "collecting", POOL) == ["r1", "r2"]
