@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,6 +14,7 @@ from kernels.cpu.sources import library_path
 
 Level = Literal["avx512_bf16", "avx2", "torch"]
 LEVELS: tuple[Level, ...] = get_args(Level)  # best first
+LEVEL_VARIABLE = "LORAYARD_CPU_LEVEL"
 
 _forced: list[Level] = []
 
@@ -24,15 +26,29 @@ def level() -> Level:
 
 @cache
 def best_level() -> Level:
+    """Return the best level of this processor and this build, or the one that LORAYARD_CPU_LEVEL asks for.
+
+    ValueError if the variable names a level that is not to be had here.
+    """
+    best = _processor_level()
+    wanted, to_be_had = os.environ.get(LEVEL_VARIABLE) or best, LEVELS[LEVELS.index(best) :]
+    chosen = next((one for one in to_be_had if one == wanted), None)
+    if chosen is None:
+        raise ValueError(
+            f"{LEVEL_VARIABLE} is {wanted!r}, which this processor or this build has not; "
+            f"unset it or give one of {to_be_had}"
+        )
+    return chosen
+
+
+def _processor_level() -> Level:
     """Load the library if it was built for this torch; return its best level for this processor."""
     path = library_path(torch.__version__)
     if not path.exists():
         return "torch"
     torch.ops.load_library(str(path))
     best = torch.ops.lorayard.best_level()
-    if best not in ("avx512_bf16", "avx2"):
-        return "torch"
-    return "avx512_bf16" if best == "avx512_bf16" else "avx2"
+    return next((one for one in LEVELS if one == best), "torch")
 
 
 def available_levels() -> tuple[Level, ...]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -15,6 +18,8 @@ from kernels.registry import default_level
 def test_the_library_is_built_on_a_processor_that_can_use_it() -> None:
     if platform.machine() != "x86_64" or torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         pytest.skip("the kernels are for x86-64 with AVX2")
+    if library.LEVEL_VARIABLE in os.environ:
+        pytest.skip(f"{library.LEVEL_VARIABLE} chooses the level")
 
     assert library.best_level() != "torch", "run `python -m kernels.cpu.build`"
 
@@ -37,6 +42,33 @@ def test_an_unknown_level_is_refused_with_those_to_be_had() -> None:
         unknown,
     ):
         pass
+
+
+def best_level_under(wanted: str) -> subprocess.CompletedProcess[str]:
+    """Ask a fresh process, for the variable is read once."""
+    program = "from kernels.cpu import library; print(library.best_level(), library.available_levels())"
+    environment = os.environ | {library.LEVEL_VARIABLE: wanted}
+    return subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("wanted", library.available_levels())
+def test_the_environment_lowers_the_best_level_of_a_process(wanted: library.Level) -> None:
+    below = library.LEVELS[library.LEVELS.index(wanted) :]
+
+    assert best_level_under(wanted).stdout.strip() == f"{wanted} {below}"
+
+
+@pytest.mark.parametrize("wanted", ["neon", "avx512_bf16"])
+def test_a_level_that_is_not_to_be_had_is_refused_with_those_that_are(wanted: str) -> None:
+    if wanted in library.available_levels():
+        pytest.skip(f"this processor has {wanted}")
+
+    error = best_level_under(wanted).stderr.splitlines()[-1]
+
+    assert f"LORAYARD_CPU_LEVEL is '{wanted}', which this processor or this build has not" in error
+    assert error.endswith(("'torch')", "('torch',)"))
 
 
 def test_another_torch_has_another_library() -> None:
