@@ -15,6 +15,7 @@ from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from examples.quantized_copy import write_awq, write_gptq
 from tests.unit.workers.engine.conftest import EOS_ID, save_tokenizer
+from tests.unit.workers.engine.four_bits import dequantized, quantized, stored
 
 Dequantized = Mapping[str, Tensor]  # the linear weights by their names, float32
 Writer = Callable[[Path, Path], Dequantized]
@@ -39,7 +40,7 @@ def save_plain(folder: Path) -> None:
 
 
 def bitsandbytes(**settings: object) -> Writer:
-    """Let transformers and bitsandbytes write the copy, and bitsandbytes read it."""
+    """Let transformers and bitsandbytes write the copy, and read its files by the published formats."""
 
     def write(base: Path, target: Path) -> Dequantized:
         shutil.copytree(base, target)
@@ -50,30 +51,26 @@ def bitsandbytes(**settings: object) -> Writer:
             dtype=torch.float32,
         )
         model.save_pretrained(target)
-        return {
-            f"{name}.weight": _dequantized(module)
-            for name, module in model.named_modules()
-            if name.endswith("_proj")
-        }
+        tensors = load_file(target / "model.safetensors")
+        return {name: _read(tensors, name) for name in tensors if name.endswith("_proj.weight")}
 
     return write
 
 
-def _dequantized(module: torch.nn.Module) -> Tensor:
-    weight = module.weight
-    if weight.dtype is torch.int8:
-        return bnb.int8_vectorwise_dequant(weight.data, weight.SCB)
-    return bnb.dequantize_4bit(weight.data, weight.quant_state)
+def _read(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    if tensors[name].dtype is torch.int8:
+        return bnb.int8_vectorwise_dequant(tensors[name], tensors[name.replace(".weight", ".SCB")])
+    return stored(tensors, name)
 
 
 def in_flight_nf4(base: Path, target: Path) -> Dequantized:
-    """The plain checkpoint, and what bitsandbytes makes of its weights."""
+    """The plain checkpoint, and its weights as their NF4 codes have them."""
     shutil.copytree(base, target)
     return {name: _through_nf4(weight) for name, weight in _linear_weights(base).items()}
 
 
 def _through_nf4(weight: Tensor) -> Tensor:
-    return bnb.dequantize_4bit(*bnb.quantize_4bit(weight, quant_type="nf4"))
+    return dequantized(quantized(weight, "nf4"), "nf4", tuple(weight.shape))
 
 
 def in_flight_int8(base: Path, target: Path) -> Dequantized:
