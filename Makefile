@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install check-install check test test-unit test-stack demo bench up format clean
+.PHONY: help install check-install check test test-unit test-stack test-levels demo bench up format clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test-unit: install
 
 test-stack: install
 	$(BIN)/python -m pytest tests/integration tests/acceptance
+
+test-levels: install ## Run the numeric tests with better instructions of the processor held back
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.levels
 
 demo: install ## Run the whole pipeline on this machine and check every answer
 	$(BIN)/python -m examples.demo

@@ -6,6 +6,8 @@ import torch
 from kernels.activations.geglu import geglu_reference
 from tests.unit.kernels.conftest import Resolve
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("num_rows", "width"), [(1, 1), (3, 7), (5, 33), (32, 1536)])

@@ -17,6 +17,8 @@ from kernels.attention.paged_attention import (
 from kernels.cpu.library import LEVELS, Level, available_levels
 from kernels.registry import build, by_name, find, resolve
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(params=[name for name in LEVELS if name != "torch"])
 def level(request: pytest.FixtureRequest) -> Level:

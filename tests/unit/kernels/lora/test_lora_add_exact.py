@@ -12,6 +12,8 @@ from kernels.lora.add import LoRAAdd
 from kernels.lora.segments import Segments
 from kernels.lora.tables import MAX_RANK, LoRASlice, PackedLoRA, PackedModuleSlots, Slice
 
+pytestmark = pytest.mark.numeric
+
 
 def random_module(
     ranks: list[list[int | None]],  # [num_slots][num_slices]; None is a sub-module the adapter lacks

@@ -25,6 +25,8 @@ from workers.engine.serving.child import EngineServer
 from workers.engine.serving.messages import DropAdapter, PrefetchAdapter, Stop
 from workers.engine.structured_output import StructuredOutputsParams
 
+pytestmark = pytest.mark.numeric
+
 MakeEngine = Callable[..., LLMEngine]
 GREEDY = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
 ASKED: list[dict[str, object]] = [

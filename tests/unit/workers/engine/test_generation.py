@@ -14,6 +14,8 @@ from transformers import LlamaForCausalLM
 from workers.engine import LLMEngine, RequestOutput, SamplingParams
 from workers.engine.core.errors import InvalidParams
 
+pytestmark = pytest.mark.numeric
+
 MakeEngine = Callable[..., LLMEngine]
 EOS_ID, PAD_ID = 1, 2
 A_ID, B_ID, C_ID = (3 + ord(letter) - ord("!") for letter in "abc")

@@ -11,11 +11,16 @@ import torch
 from peft import PeftModel
 from transformers import LlamaForCausalLM
 
+from tests.unit.products import assert_same_logits
+from tests.unit.workers.engine.logit_tap import LogitTap
 from workers.engine import LLMEngine, LoRARequest, RequestOutput, SamplingParams
 from workers.engine.core.errors import RequestError
 
 # PEFT 0.21 asks transformers 5 for an attribute that is going away.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+pytestmark = [
+    pytest.mark.numeric,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+]
 
 NUM_TOKENS = 16
 GREEDY = SamplingParams(max_tokens=NUM_TOKENS, temperature=0.0, ignore_eos=True)
@@ -136,12 +141,17 @@ def test_base_rows_do_not_notice_adapter_rows(
 ) -> None:
     engine = make_engine(enable_lora=True, dtype="bfloat16")
 
-    alone = token_lists(engine.generate(prompts, GREEDY))
+    tap = LogitTap(engine)
+
+    alone = engine.generate(prompts, GREEDY)
     mixed = engine.generate(
         prompts + prompts, GREEDY, lora_request=[None] * 12 + [adapters["everything"]] * 12
     )
 
-    assert token_lists(mixed)[:12] == alone
+    for one, other in zip(alone, mixed[:12], strict=True):
+        assert_same_logits(tap.of(one.request_id), tap.of(other.request_id), "bfloat16")
+        for output in (one, other):
+            assert output.outputs[0].token_ids == tap.of(output.request_id).argmax(dim=-1).tolist()
     engine.close()
 
 

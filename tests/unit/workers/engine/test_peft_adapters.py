@@ -17,6 +17,8 @@ from tests.unit.workers.engine.logit_tap import LogitTap
 from tests.unit.workers.engine.peft_bases import Oracle, make_base, save_base, train
 from workers.engine import EngineConfig, LLMEngine, LoRAMix, LoRARequest, SamplingParams
 
+pytestmark = pytest.mark.numeric
+
 GREEDY = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
 WEIGHTS = "adapter_model.safetensors"
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]

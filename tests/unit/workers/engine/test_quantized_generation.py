@@ -21,7 +21,10 @@ from workers.engine.model.quantization import in_flight
 from workers.engine.model.weights import load_weights
 
 # PEFT 0.21 asks transformers 5 for an attribute that is going away.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+pytestmark = [
+    pytest.mark.numeric,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+]
 
 GREEDY = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
 FIRST = SamplingParams(max_tokens=1, temperature=0.0)

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from workers.engine import LLMEngine, LoRAMix, LoRARequest, RequestOutput, SamplingParams
 from workers.engine.core.lora_request import AnyLoRA
 
+pytestmark = pytest.mark.numeric
+
 MakeEngine = Callable[..., LLMEngine]
 MAX_NEW = 12
 MAX_LEN = 80

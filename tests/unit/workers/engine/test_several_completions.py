@@ -9,6 +9,8 @@ import pytest
 
 from workers.engine import LLMEngine, LoRARequest, RequestOutput, SamplingParams
 
+pytestmark = pytest.mark.numeric
+
 MakeEngine = Callable[..., LLMEngine]
 EOS_ID = 1
 

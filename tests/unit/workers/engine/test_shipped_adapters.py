@@ -11,6 +11,8 @@ from examples.tiny.recipe import ADAPTERS_DIR, BASE_DIR
 from examples.tiny.tasks import TASKS, prompt, sample_words
 from workers.engine import EngineConfig, LLMEngine, LoRARequest, RequestOutput, SamplingParams
 
+pytestmark = pytest.mark.numeric
+
 GREEDY = SamplingParams(max_tokens=20, temperature=0.0)
 LORAS = {
     name: LoRARequest(name, index, str(ADAPTERS_DIR / name)) for index, name in enumerate(TASKS, start=1)

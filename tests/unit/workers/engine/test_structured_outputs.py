@@ -20,6 +20,8 @@ from workers.engine import (
     StructuredOutputsParams,
 )
 
+pytestmark = pytest.mark.numeric
+
 TINY = Path(__file__).parents[4] / "examples" / "tiny"
 PERSON = {
     "type": "object",

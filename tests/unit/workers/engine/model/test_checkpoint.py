@@ -16,6 +16,8 @@ from transformers import LlamaForCausalLM
 from workers.engine import EngineConfig, LLMEngine, SamplingParams
 from workers.engine.core.errors import CheckpointError
 
+pytestmark = pytest.mark.numeric
+
 Change = Callable[[Path], None]
 PROMPT = [5, 6, 7, 8, 9]
 GREEDY = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)

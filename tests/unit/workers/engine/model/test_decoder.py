@@ -22,6 +22,8 @@ from workers.engine.model.weights import load_weights
 from workers.engine.scheduling.batching import Schedule, ScheduledRows
 from workers.engine.scheduling.step_builder import StepBuilder
 
+pytestmark = pytest.mark.numeric
+
 TOKEN_IDS = torch.randint(3, 259, (70,), generator=torch.Generator().manual_seed(5))
 
 

@@ -33,6 +33,8 @@ from workers.engine.model.weights import load_weights
 from workers.engine.scheduling.batching import Schedule, ScheduledRows
 from workers.engine.scheduling.step_builder import StepBuilder
 
+pytestmark = pytest.mark.numeric
+
 TOKEN_IDS = torch.randint(3, VOCAB_SIZE, (70,), generator=torch.Generator().manual_seed(5))
 CHUNKS = [37, 1, 1, 17, 1, 1, 1, 1, 1, 1, 1, 7]  # the first is longer than the windows
 PROMPT_LENGTHS = [40, 5, 17, 33, 2, 26]

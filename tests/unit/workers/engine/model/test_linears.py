@@ -17,6 +17,8 @@ from workers.engine.model.weights import load_weights
 from workers.engine.parallel.shard import Shard
 from workers.engine.parallel.weights import cut_weights
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:

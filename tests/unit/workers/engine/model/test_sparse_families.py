@@ -21,6 +21,7 @@ from workers.engine.lora import describe_base
 from workers.engine.lora.files.base import BaseDescription
 
 pytestmark = [
+    pytest.mark.numeric,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
     # PEFT looks for the fused experts, which are parameters, among the modules.
     pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning"),

@@ -15,6 +15,8 @@ from torch import Tensor
 from workers.engine.core.errors import ConfigError
 from workers.engine.parallel.shard import Shard
 
+pytestmark = pytest.mark.numeric
+
 ROOT = Path(__file__).parents[5]
 TINY = ROOT / "examples" / "tiny"
 

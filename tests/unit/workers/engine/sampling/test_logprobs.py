@@ -12,6 +12,8 @@ from transformers import LlamaForCausalLM
 from workers.engine import LLMEngine, LoRARequest, RequestOutput, SamplingParams
 from workers.engine.sampling.logprobs import top_logprobs
 
+pytestmark = pytest.mark.numeric
+
 MakeEngine = Callable[..., LLMEngine]
 
 

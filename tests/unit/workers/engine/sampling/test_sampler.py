@@ -12,6 +12,8 @@ from torch import Tensor
 from workers.engine.core.step_input import SamplingInput
 from workers.engine.sampling.sampler import derive_seed, sample, uniform
 
+pytestmark = pytest.mark.numeric
+
 
 def sampling(
     num_rows: int,

@@ -7,11 +7,14 @@ from collections.abc import Callable
 import pytest
 
 from kernels.cpu import library
+from tests.unit.products import assert_same_logits
+from tests.unit.workers.engine.logit_tap import LogitTap
 from workers.engine import LLMEngine, RequestOutput, SamplingParams
 from workers.engine.core.errors import InvalidParams, InvalidPrompt, RequestError
 
 Greedy = Callable[[list[int], int], list[int]]
 MakeEngine = Callable[..., LLMEngine]
+pytestmark = pytest.mark.numeric
 GREEDY_24 = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
 
 
@@ -98,11 +101,15 @@ def test_bfloat16_generates_and_agrees_with_itself_alone_and_batched(
     make_engine: MakeEngine, prompts: list[list[int]]
 ) -> None:
     engine = make_engine(dtype="bfloat16")
+    tap = LogitTap(engine)
 
-    batched = token_lists(engine.generate(prompts, GREEDY_24))
+    batched = engine.generate(prompts, GREEDY_24)
+    (alone,) = engine.generate(prompts[0], GREEDY_24)
 
-    assert [len(tokens) for tokens in batched] == [24] * len(prompts)
-    assert batched[0] == token_lists(engine.generate(prompts[0], GREEDY_24))[0]
+    assert [len(tokens) for tokens in token_lists(batched)] == [24] * len(prompts)
+    assert_same_logits(tap.of(batched[0].request_id), tap.of(alone.request_id), "bfloat16")
+    for output in (*batched, alone):
+        assert output.outputs[0].token_ids == tap.of(output.request_id).argmax(dim=-1).tolist()
 
 
 def test_seeded_sampling_is_independent_of_neighbours(
