@@ -30,8 +30,9 @@ class LinearKernel(NamedTuple):
 class Linear:
     """y = x W^T + bias, the weight in its kernel's layout.
 
-    In bfloat16 a row's result does not depend on the number of rows: so it was for every count tried (oneDNN
-    of torch 2.13, 2026-11). MKL's float32 products do: see `row_padding`.
+    Whether a row's bits depend on the number of rows is up to the library (`docs/processors.md`). In torch
+    2.13 they do not on AMD with AVX2, padded as in `row_padding`, nor in oneDNN's bfloat16 on AVX512-BF16;
+    they do from 16 rows on with AMX, and in MKL's float32 on Intel with AVX512 (2026-11).
     """
 
     def __init__(

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# With 16 columns or more no shape of torch's products depended on the batch, odd widths included; narrower
-# ones did. So packers round ranks up to this.
+# In plain torch with 16 columns or more no shape tried depended on the batch, odd widths included; narrower
+# ones did (AMD, 2026-11). So packers round ranks up to this.
 RANK_MULTIPLE = 16
 MAX_RANK = 1024
 """Of one sub-module: the compiled kernel keeps a tile's shrunk rows on its stack."""

@@ -22,7 +22,8 @@ Product = Callable[[Tensor], Tensor]
 # Sums are in float32 either way; a bfloat16 result may be rounded to the neighbour on either side.
 _ATOL = {torch.float32: 4e-6, torch.bfloat16: 2**-8}
 _RTOL = {torch.float32: 4e-6, torch.bfloat16: 2**-7}
-_LOGIT_ATOL = {torch.float32: 1e-4, torch.bfloat16: 0.25}
+# bfloat16: twice what was seen with every sum of 16 rows and more rounded twice.
+_LOGIT_ATOL = {torch.float32: 1e-4, torch.bfloat16: 0.5}
 SHAPES = [(64, 16), (48, 33), (16, 64), (128, 64), (259, 64), (259, 72), (100, 96), (64, 112), (960, 576)]
 """Weights that are tried, [out_features, in_features]: about those of the tests."""
 _NUM_ROWS = 200
