@@ -7,12 +7,14 @@ import cProfile
 import pstats
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.checkpoint_files import CACHE, adapter_folders, checkpoint_folder
 from benchmarks.rivals.lorayard_engine import OurEngine
 from benchmarks.rivals.protocol import Job
 from benchmarks.workload import Geometry, Workload
-from workers.engine.core.step_input import StepInput, StepOutput
+from workers.engine.core.step_input import ForwardInput, SamplingInput, StepOutput
+from workers.engine.serving.executor import InFlightStep
 
 _ROUNDS = 8
 
@@ -20,14 +22,29 @@ _ROUNDS = 8
 class NoModel:
     """An executor that answers every row with the same token at once."""
 
+    look_ahead = 0
+
     def __init__(self) -> None:
         self.num_steps = 0
 
-    def execute(self, step: StepInput) -> StepOutput:
-        """Return token 3 for each sampled row."""
+    def forward(self, step: ForwardInput) -> ForwardInput:
+        """Count a step."""
         self.num_steps += 1
-        num_rows = 0 if step.sampling is None else step.sampling.num_rows
-        return StepOutput([3] * num_rows, [False] * num_rows)
+        return step
+
+    def sample(self, _: InFlightStep, sampling: SamplingInput) -> NoTokens:
+        """Choose token 3 for each sampled row."""
+        return NoTokens(sampling.num_rows)
+
+
+class NoTokens(NamedTuple):
+    """What comes of a step without a model."""
+
+    num_rows: int
+
+    def wait(self) -> StepOutput:
+        """Return token 3 for each row."""
+        return StepOutput([3] * self.num_rows, [False] * self.num_rows)
 
 
 def main() -> None:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kernels import registry
 from kernels.cpu import library
-from kernels.linear import Linear
+from kernels.linear.linear import Linear
 
 Product = Callable[[Tensor], Tensor]
 
@@ -28,7 +29,7 @@ SHAPES = [(64, 16), (48, 33), (16, 64), (128, 64), (259, 64), (259, 72), (100, 9
 """Weights that are tried, [out_features, in_features]: about those of the tests."""
 _NUM_ROWS = 200
 _BATCHES = {
-    # Multiples of four, as the engine pads float32 rows: see `kernels/row_padding.py`.
+    # Multiples of four, as the engine pads float32 rows: see `kernels/linear/row_padding.py`.
     torch.float32: (4, 8, 12, 16, 20, 24, 28, 32, 36, 48, 64, 100, 128),
     torch.bfloat16: (1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 31, 32, 33, 48, 64, 100, 128),
 }
@@ -43,10 +44,11 @@ def keeps_rows(dtype: torch.dtype) -> bool:
 def _keeps_rows(dtype: torch.dtype, num_threads: int) -> bool:
     """Try it, for no library promises it; an order of sums may be chosen by the number of threads too."""
     weights = [random(*shape).to(dtype) for shape in SHAPES]
+    kernel = registry.resolve("linear", "cpu", dtype, library.level())
     return all(
         is_kept(multiply, weight)
         for weight in weights
-        for multiply in (Linear(weight), partial(F.linear, weight=weight))
+        for multiply in (Linear(weight, kernel=kernel), partial(F.linear, weight=weight))
     )
 
 
@@ -105,4 +107,4 @@ def assert_same_logits(
 
 def engine_keeps_rows(dtype: str) -> bool:
     """Whether an engine's logits of a row have the same bits whatever is computed beside it."""
-    return library.is_compiled() and keeps_rows(getattr(torch, dtype))
+    return library.level() != "torch" and keeps_rows(getattr(torch, dtype))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as ListLike
+from typing import NamedTuple
 
 from kernels.lora.segments import SlotScale, SlotScales
 from workers.engine.core.adapter_stats import RevisionStats
@@ -18,7 +19,13 @@ KVIdentity = tuple[tuple[str | None, float], ...]
 
 
 class Sequence:
-    """Tokens, cache blocks, adapter slots, accounts of one completion; changed only by the engine's loop."""
+    """Tokens, cache blocks, adapter slots, accounts of one completion; changed only by the engine's loop.
+
+    Two counters say how far it is: `num_computed_tokens` grows when a step's results are here,
+    `num_scheduled_tokens` as soon as a step is launched. `pending_place` says that a step in flight chooses
+    its next token, and at which place of that step's sampled rows. `epoch` grows when it loses its blocks, by
+    preemption or in the end: rows that were launched before are then no longer its own.
+    """
 
     __slots__ = (
         "adapter_use",
@@ -27,8 +34,10 @@ class Sequence:
         "cache_salt",
         "composition",
         "device_ms",
+        "epoch",
         "first_token_time_s",
         "grammar",
+        "has_ended",
         "index",
         "keys",
         "logprobs",
@@ -37,11 +46,14 @@ class Sequence:
         "num_adopted_blocks",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_in_flight_tokens",
         "num_preemptions",
         "num_prompt_tokens",
         "num_published_blocks",
         "num_slot_waits",
+        "num_steps_in_flight",
         "params",
+        "pending_place",
         "prompt",
         "prompt_logprobs",
         "reads_prefix_cache",
@@ -92,6 +104,11 @@ class Sequence:
         self.first_token_time_s: float | None = None
         self.block_table: list[int] = []
         self.num_computed_tokens = 0
+        self.num_in_flight_tokens = 0
+        self.num_steps_in_flight = 0  # those before its latest preemption included
+        self.pending_place: int | None = None
+        self.epoch = 0
+        self.has_ended = False
         self.keys: KeyChain | None = None
         self.logprobs: list[TopLogprobs] | None = None if params.logprobs is None else []
         asks_of_prompt = params.prompt_logprobs is not None and index == 0
@@ -136,8 +153,24 @@ class Sequence:
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """Tokens whose keys and values are not in the cache yet."""
+        """Tokens whose keys and values are not known to be in the cache yet."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def num_scheduled_tokens(self) -> int:
+        """Tokens whose keys and values are in the cache, or will be once the steps in flight are done."""
+        return self.num_computed_tokens + self.num_in_flight_tokens
+
+    @property
+    def num_unscheduled_tokens(self) -> int:
+        """Tokens still to be computed by steps to come, the one that a step in flight chooses included."""
+        is_pending = self.pending_place is not None
+        return len(self.token_ids) + is_pending - self.num_computed_tokens - self.num_in_flight_tokens
+
+    @property
+    def ends_with_pending(self) -> bool:
+        """Whether the token that a step in flight chooses is its last, whatever it is."""
+        return self.pending_place is not None and len(self.token_ids) + 1 >= self.max_total_tokens
 
     @property
     def output_token_ids(self) -> list[int]:
@@ -175,3 +208,23 @@ class Sequence:
             num_cached_tokens=self.num_cached_tokens,
             adapter_use=self.adapter_use,
         )
+
+
+class Span(NamedTuple):
+    """One sequence's rows in one step, which it still is when the step's results arrive."""
+
+    sequence: Sequence
+    epoch: int  # the sequence's when the step was built
+    first_row: int
+    num_rows: int
+    start: int  # position of the first row
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the sequence still has the blocks that these rows are written to."""
+        return self.sequence.epoch == self.epoch
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing of the sequence is left to compute, so that its next token can be chosen."""
+        return self.start + self.num_rows == self.sequence.num_tokens

@@ -1,4 +1,4 @@
-"""What one forward pass needs, as plain tensors; executors see this and nothing of sequences or requests."""
+"""The two halves of a step as plain tensors; executors see these and nothing of sequences or requests."""
 
 from __future__ import annotations
 
@@ -71,10 +71,13 @@ class PromptRows:
 
 @dataclass(frozen=True, slots=True)
 class SamplingInput:
-    """How each sampled row chooses its token; `None` means that no row needs this."""
+    """The second half of a step: how each sampled row chooses its token; `None` means that no row needs this.
+
+    `rows` is empty where every row is part of a prompt with more to come, or of a sequence that has ended.
+    """
 
     num_rows: int
-    rows: Tensor  # [at least num_rows] int64, rows of the step; padding repeats the last one
+    rows: Tensor  # [at least num_rows] int64, rows of the forward pass; padding repeats the last one
     all_greedy: bool
     temperatures: Tensor  # [num_rows] float32, 0 = greedy
     top_ks: Tensor  # [num_rows] int64, vocab_size = no limit
@@ -85,6 +88,8 @@ class SamplingInput:
     shifts: LogitShifts | None = None
     penalties: Penalties | None = None
     logprobs: LogprobRows | None = None
+    segments: Segments | None = None  # of `rows`; None: none of them has an adapter
+    prompts: tuple[PromptRows, ...] = ()
 
     @property
     def edits_logits(self) -> bool:
@@ -93,8 +98,16 @@ class SamplingInput:
 
 
 @dataclass(frozen=True, slots=True)
-class StepInput:
-    """One step: rows ordered decode first, then prefill chunks, by adapters within each."""
+class CarriedTokens:
+    """Rows whose token the step before chooses: the device has it, the host need not know it yet."""
+
+    rows: Tensor  # [num_carried] int64, rows of this step; their token ids there mean nothing
+    places: Tensor  # [num_carried] int64, places in the previous step's `SamplingInput.rows`
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardInput:
+    """The first half of a step: rows ordered decode first, then prefill chunks, by adapters within each."""
 
     num_tokens: int  # padding included
     token_ids: Tensor  # [num_tokens] int64
@@ -107,9 +120,10 @@ class StepInput:
     fresh_blocks: Tensor | None  # [num_fresh_blocks] int64, cleared before use
     groups: tuple[AttentionGroup, ...]  # empty where attention reads the cache in place
     segments: Segments | None  # None: no row has an adapter
-    sampling: SamplingInput | None  # None: every row is a prefill chunk with more to come
-    head_segments: Segments | None = None  # of `sampling.rows`; None: none of them has an adapter
-    prompts: tuple[PromptRows, ...] = ()
+    carried: CarriedTokens | None = None  # None: every token is in `token_ids`
+
+
+StepHalf = ForwardInput | SamplingInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +131,8 @@ class StepOutput:
     """One token per sampled row, in the order of `SamplingInput.rows`."""
 
     token_ids: list[int]
-    failed: list[bool]  # no token could be chosen; the row's token id means nothing
+    failed: list[bool]  # no token could be chosen; the row's token id is valid, but means nothing
     barred: frozenset[int] = frozenset()
     """Places of the failed rows that had sound logits, but were left no token to choose."""
     logprobs: dict[int, TopLogprobs] = field(default_factory=dict)  # by place, of the rows that asked
-    prompt_logprobs: list[list[TopLogprobs]] = field(default_factory=list)  # in step with StepInput.prompts
+    prompt_logprobs: list[list[TopLogprobs]] = field(default_factory=list)  # in step with `prompts`

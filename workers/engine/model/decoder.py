@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from kernels.lora.segments import Segments
 from kernels.lora.tables import PackedModuleSlots
-from workers.engine.core.step_input import PromptRows, StepInput
+from workers.engine.core.step_input import ForwardInput
 from workers.engine.kv.kv_cache import KVCache
 from workers.engine.model.comm import Alone, Comm
 from workers.engine.model.config import ModelConfig
@@ -20,9 +19,6 @@ from workers.engine.model.layers.decoder_layer import LayerParts, build_layer
 from workers.engine.model.layers.expert_linear import ExpertLinear
 from workers.engine.model.layers.ops import RotaryTable, look_up_shard
 from workers.engine.model.weights import DecoderWeights, LayerWeights
-
-PromptReader = Callable[[Tensor, PromptRows], None]
-"""Is shown the logits [num_rows, vocab_size] of a piece of a prompt."""
 
 
 class AdaptedVocabulary(Protocol):
@@ -60,8 +56,15 @@ class AdapterWeights(Protocol):
         ...
 
 
+class HiddenStates(NamedTuple):
+    """What the layers made of a step's rows; the head adds both before it norms them."""
+
+    residual: Tensor  # [num_tokens, hidden_size]
+    delta: Tensor | None  # [num_tokens, hidden_size]; None: the model has no layers
+
+
 class Decoder:
-    """Computes logits for a step's sampled rows, keeping keys and values in the cache."""
+    """Computes hidden states for a step's rows, keeping keys and values in the cache, and logits for some."""
 
     def __init__(
         self,
@@ -91,26 +94,30 @@ class Decoder:
         # Rounded to the model's dtype before it multiplies, as transformers does.
         self._embedding_scale = torch.tensor(config.hidden_size**0.5, dtype=dtype).item()
 
-    def forward(
-        self, step: StepInput, cache: KVCache, read_prompt: PromptReader | None = None
-    ) -> Tensor:  # [num_sampled_rows, vocab_size] float32
-        """Run one step and return the logits of `step.sampling.rows`, none when nothing is sampled.
-
-        `read_prompt` is shown the logits of `step.prompts`, piece by piece: together they may be large.
-        """
+    def forward(self, step: ForwardInput, cache: KVCache) -> HiddenStates:
+        """Run the layers over all rows of a step."""
         residual = self._embed(step)
         rotations = [table.rows(step.positions) for table in self._rotary]
         delta: Tensor | None = None
         for layer, kv in zip(self._layers, cache.layers, strict=True):
             delta = layer(residual, delta, rotations, step, kv)
-        if read_prompt is not None:
-            for prompt in step.prompts:
-                logits = self._logits(residual, delta, prompt.rows, prompt.segments)
-                read_prompt(logits[: prompt.num_rows], prompt)
-        if step.sampling is None:
-            return torch.empty((0, self._config.vocab_size))
-        logits = self._logits(residual, delta, step.sampling.rows, step.head_segments)
-        return logits[: step.sampling.num_rows]
+        return HiddenStates(residual, delta)
+
+    def logits(
+        self,
+        hidden: HiddenStates,
+        rows: Tensor,  # [num_rows] int64
+        segments: Segments | None,  # of `rows`; None: none of them has an adapter
+    ) -> Tensor:  # [num_rows, vocab_size] float32
+        """Return what the head makes of some rows."""
+        residual = hidden.residual.index_select(0, rows)
+        delta = None if hidden.delta is None else hidden.delta.index_select(0, rows)
+        normed = self._add_rms_norm(residual, delta, self._weights.final_norm, self._config.rms_norm_eps)
+        logits = self._comm.join(self._weights.head(normed))
+        if segments is not None and self._vocabulary is not None:
+            self._vocabulary.adapt_logits(logits, normed, segments)
+        softcap = self._config.final_logit_softcapping
+        return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 
     def _parts(
         self,
@@ -137,7 +144,7 @@ class Decoder:
             comm=self._comm,
         )
 
-    def _embed(self, step: StepInput) -> Tensor:
+    def _embed(self, step: ForwardInput) -> Tensor:
         table = self._weights.embedding
         if table.shape[0] == self._config.vocab_size:
             embedded = table[step.token_ids]
@@ -147,19 +154,3 @@ class Decoder:
         if step.segments is not None and self._vocabulary is not None:
             self._vocabulary.adapt_embedded(embedded, step.token_ids, step.segments)
         return embedded.mul_(self._embedding_scale) if self._config.family.scales_embedding else embedded
-
-    def _logits(
-        self,
-        residual: Tensor,  # [num_tokens, hidden_size]
-        delta: Tensor | None,  # [num_tokens, hidden_size]
-        rows: Tensor,  # [num_rows] int64
-        segments: Segments | None,  # of `rows`
-    ) -> Tensor:  # [num_rows, vocab_size] float32
-        residual = residual.index_select(0, rows)
-        delta = None if delta is None else delta.index_select(0, rows)
-        normed = self._add_rms_norm(residual, delta, self._weights.final_norm, self._config.rms_norm_eps)
-        logits = self._comm.join(self._weights.head(normed))
-        if segments is not None and self._vocabulary is not None:
-            self._vocabulary.adapt_logits(logits, normed, segments)
-        softcap = self._config.final_logit_softcapping
-        return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)

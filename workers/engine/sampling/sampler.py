@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from workers.engine.core.step_input import SamplingInput, StepOutput
+from workers.engine.core.step_input import LogprobRows, SamplingInput, StepOutput
 from workers.engine.sampling.logit_edits import edit_logits
 from workers.engine.sampling.logprobs import top_logprobs
 
@@ -35,11 +35,41 @@ def derive_seed(engine_seed: int, request_id: str) -> int:
     return state
 
 
+class ChosenTokens(NamedTuple):
+    """One token per row, where the logits are; `read` brings them to the host."""
+
+    token_ids: Tensor  # [num_rows] int64, all of them inside the vocabulary
+    failed: Tensor  # [num_rows] bool, no finite logit to choose by: the token means nothing
+    barred: Tensor | None  # [num_rows] bool, of the failed: own logits were sound; None: none was edited
+    asking: LogprobRows | None
+    raw: Tensor | None  # [num_asking, vocab_size] float32, logits as the model gave them
+
+    def read(self) -> StepOutput:
+        """Return the choice as plain values."""
+        output = StepOutput(self.token_ids.tolist(), self.failed.tolist(), _places(self.barred))
+        if self.asking is not None and self.raw is not None:
+            chosen = self.token_ids.index_select(0, self.asking.rows)
+            found = top_logprobs(self.raw, chosen, self.asking.num_likeliest)
+            output.logprobs.update(zip(self.asking.rows.tolist(), found, strict=True))
+        return output
+
+
 def sample(
     logits: Tensor,  # [num_rows, vocab_size] float32, changed in place where the rows ask for it
     sampling: SamplingInput,
 ) -> StepOutput:
-    """Return one token per row; rows that have no finite logit to choose by are marked as failed."""
+    """Return one token per row, as plain values; see `choose`."""
+    return choose(logits, sampling).read()
+
+
+def choose(
+    logits: Tensor,  # [num_rows, vocab_size] float32, changed in place where the rows ask for it
+    sampling: SamplingInput,
+) -> ChosenTokens:
+    """Choose one token per row; rows that have no finite logit to choose by are marked as failed.
+
+    They get a token all the same, for the next forward pass may read it before the host knows.
+    """
     asking = sampling.logprobs
     raw = None if asking is None else logits.index_select(0, asking.rows)
     barred: Tensor | None = None
@@ -54,11 +84,7 @@ def sample(
         drawn = ((sampling.temperatures > 0) & ~failed).nonzero().flatten()
         if drawn.numel():
             token_ids[drawn] = _draw(_Rows.of(logits, best, sampling).select(drawn))
-    output = StepOutput(token_ids.tolist(), failed.tolist(), _places(barred))
-    if asking is not None and raw is not None:
-        found = top_logprobs(raw, token_ids.index_select(0, asking.rows), asking.num_likeliest)
-        output.logprobs.update(zip(asking.rows.tolist(), found, strict=True))
-    return output
+    return ChosenTokens(token_ids, failed, barred, asking, raw)
 
 
 class _Rows(NamedTuple):

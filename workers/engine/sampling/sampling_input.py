@@ -8,9 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.lora.segments import Segments
 from workers.engine.core.sampling_params import SamplingParams
 from workers.engine.core.sequence import Sequence
-from workers.engine.core.step_input import LogitShifts, LogprobRows, Penalties, SamplingInput, TokenMasks
+from workers.engine.core.step_input import (
+    LogitShifts,
+    LogprobRows,
+    Penalties,
+    PromptRows,
+    SamplingInput,
+    TokenMasks,
+)
 from workers.engine.sampling.sampler import uniform
 
 
@@ -18,6 +26,9 @@ def sampling_input(
     sequences: ListLike[Sequence],
     rows: Tensor,  # [at least len(sequences)] int64
     vocab_size: int,
+    *,
+    segments: Segments | None,  # of `rows`
+    prompts: tuple[PromptRows, ...],
 ) -> SamplingInput:
     """Describe the choice of one token for each sequence; what nobody asks for stays None."""
     params = [sequence.params for sequence in sequences]
@@ -27,7 +38,9 @@ def sampling_input(
         rows=rows,
         all_greedy=all(param.is_greedy for param in params),
         temperatures=torch.tensor([param.temperature for param in params], dtype=torch.float32),
-        top_ks=torch.tensor([param.top_k if param.top_k > 0 else vocab_size for param in params]),
+        top_ks=torch.tensor(
+            [param.top_k if param.top_k > 0 else vocab_size for param in params], dtype=torch.int64
+        ),
         top_ps=torch.tensor([param.top_p for param in params], dtype=torch.float64),
         uniforms=torch.tensor([_uniform(sequence) for sequence in sequences], dtype=torch.float64),
         min_ps=_min_ps(sequences),
@@ -35,6 +48,8 @@ def sampling_input(
         penalties=_penalties(sequences) if has_rules else None,
         masks=_masks(sequences, vocab_size),
         logprobs=_logprobs(params),
+        segments=segments,
+        prompts=prompts,
     )
 
 

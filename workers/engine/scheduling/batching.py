@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 from workers.engine.core.composition import Composition, Seat
 from workers.engine.core.errors import AdapterError, EngineError, RequestError
 from workers.engine.core.lora_request import LoRARequest
-from workers.engine.core.sequence import Sequence
+from workers.engine.core.sequence import Sequence, Span
 from workers.engine.kv.kv_cache import BlockAllocator
 from workers.engine.kv.prefix_cache import PrefixCache
 
@@ -62,13 +62,18 @@ class Batcher:
     Running sequences come first, oldest first; when blocks run out, the youngest running one gives its
     own back and starts over later.
 
-    No one can wait in a circle. A running sequence waits for nothing: it takes blocks from the youngest, and
-    the oldest is a victim only when it is alone; then all blocks are its own, and one sequence of maximal
-    length fits. Whatever runs thus brings its oldest nearer to the end with every step. A waiting sequence
-    holds slots at most, never a block: it waits for running ones to give back blocks or to finish a prompt
-    that begins like its own, or for running and seated ones to give back slots. With nothing running, all
-    blocks are free (cached ones without users are) and none is underway, so that the first seated sequence
-    joins; with nothing seated either, all slots are free.
+    No one can wait in a circle. A running sequence waits for nothing but a step in flight: it takes blocks
+    from the youngest, and the oldest is a victim only when it is alone; then all blocks are its own, and one
+    sequence of maximal length fits. Each schedule thus computes something of the oldest one, or leaves it
+    out because the step in flight ends it. A waiting sequence holds slots at most, never a block: it waits
+    for running ones to give back blocks or to finish a prompt that begins like its own, or for running and
+    seated ones and steps in flight to give back slots. A step in flight waits for nobody, and is settled
+    before the schedule after the next one. With nothing running, all blocks are free (cached ones without
+    users are) and none is underway, so that the first seated sequence joins; with nothing seated or in
+    flight either, all slots are free.
+
+    Blocks are given out again at once, even while a step in flight writes them: whoever gets them writes
+    later, for the device runs its steps in order. Slots, whose adapters the host may move, wait for it.
 
     No one waits for ever: the queue is served in order, what gave way goes back to its head, and passed over
     are only those whose adapters are not there, so many times at most (`_Admission`), and those whose next
@@ -95,6 +100,8 @@ class Batcher:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self._leaving: list[Sequence] = []  # without blocks, but steps in flight still use their slots
+        self._uncleared: list[int] = []  # fresh blocks of schedules that were not launched
 
     def __len__(self) -> int:
         return len(self.waiting) + len(self.running)
@@ -104,16 +111,43 @@ class Batcher:
         self.waiting.append(sequence)
 
     def sequences(self) -> Iterator[Sequence]:
-        """Iterate over all sequences held, running ones first."""
+        """Iterate over all sequences that hold blocks or slots or wait for them, running ones first."""
         yield from self.running
         yield from self.waiting
+        yield from self._leaving
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that ended, wherever it is, and free what it used."""
         (self.running if sequence in self.running else self.waiting).remove(sequence)
+        sequence.has_ended = True
         self._give_up_resources(sequence)
         if not len(self):
             self._allocator.check_idle()
+
+    def launch(self, spans: ListLike[Span]) -> None:
+        """Note that the step last scheduled has been launched, with these rows."""
+        self._uncleared = []
+        for span in spans:
+            span.sequence.num_in_flight_tokens += span.num_rows
+            span.sequence.num_steps_in_flight += 1
+
+    def land(self, spans: ListLike[Span]) -> None:
+        """Note that a step in flight is done; rows that are no longer their sequence's count for nothing."""
+        for sequence, epoch, _, num_rows, _ in spans:
+            sequence.num_steps_in_flight -= 1
+            if sequence.epoch == epoch:
+                sequence.num_in_flight_tokens -= num_rows
+                sequence.num_computed_tokens += num_rows
+        self._release_left_slots()
+
+    def recall(self, spans: ListLike[Span]) -> None:
+        """Undo `launch`: the step's results are lost, and its rows are to be computed by another one."""
+        for span in spans:
+            span.sequence.num_steps_in_flight -= 1
+            span.sequence.pending_place = None
+            if span.is_live:
+                span.sequence.num_in_flight_tokens -= span.num_rows
+        self._release_left_slots()
 
     def confirm(self, sequence: Sequence) -> None:
         """Note that a sequence's latest logits are finite, so that what it computed may serve others."""
@@ -133,12 +167,13 @@ class Batcher:
 
     def schedule(self) -> Schedule:
         """Form the next step: every running sequence goes on, then waiting ones join while there is room."""
-        schedule = Schedule([], [], [])
+        schedule = Schedule([], list(self._uncleared), [])
         num_preemptions = self.num_preemptions
         budget = self._continue_running(schedule)
         # What was just preempted would otherwise come straight back for the same blocks.
         if self.num_preemptions == num_preemptions:
             self._admit_waiting(schedule, budget)
+        self._uncleared = schedule.fresh_blocks
         return schedule
 
     def _continue_running(self, schedule: Schedule) -> int:
@@ -146,7 +181,10 @@ class Batcher:
         # The list shrinks from its young end while older sequences take their blocks.
         while index < len(self.running) and budget > 0:
             sequence = self.running[index]
-            num_tokens = min(sequence.num_uncomputed_tokens, budget)
+            if sequence.ends_with_pending:
+                index += 1
+                continue
+            num_tokens = min(sequence.num_unscheduled_tokens, budget)
             # Most decode steps fill a block that is there already; this runs for every sequence and step.
             if self._num_missing_blocks(sequence, num_tokens):
                 if not self._make_room(sequence, num_tokens):
@@ -180,10 +218,13 @@ class Batcher:
         for sequence in list(self.waiting):
             if budget <= 0 or len(self.running) >= self._max_num_seqs:
                 break
+            if sequence.num_steps_in_flight:
+                break  # preempted just now: it comes back when its token is here
             try:
                 is_ready = _may_begin(sequence) and admission.take_slot(sequence)
             except (AdapterError, RequestError) as error:
                 self.waiting.remove(sequence)
+                sequence.has_ended = True
                 schedule.refusals.append(Refusal(sequence, error))
                 continue
             if not is_ready:
@@ -210,7 +251,7 @@ class Batcher:
         return self._allocator.can_allocate(num_needed + len(self.running))
 
     def _num_missing_blocks(self, sequence: Sequence, num_tokens: int) -> int:
-        num_blocks = -(-(sequence.num_computed_tokens + num_tokens) // self._block_size)
+        num_blocks = -(-(sequence.num_scheduled_tokens + num_tokens) // self._block_size)
         return max(0, num_blocks - len(sequence.block_table))
 
     def _allocate(self, sequence: Sequence, num_tokens: int) -> list[int]:
@@ -224,10 +265,27 @@ class Batcher:
         self._allocator.release(sequence.block_table)
         sequence.block_table.clear()
         sequence.num_computed_tokens = sequence.num_adopted_blocks = sequence.num_published_blocks = 0
-        if sequence.slots and self._adapters is not None:
+        sequence.num_in_flight_tokens = 0
+        sequence.epoch += 1
+        if not sequence.slots:
+            return
+        sequence.slots = ()
+        if sequence.num_steps_in_flight:
+            self._leaving.append(sequence)
+        else:
+            self._release_slots(sequence)
+
+    def _release_slots(self, sequence: Sequence) -> None:
+        if self._adapters is not None:
             for member in sequence.composition:
                 self._adapters.release(member.lora)
-            sequence.slots = ()
+
+    def _release_left_slots(self) -> None:
+        if not self._leaving:
+            return
+        for sequence in [one for one in self._leaving if not one.num_steps_in_flight]:
+            self._leaving.remove(sequence)
+            self._release_slots(sequence)
 
 
 def _may_begin(sequence: Sequence) -> bool:

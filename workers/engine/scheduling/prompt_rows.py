@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.lora.segments import Segments
-from workers.engine.core.sequence import Sequence
+from workers.engine.core.sequence import Sequence, Span
 from workers.engine.core.step_input import PromptRows
 
 MAX_LOGITS = 1 << 23
@@ -16,9 +16,7 @@ MAX_LOGITS = 1 << 23
 
 
 def prompt_rows(
-    sequence: Sequence,
-    first_row: int,
-    num_rows: int,
+    span: Span,
     *,
     vocab_size: int,
     num_padded: Callable[[int], int],
@@ -28,14 +26,14 @@ def prompt_rows(
     `num_padded` tells how many rows to compute for so many.
     After a preemption the prompt is computed again, but not asked about again.
     """
+    sequence, start = span.sequence, span.start
     if sequence.prompt_logprobs is None or sequence.params.prompt_logprobs is None:
         return []
-    computed = sequence.num_computed_tokens
-    start = max(computed, len(sequence.prompt_logprobs))
-    stop = min(computed + num_rows, sequence.num_prompt_tokens - 1)
+    first = max(start, len(sequence.prompt_logprobs))
+    stop = min(start + span.num_rows, sequence.num_prompt_tokens - 1)
     size = max(num_padded(1), MAX_LOGITS // vocab_size)
-    pieces = [range(at, min(at + size, stop)) for at in range(start, stop, size)]
-    return [_piece(sequence, piece, first_row - computed, num_padded) for piece in pieces]
+    pieces = [range(at, min(at + size, stop)) for at in range(first, stop, size)]
+    return [_piece(sequence, piece, span.first_row - start, num_padded) for piece in pieces]
 
 
 def _piece(sequence: Sequence, positions: range, offset: int, num_padded: Callable[[int], int]) -> PromptRows:

@@ -1,4 +1,4 @@
-"""Turns a schedule into the tensors of one step: rows in order, block tables, masks, sampling parameters."""
+"""Turns a schedule into the tensors of a step's two halves: rows, block tables, masks; then the sampling."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.linear.row_padding import num_padded_rows
-from kernels.lora.segments import Segments
-from workers.engine.core.sequence import Sequence
-from workers.engine.core.step_input import AttentionGroup, PromptRows, SamplingInput, StepInput
+from kernels.lora.segments import Segments, SlotScales
+from workers.engine.core.sequence import Sequence, Span
+from workers.engine.core.step_input import (
+    AttentionGroup,
+    CarriedTokens,
+    ForwardInput,
+    PromptRows,
+    SamplingInput,
+)
 from workers.engine.kv.kv_cache import SCRATCH_BLOCK
 from workers.engine.sampling.sampling_input import sampling_input
 from workers.engine.scheduling.batching import Schedule, ScheduledRows
@@ -23,24 +29,25 @@ MIN_ROWS = 4
 
 _MIN_QUERY_BUCKET = 32
 _MIN_KV_BUCKET = 16
+_UNKNOWN_TOKEN = 0
+"""Stands where the step before puts its token on the device."""
 
 Ints = NDArray[np.int64]
 
 
 class BuiltStep(NamedTuple):
-    """A step and the sequences whose next tokens it yields, in the order of its sampled rows."""
+    """The first half of a step, and whose rows are where."""
 
-    step: StepInput
-    sampled: list[Sequence]
-    prompted: list[Sequence]  # whose prompts the step's `prompts` are about, one each
+    forward: ForwardInput
+    spans: list[Span]
 
 
-class _Span(NamedTuple):
-    """One sequence's rows in the step."""
+class BuiltSampling(NamedTuple):
+    """The second half of a step, and whose tokens and prompts it is about."""
 
-    sequence: Sequence
-    first_row: int
-    num_rows: int
+    sampling: SamplingInput
+    sampled: list[Span]  # in the order of the sampled rows
+    prompted: list[Sequence]  # whose prompts the sampling's `prompts` are about, one each
 
 
 class StepBuilder:
@@ -75,9 +82,7 @@ class StepBuilder:
         num_real = sum(row.num_tokens for row in rows)
         num_tokens = self._num_padded(num_real)
         token_ids, positions, places = self._rows(spans, num_tokens)
-        sampled = [span for span in spans if _is_complete(span)]
-        prompts = [(span.sequence, piece) for span in spans for piece in self._prompt_rows(span)]
-        step = StepInput(
+        step = ForwardInput(
             num_tokens=num_tokens,
             token_ids=torch.from_numpy(token_ids),
             positions=torch.from_numpy(positions),
@@ -86,27 +91,40 @@ class StepBuilder:
             block_tables=_block_tables(spans),
             fresh_blocks=_tensor(schedule.fresh_blocks) if schedule.fresh_blocks else None,
             groups=self._groups(spans, num_tokens, positions) if self._gathers_kv else (),
-            segments=_segments(spans, num_tokens - num_real),
-            sampling=self._sampling(sampled) if sampled else None,
-            head_segments=_segments(
-                [span._replace(num_rows=1) for span in sampled],
-                self._num_padded(len(sampled)) - len(sampled),
+            segments=_segments(
+                [(span.num_rows, span.sequence.slots) for span in spans], num_tokens - num_real
             ),
+            carried=_carried(spans),
+        )
+        return BuiltStep(step, spans)
+
+    def build_sampling(self, spans: list[Span]) -> BuiltSampling:
+        """Describe what is wanted of these rows' logits; all steps before theirs must be settled."""
+        sampled = [span for span in spans if span.is_complete]
+        asking = [span for span in spans if span.sequence.prompt_logprobs is not None]
+        prompts = [(span.sequence, piece) for span in asking for piece in self._prompt_rows(span)]
+        rows = [span.first_row + span.num_rows - 1 for span in sampled]
+        num_padding = self._num_padded(len(rows)) - len(rows) if rows else 0
+        sampling = sampling_input(
+            [span.sequence for span in sampled],
+            _tensor(rows + rows[-1:] * num_padding),
+            self._vocab_size,
+            segments=_segments([(1, span.sequence.slots) for span in sampled], num_padding),
             prompts=tuple(piece for _, piece in prompts),
         )
-        prompted = [sequence for sequence, _ in prompts]
-        return BuiltStep(step, [span.sequence for span in sampled], prompted)
+        return BuiltSampling(sampling, sampled, [sequence for sequence, _ in prompts])
 
-    def _rows(self, spans: list[_Span], num_tokens: int) -> tuple[Ints, Ints, Ints]:
+    def _rows(self, spans: list[Span], num_tokens: int) -> tuple[Ints, Ints, Ints]:
         """Return token ids, positions and cache places (block * block_size + offset) of every row."""
         token_ids: list[int] = []
         positions: list[int] = []
         places: list[int] = []
         size = self._block_size
-        for sequence, _, num_rows in spans:
-            first = sequence.num_computed_tokens
+        for sequence, _, _, num_rows, first in spans:
             table = sequence.block_table
             token_ids += sequence.token_ids[first : first + num_rows]
+            if sequence.pending_place is not None:
+                token_ids.append(_UNKNOWN_TOKEN)
             positions += range(first, first + num_rows)
             places += [table[at // size] * size + at % size for at in range(first, first + num_rows)]
         num_padding = num_tokens - len(token_ids)
@@ -120,15 +138,15 @@ class StepBuilder:
         heads = blocks[:, None] * self._num_kv_heads + self._heads
         return (heads * self._block_size + offsets[:, None]).ravel()
 
-    def _groups(self, spans: list[_Span], num_tokens: int, positions: Ints) -> tuple[AttentionGroup, ...]:
-        groups: dict[tuple[int, int], list[_Span]] = {}
+    def _groups(self, spans: list[Span], num_tokens: int, positions: Ints) -> tuple[AttentionGroup, ...]:
+        groups: dict[tuple[int, int], list[Span]] = {}
         for span in spans:
-            num_blocks = -(-(span.sequence.num_computed_tokens + span.num_rows) // self._block_size)
+            num_blocks = -(-(span.start + span.num_rows) // self._block_size)
             query_bucket = 1 if span.num_rows == 1 else _bucket(span.num_rows, _MIN_QUERY_BUCKET)
             groups.setdefault((query_bucket, _bucket(num_blocks, _MIN_KV_BUCKET)), []).append(span)
         return tuple(self._group(members, num_tokens, positions) for members in groups.values())
 
-    def _group(self, spans: list[_Span], num_tokens: int, positions: Ints) -> AttentionGroup:
+    def _group(self, spans: list[Span], num_tokens: int, positions: Ints) -> AttentionGroup:
         query_len = max(span.num_rows for span in spans)
         first_rows = np.array([span.first_row for span in spans])[:, None]
         num_rows = np.array([span.num_rows for span in spans])[:, None]
@@ -146,7 +164,7 @@ class StepBuilder:
             masks=tuple(self._mask(query_positions, num_blocks, window) for window in self._windows),
         )
 
-    def _kv_rows(self, spans: list[_Span], num_blocks: int) -> Ints:
+    def _kv_rows(self, spans: list[Span], num_blocks: int) -> Ints:
         tables = np.full((len(spans), 1, num_blocks), SCRATCH_BLOCK)
         for index, span in enumerate(spans):
             table = span.sequence.block_table[:num_blocks]
@@ -161,32 +179,27 @@ class StepBuilder:
             is_hidden |= kv_positions <= limits - window
         return torch.zeros(is_hidden.shape, dtype=self._dtype).masked_fill_(is_hidden, float("-inf"))
 
-    def _prompt_rows(self, span: _Span) -> list[PromptRows]:
-        return prompt_rows(*span, vocab_size=self._vocab_size, num_padded=self._num_padded)
+    def _prompt_rows(self, span: Span) -> list[PromptRows]:
+        return prompt_rows(span, vocab_size=self._vocab_size, num_padded=self._num_padded)
 
     def _num_padded(self, num_rows: int) -> int:
         return max(MIN_ROWS, num_padded_rows(num_rows, self._dtype))
 
-    def _sampling(self, sampled: list[_Span]) -> SamplingInput:
-        rows = [span.first_row + span.num_rows - 1 for span in sampled]
-        padded = _tensor(rows + rows[-1:] * (self._num_padded(len(rows)) - len(rows)))
-        return sampling_input([span.sequence for span in sampled], padded, self._vocab_size)
 
-
-def _spans(rows: list[ScheduledRows]) -> list[_Span]:
+def _spans(rows: list[ScheduledRows]) -> list[Span]:
     spans, first_row = [], 0
     for sequence, num_tokens in rows:
-        spans.append(_Span(sequence, first_row, num_tokens))
+        spans.append(Span(sequence, sequence.epoch, first_row, num_tokens, sequence.num_scheduled_tokens))
         first_row += num_tokens
     return spans
 
 
-def _span_table(spans: list[_Span]) -> Tensor:
-    rows = [(span.first_row, span.num_rows, span.sequence.num_computed_tokens) for span in spans]
+def _span_table(spans: list[Span]) -> Tensor:
+    rows = [(span.first_row, span.num_rows, span.start) for span in spans]
     return torch.tensor(rows, dtype=torch.int32)
 
 
-def _block_tables(spans: list[_Span]) -> Tensor:
+def _block_tables(spans: list[Span]) -> Tensor:
     tables = [span.sequence.block_table for span in spans]
     filled = np.full((len(tables), max(map(len, tables))), SCRATCH_BLOCK, dtype=np.int32)
     for row, table in zip(filled, tables, strict=True):
@@ -194,15 +207,23 @@ def _block_tables(spans: list[_Span]) -> Tensor:
     return torch.from_numpy(filled)
 
 
-def _segments(spans: list[_Span], num_padding: int) -> Segments | None:
-    if not any(span.sequence.slots for span in spans):
+def _segments(runs: list[tuple[int, SlotScales]], num_padding: int) -> Segments | None:
+    """Return the segments of runs of rows, given by their lengths and slots; None where none has any."""
+    if not any(slots for _, slots in runs):
         return None
-    runs = [(span.num_rows, span.sequence.slots) for span in spans]
     return Segments.from_runs([*runs, (num_padding, ())])
 
 
-def _is_complete(span: _Span) -> bool:
-    return span.sequence.num_uncomputed_tokens == span.num_rows
+def _carried(spans: list[Span]) -> CarriedTokens | None:
+    """Return the rows whose token the step before, still in flight, chooses: the last of their sequences."""
+    carried = [
+        (span.first_row + span.num_rows - 1, place)
+        for span in spans
+        if (place := span.sequence.pending_place) is not None
+    ]
+    if not carried:
+        return None
+    return CarriedTokens(_tensor([row for row, _ in carried]), _tensor([place for _, place in carried]))
 
 
 def _bucket(value: int, smallest: int) -> int:

@@ -27,7 +27,7 @@ class AdapterControls:
         weights it began with, all later requests of its id and path have the new ones.
         """
         is_new = self._adapters.add(unscaled(request), load_inplace=load_inplace or request.load_inplace)
-        self._free_retired(self._adapters)
+        self._free_retired()
         return is_new
 
     def remove_lora(self, lora_int_id: int) -> bool:
@@ -98,9 +98,11 @@ class AdapterControls:
                 others = (other for sequence in batcher.waiting for other in sequence.composition)
                 if load_key(member.lora) not in map(load_key, (other.lora for other in others)):
                     adapters.cancel_load(member.lora)
-        self._free_retired(adapters)
+        self._free_retired()
 
-    def _free_retired(self, adapters: LoRAManager) -> None:
-        if adapters.retired:
+    def _free_retired(self) -> None:
+        """Free the revisions that gave their id over, once neither sequences nor steps in flight use them."""
+        adapters = self._parts.adapters
+        if adapters is not None and adapters.retired:
             sequences = self._parts.batcher.sequences()
             adapters.drop_retired({member.lora.revision for one in sequences for member in one.composition})

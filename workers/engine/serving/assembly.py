@@ -72,8 +72,11 @@ class EngineParts(NamedTuple):
     grammars: GrammarCompiler
 
 
-def assemble(config: EngineConfig) -> EngineParts:
-    """Load the checkpoint and connect the parts; raises `ConfigError` or `CheckpointError`."""
+def assemble(config: EngineConfig, *, look_ahead: int = 0) -> EngineParts:
+    """Load the checkpoint and connect the parts; raises `ConfigError` or `CheckpointError`.
+
+    `look_ahead` is the executor's.
+    """
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     folder = Path(config.model)
@@ -116,7 +119,9 @@ def assemble(config: EngineConfig) -> EngineParts:
             gathers_kv=attention.gathers,
             windows=model.windows,
         ),
-        executor=LocalExecutor(decoder, _kv_cache(config, model, allocator.num_blocks, dtype)),
+        executor=LocalExecutor(
+            decoder, _kv_cache(config, model, allocator.num_blocks, dtype), look_ahead=look_ahead
+        ),
         checker=RequestChecker(
             tokenizer,
             vocab_size=model.vocab_size,

@@ -82,6 +82,7 @@ class EngineServer:
         self._deltas: list[TokenDelta] = []
         self._is_stopped = False
         self._owes_stats = False
+        engine.on_started = self._tell_started
         self._obey: dict[type[Any], Callable[[Any], None]] = {
             AddRequest: self._add,
             AbortRequest: self._abort,
@@ -100,8 +101,12 @@ class EngineServer:
                 return
             if self._engine.has_unfinished_requests():
                 self._take(self._engine.step())
-                self._started += map(Started, self._engine.started)
             self._send_events()
+
+    def _tell_started(self, request_ids: tuple[str, ...]) -> None:
+        """Tell at once: the first step of a long prompt takes a while."""
+        self._started += map(Started, request_ids)
+        self._send_events()
 
     def _take(self, outputs: list[RequestOutput]) -> None:
         for output in outputs:

@@ -1,25 +1,25 @@
-"""The engine's loop: schedule, run, postprocess; every request ends in exactly one output."""
+"""The engine's loop: schedule, launch, settle; every request ends in exactly one output."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as ListLike
 from itertools import count
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from workers.engine.core.config import EngineConfig
 from workers.engine.core.errors import EngineError, NonFiniteLogits, RequestError
 from workers.engine.core.lora_request import AnyLoRA
 from workers.engine.core.outputs import RequestOutput
 from workers.engine.core.sampling_params import SamplingParams
-from workers.engine.core.sequence import Sequence
-from workers.engine.core.step_input import StepOutput
+from workers.engine.core.sequence import Sequence, Span
 from workers.engine.scheduling.batching import Refusal, Schedule
-from workers.engine.scheduling.step_builder import BuiltStep
 from workers.engine.serving.adapter_controls import AdapterControls
 from workers.engine.serving.assembly import EngineInfo, assemble
 from workers.engine.serving.engine_counters import Accounts, EngineStats, Room
+from workers.engine.serving.executor import InFlightStep, SampledStep
 from workers.engine.serving.input_processor import Prompt
 from workers.engine.serving.offline import OfflineServing
 from workers.engine.serving.output_processor import Ending, why_failed
@@ -27,6 +27,24 @@ from workers.engine.serving.request_state import LiveRequest
 
 _IDLE_POLL_S = 0.001
 """Pause of a step that finds only requests whose adapters are still loading."""
+
+
+class _Launched(NamedTuple):
+    """A step whose forward pass is launched."""
+
+    spans: list[Span]
+    step: InFlightStep
+    began_s: float
+
+
+class _Flight(NamedTuple):
+    """A step all of which is launched, until its results are here."""
+
+    spans: list[Span]
+    sampled: list[Span]
+    prompted: list[Sequence]
+    step: SampledStep
+    began_s: float
 
 
 class LLMEngine(AdapterControls, OfflineServing):
@@ -37,11 +55,16 @@ class LLMEngine(AdapterControls, OfflineServing):
     back to the base model.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
-        self._parts = assemble(config)
+    def __init__(self, config: EngineConfig, *, look_ahead: int = 0) -> None:
+        """`look_ahead` 1 launches each step before the one before it is settled; on a CPU it is for tests."""
+        self._parts = assemble(config, look_ahead=look_ahead)
         self.info: EngineInfo = self._parts.info
         self._by_id: dict[str, LiveRequest] = {}
         self._started: list[str] = []
+        self._launched: _Launched | None = None
+        self._flight: _Flight | None = None
+        self.on_started: Callable[[tuple[str, ...]], None] | None = None
+        """Told of the requests that join the running batch for the first time, before their first step."""
         self._undelivered: list[RequestOutput] = []
         self._ids = count()
         self._accounts = Accounts()
@@ -75,25 +98,14 @@ class LLMEngine(AdapterControls, OfflineServing):
         """Run one step and return the outputs of the requests that ended with it.
 
         Those that stream (`SamplingParams.output_kind`) have one for each token as well, not `finished`.
+        Where the executor looks ahead, this call launches a step that the next one settles, and the outputs
+        are those of the step before.
         """
-        outputs, self._undelivered = self._undelivered, []
-        self._started = []
-        began_s = time.monotonic()
-        if self._parts.adapters is not None:
-            self._parts.adapters.collect()
-        schedule = self._parts.batcher.schedule()
-        if schedule.rows:
-            self._mark_started(schedule, began_s)
-            built = self._parts.builder.build(schedule)
-            result = self._parts.executor.execute(built.step)
-            now_s = time.monotonic()
-            self._accounts.charge(schedule.rows, (now_s - began_s) * 1000.0)
-            # First, for they end what else there is of their requests, which may have rows in this step.
-            outputs += self._refuse(schedule.refusals)
-            return outputs + self._postprocess(schedule, built, result, now_s)
-        if self._parts.batcher.waiting and not outputs and not schedule.refusals:
-            time.sleep(_IDLE_POLL_S)
-        return outputs + self._refuse(schedule.refusals)
+        try:
+            return self._step()
+        except BaseException:  # an interrupt, or an executor that fails
+            self._recall_steps()
+            raise
 
     def abort_request(self, request_id: str) -> RequestOutput | None:
         """End a request now; returns its output with what it has generated, None if it is not held."""
@@ -101,8 +113,8 @@ class LLMEngine(AdapterControls, OfflineServing):
         return outputs[0] if outputs else None
 
     def has_unfinished_requests(self) -> bool:
-        """Whether `step` still has something to do or to deliver."""
-        return bool(self._by_id or self._undelivered)
+        """Whether `step` still has something to do, to settle or to deliver."""
+        return bool(self._by_id or self._undelivered) or self._flight is not None
 
     @property
     def started(self) -> tuple[str, ...]:
@@ -130,6 +142,9 @@ class LLMEngine(AdapterControls, OfflineServing):
 
     def close(self) -> None:
         """Stop background work; the engine is not used afterwards."""
+        if self._flight is not None:  # it reads what is about to be freed
+            self._flight.step.wait()
+            self._flight = None
         self._parts.grammars.close()
         if self._parts.adapters is not None:
             self._parts.adapters.close()
@@ -158,6 +173,89 @@ class LLMEngine(AdapterControls, OfflineServing):
         for sequence in request.sequences:
             self._parts.batcher.add(sequence)
 
+    def _step(self) -> list[RequestOutput]:
+        self._started = []
+        began_s = time.monotonic()
+        if self._parts.adapters is not None:
+            self._parts.adapters.collect()
+        schedule = self._parts.batcher.schedule()
+        refusals, is_idle = schedule.refusals, self._flight is None and not schedule.rows
+        outputs, self._undelivered = self._undelivered, []
+        if schedule.rows:
+            self._launch_forward(schedule, began_s)
+        if self._flight is not None:
+            outputs += self._settle_flight(refusals)
+            refusals = []
+        if self._launched is not None:
+            self._launch_sampling(self._launched)
+            if self._parts.executor.look_ahead == 0:
+                outputs += self._settle_flight(refusals)
+                refusals = []
+        if is_idle and self._parts.batcher.waiting and not outputs and not refusals:
+            time.sleep(_IDLE_POLL_S)
+        return outputs + self._refuse(refusals)
+
+    def _launch_forward(self, schedule: Schedule, began_s: float) -> None:
+        self._mark_started(schedule, began_s)
+        built = self._parts.builder.build(schedule)
+        step = self._parts.executor.forward(built.forward)
+        self._parts.batcher.launch(built.spans)
+        self._launched = _Launched(built.spans, step, began_s)
+
+    def _launch_sampling(self, launched: _Launched) -> None:
+        """Launch the choice of the next tokens of those who are still there; the step is then in flight."""
+        spans, step, began_s = launched
+        living = [span for span in spans if span.is_live]
+        sampling, sampled, prompted = self._parts.builder.build_sampling(living)
+        sampled_step = self._parts.executor.sample(step, sampling)
+        for place, span in enumerate(sampled):
+            span.sequence.pending_place = place
+        self._launched, self._flight = None, _Flight(spans, sampled, prompted, sampled_step, began_s)
+
+    def _recall_steps(self) -> None:
+        """Have the rows of all steps in flight computed once more."""
+        for step in (self._launched, self._flight):
+            if step is not None:
+                self._parts.batcher.recall(step.spans)
+        self._launched = self._flight = None
+
+    def _settle_flight(self, refusals: ListLike[Refusal]) -> list[RequestOutput]:
+        """Wait for the step in flight and take in its results, and those of the latest admission."""
+        assert self._flight is not None, "nothing is in flight"
+        spans, sampled, prompted, step, began_s = self._flight
+        result = step.wait()
+        now_s, self._flight = time.monotonic(), None
+        self._accounts.charge(spans, began_s, now_s)
+        self._parts.batcher.land(spans)
+        # First, for they end what else there is of their requests, which may have rows in this step.
+        outputs = self._refuse(refusals)
+        for sequence, found in zip(prompted, result.prompt_logprobs, strict=True):
+            if not sequence.has_ended:
+                sequence.note_prompt(found)
+        rows = zip(sampled, result.token_ids, result.failed, strict=True)
+        for place, (span, token_id, failed) in enumerate(rows):
+            sequence = span.sequence
+            sequence.pending_place = None
+            if sequence.has_ended:
+                continue  # meanwhile, or because another completion of its request has just failed
+            if failed or (sequence.grammar is not None and sequence.grammar.error is not None):
+                outputs += self._fail(sequence, place in result.barred, now_s)
+                continue
+            if span.is_live:  # a preempted sequence keeps the token, which it would only draw again
+                self._parts.batcher.confirm(sequence)
+            sequence.append(token_id, now_s, result.logprobs.get(place))
+            ending = self._parts.finisher.ending(sequence)
+            if sequence.stream is not None:
+                outputs.append(self._parts.finisher.partial(sequence, ending, now_s))
+            if ending is not None:
+                outputs += self._end(sequence, ending, now_s)
+        self._free_retired()
+        return outputs
+
+    def _settle_rest(self) -> list[RequestOutput]:
+        """Settle a step in flight, if nothing is left that a later one would have to do."""
+        return [] if self._by_id or self._flight is None else self._settle_flight([])
+
     def _mark_started(self, schedule: Schedule, now_s: float) -> None:
         for row in schedule.rows:
             if row.sequence.started_time_s is None:
@@ -166,30 +264,8 @@ class LLMEngine(AdapterControls, OfflineServing):
                 if not request.is_started:
                     request.is_started = True
                     self._started.append(request.request_id)
-
-    def _postprocess(
-        self, schedule: Schedule, built: BuiltStep, result: StepOutput, now_s: float
-    ) -> list[RequestOutput]:
-        for row in schedule.rows:
-            row.sequence.num_computed_tokens += row.num_tokens
-        for sequence, found in zip(built.prompted, result.prompt_logprobs, strict=True):
-            sequence.note_prompt(found)
-        outputs: list[RequestOutput] = []
-        rows = zip(built.sampled, result.token_ids, result.failed, strict=True)
-        for place, (sequence, token_id, failed) in enumerate(rows):
-            if sequence.request_id not in self._by_id:
-                continue  # another completion of its request has just failed or been refused
-            if failed or (sequence.grammar is not None and sequence.grammar.error is not None):
-                outputs += self._fail(sequence, place in result.barred, now_s)
-                continue
-            self._parts.batcher.confirm(sequence)
-            sequence.append(token_id, now_s, result.logprobs.get(place))
-            ending = self._parts.finisher.ending(sequence)
-            if sequence.stream is not None:
-                outputs.append(self._parts.finisher.partial(sequence, ending, now_s))
-            if ending is not None:
-                outputs += self._end(sequence, ending, now_s)
-        return outputs
+        if self._started and self.on_started is not None:
+            self.on_started(tuple(self._started))
 
     def _refuse(self, refusals: ListLike[Refusal]) -> list[RequestOutput]:
         """End requests whose adapters turned out unusable; the batch has let go of the refused sequences."""

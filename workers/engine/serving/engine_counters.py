@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from workers.engine.core.adapter_stats import AdapterStats
-from workers.engine.core.sequence import Sequence
+from workers.engine.core.sequence import Sequence, Span
 from workers.engine.kv.kv_cache import BlockAllocator
 from workers.engine.kv.prefix_cache import PrefixCache
 from workers.engine.lora.residency.manager import LoRAManager
-from workers.engine.scheduling.batching import Batcher, ScheduledRows
+from workers.engine.scheduling.batching import Batcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class EngineStats:
 
     num_steps: int
     busy_ms: float
+    wasted_ms: float  # of those, spent on rows whose request had ended before they were computed
     num_prompt_tokens: int
     num_completion_tokens: int
     num_preemptions: int
@@ -42,21 +43,28 @@ class Room(NamedTuple):
 
 
 class Accounts:
-    """Running counts; what is charged to requests adds up to `busy_ms`."""
+    """Running counts; what is charged to requests and `wasted_ms` add up to `busy_ms`."""
 
     def __init__(self) -> None:
         self.num_steps = 0
         self.busy_ms = 0.0
+        self.wasted_ms = 0.0
+        self._completed_s = 0.0
         self.num_prompt_tokens = 0
         self.num_completion_tokens = 0
 
-    def charge(self, rows: ListLike[ScheduledRows], step_ms: float) -> None:
-        """Share a step's wall time out, by tokens."""
+    def charge(self, spans: ListLike[Span], began_s: float, completed_s: float) -> None:
+        """Share a step's wall time out, by tokens; it begins no sooner than the step before ended."""
+        step_ms = (completed_s - max(began_s, self._completed_s)) * 1000.0
+        self._completed_s = completed_s
         self.num_steps += 1
         self.busy_ms += step_ms
-        ms_per_token = step_ms / sum(row.num_tokens for row in rows)
-        for row in rows:
-            row.sequence.device_ms += ms_per_token * row.num_tokens
+        ms_per_token = step_ms / sum(span.num_rows for span in spans)
+        for span in spans:
+            if span.sequence.has_ended:
+                self.wasted_ms += ms_per_token * span.num_rows
+            else:
+                span.sequence.device_ms += ms_per_token * span.num_rows
 
     def close(self, sequence: Sequence) -> None:
         """Count the tokens of a sequence that ended; completions of one request share their prompt."""
@@ -75,6 +83,7 @@ class Accounts:
         return EngineStats(
             num_steps=self.num_steps,
             busy_ms=self.busy_ms,
+            wasted_ms=self.wasted_ms,
             num_prompt_tokens=self.num_prompt_tokens,
             num_completion_tokens=self.num_completion_tokens,
             num_preemptions=batcher.num_preemptions,

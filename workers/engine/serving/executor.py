@@ -2,45 +2,101 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import replace
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from workers.engine.core.outputs import TopLogprobs
-from workers.engine.core.step_input import PromptRows, StepInput, StepOutput
+from workers.engine.core.step_input import ForwardInput, SamplingInput, StepOutput
 from workers.engine.kv.kv_cache import KVCache
-from workers.engine.model.decoder import Decoder
+from workers.engine.model.decoder import Decoder, HiddenStates
 from workers.engine.sampling.logprobs import top_logprobs
-from workers.engine.sampling.sampler import sample
+from workers.engine.sampling.sampler import ChosenTokens, choose
+
+
+class InFlightStep(Protocol):
+    """A step whose forward pass is launched; only the executor that launched it knows what is inside."""
+
+
+class SampledStep(Protocol):
+    """A step whose tokens are being chosen."""
+
+    def wait(self) -> StepOutput:
+        """Return what the step yields, once it is there."""
+        ...
 
 
 class Executor(Protocol):
-    """Anything that turns a step's description into its tokens."""
+    """Anything that turns a step's description into its tokens, in two phases, steps in order.
 
-    def execute(self, step: StepInput) -> StepOutput:
-        """Run one step to its end."""
+    Each `forward` is followed by its `sample` before the next one. With `look_ahead` 1 launches return before
+    the work is done: the next forward pass is launched before the host waits for these tokens, which it then
+    takes from the device (`ForwardInput.carried`). With 0 the host waits first.
+    """
+
+    look_ahead: int  # 0 or 1
+
+    def forward(self, step: ForwardInput) -> InFlightStep:
+        """Launch the layers over all rows of a step; the cache keeps what later steps need."""
+        ...
+
+    def sample(self, step: InFlightStep, sampling: SamplingInput) -> SampledStep:
+        """Launch what follows the layers: the head over the rows that are asked about, and their choice."""
         ...
 
 
 class LocalExecutor:
-    """The decoder and its cache in this process."""
+    """The decoder and its cache in this process; what it launches is done at once, but for reading it."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
+    def __init__(self, decoder: Decoder, cache: KVCache, *, look_ahead: int = 0) -> None:
+        """`look_ahead` 1 is for tests: this device computes while the host waits, so it gains nothing."""
         self._decoder = decoder
         self._cache = cache
+        self.look_ahead = look_ahead
+        self._latest: ChosenTokens | None = None
 
-    def execute(self, step: StepInput) -> StepOutput:
-        """Run one step; the cache keeps what later steps need."""
+    def forward(self, step: ForwardInput) -> HiddenStates:
+        """Run the layers."""
         with torch.inference_mode():
             if step.fresh_blocks is not None:
                 self._cache.zero(step.fresh_blocks)
-            prompt_logprobs: list[list[TopLogprobs]] = []
+            return self._decoder.forward(self._with_carried(step), self._cache)
 
-            def read_prompt(logits: Tensor, prompt: PromptRows) -> None:
-                prompt_logprobs.append(top_logprobs(logits, prompt.token_ids, prompt.num_likeliest))
+    def sample(self, step: InFlightStep, sampling: SamplingInput) -> _LocalSample:
+        """Run the head and choose the tokens."""
+        assert isinstance(step, HiddenStates), "a step was sampled by another executor than launched it"
+        with torch.inference_mode():
+            prompts = [
+                top_logprobs(
+                    self._decoder.logits(step, prompt.rows, prompt.segments)[: prompt.num_rows],
+                    prompt.token_ids,
+                    prompt.num_likeliest,
+                )
+                for prompt in sampling.prompts
+            ]
+            self._latest = None
+            if sampling.num_rows:
+                logits = self._decoder.logits(step, sampling.rows, sampling.segments)
+                self._latest = choose(logits[: sampling.num_rows], sampling)
+            return _LocalSample(self._latest, prompts)
 
-            logits = self._decoder.forward(step, self._cache, read_prompt)
-            output = StepOutput([], []) if step.sampling is None else sample(logits, step.sampling)
-            output.prompt_logprobs.extend(prompt_logprobs)
-            return output
+    def _with_carried(self, step: ForwardInput) -> ForwardInput:
+        if step.carried is None:
+            return step
+        assert self._latest is not None, "a step goes on with tokens of one that chose none"
+        carried: Tensor = self._latest.token_ids.index_select(0, step.carried.places)
+        return replace(step, token_ids=step.token_ids.index_copy(0, step.carried.rows, carried))
+
+
+class _LocalSample(NamedTuple):
+    """What a step has yielded, not read yet."""
+
+    chosen: ChosenTokens | None  # None: nothing was sampled
+    prompts: list[list[TopLogprobs]]
+
+    def wait(self) -> StepOutput:
+        output = StepOutput([], []) if self.chosen is None else self.chosen.read()
+        output.prompt_logprobs.extend(self.prompts)
+        return output

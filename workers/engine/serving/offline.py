@@ -84,6 +84,9 @@ class OfflineServing(ABC):
     @abstractmethod
     def _enqueue(self, request: LiveRequest) -> None: ...
 
+    @abstractmethod
+    def _settle_rest(self) -> list[RequestOutput]: ...
+
     def _run_to_end(self, request_ids: list[str], progress: ProgressBar) -> list[RequestOutput]:
         outputs: dict[str, RequestOutput] = {}
         others: list[RequestOutput] = []
@@ -96,6 +99,7 @@ class OfflineServing(ABC):
                     elif output.finished:
                         outputs[output.request_id] = output
                         progress.count(output)
+            others += self._settle_rest()
         except BaseException:
             # Ctrl-C, mostly: what nobody will collect must not run on beside the next call.
             for request_id in request_ids:

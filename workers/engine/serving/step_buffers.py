@@ -7,25 +7,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.engine.core.step_input import StepInput
+from workers.engine.core.step_input import ForwardInput, SamplingInput, StepHalf
 from workers.engine.core.tensor_pack import Parcel, unpack
 
 _NUM_BUFFERS = 2
-"""A step may still be on its way while the next one is packed, never the one after that."""
+"""Half a step may still be on its way while the next step's is packed, never that of the step after."""
 _SMALLEST_BYTES = 1 << 16
 
 
 class PackedStep(NamedTuple):
-    """A step as bytes: the skeleton says what the buffer holds."""
+    """Half a step as bytes: the skeleton says what the buffer holds."""
 
     skeleton: bytes
     buffer: Tensor  # [num_bytes] uint8, valid until the step after the next is packed
 
-    def unpack(self) -> StepInput:
-        """Return the step; its tensors are views on the buffer."""
-        step = unpack(self.skeleton, self.buffer)
-        assert isinstance(step, StepInput), f"a {type(step).__name__} was sent for a step"
-        return step
+    def unpack(self) -> StepHalf:
+        """Return what was packed; its tensors are views on the buffer."""
+        half = unpack(self.skeleton, self.buffer)
+        assert isinstance(half, ForwardInput | SamplingInput), f"a {type(half).__name__} was sent for a step"
+        return half
 
     def to(self, buffer: Tensor) -> PackedStep:
         """Copy to the start of a buffer elsewhere, without waiting where both sides allow it."""
@@ -35,16 +35,19 @@ class PackedStep(NamedTuple):
 
 
 class StepBuffers:
-    """Two host buffers used in turn, pinned for a CUDA device; they grow to the largest step."""
+    """Two host buffers used in turn, pinned for a CUDA device; they grow to the largest step.
+
+    The two halves of a step have buffers of their own.
+    """
 
     def __init__(self, *, pinned: bool = False) -> None:
         self._pinned = pinned
         self._buffers = [torch.empty(0, dtype=torch.uint8)] * _NUM_BUFFERS
         self._next = 0
 
-    def pack(self, step: StepInput) -> PackedStep:
-        """Copy a step's tensors into the buffer that was used longer ago."""
-        parcel = Parcel(step)
+    def pack(self, half: StepHalf) -> PackedStep:
+        """Copy the tensors of half a step into the buffer that was used longer ago."""
+        parcel = Parcel(half)
         buffer = self._turn(parcel.num_bytes)
         parcel.write(buffer)
         return PackedStep(parcel.skeleton, buffer[: parcel.num_bytes])

@@ -150,13 +150,20 @@ def adapters(
     return requests
 
 
+@pytest.fixture(scope="module", autouse=True)
+def look_ahead(request: pytest.FixtureRequest) -> int:
+    """How far the engines of this module's tests look ahead; 0, unless the module is marked `BOTH`."""
+    return getattr(request, "param", 0)
+
+
 @pytest.fixture
-def make_engine(checkpoint: Path) -> Callable[..., LLMEngine]:
+def make_engine(checkpoint: Path, look_ahead: int) -> Callable[..., LLMEngine]:
     """Build engines on the random Llama; keywords go to `EngineConfig`."""
 
     def make(**settings: object) -> LLMEngine:
         # One thread: on shared cores, threads that wait for each other cost more than they give.
-        return LLMEngine(EngineConfig(model=str(checkpoint), **{"num_threads": 1, **settings}))  # type: ignore[arg-type]
+        config = EngineConfig(model=str(checkpoint), **{"num_threads": 1, **settings})  # type: ignore[arg-type]
+        return LLMEngine(config, look_ahead=look_ahead)
 
     return make
 

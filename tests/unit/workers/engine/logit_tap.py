@@ -9,40 +9,51 @@ import torch
 from torch import Tensor
 
 from workers.engine import LLMEngine
-from workers.engine.core.step_input import StepInput, StepOutput
+from workers.engine.core.step_input import ForwardInput, SamplingInput
+from workers.engine.serving.executor import InFlightStep, SampledStep
 
 
 class LogitTap:
-    """Stands before an engine's executor; `of` gives what a request's tokens were chosen from."""
+    """Stands before an engine's builder and executor; `of` gives what a request's tokens were chosen from."""
 
     def __init__(self, engine: LLMEngine) -> None:
         self._builder, self._executor = engine._parts.builder, engine._parts.executor
+        self.look_ahead = self._executor.look_ahead
         self._sampled: list[str] = []
         self._rows: dict[str, list[Tensor]] = defaultdict(list)
         engine._parts = engine._parts._replace(builder=self, executor=self)  # type: ignore[arg-type]
 
     def build(self, schedule: Any) -> Any:
+        """Build the first half of a step."""
+        return self._builder.build(schedule)
+
+    def build_sampling(self, spans: Any) -> Any:
         """Note whose tokens the step yields."""
-        built = self._builder.build(schedule)
-        self._sampled = [sequence.request_id for sequence in built.sampled]
+        built = self._builder.build_sampling(spans)
+        self._sampled = [span.sequence.request_id for span in built.sampled]
         return built
 
-    def execute(self, step: StepInput) -> StepOutput:
-        """Run the step and keep a copy of its logits."""
-        decoder = self._executor._decoder  # type: ignore[attr-defined]
-        forward = decoder.forward
+    def forward(self, step: ForwardInput) -> InFlightStep:
+        """Run the layers."""
+        return self._executor.forward(step)
 
-        def tapped(*arguments: Any) -> Tensor:
-            logits: Tensor = forward(*arguments)
-            for request_id, row in zip(self._sampled, logits, strict=False):
-                self._rows[request_id].append(row.clone())
+    def sample(self, step: InFlightStep, sampling: SamplingInput) -> SampledStep:
+        """Choose the tokens and keep a copy of their logits."""
+        decoder = self._executor._decoder  # type: ignore[attr-defined]
+        make = decoder.logits
+
+        def tapped(hidden: Any, rows: Tensor, segments: Any) -> Tensor:
+            logits: Tensor = make(hidden, rows, segments)
+            if rows is sampling.rows:
+                for request_id, row in zip(self._sampled, logits, strict=False):
+                    self._rows[request_id].append(row.clone())
             return logits
 
-        decoder.forward = tapped
+        decoder.logits = tapped
         try:
-            return self._executor.execute(step)
+            return self._executor.sample(step, sampling)
         finally:
-            decoder.forward = forward
+            decoder.logits = make
 
     def of(self, request_id: str) -> Tensor:  # [num_tokens, vocab_size] float32
         """Return the logits behind each token of a request."""

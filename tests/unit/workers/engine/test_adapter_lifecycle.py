@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.workers.engine.look_ahead import BOTH
 from tests.unit.workers.engine.lora.manager_fixtures import stuck_request
 from tests.unit.workers.engine.numbered_adapters import NumberedAdapters, save_base
 from workers.engine import EngineConfig, LLMEngine, LoRARequest, RequestOutput, SamplingParams
+
+pytestmark = BOTH
 
 MakeEngine = Callable[..., LLMEngine]
 PROMPT = [5, 7, 11]
@@ -29,12 +32,13 @@ def adapters(tmp_path: Path) -> NumberedAdapters:
 
 
 @pytest.fixture
-def make_engine(base: Path) -> Iterator[MakeEngine]:
+def make_engine(base: Path, look_ahead: int) -> Iterator[MakeEngine]:
     made: list[LLMEngine] = []
 
     def make(**settings: object) -> LLMEngine:
         limits = {"max_loras": 2, "max_cpu_loras": 4, "max_model_len": 64, "num_threads": 1, **settings}
-        made.append(LLMEngine(EngineConfig(model=str(base), enable_lora=True, **limits)))  # type: ignore[arg-type]
+        config = EngineConfig(model=str(base), enable_lora=True, **limits)  # type: ignore[arg-type]
+        made.append(LLMEngine(config, look_ahead=look_ahead))
         return made[-1]
 
     yield make
@@ -177,6 +181,7 @@ def test_large_adapters_take_turns_within_the_byte_budget(
 
 
 def test_an_engine_forgotten_without_close_leaves_no_memory(base: Path, adapters: NumberedAdapters) -> None:
+    gc.collect()  # engines of other tests
     maps = _maps()
     engine = LLMEngine(EngineConfig(model=str(base), enable_lora=True, num_threads=1))
     engine.add_lora(adapters.write(8))

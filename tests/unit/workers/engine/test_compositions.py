@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM
 
 from tests.unit.products import assert_same_logits
 from tests.unit.workers.engine.logit_tap import LogitTap
+from tests.unit.workers.engine.look_ahead import BOTH
 from workers.engine import LLMEngine, LoRAMix, LoRARequest, SamplingParams
 from workers.engine.core.errors import RequestError
 from workers.engine.core.lora_request import AnyLoRA
@@ -22,6 +23,7 @@ from workers.engine.core.lora_request import AnyLoRA
 # PEFT 0.21 asks transformers 5 for an attribute that is going away.
 pytestmark = [
     pytest.mark.numeric,
+    BOTH,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
 ]
 

@@ -15,17 +15,20 @@ from pathlib import Path
 import pytest
 
 from tests.polling import eventually
+from tests.unit.workers.engine.look_ahead import BOTH
+from tests.unit.workers.engine.spoiled import Spoiled
 from workers.engine import LLMEngine, LoRAMix, LoRARequest, RequestOutput, SamplingParams
 from workers.engine.core.errors import AdapterNotFound, AllSlotsPinned, InvalidParams, InvalidPrompt
 from workers.engine.core.lora_request import AnyLoRA
 from workers.engine.core.sampling_params import RequestOutputKind
-from workers.engine.core.step_input import StepInput, StepOutput
+from workers.engine.core.step_input import ForwardInput, SamplingInput
 from workers.engine.scheduling.batching import Refusal, Schedule
 from workers.engine.serving.child import EngineServer
-from workers.engine.serving.messages import DropAdapter, PrefetchAdapter, Stop
+from workers.engine.serving.executor import InFlightStep, SampledStep
+from workers.engine.serving.messages import AddRequest, DropAdapter, PrefetchAdapter, Started, Stop
 from workers.engine.structured_output import StructuredOutputsParams
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, BOTH]
 
 MakeEngine = Callable[..., LLMEngine]
 GREEDY = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
@@ -61,7 +64,7 @@ def told(outputs: list[RequestOutput], request_id: str, index: int) -> tuple[str
 
 
 def test_everything_at_once_answers_as_alone_and_adds_up(
-    make_engine: MakeEngine, adapters: dict[str, LoRARequest], tmp_path: Path
+    make_engine: MakeEngine, adapters: dict[str, LoRARequest], tmp_path: Path, look_ahead: int
 ) -> None:
     shutil.copytree(adapters["mlp"].lora_path, tmp_path / "broken")
     (tmp_path / "broken" / "adapter_model.safetensors").write_bytes(b"no tensors")
@@ -116,7 +119,8 @@ def test_everything_at_once_answers_as_alone_and_adds_up(
             assert told(seen, request_id, one.index) == (one.text, one.token_ids)
     lonely.close()
     metrics = [output.metrics for output in outputs.values()]
-    assert sum(one.device_ms for one in metrics) == pytest.approx(stats.busy_ms)
+    assert sum(one.device_ms for one in metrics) + stats.wasted_ms == pytest.approx(stats.busy_ms)
+    assert (stats.wasted_ms > 0) == (look_ahead == 1)
     assert sum(one.num_prompt_tokens for one in metrics) == stats.num_prompt_tokens
     assert sum(one.num_completion_tokens for one in metrics) == stats.num_completion_tokens
     assert stats.num_preemptions > 0
@@ -124,29 +128,36 @@ def test_everything_at_once_answers_as_alone_and_adds_up(
 
 
 def test_a_completion_refused_in_the_step_in_which_another_fails_ends_their_request_once(
-    make_engine: MakeEngine, adapters: dict[str, LoRARequest], monkeypatch: pytest.MonkeyPatch
+    make_engine: MakeEngine,
+    adapters: dict[str, LoRARequest],
+    monkeypatch: pytest.MonkeyPatch,
+    look_ahead: int,
 ) -> None:
     engine = make_engine(enable_lora=True, max_num_seqs=1)
     engine.add_lora(adapters["mlp"])
     engine.add_request("twins", [5, 6], replace(GREEDY, n=2, temperature=1.0), adapters["mlp"])
     engine.step()
     batcher, executor = engine._parts.batcher, engine._parts.executor
-    schedule, execute = batcher.schedule, executor.execute
+    schedule, sample = batcher.schedule, executor.sample
 
     def refuse() -> Schedule:
         step, waiting = schedule(), batcher.waiting.popleft()
         return step._replace(refusals=[Refusal(waiting, AdapterNotFound("it is gone"))])
 
-    def fail(step: StepInput) -> StepOutput:
-        return StepOutput(execute(step).token_ids, [True])
+    def fail(step: InFlightStep, sampling: SamplingInput) -> SampledStep:
+        return Spoiled(sample(step, sampling))
 
     monkeypatch.setattr(batcher, "schedule", refuse)
-    monkeypatch.setattr(executor, "execute", fail)
+    monkeypatch.setattr(executor, "sample", fail)
 
     (output,) = engine.step()
 
     assert [one.finish_reason for one in output.outputs] == ["error", "error"]
-    assert output.metrics.device_ms == pytest.approx(engine.stats().busy_ms)
+    monkeypatch.undo()
+    assert run(engine) == []
+    stats = engine.stats()
+    assert output.metrics.device_ms + stats.wasted_ms == pytest.approx(stats.busy_ms)
+    assert (stats.wasted_ms > 0) == (look_ahead == 1)
     assert not engine.has_unfinished_requests()
     engine.check_integrity()
     engine.close()
@@ -240,4 +251,25 @@ def test_commands_about_adapters_do_not_end_an_engine_without_lora(
     EngineServer(engine, theirs).run()
 
     assert not ours.poll(), "nothing has changed, so there is nothing to tell"
+    engine.close()
+
+
+def test_that_a_request_has_started_is_told_before_its_first_forward_pass(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    ours, theirs = Pipe()
+    server = EngineServer(engine, theirs)
+    forward, was_told = engine._parts.executor.forward, []
+
+    def watch(step: ForwardInput) -> InFlightStep:
+        was_told.append(ours.poll())
+        return forward(step)
+
+    monkeypatch.setattr(engine._parts.executor, "forward", watch)
+    server._add(AddRequest("one", [5, 6], None, GREEDY, None))
+    engine.step()
+
+    assert was_told == [True]
+    assert ours.recv().started == (Started("one"),)
     engine.close()

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from tests.unit.workers.engine.look_ahead import BOTH
 from workers.engine import LLMEngine, RequestOutput, SamplingParams
 from workers.engine.core.errors import InvalidParams
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, BOTH]
 
 MakeEngine = Callable[..., LLMEngine]
 EOS_ID, PAD_ID = 1, 2

@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.unit.products import assert_same_logits
 from tests.unit.workers.engine.logit_tap import LogitTap
+from tests.unit.workers.engine.look_ahead import BOTH
 from workers.engine import LLMEngine, LoRAMix, LoRARequest, SamplingParams
 from workers.engine.core.lora_request import AnyLoRA
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, BOTH]
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
 

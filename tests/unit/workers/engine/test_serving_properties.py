@@ -11,10 +11,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.unit.workers.engine.look_ahead import BOTH
 from workers.engine import LLMEngine, LoRAMix, LoRARequest, RequestOutput, SamplingParams
 from workers.engine.core.lora_request import AnyLoRA
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, BOTH]
 
 MakeEngine = Callable[..., LLMEngine]
 MAX_NEW = 12

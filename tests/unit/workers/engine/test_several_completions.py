@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.workers.engine.look_ahead import BOTH
 from workers.engine import LLMEngine, LoRARequest, RequestOutput, SamplingParams
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, BOTH]
 
 MakeEngine = Callable[..., LLMEngine]
 EOS_ID = 1
@@ -94,7 +95,7 @@ def test_completions_end_one_by_one_and_come_out_together(
 
 
 def test_an_abort_ends_all_completions_with_what_they_have(
-    make_engine: MakeEngine, prompts: list[list[int]]
+    make_engine: MakeEngine, prompts: list[list[int]], look_ahead: int
 ) -> None:
     engine = make_engine(max_num_seqs=2)
     engine.add_request("some", prompts[0], params(3))
@@ -104,7 +105,10 @@ def test_an_abort_ends_all_completions_with_what_they_have(
 
     assert output is not None
     assert [completion.finish_reason for completion in output.outputs] == ["abort"] * 3
-    assert [len(text) for text in texts(output)] == [2, 2, 0]
+    settled = 2 - look_ahead
+    assert [len(text) for text in texts(output)] == [settled, settled, 0]
+    assert engine.has_unfinished_requests() == (look_ahead == 1)  # the step in flight
+    assert run(engine) == []
     assert not engine.has_unfinished_requests()
     assert engine.abort_request("some") is None
     assert engine.stats().num_free_kv_blocks == engine.info.num_kv_blocks

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.workers.engine.look_ahead import BOTH
 from workers.engine import (
     EngineConfig,
     LLMEngine,
@@ -52,7 +53,7 @@ DATE = r"(19|20)\d\d-(0[1-9]|1[0-2])"
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[LLMEngine]:
+def engine(look_ahead: int) -> Iterator[LLMEngine]:
     """The shipped model with room for three adapters, and little patience with forms."""
     config = EngineConfig(
         model=str(TINY / "base"), enable_lora=True, max_loras=3, num_threads=1, enable_prefix_caching=False
@@ -61,7 +62,7 @@ def engine() -> Iterator[LLMEngine]:
         patch.setattr(
             "workers.engine.structured_output.compiler.CPU_S", 0
         )  # up to one second: seconds take long here
-        engine = LLMEngine(config)
+        engine = LLMEngine(config, look_ahead=look_ahead)
         yield engine
         engine.close()
 
@@ -109,6 +110,7 @@ FORMS = [
 ]
 
 
+@BOTH
 def test_answers_of_a_mixed_batch_keep_their_forms_and_neighbours_notice_nothing(engine: LLMEngine) -> None:
     adapters = [None, lora("upper", 1), lora("reverse", 2)]
     plain = [("hello>", params(None, temperature=0, max_tokens=12), adapters[n % 3]) for n in range(6)]
@@ -127,6 +129,7 @@ def test_answers_of_a_mixed_batch_keep_their_forms_and_neighbours_notice_nothing
     assert len({one.outputs[0].text for one in mixed[len(plain) :]}) > len(FORMS)
 
 
+@BOTH
 def test_a_form_that_can_only_end_ends_without_another_token(engine: LLMEngine) -> None:
     (output,) = engine.generate(["hello>"], params(form(regex="ab{2}"), temperature=0))
 
@@ -134,6 +137,7 @@ def test_a_form_that_can_only_end_ends_without_another_token(engine: LLMEngine) 
     assert len(output.outputs[0].token_ids) == 3
 
 
+@BOTH
 def test_the_end_is_allowed_only_where_the_form_is_complete(engine: LLMEngine) -> None:
     (eos,) = (token for token in [2])
     bias = {eos: 100.0}
@@ -152,6 +156,7 @@ def test_max_tokens_may_cut_a_form_short(engine: LLMEngine) -> None:
     assert output.outputs[0].finish_reason == "length"
 
 
+@BOTH
 def test_each_completion_follows_the_form_for_itself(engine: LLMEngine) -> None:
     given = form(grammar=SUM)
 
@@ -162,9 +167,11 @@ def test_each_completion_follows_the_form_for_itself(engine: LLMEngine) -> None:
     assert len(set(texts)) > 1
 
 
-def test_preemption_and_streams_do_not_lose_the_place_in_a_form() -> None:
+@BOTH
+def test_preemption_and_streams_do_not_lose_the_place_in_a_form(look_ahead: int) -> None:
     settings = {"num_kv_blocks": 10, "max_model_len": 128, "enable_prefix_caching": False}
-    small = LLMEngine(EngineConfig(model=str(TINY / "base"), num_threads=1, **settings))  # type: ignore[arg-type]
+    config = EngineConfig(model=str(TINY / "base"), num_threads=1, **settings)  # type: ignore[arg-type]
+    small = LLMEngine(config, look_ahead=look_ahead)
     given = form(regex="(ab|ba){20,30}")
     for number in range(4):
         asked = params(given, seed=number, max_tokens=80, output_kind=RequestOutputKind.DELTA)

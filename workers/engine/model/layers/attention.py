@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from kernels.attention.paged_attention import HeadNorms
-from workers.engine.core.step_input import StepInput
+from workers.engine.core.step_input import ForwardInput
 from workers.engine.model.config import ModelConfig
 from workers.engine.model.layers.adapted_linear import AdaptedLinear
 from workers.engine.model.layers.attention_backend import AttentionBackend, HeadLayout
@@ -48,7 +48,7 @@ class Attention:
         self,
         x: Tensor,  # [num_tokens, hidden_size]
         rotation: Rotation,
-        step: StepInput,
+        step: ForwardInput,
         kv: tuple[Tensor, Tensor],  # this layer's keys and values
     ) -> Tensor:  # [num_tokens, hidden_size]
         """Return what is added to the residual."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels.attention.paged_attention import HeadNorms, PagedAttention
 from kernels.norms.add_rms_norm import AddRMSNorm
 from kernels.registry import Kernels
-from workers.engine.core.step_input import StepInput
+from workers.engine.core.step_input import ForwardInput
 from workers.engine.model.layers.gathered_attention import gathered_attention, store_kv
 from workers.engine.model.layers.ops import Rotation, rotate
 
@@ -34,14 +34,14 @@ class AttentionBackend(Protocol):
 
     @property
     def gathers(self) -> bool:
-        """Whether steps must say which blocks to gather (`StepInput.groups`)."""
+        """Whether steps must say which blocks to gather (`ForwardInput.groups`)."""
         ...
 
     def __call__(
         self,
         qkv: Tensor,  # [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]
         rotation: Rotation,
-        step: StepInput,
+        step: ForwardInput,
         kv: tuple[Tensor, Tensor],  # the layer's keys and values
         heads: HeadLayout,
     ) -> Tensor:  # [num_tokens, num_heads * head_dim]
@@ -65,7 +65,12 @@ class PagedBackend:
         self._paged_attention = paged_attention
 
     def __call__(
-        self, qkv: Tensor, rotation: Rotation, step: StepInput, kv: tuple[Tensor, Tensor], heads: HeadLayout
+        self,
+        qkv: Tensor,
+        rotation: Rotation,
+        step: ForwardInput,
+        kv: tuple[Tensor, Tensor],
+        heads: HeadLayout,
     ) -> Tensor:
         """Return what each row's queries attend to; see `AttentionBackend`."""
         return self._paged_attention(
@@ -91,7 +96,12 @@ class GatheredBackend:
         self._add_rms_norm = add_rms_norm
 
     def __call__(
-        self, qkv: Tensor, rotation: Rotation, step: StepInput, kv: tuple[Tensor, Tensor], heads: HeadLayout
+        self,
+        qkv: Tensor,
+        rotation: Rotation,
+        step: ForwardInput,
+        kv: tuple[Tensor, Tensor],
+        heads: HeadLayout,
     ) -> Tensor:
         """Return what each row's queries attend to; see `AttentionBackend`."""
         keys, values = kv

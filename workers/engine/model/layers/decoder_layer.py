@@ -12,7 +12,7 @@ from typing import Protocol
 from torch import Tensor
 
 from kernels.registry import Kernels
-from workers.engine.core.step_input import StepInput
+from workers.engine.core.step_input import ForwardInput
 from workers.engine.model.comm import Comm
 from workers.engine.model.config import ModelConfig
 from workers.engine.model.layers.adapted_linear import AdaptedLinear
@@ -32,7 +32,7 @@ class DecoderLayer(Protocol):
         residual: Tensor,  # [num_tokens, hidden_size], changed in place
         delta: Tensor | None,  # [num_tokens, hidden_size], what the layer before adds; None in the first
         rotations: Sequence[Rotation],  # one for each of the model's rotary tables
-        step: StepInput,
+        step: ForwardInput,
         kv: tuple[Tensor, Tensor],  # this layer's keys and values
     ) -> Tensor:  # [num_tokens, hidden_size]
         """Add `delta` to `residual`; return what this layer adds in its turn."""
@@ -81,7 +81,7 @@ class SequentialLayer:
         residual: Tensor,
         delta: Tensor | None,
         rotations: Sequence[Rotation],
-        step: StepInput,
+        step: ForwardInput,
         kv: tuple[Tensor, Tensor],
     ) -> Tensor:
         """Add `delta` to `residual`; return what this layer adds in its turn."""

@@ -114,7 +114,9 @@ def teacher_forced_logits(folder: Path, dtype: torch.dtype) -> Tensor:  # [num_c
         sequence.token_ids += TOKEN_IDS[sequence.num_tokens : sequence.num_tokens + chunk].tolist()
         built = builder.build(Schedule([ScheduledRows(sequence, chunk)], [], []))
         with torch.inference_mode():
-            logits.append(decoder.forward(built.step, cache)[0])
+            hidden = decoder.forward(built.forward, cache)
+            sampling = builder.build_sampling(built.spans).sampling
+            logits.append(decoder.logits(hidden, sampling.rows, sampling.segments)[0])
         sequence.num_computed_tokens += chunk
     return torch.stack(logits)
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tests.unit.workers.engine.conftest import save_tokenizer
 from tests.unit.workers.engine.logit_tap import LogitTap
 from workers.engine import EngineConfig, LLMEngine, LoRARequest, SamplingParams
-from workers.engine.core.step_input import StepInput
+from workers.engine.core.step_input import ForwardInput
 from workers.engine.model.families import FAMILIES
 from workers.engine.model.families.family import Family, LayerNorms
 from workers.engine.model.layers.decoder_layer import LAYER_BUILDERS, LayerParts
@@ -49,7 +49,7 @@ class ParallelLayer:
         residual: Tensor,
         delta: Tensor | None,
         rotations: Sequence[Rotation],
-        step: StepInput,
+        step: ForwardInput,
         kv: tuple[Tensor, Tensor],
     ) -> Tensor:
         parts = self._parts

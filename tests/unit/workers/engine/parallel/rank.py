@@ -14,7 +14,7 @@ from kernels.lora.tables import PackedModuleSlots
 from kernels.registry import build
 from workers.engine import SamplingParams
 from workers.engine.core.sequence import Sequence
-from workers.engine.core.step_input import StepInput
+from workers.engine.core.step_input import StepHalf
 from workers.engine.kv.kv_cache import KVCache
 from workers.engine.lora import describe_base
 from workers.engine.lora.files.validate import check_adapter
@@ -67,7 +67,7 @@ class Tables:
 ATTENTION = choose_attention(build("cpu", torch.float32), 16)
 
 
-def describe_steps(config, windows) -> list[StepInput]:
+def describe_steps(config, windows) -> list[tuple[StepHalf, StepHalf]]:
     """Build a prefill of all prompts and two decode steps; the answers do not matter, so tokens are given."""
     builder = StepBuilder(
         block_size=16,
@@ -88,16 +88,17 @@ def describe_steps(config, windows) -> list[StepInput]:
     steps = []
     for _ in range(3):
         rows = [ScheduledRows(sequence, sequence.num_uncomputed_tokens) for sequence in sequences]
-        steps.append(builder.build(Schedule(rows, [], [])).step)
+        built = builder.build(Schedule(rows, [], []))
+        steps.append((built.forward, builder.build_sampling(built.spans).sampling))
         for at, sequence in enumerate(sequences):
             sequence.num_computed_tokens = sequence.num_tokens
             sequence.token_ids.append(4 + at)
     return steps
 
 
-def share(step: StepInput | None, buffers: StepBuffers) -> StepInput:
-    """Send rank 0's step to every rank, as bytes."""
-    packed = None if step is None else buffers.pack(step)
+def share(half: StepHalf | None, buffers: StepBuffers) -> StepHalf:
+    """Send half of rank 0's step to every rank, as bytes."""
+    packed = None if half is None else buffers.pack(half)
     header = [None if packed is None else (packed.skeleton, packed.buffer.numel())]
     dist.broadcast_object_list(header)
     assert header[0] is not None
@@ -133,10 +134,15 @@ def main(base: str, adapter: str, meeting: str, rank: str, size: str) -> None:
         dtype=torch.float32,
         device=torch.device("cpu"),
     )
-    buffers = StepBuffers()
-    steps = describe_steps(config, config.windows) if shard.tp_rank == 0 else [None] * 3
+    buffers = StepBuffers(), StepBuffers()
+    steps = describe_steps(config, config.windows) if shard.tp_rank == 0 else [(None, None)] * 3
+    logits = []
     with torch.inference_mode():
-        logits = [decoder.forward(share(step, buffers), cache).tolist() for step in steps]
+        for forward, asked in steps:
+            hidden = decoder.forward(share(forward, buffers[0]), cache)
+            sampling = share(asked, buffers[1])
+            rows = decoder.logits(hidden, sampling.rows, sampling.segments)
+            logits.append(rows[: sampling.num_rows].tolist())
     if shard.tp_rank == 0:
         print(json.dumps(logits))
     dist.destroy_process_group()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from workers.engine.core.step_input import SamplingInput
+from workers.engine.core.step_input import SamplingInput, TokenMasks
 from workers.engine.sampling.sampler import derive_seed, sample, uniform
 
 pytestmark = pytest.mark.numeric
@@ -223,6 +226,41 @@ def test_non_finite_logits_fail_their_own_row_only(temperature: float, bad: floa
 
     assert output.failed == [False, True, False]
     assert (output.token_ids[0], output.token_ids[2]) == (1, 0)
+
+
+@hypothesis.settings(max_examples=150, deadline=None)
+@given(
+    row=st.lists(
+        st.sampled_from([math.nan, math.inf, -math.inf, -3e38, 3e38, 0.0, 2.0]), min_size=8, max_size=8
+    ),
+    repeats=st.sampled_from([1, 64]),
+    mask=st.sets(st.integers(0, 7)) | st.none(),
+    temperature=st.sampled_from([0.0, 1e-6, 1.0]),
+    limits=st.sampled_from([{}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.2}]),
+    uniform=st.sampled_from([0.0, 0.5, 1.0 - 2.0**-53]),
+)
+def test_a_row_yields_an_id_of_the_vocabulary_whatever_its_logits(
+    row: list[float],
+    repeats: int,
+    mask: set[int] | None,
+    temperature: float,
+    limits: dict[str, float],
+    uniform: float,
+) -> None:
+    logits = torch.tensor([row * repeats])
+    asked = sampling(1, temperature=temperature, uniforms=[uniform], **limits)  # type: ignore[arg-type]
+    if mask is not None:
+        bits = torch.tensor([[sum(1 << token for token in mask)] + [0] * (8 * repeats // 32)])
+        asked = dataclasses.replace(asked, masks=TokenMasks(torch.tensor([0]), _words(bits, 8 * repeats)))
+
+    output = sample(logits, asked)
+
+    assert 0 <= output.token_ids[0] < 8 * repeats
+    assert output.failed[0] or math.isfinite(row[output.token_ids[0] % 8])
+
+
+def _words(bits: Tensor, vocab_size: int) -> Tensor:  # [1, ceil(vocab_size / 32)] int32
+    return bits[:, : -(-vocab_size // 32)].int()
 
 
 def test_a_forbidden_token_is_no_failure() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from kernels.lora.segments import Run, SlotScale
 from workers.engine import SamplingParams
 from workers.engine.core.sequence import Sequence
+from workers.engine.core.step_input import ForwardInput, SamplingInput
 from workers.engine.scheduling.batching import Schedule, ScheduledRows
-from workers.engine.scheduling.step_builder import MIN_ROWS, BuiltStep, StepBuilder
+from workers.engine.scheduling.step_builder import MIN_ROWS, StepBuilder
 
 NUM_KV_HEADS = 2
 
@@ -32,9 +35,19 @@ def sequence(
     return made
 
 
-def build(*rows: tuple[Sequence, int]) -> BuiltStep:
+class Built(NamedTuple):
+    """Both halves of a step, and whose tokens it yields."""
+
+    step: ForwardInput
+    sampling: SamplingInput
+    sampled: list[Sequence]
+
+
+def build(*rows: tuple[Sequence, int]) -> Built:
     builder = StepBuilder(block_size=16, num_kv_heads=NUM_KV_HEADS, vocab_size=300, dtype=torch.float32)
-    return builder.build(Schedule([ScheduledRows(*row) for row in rows], [], []))
+    built = builder.build(Schedule([ScheduledRows(*row) for row in rows], [], []))
+    sampling = builder.build_sampling(built.spans)
+    return Built(built.forward, sampling.sampling, [span.sequence for span in sampling.sampled])
 
 
 def test_decode_rows_come_first_and_slots_are_contiguous_in_each_part() -> None:
@@ -57,8 +70,7 @@ def test_decode_rows_come_first_and_slots_are_contiguous_in_each_part() -> None:
     assert [lora_pass.runs for lora_pass in built.step.segments.passes] == [
         (Run(1, 2, 0), Run(2, 3, 1), Run(6, 12, 1))
     ]
-    assert built.step.sampling is not None
-    assert built.step.sampling.rows.tolist() == [0, 1, 2, 5, 11, 11, 11, 11]  # float32 sums by fours
+    assert built.sampling.rows.tolist() == [0, 1, 2, 5, 11, 11, 11, 11]  # float32 sums by fours
 
 
 def test_rows_of_one_composition_are_contiguous_and_each_of_its_adapters_has_a_pass() -> None:
@@ -78,7 +90,7 @@ def test_rows_of_one_composition_are_contiguous_and_each_of_its_adapters_has_a_p
 
 
 def test_rows_carry_their_tokens_positions_and_places_in_the_cache() -> None:
-    step = build((sequence("one", 20, 14, [7, 3]), 4)).step
+    step, sampling, sampled = build((sequence("one", 20, 14, [7, 3]), 4))
 
     assert step.token_ids.tolist() == [114, 115, 116, 117]
     assert step.positions.tolist() == [14, 15, 16, 17]
@@ -87,18 +99,17 @@ def test_rows_carry_their_tokens_positions_and_places_in_the_cache() -> None:
         [(block * NUM_KV_HEADS + head) * 16 + offset for head in range(NUM_KV_HEADS)]
         for block, offset in [(7, 14), (7, 15), (3, 0), (3, 1)]
     ]
-    assert step.sampling is None  # two tokens of the prompt are still to come
+    assert (sampling.num_rows, sampling.rows.tolist(), sampled) == (0, [], [])  # two tokens are still to come
 
 
 def test_small_steps_are_padded_with_rows_that_reach_nothing() -> None:
-    step = build((sequence("one", 5, 4, [2], slot=0), 1)).step
+    step, sampling, _ = build((sequence("one", 5, 4, [2], slot=0), 1))
 
     assert step.num_tokens == MIN_ROWS
     assert step.write_rows.tolist()[NUM_KV_HEADS:] == [0, 16] * 3  # the scratch block
     assert step.segments is not None
     assert (step.segments.num_rows, step.segments.passes[0].runs) == (MIN_ROWS, (Run(0, 1, 0),))
-    assert step.sampling is not None
-    assert (step.sampling.num_rows, step.sampling.rows.tolist()) == (1, [0, 0, 0, 0])
+    assert (sampling.num_rows, sampling.rows.tolist()) == (1, [0, 0, 0, 0])
     assert [group.output_rows.tolist() for group in step.groups] == [[0]]
 
 
@@ -129,3 +140,30 @@ def test_decode_prefill_and_long_contexts_are_grouped_apart() -> None:
     groups = build(*decode, long_context, prefill).step.groups
 
     assert [(group.num_seqs, group.query_len) for group in groups] == [(4, 1), (1, 1), (1, 9)]
+
+
+def test_a_row_whose_token_is_still_being_chosen_says_where_it_will_be_found() -> None:
+    known, pending = sequence("known", 5, 4, [1]), sequence("pending", 20, 0, [2, 3])
+    pending.num_in_flight_tokens, pending.pending_place = 20, 7
+
+    step = build((pending, 1), (known, 1)).step
+
+    assert step.carried is not None
+    assert (step.carried.rows.tolist(), step.carried.places.tolist()) == ([0], [7])
+    assert (step.token_ids.tolist()[1], step.positions.tolist()[:2]) == (104, [20, 4])
+    assert step.spans.tolist() == [[0, 1, 20], [1, 1, 4]]
+    assert build((known, 1)).step.carried is None
+
+
+def test_sampling_names_only_the_rows_it_is_given_and_sees_what_was_settled_meanwhile() -> None:
+    builder = StepBuilder(block_size=16, num_kv_heads=NUM_KV_HEADS, vocab_size=300, dtype=torch.float32)
+    ends, goes_on = sequence("ends", 5, 4, [1]), sequence("goes on", 9, 4, [2])
+    for one in (ends, goes_on):
+        one.num_in_flight_tokens, one.pending_place = one.num_tokens - 4, 0
+    built = builder.build(Schedule([ScheduledRows(ends, 1), ScheduledRows(goes_on, 1)], [], []))
+
+    goes_on.token_ids.append(50)
+    sampling, sampled, _ = builder.build_sampling(built.spans[1:])
+
+    assert (sampling.num_rows, sampling.rows.tolist()) == (1, [1] * MIN_ROWS)
+    assert [span.sequence.request_id for span in sampled] == ["goes on"]

@@ -7,14 +7,19 @@ import dataclasses
 import torch
 
 from kernels.lora.segments import Segments
-from workers.engine.core.step_input import AttentionGroup, SamplingInput, StepInput, TokenMasks
+from workers.engine.core.step_input import (
+    AttentionGroup,
+    CarriedTokens,
+    ForwardInput,
+    SamplingInput,
+    TokenMasks,
+)
 from workers.engine.serving.step_buffers import StepBuffers
 
 
-def _step(num_tokens: int) -> StepInput:
+def _sampling(num_tokens: int) -> SamplingInput:
     ids = torch.arange(num_tokens)
-    group = AttentionGroup(1, num_tokens, ids, ids, ids, (torch.zeros(1, 1, num_tokens, 16),))
-    sampling = SamplingInput(
+    return SamplingInput(
         num_rows=1,
         rows=ids[-1:],
         all_greedy=False,
@@ -23,8 +28,14 @@ def _step(num_tokens: int) -> StepInput:
         top_ps=torch.tensor([0.9], dtype=torch.float64),
         uniforms=torch.tensor([0.25], dtype=torch.float64),
         masks=TokenMasks(torch.tensor([0]), torch.tensor([[5]], dtype=torch.int32)),
+        segments=Segments.from_slots([0]),
     )
-    return StepInput(
+
+
+def _step(num_tokens: int) -> ForwardInput:
+    ids = torch.arange(num_tokens)
+    group = AttentionGroup(1, num_tokens, ids, ids, ids, (torch.zeros(1, 1, num_tokens, 16),))
+    return ForwardInput(
         num_tokens=num_tokens,
         token_ids=ids + 7,
         positions=ids,
@@ -34,7 +45,7 @@ def _step(num_tokens: int) -> StepInput:
         fresh_blocks=None,
         groups=(group,),
         segments=Segments.from_slots([0] * num_tokens),
-        sampling=sampling,
+        carried=CarriedTokens(ids[:1], ids[-1:]),
     )
 
 
@@ -54,16 +65,18 @@ def _assert_same(mine, theirs) -> None:
         assert mine == theirs
 
 
-def test_everything_of_a_step_arrives_from_one_buffer():
-    step = _step(5)
+def test_everything_of_a_step_arrives_from_one_buffer_for_each_half():
+    step, sampling = _step(5), _sampling(5)
 
-    packed = StepBuffers().pack(step)
+    first, second = StepBuffers().pack(step), StepBuffers().pack(sampling)
 
-    arrived = packed.unpack()
+    arrived, asked = first.unpack(), second.unpack()
     _assert_same(step, arrived)
-    start, end = packed.buffer.data_ptr(), packed.buffer.data_ptr() + packed.buffer.numel()
+    _assert_same(sampling, asked)
+    start, end = first.buffer.data_ptr(), first.buffer.data_ptr() + first.buffer.numel()
     assert start <= arrived.token_ids.data_ptr() < end
-    assert start <= arrived.sampling.masks.bits.data_ptr() < end
+    start, end = second.buffer.data_ptr(), second.buffer.data_ptr() + second.buffer.numel()
+    assert start <= asked.masks.bits.data_ptr() < end
 
 
 def test_a_step_stays_whole_while_the_next_one_is_packed():
