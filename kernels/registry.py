@@ -92,6 +92,17 @@ def _plain(
     return Implementation(name, lambda _level: kernel, ("cpu", "meta"), levels, dtypes)
 
 
+def _triton(load: Callable[[], Any]) -> Implementation:
+    """Wrap a kernel whose module imports Triton; on CPU tensors it runs in Triton's interpreter."""
+    return Implementation("Triton", lambda _level: load(), ("cuda", "cpu"), ("triton",), DTYPES)
+
+
+def _lora_add_triton() -> LoRAAdd:
+    from kernels.lora.triton_add import lora_add_triton
+
+    return lora_add_triton
+
+
 def _meta(kernel: Any) -> Implementation:
     return Implementation("shapes", lambda _level: kernel, ("meta",), ("meta",), DTYPES)
 
@@ -141,7 +152,12 @@ OPS = (
     Op(
         "lora_add",
         lora_add_reference,
-        (_compiled(lora_add_compiled), _meta(lora_add_meta), _plain(lora_add_reference)),
+        (
+            _compiled(lora_add_compiled),
+            _triton(_lora_add_triton),
+            _meta(lora_add_meta),
+            _plain(lora_add_reference),
+        ),
     ),
 )
 

@@ -56,23 +56,25 @@ const float* norm_weight(const Tensor& x, int64_t width, const char* name) {
 
 template <Level kLevel>
 void lora_add(Tensor& out, const Tensor& x, const Tensor& runs, const Tensor& scales, const Tensor& table,
-              const Tensor& columns) {
+              int64_t first_entry, const Tensor& columns) {
   bool bf16 = is_bf16(out, "out");
   check_like(x, out, "x");
-  int64_t num_slices = columns.numel() - 1, num_slots = table.size(0);
-  TORCH_CHECK(table.dim() == 3 && table.size(1) == num_slices && table.size(2) == kSlotColumns && x.size(0) == out.size(0),
-              "x or the slot table does not fit");
-  TORCH_CHECK(scales.scalar_type() == at::kFloat && scales.is_contiguous() && scales.numel() == runs.size(0),
-              "one scale per run needed");
-  const int64_t* cut = ints<int64_t>(runs, 3, "runs");
+  TORCH_CHECK(table.dim() == 3 && table.size(2) == kEntryColumns && x.size(0) == out.size(0), "x or the table does not fit");
+  int64_t num_slices = columns.numel() - 1, num_slots = table.size(0), slot_stride = table.size(1) * kEntryColumns;
+  int64_t num_experts = num_slices > 0 && first_entry >= 0 ? (table.size(1) - first_entry) / num_slices : 0;
+  TORCH_CHECK(scales.scalar_type() == at::kFloat && scales.is_contiguous() && scales.numel() == x.size(0),
+              "one float32 scale per row needed");
+  const int64_t* cut = ints<int64_t>(runs, kRunColumns, "runs");
   std::vector<int64_t> tiles;
-  for (int64_t i = 0; i < runs.size(0); i++, cut += 3) {
-    TORCH_CHECK(0 <= cut[0] && cut[1] <= x.size(0) && 0 <= cut[2] && cut[2] < num_slots, "run ", i, " leaves the batch or the slots");
+  for (int64_t i = 0; i < runs.size(0); i++, cut += kRunColumns) {
+    TORCH_CHECK(0 <= cut[0] && cut[1] <= x.size(0) && 0 <= cut[2] && cut[2] < num_slots && 0 <= cut[3] && cut[3] < num_experts,
+                "run ", i, " leaves the batch or the table");
     for (int64_t row = cut[0]; row < cut[1]; row += kTileRows)
       tiles.insert(tiles.end(), {row, std::min<int64_t>(kTileRows, cut[1] - row), i});
   }
   LoraArgs args{bf16, out.mutable_data_ptr(), x.const_data_ptr(), out.size(1), x.size(1), num_slices, tiles.data(),
-                ints<int64_t>(runs, 3, "runs"), scales.const_data_ptr<float>(), ints<int64_t>(table, kSlotColumns * num_slices, "table"),
+                ints<int64_t>(runs, kRunColumns, "runs"), scales.const_data_ptr<float>(),
+                ints<int64_t>(table, kEntryColumns, "table") + first_entry * kEntryColumns, slot_stride,
                 ints<int64_t>(columns, 1, "columns")};
   at::parallel_for(0, static_cast<int64_t>(tiles.size()) / 3, 1,
                    [&](int64_t first, int64_t end) { CALL(lora_add, args, first, end); });
@@ -247,7 +249,7 @@ TORCH_LIBRARY(lorayard, m) {
   m.def("best_level() -> str", &best_level);
   for (const std::string level : {"avx2", "avx512_bf16"}) {
     auto define = [&](const std::string& name, const std::string& rest) { m.def((name + "." + level + rest).c_str()); };
-    define("lora_add", "(Tensor(a!) out, Tensor x, Tensor runs, Tensor scales, Tensor table, Tensor columns) -> ()");
+    define("lora_add", "(Tensor(a!) out, Tensor x, Tensor runs, Tensor scales, Tensor table, int first_entry, Tensor columns) -> ()");
     define("paged_attention",
            "(Tensor(a!) qkv, Tensor(b!) keys, Tensor(c!) values, Tensor cos, Tensor sin, Tensor spans, "
            "Tensor block_tables, float scale, int window=0, float softcap=0.0, Tensor? q_norm=None, Tensor? k_norm=None, "

@@ -12,7 +12,8 @@ struct Bf16 {
 
 constexpr int kTileRows = 4;        // rows that share one pass over a matrix
 constexpr int kMaxRank = 1024;      // per sub-module
-constexpr int kSlotColumns = 5;     // of a slot table, per sub-module
+constexpr int kEntryColumns = 5;    // of a LoRA table: addresses of A and B, rank, addresses of bias and DoRA terms
+constexpr int kRunColumns = 4;      // of a LoRA run: first row, end, slot, expert
 constexpr int kSplitTokens = 512;   // a function of the position alone, so results never depend on the cores
 constexpr int kBlockMultiple = 16;  // cache blocks hold a multiple of this many tokens
 
@@ -22,9 +23,10 @@ struct LoraArgs {
   const void* x;      // [num_rows, in_features]
   int64_t out_stride, in_features, num_slices;
   const int64_t* tiles;    // [num_tiles, 3]: first row, number of rows, run
-  const int64_t* runs;     // [num_runs, 3]: first row, end, slot
-  const float* scales;     // [num_runs]
-  const int64_t* table;    // [num_slots, num_slices, kSlotColumns]: addresses of A and B, rank, addresses of bias and DoRA terms
+  const int64_t* runs;     // [num_runs, kRunColumns]
+  const float* scales;     // [num_rows]
+  const int64_t* table;    // [num_slots, slot_stride], the module's first entry in slot 0; an expert's entries follow
+  int64_t slot_stride;     // another's; an entry is kEntryColumns wide and stands for one slice
   const int64_t* columns;  // [num_slices + 1]
 };
 

@@ -10,10 +10,9 @@ struct Extras {
   const float* bias;  // [width], of lora_B
   const float* dora;  // [5, width]: magnitude, |W|^2, 2 W.BA, |BA|^2 of each row, bias of the base
   int64_t width;
-  float scale;
 
-  // Finishes columns c...: v is the base's output plus the adapter's product.
-  Vec operator()(Vec v, int64_t c, int64_t n) const {
+  // Finishes columns c... of a row: v is the base's output plus the adapter's product.
+  Vec operator()(Vec v, float scale, int64_t c, int64_t n) const {
     if (bias) v = fma(set(scale), load(bias + c, n), v);
     if (!dora) return v;
     auto term = [&](int64_t row) { return load(dora + row * width + c, n); };
@@ -25,8 +24,8 @@ struct Extras {
 };
 
 template <class T, int M>
-void add_slice(const T* const* x, int64_t in_features, const int64_t* weights, float scale, int64_t width, T* const* out) {
-  Extras extras{reinterpret_cast<const float*>(weights[3]), reinterpret_cast<const float*>(weights[4]), width, scale};
+void add_slice(const T* const* x, int64_t in_features, const int64_t* weights, const float* scales, int64_t width, T* const* out) {
+  Extras extras{reinterpret_cast<const float*>(weights[3]), reinterpret_cast<const float*>(weights[4]), width};
   bool has_extras = weights[3] || weights[4];
   auto a = reinterpret_cast<const T*>(weights[0]);  // [rank, in_features]
   auto b = reinterpret_cast<const T*>(weights[1]);  // [rank, width]
@@ -43,12 +42,12 @@ void add_slice(const T* const* x, int64_t in_features, const int64_t* weights, f
   for (int m = 0; m < M; m++)
     for (int64_t r = 0; r < rank; r += kLanes) {
       int64_t n = smaller(kLanes, rank - r);
-      store(shrunk[m] + r, mul(set(scale), load(exact[m] + r, n)), n);
+      store(shrunk[m] + r, mul(set(scales[m]), load(exact[m] + r, n)), n);
     }
   BlockedRows<T> rows{&b, rank, width, rank};
   mix_rows<T, M>(factors, rows, width, [&](int m, int64_t c, Vec v, int64_t n) {
     Vec sum = add(load(out[m] + c, n), v);
-    store(out[m] + c, has_extras ? extras(sum, c, n) : sum, n);
+    store(out[m] + c, has_extras ? extras(sum, scales[m], c, n) : sum, n);
   });
 }
 
@@ -57,12 +56,13 @@ void add_tile(const LoraArgs& a, int64_t row, int64_t run) {
   const T* x[M];
   T* out[M];
   for (int m = 0; m < M; m++) x[m] = static_cast<const T*>(a.x) + (row + m) * a.in_features;
-  int64_t slot = a.runs[3 * run + 2];
+  const int64_t* adapter = a.runs + kRunColumns * run + 2;
+  const int64_t* entries = a.table + adapter[0] * a.slot_stride + adapter[1] * a.num_slices * kEntryColumns;
   for (int64_t s = 0; s < a.num_slices; s++) {
-    const int64_t* weights = a.table + (slot * a.num_slices + s) * kSlotColumns;
+    const int64_t* weights = entries + s * kEntryColumns;
     if (weights[2] == 0) continue;
     for (int m = 0; m < M; m++) out[m] = static_cast<T*>(a.out) + (row + m) * a.out_stride + a.columns[s];
-    add_slice<T, M>(x, a.in_features, weights, a.scales[run], a.columns[s + 1] - a.columns[s], out);
+    add_slice<T, M>(x, a.in_features, weights, a.scales + row, a.columns[s + 1] - a.columns[s], out);
   }
 }
 

@@ -38,27 +38,27 @@ class ExpertRows:
         sources = order.div(chosen.shape[1], rounding_mode="floor")
         return cls(sources, places, numbers, tuple(bounds))
 
-    def segments(self, segments: Segments, num_slots: int) -> Segments:
-        """Return the sorted rows' adapters; slot s of expert e is numbered e * num_slots + s."""
+    def segments(self, segments: Segments) -> Segments:
+        """Return the sorted rows' adapters, each row with its expert's share of them."""
         sources = self.sources.numpy()
-        passes = (Pass.of(self._runs(lora_pass, sources, num_slots)) for lora_pass in segments.passes)
+        passes = (
+            Pass.of(self._runs(lora_pass, sources), lora_pass.scales.numpy()[sources])
+            for lora_pass in segments.passes
+        )
         return Segments(len(sources), tuple(passes))
 
-    def _runs(self, lora_pass: Pass, sources: NDArray[np.int64], num_slots: int) -> Iterator[Run]:
-        num_rows = int(sources.max()) + 1
-        slots = np.full(num_rows, BASE_SLOT)
-        scales = np.ones(num_rows)
+    def _runs(self, lora_pass: Pass, sources: NDArray[np.int64]) -> Iterator[Run]:
+        slots = np.full(lora_pass.scales.numel(), BASE_SLOT)
         for run in lora_pass.runs:
             slots[run.start : run.end] = run.slot
-            scales[run.start : run.end] = run.scale
-        places = np.where(slots[sources] == BASE_SLOT, BASE_SLOT, self.experts * num_slots + slots[sources])
-        starts = _starts(places, scales[sources])
-        for start, end in zip(starts.tolist(), _ends(starts, places.size), strict=True):
-            if places[start] != BASE_SLOT:
-                yield Run(start, end, int(places[start]), float(scales[sources[start]]))
+        slots = slots[sources]
+        starts = _starts(slots, self.experts)
+        for start, end in zip(starts.tolist(), _ends(starts, slots.size), strict=True):
+            if slots[start] != BASE_SLOT:
+                yield Run(start, end, int(slots[start]), int(self.experts[start]))
 
 
-def _starts(*columns: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.int64]:
+def _starts(*columns: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return where runs of equal rows begin."""
     changes = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
     return np.concatenate(([0], np.flatnonzero(changes) + 1))

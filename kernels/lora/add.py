@@ -7,9 +7,9 @@ from collections.abc import Callable
 from torch import Tensor
 
 from kernels.lora.segments import Segments
-from kernels.lora.tables import PackedModuleSlots
+from kernels.lora.tables import LoRAModule
 
-LoRAAdd = Callable[[Tensor, Tensor, Segments, PackedModuleSlots], None]
+LoRAAdd = Callable[[Tensor, Tensor, Segments, LoRAModule], None]
 """Called with out [num_rows, out_features], x [num_rows, in_features], segments and a packed module.
 
 Computes out += scale (B(Ax) + bias) per row, sub-module and adapter of the row, then applies the adapter's
@@ -20,7 +20,7 @@ torch's do where its products do (`kernels.linear.linear`).
 """
 
 
-def check(out: Tensor, x: Tensor, segments: Segments, module: PackedModuleSlots) -> None:
+def check(out: Tensor, x: Tensor, segments: Segments, module: LoRAModule) -> None:
     """Raise ValueError, with the values, for inputs a kernel would misread."""
     expected_x = (segments.num_rows, module.in_features)
     expected_out = (segments.num_rows, module.out_features)
@@ -33,12 +33,12 @@ def check(out: Tensor, x: Tensor, segments: Segments, module: PackedModuleSlots)
         raise ValueError(
             f"x is {x.dtype} on {x.device} and out is {out.dtype} on {out.device}; they must agree"
         )
-    if module.dtype not in (None, x.dtype):
+    if module.dtype is not x.dtype:
         raise ValueError(
             f"x is {x.dtype} and the adapters are {module.dtype}; load them in the model's dtype"
         )
 
 
-def lora_add_meta(out: Tensor, x: Tensor, segments: Segments, module: PackedModuleSlots) -> None:
+def lora_add_meta(out: Tensor, x: Tensor, segments: Segments, module: LoRAModule) -> None:
     """Check only: tensors without contents stay as they are."""
     check(out, x, segments, module)

@@ -7,18 +7,17 @@ from torch import Tensor
 from kernels.cpu import library
 from kernels.lora.add import LoRAAdd, check
 from kernels.lora.segments import Segments
-from kernels.lora.tables import PackedModuleSlots
+from kernels.lora.tables import LoRAModule
 
 
 def lora_add_compiled(level: library.Level) -> LoRAAdd:
     """Return the compiled kernel."""
     operator = library.operator("lora_add", level)
 
-    def lora_add(out: Tensor, x: Tensor, segments: Segments, module: PackedModuleSlots) -> None:
-        if not segments.passes or module.dtype is None:  # without a dtype no slot holds anything
-            return
+    def lora_add(out: Tensor, x: Tensor, segments: Segments, module: LoRAModule) -> None:
         check(out, x, segments, module)
         for lora_pass in segments.passes:
-            operator(out, x, lora_pass.table, lora_pass.scales, module.table, module.columns)
+            runs = lora_pass.table, lora_pass.scales
+            operator(out, x, *runs, module.table, module.first_entry, module.columns)
 
     return lora_add

@@ -8,55 +8,54 @@ from torch import Tensor
 from kernels.linear.row_padding import padded_rows
 from kernels.lora.add import check
 from kernels.lora.segments import Segments
-from kernels.lora.tables import LoRASlice, PackedLoRA, PackedModuleSlots
+from kernels.lora.tables import LoRAModule, LoRASlice, PackedLoRA
 
 
 def lora_add_reference(
     out: Tensor,  # [num_rows, out_features], changed in place
     x: Tensor,  # [num_rows, in_features]
     segments: Segments,
-    module: PackedModuleSlots,
+    module: LoRAModule,
 ) -> None:
     """Compute `LoRAAdd`: a shrink, and an expand per sub-module, for each run."""
     check(out, x, segments, module)
     for lora_pass in segments.passes:
-        for start, end, slot, scale in lora_pass.runs:
-            weights = module.entries[slot]
+        for start, end, slot, expert in lora_pass.runs:
+            weights = module.weights(slot, expert)
             if weights is not None:
-                _add_run(out[start:end], x[start:end], weights, scale)
+                _add_run(out[start:end], x[start:end], weights, lora_pass.scales[start:end, None])
 
 
 def _add_run(
     out: Tensor,  # [run_rows, out_features], changed in place
     x: Tensor,  # [run_rows, in_features]
     weights: PackedLoRA,
-    scale: float,
+    scales: Tensor,  # [run_rows, 1] float32
 ) -> None:
     num_rows = x.shape[0]
     shrunk = F.linear(padded_rows(x), weights.a)
-    if scale != 1.0:
-        shrunk *= scale
+    shrunk[:num_rows] *= scales
     for part in weights.slices:
         delta = shrunk[:, part.rank.start : part.rank.end] @ part.b_t
         columns = out[:, part.out.start : part.out.end]
         if part.bias is None and part.dora is None:
             columns += delta[:num_rows]
         else:
-            columns.copy_(_finished(columns.float() + delta[:num_rows].float(), part, scale))
+            columns.copy_(_finished(columns.float() + delta[:num_rows].float(), part, scales))
 
 
-def _finished(sums: Tensor, part: LoRASlice, scale: float) -> Tensor:
+def _finished(sums: Tensor, part: LoRASlice, scales: Tensor) -> Tensor:
     if part.bias is not None:
-        sums = sums + scale * part.bias
-    return sums if part.dora is None else apply_dora(sums, part.dora, scale)
+        sums = sums + scales * part.bias
+    return sums if part.dora is None else apply_dora(sums, part.dora, scales)
 
 
 def apply_dora(
     sums: Tensor,  # [num_rows, out_slice] float32, base with its bias, plus adapter
     dora: Tensor,  # [NUM_DORA_TERMS, out_slice] float32
-    scale: float,
+    scales: Tensor,  # [num_rows, 1] float32
 ) -> Tensor:  # [num_rows, out_slice] float32
     """Return m / |W + scale BA| (sums - bias) + bias per column (Liu et al., 2024), as PEFT computes it."""
     magnitude, base, cross, delta, bias = dora.unbind()
-    gain = magnitude / (base + scale * (cross + scale * delta)).sqrt()
+    gain = magnitude / (base + scales * (cross + scales * delta)).sqrt()
     return gain * (sums - bias) + bias

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 BASE_SLOT = -1
@@ -24,13 +26,18 @@ SlotScales = tuple[SlotScale, ...]
 """All adapters upon a row, in the order in which they are added; empty for base rows."""
 
 
+def slots_of(adapters: SlotScales) -> tuple[int, ...]:
+    """Return what a batch is ordered by: rows of the same slots share runs, whatever their scales."""
+    return tuple(adapter.slot for adapter in adapters)
+
+
 class Run(NamedTuple):
-    """Rows `start` to `end` (exclusive), to all of which `slot` is added, times `scale`."""
+    """Rows `start` to `end` (exclusive), to all of which `slot` is added, each times its own scale."""
 
     start: int
     end: int
     slot: int
-    scale: float = 1.0
+    expert: int = 0  # whose matrices of the slot's adapter, where a module has experts
 
 
 class Tiles(NamedTuple):
@@ -39,7 +46,7 @@ class Tiles(NamedTuple):
     starts: list[int]
     ends: list[int]
     slots: list[int]
-    scales: list[float]
+    experts: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +54,25 @@ class Pass:
     """Runs over rows of which none is named twice, so that a kernel may work on all of them at once."""
 
     runs: tuple[Run, ...]
-    table: Tensor = field(compare=False, repr=False)  # [num_runs, 3] int64: start, end, slot
-    scales: Tensor = field(compare=False, repr=False)  # [num_runs] float32
+    table: Tensor = field(compare=False, repr=False)  # [num_runs, 4] int64: start, end, slot, expert
+    scales: Tensor = field(compare=False, repr=False)  # [num_rows] float32, 1 for rows in no run
 
     @classmethod
-    def of(cls, runs: Iterable[Run]) -> Self:
-        """Build from runs in row order."""
+    def of(cls, runs: Iterable[Run], scales: NDArray[np.float32]) -> Self:
+        """Build from runs in row order, and a scale for every row of the batch."""
         runs = tuple(runs)
-        table = torch.tensor([run[:3] for run in runs], dtype=torch.int64).view(-1, 3)
-        return cls(runs, table, torch.tensor([run.scale for run in runs], dtype=torch.float32))
+        table = torch.tensor(runs, dtype=torch.int64).view(-1, len(Run._fields))
+        return cls(runs, table, torch.from_numpy(scales))
 
     def tiles(self, block_rows: int, *, pad_to: int = 0) -> Tiles:
         """Cut the runs into tiles of `block_rows`; fill up to `pad_to` so that a grid keeps its size."""
         cuts = [
-            Run(row, min(row + block_rows, run.end), run.slot, run.scale)
+            run._replace(start=row, end=min(row + block_rows, run.end))
             for run in self.runs
             for row in range(run.start, run.end, block_rows)
         ]
         cuts += [Run(0, 0, BASE_SLOT)] * (pad_to - len(cuts))
-        return Tiles(*(list(column) for column in zip(*cuts, strict=True))) if cuts else Tiles([], [], [], [])
+        return Tiles(*map(list, zip(*cuts, strict=True))) if cuts else Tiles([], [], [], [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +90,13 @@ class Segments:
         """Build from (num_rows, adapters) in batch order; equal neighbours are joined, empty runs dropped."""
         filled = [_checked(num_rows, adapters) for num_rows, adapters in runs if num_rows]
         num_passes = max((len(adapters) for _, adapters in filled), default=0)
-        passes = tuple(Pass.of(_runs_of_pass(filled, index)) for index in range(num_passes))
-        return cls(sum(num_rows for num_rows, _ in filled), passes)
+        counts = [num_rows for num_rows, _ in filled]
+        passes = []
+        for index in range(num_passes):
+            mine = [adapters[index] if index < len(adapters) else _NONE for _, adapters in filled]
+            scales = np.array([adapter.scale for adapter in mine], dtype=np.float32)
+            passes.append(Pass.of(_runs(counts, mine), scales.repeat(counts)))
+        return cls(sum(counts), tuple(passes))
 
     @classmethod
     def from_slots(cls, slots: Sequence[int]) -> Self:
@@ -92,13 +104,15 @@ class Segments:
         return cls.from_runs((1, () if slot == BASE_SLOT else (SlotScale(slot),)) for slot in slots)
 
 
-def _runs_of_pass(filled: list[tuple[int, SlotScales]], index: int) -> Iterable[Run]:
+_NONE = SlotScale(BASE_SLOT)
+
+
+def _runs(counts: list[int], adapters: list[SlotScale]) -> Iterator[Run]:
     start = 0
-    mine = ((rows, adapters[index] if index < len(adapters) else None) for rows, adapters in filled)
-    for adapter, group in groupby(mine, key=lambda run: run[1]):
+    for slot, group in groupby(zip(counts, adapters, strict=True), key=lambda part: part[1].slot):
         end = start + sum(num_rows for num_rows, _ in group)
-        if adapter is not None:
-            yield Run(start, end, *adapter)
+        if slot != BASE_SLOT:
+            yield Run(start, end, slot)
         start = end
 
 

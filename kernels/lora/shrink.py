@@ -7,53 +7,61 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.lora.pages import PAGE_RANKS, DeviceTiles, LoRAPages
+from kernels.lora.tables import ENTRY_COLUMNS, LoRAModule
+from kernels.lora.tiles import DeviceTiles
 
-# Not yet tuned on a device; compiles for sm_80 and sm_90 without spills (triton 3.7.1, 2026-11).
+# Not yet tuned on a device; what they compile to is bounded by test_shrink.py.
 BLOCK_IN = 128
+BLOCK_RANK = 16
 NUM_WARPS = 4
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_rows", "first_entry", "slot_stride"])  # type: ignore[untyped-decorator]
 def shrink_kernel(  # type: ignore[no-untyped-def]
     x_ptr,  # [num_rows, in_features]
-    a_pool_ptr,  # [num_a_pages, 16, in_features]
-    shrunk_ptr,  # [num_slices, num_rows, max_pages * 16] float32
-    a_pages_ptr,  # [num_slices, num_slots, max_pages]
-    ranks_ptr,  # [num_slices, num_slots]
-    tile_starts_ptr,
-    tile_ends_ptr,
-    tile_slots_ptr,
-    tile_scales_ptr,
+    shrunk_ptr,  # [num_slices, num_rows, shrunk_width] float32
+    table_ptr,  # [num_slots, slot_stride] int64
+    tiles_ptr,  # [num_tiles, 4] int32: start, end, slot, expert
+    scales_ptr,  # [num_rows] float32
     num_rows,
     in_features,
-    num_slots,
-    max_pages,
-    PAGE: tl.constexpr,
+    shrunk_width,
+    first_entry,
+    slot_stride,
+    NUM_SLICES: tl.constexpr,
+    ENTRY: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):
-    """shrunk[s, row, p*16 : p*16+16] = scale(row) x[row] . A[s, slot(row)][page p]; program (tile, p, s)."""
-    tile = tl.program_id(0)
-    page = tl.program_id(1)
+    """shrunk[s, row, block b] = scale(row) x[row] . A[slot(row), s][ranks of b]; program (tile, b, s).
+
+    The adapter's table entry holds A's address and its rank. ALIGNED: rows of A and x are multiples of 16
+    elements, so that 16 bytes are read at a time.
+    """
+    tile_ptr = tiles_ptr + tl.program_id(0) * 4
+    first_rank = tl.program_id(1) * BLOCK_R
     part = tl.program_id(2)
-    slot = tl.load(tile_slots_ptr + tile)
+    slot = tl.load(tile_ptr + 2).to(tl.int64)
     if slot < 0:
         return
-    place = part * num_slots + slot
-    rank = tl.load(ranks_ptr + place)
-    if page * PAGE >= rank:
+    place = first_entry + tl.load(tile_ptr + 3) * NUM_SLICES + part
+    entry_ptr = table_ptr + slot * slot_stride + place * ENTRY
+    rank = tl.load(entry_ptr + 2)
+    if first_rank >= rank:
         return
+    a_ptr = tl.load(entry_ptr).to(tl.pointer_type(x_ptr.dtype.element_ty))
+    if ALIGNED:
+        a_ptr = tl.multiple_of(a_ptr, 16)
 
-    rows = tl.load(tile_starts_ptr + tile) + tl.arange(0, BLOCK_M)
-    row_is_mine = rows < tl.load(tile_ends_ptr + tile)
-    ranks = tl.arange(0, PAGE)
-    # The pool's rows past the rank may hold what a wider adapter left there.
-    rank_is_mine = page * PAGE + ranks < rank
-    page_number = tl.load(a_pages_ptr + place * max_pages + page).to(tl.int64)
-    a_page_ptr = a_pool_ptr + page_number * PAGE * in_features
+    rows = tl.load(tile_ptr) + tl.arange(0, BLOCK_M)
+    row_is_mine = rows < tl.load(tile_ptr + 1)
+    ranks = first_rank + tl.arange(0, BLOCK_R)
+    # What lies behind the rank is padding or another sub-module's.
+    rank_is_mine = ranks < rank
 
-    acc = tl.zeros((BLOCK_M, PAGE), dtype=tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
     for start in range(0, in_features, BLOCK_K):
         columns = start + tl.arange(0, BLOCK_K)
         column_exists = columns < in_features
@@ -63,86 +71,84 @@ def shrink_kernel(  # type: ignore[no-untyped-def]
             other=0.0,
         )
         a = tl.load(
-            a_page_ptr + ranks[None, :] * in_features + columns[:, None],
+            a_ptr + ranks[None, :].to(tl.int64) * in_features + columns[:, None],
             mask=rank_is_mine[None, :] & column_exists[:, None],
             other=0.0,
         )
         acc = tl.dot(x, a, acc, input_precision="ieee")
 
-    width = max_pages * PAGE
-    shrunk_rows = (part * num_rows + rows).to(tl.int64) * width
+    scales = tl.load(scales_ptr + rows, mask=row_is_mine, other=0.0)
+    shrunk_rows = (part * num_rows + rows).to(tl.int64) * shrunk_width
     tl.store(
-        shrunk_ptr + shrunk_rows[:, None] + page * PAGE + ranks[None, :],
-        acc * tl.load(tile_scales_ptr + tile),
+        shrunk_ptr + shrunk_rows[:, None] + ranks[None, :],
+        acc * scales[:, None],
         mask=row_is_mine[:, None],
     )
 
 
 def lora_shrink(
     x: Tensor,  # [num_rows, in_features]
-    pages: LoRAPages,
+    module: LoRAModule,
     tiles: DeviceTiles,
-) -> Tensor:  # [num_slices, num_rows, max_pages * 16] float32
-    """Return scale x . A per sub-module; base rows and ranks past an adapter's last page stay unwritten."""
-    check_shrink(x, pages, tiles)
-    num_rows = x.shape[0]
-    shrunk = torch.empty(
-        pages.num_slices, num_rows, pages.max_pages * PAGE_RANKS, dtype=torch.float32, device=x.device
-    )
+) -> Tensor:  # [num_slices, num_rows, max_rank rounded up to 16] float32
+    """Return scale x . A per sub-module; base rows and ranks past an adapter's last block stay unwritten."""
+    check_shrink(x, module, tiles)
+    num_blocks = triton.cdiv(module.max_rank, BLOCK_RANK)
+    num_rows, width = x.shape[0], num_blocks * BLOCK_RANK
+    shrunk = torch.empty(module.num_slices, num_rows, width, dtype=torch.float32, device=x.device)
     if tiles.num_tiles == 0:
         return shrunk
-    shrink_kernel[tiles.num_tiles, pages.max_pages, pages.num_slices](
+    shrink_kernel[tiles.num_tiles, num_blocks, module.num_slices](
         x,
-        pages.a_pool,
         shrunk,
-        pages.a_pages,
-        pages.ranks,
-        tiles.starts,
-        tiles.ends,
-        tiles.slots,
+        module.table,
+        tiles.tiles,
         tiles.scales,
         num_rows,
-        pages.in_features,
-        pages.num_slots,
-        pages.max_pages,
-        PAGE=PAGE_RANKS,
+        module.in_features,
+        width,
+        module.first_entry,
+        module.table.stride(0),
+        NUM_SLICES=module.num_slices,
+        ENTRY=ENTRY_COLUMNS,
         BLOCK_M=tiles.block_rows,
+        BLOCK_R=BLOCK_RANK,
         BLOCK_K=BLOCK_IN,
+        ALIGNED=module.in_features % 16 == 0,
         num_warps=NUM_WARPS,
         enable_fp_fusion=True,
     )
     return shrunk
 
 
-def check_shrink(x: Tensor, pages: LoRAPages, tiles: DeviceTiles) -> None:
+def check_shrink(x: Tensor, module: LoRAModule, tiles: DeviceTiles) -> None:
     """Raise ValueError, with the values, for inputs the kernel would misread."""
-    pages.check()
-    tiles.check()
-    if x.dim() != 2 or x.shape[1] != pages.in_features or not x.is_contiguous():
+    tiles.check(x.shape[0])
+    if x.dim() != 2 or x.shape[1] != module.in_features or not x.is_contiguous():
         raise ValueError(
             f"x is {tuple(x.shape)} with strides {x.stride()}; it must be a contiguous matrix of "
-            f"{pages.in_features} columns"
+            f"{module.in_features} columns"
         )
-    if x.dtype is not pages.a_pool.dtype or x.device != pages.a_pool.device:
+    if x.dtype is not module.dtype or x.device != module.table.device:
         raise ValueError(
-            f"x is {x.dtype} on {x.device}, A is {pages.a_pool.dtype} on {pages.a_pool.device}; convert x"
+            f"x is {x.dtype} on {x.device}, the adapters are {module.dtype} and their table is on "
+            f"{module.table.device}; convert x"
         )
 
 
 def lora_shrink_reference(
     x: Tensor,  # [num_rows, in_features]
-    pages: LoRAPages,
+    module: LoRAModule,
     tiles: DeviceTiles,
-) -> Tensor:  # [num_slices, num_rows, max_pages * 16] float32, zero where the kernel leaves rows unwritten
+) -> Tensor:  # [num_slices, num_rows, max_rank rounded up to 16] float32, zero where nothing is written
     """Compute `lora_shrink` in plain torch, one tile after another, in float32."""
-    shrunk = torch.zeros(pages.num_slices, x.shape[0], pages.max_pages * PAGE_RANKS, device=x.device)
-    columns = tiles.starts, tiles.ends, tiles.slots, tiles.scales
-    for start, end, slot, scale in zip(*(column.tolist() for column in columns), strict=True):
-        if slot < 0:
-            continue
-        for part in range(pages.num_slices):
-            rank = int(pages.ranks[part, slot])
-            numbers = pages.a_pages[part, slot, : -(-rank // PAGE_RANKS)].long()
-            a = pages.a_pool[numbers].reshape(-1, pages.in_features)[:rank]
-            shrunk[part, start:end, :rank] = x[start:end].float() @ a.float().T * scale
+    width = triton.cdiv(module.max_rank, BLOCK_RANK) * BLOCK_RANK
+    shrunk = torch.zeros(module.num_slices, x.shape[0], width, device=x.device)
+    for start, end, slot, expert in tiles.tiles.tolist():
+        weights = None if slot < 0 else module.weights(slot, expert)
+        for part in () if weights is None else weights.slices:
+            assert weights is not None
+            a = weights.a[part.rank.start : part.rank.start + part.num_ranks]
+            product = x[start:end].float() @ a.float().T * tiles.scales[start:end, None]
+            shrunk[module.place(part), start:end, : part.num_ranks] = product
     return shrunk

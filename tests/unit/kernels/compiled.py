@@ -1,18 +1,30 @@
-"""Compile a kernel for a GPU that need not be there, and read what the assembler made of it."""
+"""Compile the variant of a kernel that a launch would run, for a GPU that need not be there."""
 
 from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+ARCHITECTURES = (80, 90, 100, 120)
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+_NARROW = re.compile(r"\b(?:ld|st)\.global\S*\.[bsu]16\b")
+_POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
 
 
 class Compiled(NamedTuple):
@@ -20,39 +32,54 @@ class Compiled(NamedTuple):
     cubin: bytes
     num_registers: int
     stack_bytes: int  # registers that spilled
+    num_narrow: int  # global loads and stores of two bytes
 
 
-def compile_kernel(
-    kernel: JITFunction,
-    types: dict[str, str],
-    constants: dict[str, int],
-    *,
-    arch: int,
-    num_warps: int,
-    tmp_path: Path,
-) -> Compiled:
-    """Compile for compute capability `arch` what is launched for a model whose widths are multiples of 16.
+class Launch(NamedTuple):
+    """What a launcher gave its kernel."""
 
-    Arguments that `types` does not name are i32. Pointers and `*_features` are told to be multiples of 16, as
-    the launcher finds them.
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+class Recorder:
+    """Stands for a kernel in its module and keeps what it is launched with."""
+
+    def __init__(self) -> None:
+        self.launches: list[Launch] = []
+
+    def __getitem__(self, _grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *args, **options: self.launches.append(Launch(args, options))
+
+
+def compile_launch(kernel: JITFunction, launch: Launch, *, arch: int, tmp_path: Path) -> Compiled:
+    """Compile for compute capability `arch` what Triton would compile for these arguments.
+
+    A tensor's address and an integer are known to be multiples of 16 where they are, unless the kernel says
+    `do_not_specialize`; an integer that is 1 is a constant.
     """
-    signature = {name: types.get(name, "i32") for name in kernel.arg_names}
-    signature |= dict.fromkeys(constants, "constexpr")
-    aligned = {
-        (place,): [["tt.divisibility", 16]]
-        for place, name in enumerate(kernel.arg_names)
-        if name.endswith(("_ptr", "_features"))
-    }
+    constants = {name: value for name, value in launch.options.items() if name in kernel.arg_names}
+    options = {name: value for name, value in launch.options.items() if name not in constants}
+    signature, attributes = dict.fromkeys(constants, "constexpr"), {}
+    for parameter, value in zip(kernel.params, launch.args, strict=False):
+        is_tensor = isinstance(value, Tensor)
+        signature[parameter.name] = _POINTERS[value.dtype] if is_tensor else "i32"
+        if parameter.do_not_specialize:
+            continue
+        if (value.data_ptr() if is_tensor else value) % 16 == 0:
+            attributes[(parameter.num,)] = [["tt.divisibility", 16]]
+        elif not is_tensor and value == 1:
+            signature[parameter.name], constants[parameter.name] = "constexpr", 1
+    ordered = {name: signature[name] for name in kernel.arg_names}
     compiled = triton.compile(
-        ASTSource(kernel, signature, constexprs=constants, attrs=aligned),
+        ASTSource(kernel, ordered, constexprs=constants, attrs=attributes),
         target=GPUTarget("cuda", arch, 32),
-        options={"num_warps": num_warps, "enable_fp_fusion": True},
+        options=options,
     )
     cubin = tmp_path / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
-    usage = subprocess.run(
-        [_CUOBJDUMP, "-res-usage", cubin], capture_output=True, text=True, check=True
-    ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    assert found, usage
-    return Compiled(compiled.asm["ptx"], compiled.asm["cubin"], int(found[1]), int(found[2]))
+    usage = subprocess.run([_CUOBJDUMP, "-res-usage", cubin], capture_output=True, text=True, check=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout)
+    assert found, usage.stdout
+    ptx = compiled.asm["ptx"]
+    return Compiled(ptx, compiled.asm["cubin"], int(found[1]), int(found[2]), len(_NARROW.findall(ptx)))

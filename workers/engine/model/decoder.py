@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.lora.segments import Segments
-from kernels.lora.tables import PackedModuleSlots
+from kernels.lora.tables import LoRAModule
 from workers.engine.core.step_input import ForwardInput
 from workers.engine.kv.kv_cache import KVCache
 from workers.engine.model.comm import Alone, Comm
@@ -46,7 +46,7 @@ class AdaptedVocabulary(Protocol):
 class AdapterWeights(Protocol):
     """Where the forward pass finds the LoRA matrices of the resident adapters."""
 
-    def packed(self, layer: int, module: str) -> PackedModuleSlots:
+    def packed(self, layer: int, module: str) -> LoRAModule:
         """Return every slot's matrices for one packed module of one layer."""
         ...
 
@@ -127,7 +127,7 @@ class Decoder:
         adapters: AdapterWeights | None,
         attention: AttentionBackend,
     ) -> LayerParts:
-        def slots(name: str) -> PackedModuleSlots | None:
+        def slots(name: str) -> LoRAModule | None:
             return None if adapters is None else adapters.packed(index, name)
 
         kernels = self._weights.kernels

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.linear.row_padding import num_padded_rows
-from kernels.lora.segments import Segments, SlotScales
+from kernels.lora.segments import Segments, SlotScales, slots_of
 from workers.engine.core.sequence import Sequence, Span
 from workers.engine.core.step_input import (
     AttentionGroup,
@@ -77,7 +77,7 @@ class StepBuilder:
 
     def build(self, schedule: Schedule) -> BuiltStep:
         """Lay out the scheduled rows, decode rows first, and by adapters within decode and prefill."""
-        rows = sorted(schedule.rows, key=lambda row: (row.num_tokens > 1, row.sequence.slots))
+        rows = sorted(schedule.rows, key=lambda row: (row.num_tokens > 1, slots_of(row.sequence.slots)))
         spans = _spans(rows)
         num_real = sum(row.num_tokens for row in rows)
         num_tokens = self._num_padded(num_real)

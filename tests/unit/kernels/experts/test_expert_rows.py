@@ -33,21 +33,23 @@ def test_an_expert_that_nobody_chose_has_no_rows():
 def test_adapters_follow_their_rows_to_the_slots_of_each_expert():
     segments = Segments.from_runs([(2, (SlotScale(0),)), (1, (SlotScale(1, 0.5),)), (1, ())])
 
-    (only,) = ExpertRows.of(CHOSEN).segments(segments, num_slots=4).passes
+    (only,) = ExpertRows.of(CHOSEN).segments(segments).passes
 
     assert only.runs == (
         Run(0, 2, 0),  # rows 0 and 1 with expert 0
-        Run(3, 4, 4),  # row 1 with expert 1
-        Run(4, 5, 5, 0.5),  # row 2 with expert 1
-        Run(5, 6, 8),  # row 0 with expert 2
-        Run(6, 7, 9, 0.5),  # row 2 with expert 2
+        Run(3, 4, 0, 1),  # row 1 with expert 1
+        Run(4, 5, 1, 1),  # row 2 with expert 1
+        Run(5, 6, 0, 2),  # row 0 with expert 2
+        Run(6, 7, 1, 2),  # row 2 with expert 2
     )
+    assert only.scales.tolist() == [1, 1, 1, 1, 0.5, 1, 0.5, 1]
 
 
 def test_a_row_with_two_adapters_has_a_pass_for_each():
     segments = Segments.from_runs([(4, (SlotScale(1), SlotScale(0, 2.0)))])
 
-    first, second = ExpertRows.of(CHOSEN).segments(segments, num_slots=2).passes
+    first, second = ExpertRows.of(CHOSEN).segments(segments).passes
 
-    assert first.runs == (Run(0, 3, 1), Run(3, 5, 3), Run(5, 8, 5))
-    assert second.runs == (Run(0, 3, 0, 2.0), Run(3, 5, 2, 2.0), Run(5, 8, 4, 2.0))
+    assert first.runs == (Run(0, 3, 1), Run(3, 5, 1, 1), Run(5, 8, 1, 2))
+    assert second.runs == (Run(0, 3, 0), Run(3, 5, 0, 1), Run(5, 8, 0, 2))
+    assert (first.scales.tolist(), second.scales.tolist()) == ([1] * 8, [2] * 8)

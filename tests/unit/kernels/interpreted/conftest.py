@@ -3,7 +3,25 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     # `test_interpreter.py`, one folder up, runs this folder in a process of its own.
     collect_ignore_glob = ["test_*.py"]
+else:
+    import numpy as np
+    from triton.runtime import interpreter
+
+    _create_dot = interpreter.InterpreterBuilder.create_dot
+
+    def _create_widened_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        """Widen both operands: the interpreter keeps bfloat16 as integers, and would multiply those."""
+        return _create_dot(self, _widened(a), _widened(b), *rest)
+
+    def _widened(operand: Any) -> Any:
+        if operand.data.dtype != np.uint16:
+            return operand
+        wide = (operand.data.astype(np.uint32) << 16).view(np.float32)
+        return interpreter.TensorHandle(wide, interpreter.tl.float32)
+
+    interpreter.InterpreterBuilder.create_dot = _create_widened_dot

@@ -2,14 +2,25 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from kernels.cpu.library import Level
 from kernels.lora.add import LoRAAdd
-from kernels.lora.segments import Segments, SlotScale
-from kernels.lora.tables import RANK_MULTIPLE, LoRASlice, PackedLoRA, PackedModuleSlots, Slice
+from kernels.lora.segments import Pass, Run, Segments, SlotScale
+from kernels.lora.tables import (
+    RANK_MULTIPLE,
+    LoRAModule,
+    LoRASlice,
+    LoRATable,
+    PackedLoRA,
+    PackedShape,
+    Slice,
+    WeightsKey,
+)
+from tests.unit.kernels.one_module import OneModule
 from tests.unit.products import assert_same_rows
 
 pytestmark = pytest.mark.numeric
@@ -46,11 +57,13 @@ def make_adapter(
     return PackedLoRA(torch.cat(stacked), tuple(parts))
 
 
-def make_module(adapters: list[PackedLoRA | None], in_features: int = IN_FEATURES) -> PackedModuleSlots:
-    module = PackedModuleSlots(in_features=in_features, out_slices=WIDTHS, num_slots=len(adapters))
-    for slot, adapter in enumerate(adapters):
-        module.set(slot, adapter)
-    return module
+def make_module(adapters: list[PackedLoRA | None], in_features: int = IN_FEATURES) -> LoRAModule:
+    return make_one_module(adapters, in_features).module
+
+
+def make_one_module(adapters: list[PackedLoRA | None], in_features: int = IN_FEATURES) -> OneModule:
+    dtype = next(adapter.a.dtype for adapter in adapters if adapter is not None)
+    return OneModule(in_features, WIDTHS, adapters, dtype)
 
 
 def dense(adapter: PackedLoRA, x: Tensor) -> Tensor:
@@ -139,14 +152,14 @@ def test_nothing_of_a_wide_adapter_stays_when_a_narrow_one_takes_its_slot(
     generator: torch.Generator, add_lora: LoRAAdd
 ) -> None:
     narrow = make_adapter((4, None, None), generator)
-    used, fresh = make_module([make_adapter((64, 64, 64), generator)]), make_module([narrow])
+    used, fresh = make_one_module([make_adapter((64, 64, 64), generator)]), make_module([narrow])
     x = torch.randn(6, IN_FEATURES, generator=generator)
     segments = Segments.from_slots([0] * 6)
-    add_lora(torch.zeros(6, 80), x, segments, used)
+    add_lora(torch.zeros(6, 80), x, segments, used.module)
 
     used.set(0, narrow)
     from_used, from_fresh = torch.zeros(6, 80), torch.zeros(6, 80)
-    add_lora(from_used, x, segments, used)
+    add_lora(from_used, x, segments, used.module)
     add_lora(from_fresh, x, segments, fresh)
 
     assert torch.equal(from_used, from_fresh)
@@ -241,7 +254,7 @@ def with_extras(adapter: PackedLoRA, generator: torch.Generator, *, dora: bool) 
 def extras_of(adapter: PackedLoRA, base: Tensor, x: Tensor, scale: float) -> Tensor:
     """Return base plus adapter in double precision, straight from the definitions."""
     out = base.double() + scale * dense(adapter, x)
-    for columns, _, _, bias, dora in adapter.slices:
+    for columns, _, _, bias, dora, _ in adapter.slices:
         view = out[:, columns.start : columns.end]
         if bias is not None:
             view += scale * bias.double()
@@ -294,11 +307,11 @@ def test_a_slot_given_to_a_plain_adapter_keeps_no_bias_and_no_dora(
     generator: torch.Generator, add_lora: LoRAAdd
 ) -> None:
     plain = make_adapter((8, 8, 8), generator)
-    module = make_module([with_extras(plain, generator, dora=True)])
+    one = make_one_module([with_extras(plain, generator, dora=True)])
     x, out, expected = torch.randn(3, IN_FEATURES), torch.zeros(3, 80), torch.zeros(3, 80)
 
-    module.set(0, plain)
-    add_lora(out, x, Segments.from_slots([0, 0, 0]), module)
+    one.set(0, plain)
+    add_lora(out, x, Segments.from_slots([0, 0, 0]), one.module)
 
     add_lora(expected, x, Segments.from_slots([0, 0, 0]), make_module([plain]))
     assert torch.equal(out, expected)
@@ -310,3 +323,42 @@ def test_terms_of_another_width_are_refused_with_their_shape(generator: torch.Ge
 
     with pytest.raises(ValueError, match=r"\(3,\); give contiguous float32 \(48,\)"):
         make_module([wrong])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_row_has_its_own_scale_within_one_run_and_the_bits_it_has_alone(
+    dtype: torch.dtype, generator: torch.Generator, add_lora: LoRAAdd
+) -> None:
+    plain = make_adapter((8, 8, 40), generator, dtype)
+    module = make_module([with_extras(plain, generator, dora=True)])
+    scales = [1.0, -0.5, 0.0, 2.5, 1.0, 0.125, 3.0, 1.0, 0.75]
+    x = torch.randn(9, IN_FEATURES, generator=generator).to(dtype)
+    among = torch.zeros(9, 80, dtype=dtype)
+    segments = Segments.from_runs([(1, (SlotScale(0, scale),)) for scale in scales])
+
+    add_lora(among, x, segments, module)
+
+    assert len(segments.passes[0].runs) == 1
+    for row, scale in enumerate(scales):
+        alone = torch.zeros(1, 80, dtype=dtype)
+        add_lora(alone, x[row : row + 1], Segments.from_runs([(1, (SlotScale(0, scale),))]), module)
+        assert torch.equal(among[row : row + 1], alone)
+
+
+def test_experts_of_one_slot_have_matrices_of_their_own(
+    generator: torch.Generator, add_lora: LoRAAdd
+) -> None:
+    shape = PackedShape(IN_FEATURES, WIDTHS, torch.float32, num_experts=3)
+    table = LoRATable({"other": PackedShape(8, (4,), torch.float32), "experts": shape}, 2)
+    adapters = {expert: make_adapter((8, None, 16), generator) for expert in (0, 2)}
+    table.point(1, table.describe({WeightsKey("experts", at): one for at, one in adapters.items()}))
+    x, out = torch.randn(6, IN_FEATURES, generator=generator), torch.zeros(6, 80)
+    runs = [Run(0, 2, 1, 0), Run(2, 4, 1, 1), Run(4, 5, 1, 2), Run(5, 6, 0, 2)]
+    scales = np.array([1, 2, 1, 1, 0.5, 1], dtype=np.float32)
+
+    add_lora(out, x, Segments(6, (Pass.of(runs, scales),)), table.module("experts"))
+
+    expected = torch.zeros(6, 80, dtype=torch.float64)
+    expected[0], expected[1] = dense(adapters[0], x[:1])[0], 2 * dense(adapters[0], x[1:2])[0]
+    expected[4] = 0.5 * dense(adapters[2], x[4:5])[0]
+    torch.testing.assert_close(out.double(), expected, atol=1e-4, rtol=1e-4)

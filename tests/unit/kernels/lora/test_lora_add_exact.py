@@ -10,7 +10,8 @@ from torch import Tensor
 
 from kernels.lora.add import LoRAAdd
 from kernels.lora.segments import Segments
-from kernels.lora.tables import MAX_RANK, LoRASlice, PackedLoRA, PackedModuleSlots, Slice
+from kernels.lora.tables import MAX_RANK, LoRAModule, LoRASlice, PackedLoRA, Slice
+from tests.unit.kernels.one_module import OneModule
 
 pytestmark = pytest.mark.numeric
 
@@ -20,11 +21,11 @@ def random_module(
     in_features: int,
     widths: tuple[int, ...],
     dtype: torch.dtype,
-) -> PackedModuleSlots:
+) -> LoRAModule:
     generator = torch.Generator().manual_seed(1)
-    module = PackedModuleSlots(in_features=in_features, out_slices=widths, num_slots=len(ranks))
+    adapters: list[PackedLoRA | None] = []
     bounds = list(pairwise(accumulate(widths, initial=0)))
-    for slot, slot_ranks in enumerate(ranks):
+    for slot_ranks in ranks:
         parts, stacked, first = [], [], 0
         for rank, (left, right) in zip(slot_ranks, bounds, strict=True):
             if rank is not None:
@@ -32,14 +33,14 @@ def random_module(
                 stacked.append(torch.randn(rank, in_features, generator=generator) / in_features**0.5)
                 parts.append(LoRASlice(Slice(left, right), Slice(first, first + rank), b_t.to(dtype)))
                 first += rank
-        module.set(slot, PackedLoRA(torch.cat(stacked).to(dtype), tuple(parts)) if parts else None)
-    return module
+        adapters.append(PackedLoRA(torch.cat(stacked).to(dtype), tuple(parts)) if parts else None)
+    return OneModule(in_features, widths, adapters, dtype).module
 
 
-def expected_delta(x: Tensor, slots: list[int], module: PackedModuleSlots) -> Tensor:
+def expected_delta(x: Tensor, slots: list[int], module: LoRAModule) -> Tensor:
     delta = torch.zeros(x.shape[0], module.out_features, dtype=torch.float64)
     for row, slot in enumerate(slots):
-        weights = module.entries[slot] if slot >= 0 else None
+        weights = module.weights(slot) if slot >= 0 else None
         for columns, ranks, b_t, *_ in weights.slices if weights else ():
             a = weights.a[ranks.start : ranks.end].double()
             delta[row, columns.start : columns.end] = x[row].double() @ a.T @ b_t.double()
@@ -122,15 +123,35 @@ def test_the_largest_rank_is_served_and_a_larger_one_refused(add_lora: LoRAAdd) 
 
 
 def test_weights_that_a_kernel_would_misread_are_refused() -> None:
-    module = PackedModuleSlots(in_features=8, out_slices=(6,), num_slots=2)
+    one = OneModule(8, (6,), [None, None], torch.float32)
     part = LoRASlice(Slice(0, 6), Slice(0, 4), torch.zeros(4, 6))
 
     with pytest.raises(ValueError, match=r"A is \(4, 7\) .* must be \[ranks, 8\]"):
-        module.set(0, PackedLoRA(torch.zeros(4, 7), (part,)))
+        one.set(0, PackedLoRA(torch.zeros(4, 7), (part,)))
     with pytest.raises(ValueError, match="must be contiguous and of one dtype"):
-        module.set(0, PackedLoRA(torch.zeros(8, 4).T, (part,)))
-    module.set(0, PackedLoRA(torch.zeros(4, 8), (part,)))
+        one.set(0, PackedLoRA(torch.zeros(8, 4).T, (part,)))
+    with pytest.raises(ValueError, match="for rank 4; they must be"):
+        one.set(0, PackedLoRA(torch.zeros(4, 8), (part._replace(num_trained=5),)))
+    one.set(0, PackedLoRA(torch.zeros(4, 8), (part,)))
     halved = LoRASlice(Slice(0, 6), Slice(0, 4), torch.zeros(4, 6, dtype=torch.bfloat16))
-    with pytest.raises(ValueError, match=r"is torch.bfloat16, the other slots are torch.float32"):
-        module.set(1, PackedLoRA(torch.zeros(4, 8, dtype=torch.bfloat16), (halved,)))
-    assert module.entries[1] is None
+    with pytest.raises(ValueError, match=r"is torch.bfloat16, but 'module' takes torch.float32"):
+        one.set(1, PackedLoRA(torch.zeros(4, 8, dtype=torch.bfloat16), (halved,)))
+    assert one.module.weights(1) is None
+    assert not one.table.addresses[1].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ranks_of_padding_change_no_bit_and_are_not_read(dtype: torch.dtype, add_lora: LoRAAdd) -> None:
+    generator = torch.Generator().manual_seed(1)
+    a, b_t = torch.zeros(16, 64, dtype=dtype), torch.zeros(16, 48, dtype=dtype)
+    a[:5], b_t[:5] = (torch.randn(5, n, generator=generator).to(dtype) for n in (64, 48))
+    part = LoRASlice(Slice(0, 48), Slice(0, 16), b_t)
+    padded, trained = (PackedLoRA(a, (one,)) for one in (part, part._replace(num_trained=5)))
+    x, out = torch.randn(6, 64, generator=generator).to(dtype), torch.zeros(6, 48, dtype=dtype)
+    expected = out.clone()
+
+    add_lora(out, x, Segments.from_slots([0] * 6), OneModule(64, (48,), [trained], dtype).module)
+
+    add_lora(expected, x, Segments.from_slots([0] * 6), OneModule(64, (48,), [padded], dtype).module)
+    assert torch.equal(out, expected)
+    assert OneModule(64, (48,), [trained], dtype).module.table[0, 0, 2] == 5

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from kernels.lora.segments import Pass, Run, Segments, SlotScale
@@ -12,8 +13,8 @@ def test_neighbouring_rows_of_one_slot_are_one_run() -> None:
 
     (only,) = segments.passes
     assert only.runs == (Run(0, 2, 2), Run(3, 6, 0), Run(6, 7, 2))
-    assert only.table.tolist() == [[0, 2, 2], [3, 6, 0], [6, 7, 2]]
-    assert only.scales.tolist() == [1.0, 1.0, 1.0]
+    assert only.table.tolist() == [[0, 2, 2, 0], [3, 6, 0, 0], [6, 7, 2, 0]]
+    assert only.scales.tolist() == [1.0] * 7
     assert segments.num_rows == 7
 
 
@@ -24,10 +25,11 @@ def test_runs_are_joined_and_empty_ones_dropped() -> None:
     assert segments.num_rows == 9
 
 
-def test_one_slot_with_two_scales_is_two_runs() -> None:
+def test_one_slot_with_two_scales_is_one_run_and_rows_have_the_scales() -> None:
     segments = Segments.from_runs([(2, ONE), (3, (SlotScale(1, 0.5),))])
 
-    assert segments.passes[0].runs == (Run(0, 2, 1), Run(2, 5, 1, 0.5))
+    assert segments.passes[0].runs == (Run(0, 5, 1),)
+    assert segments.passes[0].scales.tolist() == [1.0, 1.0, 0.5, 0.5, 0.5]
 
 
 def test_every_further_adapter_of_a_row_is_in_a_further_pass() -> None:
@@ -37,9 +39,14 @@ def test_every_further_adapter_of_a_row_is_in_a_further_pass() -> None:
     segments = Segments.from_runs([(1, ONE), (2, two), (1, three), (3, ())])
 
     assert [lora_pass.runs for lora_pass in segments.passes] == [
-        (Run(0, 3, 1), Run(3, 4, 3, 0.5)),
-        (Run(1, 4, 0, -2.0),),
-        (Run(3, 4, 2, 4.0),),
+        (Run(0, 3, 1), Run(3, 4, 3)),
+        (Run(1, 4, 0),),
+        (Run(3, 4, 2),),
+    ]
+    assert [lora_pass.scales.tolist() for lora_pass in segments.passes] == [
+        [1, 1, 1, 0.5, 1, 1, 1],
+        [1, -2, -2, -2, 1, 1, 1],
+        [1, 1, 1, 4, 1, 1, 1],
     ]
     assert segments.num_rows == 7
 
@@ -59,8 +66,8 @@ def test_tiles_never_cross_runs_skip_base_rows_and_fill_up_with_idle_ones() -> N
     assert tiles.starts == [0, 16, 23, 0, 0]
     assert tiles.ends == [16, 18, 39, 0, 0]
     assert tiles.slots == [3, 3, 0, -1, -1]
-    assert tiles.scales == [0.5, 0.5, 1.0, 1.0, 1.0]
-    assert Pass.of(()).tiles(16) == ([], [], [], [])
+    assert tiles.experts == [0, 0, 0, 0, 0]
+    assert Pass.of((), np.ones(0, np.float32)).tiles(16) == ([], [], [], [])
 
 
 @pytest.mark.parametrize(("num_rows", "slot"), [(-1, 0), (2, -2)])

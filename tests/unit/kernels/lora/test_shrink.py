@@ -3,24 +3,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from kernels.lora.pages import BLOCK_ROWS
-from kernels.lora.segments import Pass
-from kernels.lora.shrink import BLOCK_IN, NUM_WARPS, lora_shrink, lora_shrink_reference, shrink_kernel
-from tests.unit.kernels.compiled import compile_kernel
-from tests.unit.kernels.random_pages import Case, make_case
-
-TABLES = {
-    "shrunk_ptr": "*fp32",
-    "a_pages_ptr": "*i32",
-    "ranks_ptr": "*i32",
-    "tile_starts_ptr": "*i32",
-    "tile_ends_ptr": "*i32",
-    "tile_slots_ptr": "*i32",
-    "tile_scales_ptr": "*fp32",
-}
+from kernels.lora import shrink
+from kernels.lora.segments import Pass, Segments
+from kernels.lora.shrink import lora_shrink, lora_shrink_reference, shrink_kernel
+from tests.unit.kernels.compiled import ARCHITECTURES, Recorder, compile_launch
+from tests.unit.kernels.random_adapters import Case, make_case
 
 
 @pytest.fixture
@@ -28,73 +19,99 @@ def case() -> Case:
     return make_case(
         ranks=[[20, 3]],
         slots=[0] * 3 + [1] * 3,
-        scales=[1.0, 0.5],
+        scales=[1.0, 0.5, 0.25, 2.0, 1.0, 1.0],
         in_features=24,
         slice_widths=[8],
         dtype=torch.float32,
     )
 
 
-@pytest.mark.parametrize("block_rows", BLOCK_ROWS)
-@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
-@pytest.mark.parametrize("arch", [80, 90])
-def test_it_compiles_without_spilling_registers(
-    arch: int, dtype: str, block_rows: int, tmp_path: Path
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("dtype", "block_rows", "in_features", "max_registers"),
+    [
+        (torch.bfloat16, 16, 4096, 64),
+        (torch.float16, 32, 4096, 96),
+        (torch.float32, 16, 4096, 96),
+        (torch.bfloat16, 16, 33, 255),
+    ],
+)
+def test_what_is_launched_compiles_without_spills_and_reads_whole_words_where_rows_are_aligned(
+    arch: int,
+    dtype: torch.dtype,
+    block_rows: int,
+    in_features: int,
+    max_registers: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compiled = compile_kernel(
-        shrink_kernel,
-        {**TABLES, "x_ptr": f"*{dtype}", "a_pool_ptr": f"*{dtype}"},
-        {"PAGE": 16, "BLOCK_M": block_rows, "BLOCK_K": BLOCK_IN},
-        arch=arch,
-        num_warps=NUM_WARPS,
-        tmp_path=tmp_path,
+    case = make_case(
+        ranks=[[8, 16]] * 3,
+        slots=[0, 1],
+        in_features=in_features,
+        slice_widths=[32, 16, 16],
+        dtype=dtype,
+        block_rows=block_rows,
     )
+    recorder = Recorder()
+    monkeypatch.setattr(shrink, "shrink_kernel", recorder)
+    lora_shrink(case.x, case.module, case.tiles)
+
+    compiled = compile_launch(shrink_kernel, recorder.launches[0], arch=arch, tmp_path=tmp_path)
 
     assert f".target sm_{arch}" in compiled.ptx
     assert compiled.cubin.startswith(b"\x7fELF")
     assert compiled.stack_bytes == 0
+    assert compiled.num_registers <= max_registers
+    assert in_features == 33 or compiled.num_narrow == 0
 
 
-def test_the_reference_is_the_dense_product_with_the_rows_own_adapter(case: Case) -> None:
-    pages = case.pages.a_pages
-    a = case.pages.a_pool[pages[0, 0].long()].reshape(-1, 24)[:20]
+def test_the_reference_is_the_dense_product_with_the_rows_own_adapter_and_scale(case: Case) -> None:
+    wide, narrow = (case.module.weights(slot) for slot in (0, 1))
+    assert wide is not None
+    assert narrow is not None
 
-    shrunk = lora_shrink_reference(case.x, case.pages, case.tiles)
+    shrunk = lora_shrink_reference(case.x, case.module, case.tiles)
 
-    torch.testing.assert_close(shrunk[0, :3, :20], case.x[:3] @ a.T)
+    scales = torch.tensor([[1.0], [0.5], [0.25]])
+    torch.testing.assert_close(shrunk[0, :3, :20], scales * (case.x[:3] @ wide.a[:20].T))
+    torch.testing.assert_close(shrunk[0, 3, :3], 2.0 * (narrow.a[:3] @ case.x[3]))
     assert shrunk[0, 3:, 3:].abs().sum() == 0
 
 
 def test_x_of_another_width_is_refused_with_both_widths(case: Case) -> None:
     with pytest.raises(ValueError, match=r"x is \(6, 25\).*24 columns"):
-        lora_shrink(torch.zeros(6, 25), case.pages, case.tiles)
+        lora_shrink(torch.zeros(6, 25), case.module, case.tiles)
 
 
 def test_strided_x_is_refused(case: Case) -> None:
     with pytest.raises(ValueError, match=r"strides \(48, 2\)"):
-        lora_shrink(torch.zeros(6, 48)[:, ::2], case.pages, case.tiles)
+        lora_shrink(torch.zeros(6, 48)[:, ::2], case.module, case.tiles)
 
 
 def test_x_of_another_dtype_is_refused_with_both_dtypes(case: Case) -> None:
-    with pytest.raises(ValueError, match=r"x is torch.float16.*A is torch.float32"):
-        lora_shrink(case.x.half(), case.pages, case.tiles)
+    with pytest.raises(ValueError, match=r"x is torch.float16.*adapters are torch.float32"):
+        lora_shrink(case.x.half(), case.module, case.tiles)
 
 
 def test_a_block_of_a_size_the_kernel_was_not_compiled_for_is_refused(case: Case) -> None:
     with pytest.raises(ValueError, match="block_rows is 64; give one of"):
-        lora_shrink(case.x, case.pages, replace(case.tiles, block_rows=64))
+        lora_shrink(case.x, case.module, replace(case.tiles, block_rows=64))
 
 
-def test_tiles_that_do_not_fill_a_grid_are_refused_with_both_numbers(case: Case) -> None:
-    with pytest.raises(ValueError, match=r"0 tiles for a grid of 2; cut them with pad_to=2"):
-        case.tiles.update(Pass.of(()).tiles(16))
+def test_scales_of_another_batch_are_refused(case: Case) -> None:
+    with pytest.raises(ValueError, match=r"scales is \(6,\) .*contiguous \(7,\)"):
+        lora_shrink(torch.zeros(7, 24), case.module, case.tiles)
 
 
-def test_ranks_of_a_wrong_type_are_refused(case: Case) -> None:
-    with pytest.raises(ValueError, match=r"ranks is \(1, 2\) torch.int64"):
-        lora_shrink(case.x, replace(case.pages, ranks=case.pages.ranks.long()), case.tiles)
+def test_a_step_that_does_not_fit_the_grid_is_refused_with_both_numbers(case: Case) -> None:
+    (many,) = Segments.from_slots([0, 1, 0, 1, 0, 1]).passes
+    with pytest.raises(ValueError, match=r"6 tiles of 6 rows for a grid of 2 tiles and 6 rows"):
+        case.tiles.update(many)
+    with pytest.raises(ValueError, match=r"2 tiles of 0 rows for a grid of 2 tiles and 6 rows"):
+        case.tiles.update(Pass.of((), np.ones(0, np.float32)))
 
 
-def test_pages_of_another_height_are_refused(case: Case) -> None:
-    with pytest.raises(ValueError, match=r"a_pool is \(4, 8, 24\)"):
-        lora_shrink(case.x, replace(case.pages, a_pool=case.pages.a_pool[:, :8].contiguous()), case.tiles)
+def test_tiles_of_a_wrong_type_are_refused(case: Case) -> None:
+    with pytest.raises(ValueError, match=r"tiles is \(2, 4\) torch.int64"):
+        lora_shrink(case.x, case.module, replace(case.tiles, tiles=case.tiles.tiles.long()))

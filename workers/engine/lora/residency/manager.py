@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
 
-from kernels.lora.tables import PackedModuleSlots
+from kernels.lora.tables import LoRAModule
 from kernels.registry import Kernels, build
 from workers.engine.core.adapter_stats import AdapterStats, RevisionStats
 from workers.engine.core.composition import Seat
@@ -79,6 +79,7 @@ class LoRAManager:
             layout,
             num_slots=max_loras,
             kernels=kernels,
+            max_rank=max_lora_rank,
             host_capacity=host_capacity,
             host_bytes=max_cpu_lora_bytes,
             clock=clock,
@@ -151,8 +152,8 @@ class LoRAManager:
         revision = self._identities.revision_of(request)
         return RevisionStats() if revision is None else self._tiers.counters.take_uncharged(revision)
 
-    def packed(self, layer: int, module: str) -> PackedModuleSlots:
-        """Return a packed module's slot table for `kernels.lora`; the same object for the engine's life."""
+    def packed(self, layer: int, module: str) -> LoRAModule:
+        """Return a packed module as LoRA kernels read it; the same object for the engine's life."""
         return self._tiers.table(layer, module)
 
     @property

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from kernels.lora.tables import PackedModuleSlots
+from kernels.lora.tables import MAX_RANK, RANK_MULTIPLE, AdapterRow, LoRAModule, LoRATable
 from kernels.registry import Kernels
 from workers.engine.core.adapter_stats import AdapterCounters, AdapterStats
-from workers.engine.lora.files.base import ModuleShape, Vocabulary
+from workers.engine.lora.files.base import HEAD, ModuleShape, Vocabulary
 from workers.engine.lora.residency.host_cache import HostCache
 from workers.engine.lora.residency.residency_log import ResidencyLog
 from workers.engine.lora.residency.slots import SlotTable
 from workers.engine.lora.tables.adapter_weights import AdapterWeights, VocabularyWeights
 from workers.engine.lora.tables.dora import DoraTerms
-from workers.engine.lora.tables.packed_slots import DescribedAdapter, PackedLayout, PackedSlotTables
+from workers.engine.lora.tables.packed_slots import PackedLayout, adapter_lora, module_name, packed_shapes
 from workers.engine.lora.tables.vocabulary_slots import VocabularySlots
 
 
 class Tiers:
-    """Host cache, slots and slot tables, kept in step; every move is recorded and counted here only."""
+    """Host cache, slots and the kernels' table, kept in step; moves are recorded and counted here only."""
 
     def __init__(
         self,
@@ -27,6 +27,7 @@ class Tiers:
         *,
         num_slots: int,
         kernels: Kernels,
+        max_rank: int = MAX_RANK,
         host_capacity: int,
         host_bytes: int | None,
         clock: Callable[[], float],
@@ -46,16 +47,20 @@ class Tiers:
         )
         self.residency = ResidencyLog()
         self.counters = AdapterCounters()
-        self._tables = PackedSlotTables(shapes, layout, num_slots)
-        self._described: dict[str, DescribedAdapter] = {}  # by revision, as long as it is on the host
-        self.vocabulary = None if vocabulary is None else VocabularySlots(vocabulary, num_slots, kernels)
+        self._table = LoRATable(
+            packed_shapes(shapes, layout, kernels.dtype, vocabulary),
+            num_slots,
+            max_rank=min(MAX_RANK, -(-max_rank // RANK_MULTIPLE) * RANK_MULTIPLE),
+        )
+        self._rows: dict[str, AdapterRow] = {}  # by revision, as long as it is on the host
+        self.vocabulary = None if vocabulary is None else VocabularySlots(self._table.module(HEAD), kernels)
         self._dora = dora
 
     def __contains__(self, revision: str) -> bool:
         return revision in self.host
 
-    def table(self, layer: int, module: str) -> PackedModuleSlots:
-        return self._tables.table(layer, module)
+    def table(self, layer: int, module: str) -> LoRAModule:
+        return self._table.module(module_name(layer, module))
 
     def use_all(self, revisions: Sequence[str]) -> list[int] | None:
         """Count one more sequence on the slot of each of these host revisions.
@@ -86,7 +91,7 @@ class Tiers:
             self.counters.slot_evictions += 1
             self.residency.record(assignment.evicted, "host")
         weights = self.host.use(revision)
-        self._tables.point(assignment.slot, self._described[revision])
+        self._table.point(assignment.slot, self._rows[revision])
         if self.vocabulary is not None:
             self.vocabulary.point(assignment.slot, weights.vocabulary)
         self.residency.record(revision, "device")
@@ -103,11 +108,11 @@ class Tiers:
             return None
         if self._dora is not None:
             weights = self._dora.complete(weights)
-        described = self._tables.describe(weights.modules)
+        row = self._table.describe(adapter_lora(weights.modules, weights.vocabulary.head))
         leaving = self.host.put(weights, even_wanted=even_wanted)
         if leaving is None:
             return None
-        self._described[weights.digest] = described
+        self._rows[weights.digest] = row
         for revision in leaving:
             self.counters.evicted(revision)
             self._left_host(revision)
@@ -132,8 +137,8 @@ class Tiers:
     def _left_host(self, revision: str) -> None:
         if revision in self.slots:
             slot = self.slots.free(revision)
-            self._tables.clear(slot)
+            self._table.clear(slot)
             if self.vocabulary is not None:
                 self.vocabulary.point(slot, VocabularyWeights())
-        del self._described[revision]
+        del self._rows[revision]
         self.residency.record(revision, "none")

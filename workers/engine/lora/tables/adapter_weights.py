@@ -130,7 +130,8 @@ def _pack_module(
                 rank_start = ranks.end
             bias = None if pair.bias is None else pair.bias.float() * adapter.scaling_of(path)
             dora = _own_dora_terms(pair, a, b_t.T)
-            slices.append(LoRASlice(Slice(column, column + out_features), ranks, b_t, bias, dora))
+            trained = pair.a.shape[0]
+            slices.append(LoRASlice(Slice(column, column + out_features), ranks, b_t, bias, dora, trained))
         column += out_features
     return PackedLoRA(torch.cat(stacked_a), tuple(slices))
 

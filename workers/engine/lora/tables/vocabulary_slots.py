@@ -10,10 +10,9 @@ from torch import Tensor
 from kernels.linear.logits import Head
 from kernels.linear.row_padding import padded_rows
 from kernels.lora.reference import apply_dora
-from kernels.lora.segments import Run, Segments
-from kernels.lora.tables import PackedModuleSlots
+from kernels.lora.segments import Segments
+from kernels.lora.tables import LoRAModule
 from kernels.registry import Kernels
-from workers.engine.lora.files.base import Vocabulary
 from workers.engine.lora.tables.adapter_weights import EmbeddingLoRA, VocabularyWeights
 
 _Value = TypeVar("_Value")
@@ -22,19 +21,21 @@ _Value = TypeVar("_Value")
 class VocabularySlots:
     """Slots for embedding and head; these come once per step, so that a loop over its runs costs little."""
 
-    def __init__(self, vocabulary: Vocabulary, num_slots: int, kernels: Kernels) -> None:
+    def __init__(self, head: LoRAModule, kernels: Kernels) -> None:
+        """`head` is the head's LoRA in the table that kernels read."""
         self._head_kernel = kernels.logits
         self._lora_add = kernels.lora_add_float32
-        self._heads = PackedModuleSlots(
-            in_features=vocabulary.hidden_size, out_slices=[vocabulary.size], num_slots=num_slots
-        )
+        self._head = head
+        self._head_slots: set[int] = set()  # whose adapters have LoRA of the head
         self._embeddings: dict[int, EmbeddingLoRA] = {}
         self._saved_embeddings: dict[int, Tensor] = {}
         self._saved_heads: dict[int, Head] = {}
 
     def point(self, slot: int, weights: VocabularyWeights) -> None:
-        """Make `slot` serve an adapter; nothing of the last one stays."""
-        self._heads.set(slot, weights.head)
+        """Make `slot` serve an adapter whose row the table has; nothing of the last one stays."""
+        self._head_slots.discard(slot)
+        if weights.head is not None:
+            self._head_slots.add(slot)
         saved_head = None if weights.saved_head is None else Head(weights.saved_head, self._head_kernel)
         _set(self._embeddings, slot, weights.embedding)
         _set(self._saved_embeddings, slot, weights.saved_embedding)
@@ -49,12 +50,12 @@ class VocabularySlots:
         """Replace or change the rows of adapters that have an embedding of their own or LoRA for it."""
         if not (self._embeddings or self._saved_embeddings):
             return
-        for start, end, slot, scale in _runs(segments):
+        for start, end, slot, scales in _runs(segments):
             rows, ids = embedded[start:end], token_ids[start:end]
             if (saved := self._saved_embeddings.get(slot)) is not None:
                 rows.copy_(saved[ids])
             if (lora := self._embeddings.get(slot)) is not None:
-                _add_embedding(rows, ids, lora, scale)
+                _add_embedding(rows, ids, lora, scales)
 
     def adapt_logits(
         self,
@@ -67,20 +68,21 @@ class VocabularySlots:
             for start, end, slot, _ in _runs(segments):
                 if (head := self._saved_heads.get(slot)) is not None:
                     logits[start:end] = head(padded_rows(hidden[start:end]))[: end - start]
-        if any(entry is not None for entry in self._heads.entries):
-            self._lora_add(logits, hidden.float(), segments, self._heads)
+        if self._head_slots:
+            self._lora_add(logits, hidden.float(), segments, self._head)
 
 
-def _add_embedding(rows: Tensor, ids: Tensor, lora: EmbeddingLoRA, scale: float) -> None:
+def _add_embedding(rows: Tensor, ids: Tensor, lora: EmbeddingLoRA, scales: Tensor) -> None:
     delta = (padded_rows(lora.a_t[ids]) @ lora.b_t)[: len(ids)]
-    if lora.dora is None:
-        rows.add_(delta, alpha=scale)
-    else:
-        rows.copy_(apply_dora(rows.float() + scale * delta.float(), lora.dora, scale))
+    sums = rows.float() + scales * delta.float()
+    rows.copy_(sums if lora.dora is None else apply_dora(sums, lora.dora, scales))
 
 
-def _runs(segments: Segments) -> Iterator[Run]:
-    return (run for lora_pass in segments.passes for run in lora_pass.runs)
+def _runs(segments: Segments) -> Iterator[tuple[int, int, int, Tensor]]:
+    """Yield every run's first row, end, slot and the rows' scales, [num_rows, 1] float32."""
+    for lora_pass in segments.passes:
+        for run in lora_pass.runs:
+            yield run.start, run.end, run.slot, lora_pass.scales[run.start : run.end, None]
 
 
 def _set(by_slot: dict[int, _Value], slot: int, value: _Value | None) -> None:

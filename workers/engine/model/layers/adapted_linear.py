@@ -7,13 +7,13 @@ from torch import Tensor
 from kernels.linear.quantized_linear import AnyLinear
 from kernels.lora.add import LoRAAdd
 from kernels.lora.segments import Segments
-from kernels.lora.tables import PackedModuleSlots
+from kernels.lora.tables import LoRAModule
 
 
 class AdaptedLinear:
     """y = W x + bias + B(Ax), the last for the rows that have adapters."""
 
-    def __init__(self, linear: AnyLinear, slots: PackedModuleSlots | None, lora_add: LoRAAdd) -> None:
+    def __init__(self, linear: AnyLinear, slots: LoRAModule | None, lora_add: LoRAAdd) -> None:
         """`slots` is None where the engine serves no adapters."""
         self._lora_add = lora_add
         self._linear = linear

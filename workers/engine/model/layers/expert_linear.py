@@ -12,16 +12,14 @@ from kernels.linear.quantized_linear import AnyLinear
 from kernels.linear.row_padding import padded_rows
 from kernels.lora.add import LoRAAdd
 from kernels.lora.segments import Segments
-from kernels.lora.tables import PackedModuleSlots
+from kernels.lora.tables import LoRAModule
 
 
 class ExpertLinear:
     """y = W_e x + B_e(A_e x) for rows sorted by expert e, the second for the rows that have adapters."""
 
-    def __init__(
-        self, linears: Sequence[AnyLinear], slots: PackedModuleSlots | None, lora_add: LoRAAdd
-    ) -> None:
-        """`slots` has a place for every expert's every slot; None where the engine serves no adapters."""
+    def __init__(self, linears: Sequence[AnyLinear], slots: LoRAModule | None, lora_add: LoRAAdd) -> None:
+        """`slots` has every expert's matrices; None where the engine serves no adapters."""
         self._linears = linears
         self._lora_add = lora_add
         self._slots = slots
@@ -41,7 +39,3 @@ class ExpertLinear:
         if segments is not None and self._slots is not None:
             self._lora_add(out, x, segments, self._slots)
         return out
-
-    def num_slots(self) -> int:
-        """Slots of one expert, 0 without adapters."""
-        return 0 if self._slots is None else len(self._slots.entries) // len(self._linears)

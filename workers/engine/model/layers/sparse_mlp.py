@@ -38,7 +38,7 @@ class SparseMLP:
         shares, chosen = self._choose(x, segments)
         rows = ExpertRows.of(chosen)
         if segments is not None:
-            segments = rows.segments(segments, self._gate_up.num_slots())
+            segments = rows.segments(segments)
         hidden = self._gate(self._gate_up(x.index_select(0, rows.sources), rows, segments))
         answers = self._down(hidden, rows, segments).index_select(0, rows.places)
         answers = answers.view(*chosen.shape, -1).float()

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from kernels.lora.segments import SlotScale
-from kernels.lora.tables import PackedModuleSlots
+from kernels.lora.tables import LoRAModule, LoRATable, PackedShape
 from kernels.registry import build
 from workers.engine import SamplingParams
 from workers.engine.core.sequence import Sequence
@@ -19,7 +19,7 @@ from workers.engine.kv.kv_cache import KVCache
 from workers.engine.lora import describe_base
 from workers.engine.lora.files.validate import check_adapter
 from workers.engine.lora.tables.adapter_weights import pack_adapter
-from workers.engine.lora.tables.packed_slots import PackedAdapter
+from workers.engine.lora.tables.packed_slots import PackedAdapter, adapter_lora, module_name
 from workers.engine.model.config import load_model_config
 from workers.engine.model.decoder import Decoder
 from workers.engine.model.layers.attention_backend import choose_attention
@@ -44,24 +44,23 @@ class Tables:
     vocabulary = None
 
     def __init__(self, adapter: PackedAdapter, config, shard: Shard) -> None:
-        self._tables: dict[tuple[int, str], PackedModuleSlots] = {}
+        shapes = {}
         for layer in range(config.num_layers):
             for packed in layer_modules(config, layer):
                 axis = packed.parts[0].shard
-                table = PackedModuleSlots(
-                    in_features=packed.parts[0].in_features // (shard.tp_size if axis == "row" else 1),
-                    out_slices=[
+                shapes[module_name(layer, packed.name)] = PackedShape(
+                    packed.parts[0].in_features // (shard.tp_size if axis == "row" else 1),
+                    tuple(
                         part.out_features // (shard.tp_size if axis == "column" else 1)
                         for part in packed.parts
-                    ],
-                    num_slots=1,
+                    ),
+                    torch.float32,
                 )
-                self._tables[layer, packed.name] = table
-        for key, weights in adapter.items():
-            self._tables[key.layer, key.module].set(0, weights)
+        self._table = LoRATable(shapes, num_slots=1)
+        self._table.point(0, self._table.describe(adapter_lora(adapter)))
 
-    def packed(self, layer: int, module: str) -> PackedModuleSlots:
-        return self._tables[layer, module]
+    def packed(self, layer: int, module: str) -> LoRAModule:
+        return self._table.module(module_name(layer, module))
 
 
 ATTENTION = choose_attention(build("cpu", torch.float32), 16)

@@ -81,11 +81,15 @@ def test_rows_of_one_composition_are_contiguous_and_each_of_its_adapters_has_a_p
 
     built = build(*((row, 1) for row in rows))
 
-    assert [one.request_id for one in built.sampled] == ["2", "0", "3", "1", "4"]
+    assert [one.request_id for one in built.sampled] == ["1", "2", "4", "0", "3"]
     assert built.step.segments is not None
     assert [lora_pass.runs for lora_pass in built.step.segments.passes] == [
-        (Run(0, 3, 0, 0.5), Run(3, 5, 0)),
-        (Run(1, 3, 2, -1.0),),
+        (Run(0, 5, 0),),
+        (Run(3, 5, 2),),
+    ]
+    assert [lora_pass.scales[:5].tolist() for lora_pass in built.step.segments.passes] == [
+        [1.0, 0.5, 1.0, 0.5, 0.5],
+        [1.0, 1.0, 1.0, -1.0, -1.0],
     ]
 
 

@@ -80,8 +80,8 @@ def test_the_first_acquire_starts_a_load_and_a_later_one_gives_a_slot(
     assert manager.residency() == {request.revision: "device"}
     assert [change.tier for change in manager.drain_changes()] == ["host", "device"]
     assert manager.epoch == 2
-    assert manager.packed(1, "qkv").entries[0] is not None
-    assert manager.packed(1, "down").entries[0] is None
+    assert manager.packed(1, "qkv").weights(0) is not None
+    assert manager.packed(1, "down").weights(0) is None
 
 
 def test_behaviour_14_many_requests_for_one_cold_revision_load_it_once(
@@ -242,16 +242,16 @@ def test_behaviour_17_an_adapter_in_use_is_never_evicted_and_the_newcomer_waits(
     first, second = make_request(1), make_request(2)
     acquired(manager, first)
     table = manager.packed(0, "qkv")
-    weights = table.entries[0]
+    weights = table.weights(0)
 
     eventually(lambda: manager.acquire(second) is None and manager.stats().loads == 2)
     assert manager.acquire(second) is None
-    assert table.entries[0] is weights
+    assert table.weights(0) is weights
     assert manager.tier_of(str(second.revision)) == "host"
 
     manager.release(first)
     assert acquired(manager, second) == 0
-    assert table.entries[0] is not weights
+    assert table.weights(0) is not weights
     assert manager.residency() == {second.revision: "device"}
 
 
@@ -387,7 +387,8 @@ def test_behaviour_12_a_wrong_shape_deep_in_the_file_leaves_no_residue(
 
     assert manager.stats().host_bytes == 0
     assert manager.list() == set()
-    assert all(entry is None for entry in manager.packed(0, "qkv").entries)
+    assert all(manager.packed(0, "qkv").weights(slot) is None for slot in range(2))
+    assert not manager.packed(0, "qkv").table.any()
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels.lora.add import add_lora
 from kernels.lora.segments import Segments
+from kernels.registry import build
 from tests.unit.workers.engine.lora.adapter_writer import BASE, HIDDEN, config_of, write_adapter
 from tests.unit.workers.engine.lora.manager_fixtures import acquired, new_manager, request_of
 from workers.engine.core.lora_request import LoRARequest
@@ -53,6 +53,7 @@ def _numbered(folder: Path, number: int) -> LoRARequest:
 
 def _answers(manager: LoRAManager, slots: list[int]) -> list[float]:
     out = torch.zeros(len(slots), 2 * HIDDEN)
+    add_lora = build("cpu", torch.float32).lora_add
     add_lora(out, torch.ones(len(slots), HIDDEN), Segments.from_slots(slots), manager.packed(1, "qkv"))
     return out[:, 0].tolist()
 
@@ -92,11 +93,12 @@ def test_behaviour_19_sixty_adapters_through_four_slots_never_answer_for_each_ot
     stats = manager.stats()
     assert (stats.num_on_device, stats.num_on_host, stats.host_bytes, stats.num_loading) == (0, 0, 0, 0)
     assert all(
-        entry is None
+        manager.packed(layer, module).weights(slot) is None
         for layer in range(BASE.num_layers)
         for module in ("qkv", "o", "gate_up", "down")
-        for entry in manager.packed(layer, module).entries  # type: ignore[arg-type]
+        for slot in range(NUM_SLOTS)
     )
+    assert not manager.packed(0, "qkv").table.any()  # which holds every module's entries
 
 
 def test_behaviour_14_eight_threads_that_want_one_cold_adapter_cause_one_load(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def manager() -> Iterator[LoRAManager]:
 
 def _on_device(manager: LoRAManager, requests: dict[int, LoRARequest]) -> dict[int, int]:
     """Return slot by adapter id, read from the tables that the kernels read."""
-    entries = manager.packed(0, "qkv").entries
+    entries = [manager.packed(0, "qkv").weights(slot) for slot in range(2)]
     tiers = manager.residency()
     held = {number for number, request in requests.items() if tiers.get(str(request.revision)) == "device"}
     assert sum(entry is not None for entry in entries) == len(held)
@@ -122,7 +122,7 @@ def test_behaviour_20_removing_one_that_runs_is_refused_until_it_ends(
     assert manager.residency() == {}
     stats = manager.stats()
     assert (stats.num_on_device, stats.num_on_host, stats.host_bytes) == (0, 0, 0)
-    assert all(entry is None for entry in manager.packed(0, "qkv").entries)
+    assert not manager.packed(0, "qkv").table.any()
     assert manager.remove(1) is False
     with pytest.raises(ValueError, match="adapter id 1 is not loaded"):
         manager.pin(1)
@@ -160,7 +160,7 @@ def test_behaviour_18_asking_again_writes_nothing_and_what_others_add_moves_no_s
 ) -> None:
     slot = acquired(manager, requests[1])
     table = manager.packed(0, "qkv")
-    entry, row = table.entries[slot], table.table[slot].clone()
+    entry, row = table.weights(slot), table.table[slot].clone()
     epoch = manager.epoch
 
     assert acquired(manager, requests[1]) == slot
@@ -169,7 +169,7 @@ def test_behaviour_18_asking_again_writes_nothing_and_what_others_add_moves_no_s
         manager.add(requests[number])
 
     assert acquired(manager, requests[1]) == slot
-    assert table.entries[slot] is entry
+    assert table.weights(slot) is entry
     assert table.table[slot].equal(row)
     assert manager.stats().revisions[str(requests[1].revision)].loads == 1
 

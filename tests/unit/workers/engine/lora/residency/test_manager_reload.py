@@ -38,7 +38,7 @@ def test_behaviour_22_what_runs_keeps_its_weights_and_what_comes_later_has_the_n
 ) -> None:
     old_slot = acquired(manager, request_)
     running = _pinned(manager, request_)
-    old_entry = manager.packed(0, "qkv").entries[old_slot]
+    old_entry = manager.packed(0, "qkv").weights(old_slot)
     write_adapter(Path(request_.lora_path), rank=4, seed=99)
 
     assert manager.add(request_, load_inplace=True)
@@ -46,12 +46,12 @@ def test_behaviour_22_what_runs_keeps_its_weights_and_what_comes_later_has_the_n
     later = _pinned(manager, request_)
     assert later.revision != running.revision
     assert acquired(manager, request_) != old_slot
-    assert manager.packed(0, "qkv").entries[old_slot] is old_entry
+    assert manager.packed(0, "qkv").weights(old_slot) is old_entry
     assert manager.stats().loads == 2
     assert manager.retired == {running.revision}
 
     manager.drop_retired({running.revision})
-    assert manager.packed(0, "qkv").entries[old_slot] is old_entry
+    assert manager.packed(0, "qkv").weights(old_slot) is old_entry
     manager.release(running)
     manager.drop_retired(set())
     assert set(manager.residency()) == {later.revision}
