@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from benchmarks.kernels.__main__ import main as benchmark
+from benchmarks.kernels.cases import CASES
 from kernels import registry
 from kernels.cpu.library import available_levels
-from kernels.registry import COLUMNS, OPS, Level, MissingKernel, Op, build, find, resolve
+from kernels.linear.linear import Linear
+from kernels.linear.quantized_linear import QuantizedLinear
+from kernels.linear.quantized_weight import IDENTITY_TABLE, QuantizedWeight
+from kernels.lora.segments import Segments
+from kernels.lora.tables import LoRATable, PackedShape
+from kernels.registry import COLUMNS, OPS, Level, MissingKernel, Op, build, by_name, find, resolve
 
 NAMES = [op.name for op in OPS]
 
@@ -96,3 +105,55 @@ def test_the_table_shows_what_serves_each_column() -> None:
     assert shown["paged_attention", "float32"][2] == "- (blocks are gathered for torch's attention)"
     for op in OPS:
         assert find(op, "meta", torch.bfloat16, "meta") is not None, op.name
+
+
+def test_every_op_has_a_benchmark() -> None:
+    assert list(CASES) == NAMES
+
+
+def test_the_benchmark_runs_every_op_and_shows_its_floor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark(["--small", "--repeats", "1", "--dtype", "float32"]) == 0
+
+    shown = capsys.readouterr().out
+    for name in NAMES:
+        assert f"| {name} " in shown
+    assert "floor us" in shown
+
+
+@pytest.mark.parametrize("op", ["add_rms_norm", "swiglu", "geglu", "logits", "paged_attention"])
+def test_tensors_without_contents_come_out_of_an_op_in_the_shape_of_those_with(op: str) -> None:
+    gate_up, x, weight = torch.ones(4, 32), torch.ones(4, 16), torch.ones(8, 16)
+    cache, angles = torch.ones(2, 1, 16, 8), torch.ones(4, 8)
+    spans, tables = torch.tensor([[0, 4, 0]], dtype=torch.int32), torch.zeros(1, 1, dtype=torch.int32)
+    arguments: dict[str, tuple[Any, ...]] = {
+        "add_rms_norm": (x, x.clone(), weight[0], 1e-5),
+        "swiglu": (gate_up,),
+        "geglu": (gate_up,),
+        "logits": (x, weight),
+        "paged_attention": (gate_up, cache, cache.clone(), angles, angles, spans, tables, 0.5),
+    }
+    kernel = resolve(op, "meta", torch.float32, "meta")
+    empty = [part.to("meta") if isinstance(part, Tensor) else part for part in arguments[op]]
+
+    result = (kernel.multiply if op == "logits" else kernel)(*empty)
+
+    expected = by_name(op).reference(*arguments[op])
+    assert (result.device.type, result.shape, result.dtype) == ("meta", expected.shape, expected.dtype)
+
+
+def test_modules_whose_weights_have_no_contents_can_be_called() -> None:
+    kernels = build("meta", torch.bfloat16)
+    x = torch.empty(4, 32, dtype=torch.bfloat16, device="meta")
+    layer = Linear(torch.empty(8, 32, dtype=torch.bfloat16, device="meta"), kernel=kernels.linear)
+    codes, scales = torch.empty(8, 16, dtype=torch.uint8, device="meta"), torch.empty(8, device="meta")
+    quantized = QuantizedLinear(
+        [QuantizedWeight(32, codes, scales, None, IDENTITY_TABLE, 32)], multiply=kernels.quantized_linear
+    )
+    table = LoRATable({"one": PackedShape(32, (8,), torch.bfloat16)}, 1)
+
+    out = layer(x)
+    kernels.lora_add(out, x, Segments.from_slots([0] * 4), table.module("one"))
+
+    assert out.shape == quantized(x).shape == (4, 8)
+    with pytest.raises(ValueError, match=r"x is \(4, 32\) and out is \(4, 8\).*\(3, 32\) and \(3, 8\)"):
+        kernels.lora_add(out, x, Segments.from_slots([0] * 3), table.module("one"))

@@ -1,0 +1,1 @@
+"""Every op of the kernels alone, beside the time that its bytes take."""
