@@ -1,0 +1,45 @@
+"""The whole engine with LoRA by the interpreted Triton kernels: the same tokens as with the CPU's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels.registry import Kernels, build, resolve
+from workers.engine import EngineConfig, LLMEngine, LoRAMix, LoRARequest, SamplingParams, assembly
+
+TINY = Path(__file__).parents[4] / "examples" / "tiny"
+
+
+def _answers() -> list[list[int]]:
+    upper, reverse = (
+        LoRARequest(name, number, str(TINY / "adapters" / name))
+        for number, name in enumerate(("upper", "reverse"), 1)
+    )
+    loras = [upper, None, replace(upper, scale=0.5), LoRAMix([(upper, 0.5), (reverse, 0.5)])]
+    with LLMEngine(EngineConfig(model=str(TINY / "base"), enable_lora=True, max_loras=2)) as engine:
+        params = SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True)
+        outputs = engine.generate([[5, 9, 11, 6]] * 4, params, loras, use_tqdm=False)
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+def test_a_mixed_batch_gets_the_tokens_that_the_cpu_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = _answers()
+    launches = []
+
+    def with_triton(device: str, dtype: torch.dtype) -> Kernels:
+        lora_add = resolve("lora_add", device, dtype, "triton")
+
+        def counted(*arguments: object) -> None:
+            launches.append(arguments)
+            lora_add(*arguments)
+
+        return replace(build(device, dtype), lora_add=counted)
+
+    monkeypatch.setattr(assembly, "build", with_triton)
+
+    assert _answers() == expected
+    assert launches
