@@ -20,7 +20,7 @@ from kernels.registry import LEVELS, OPS, Kernels, build
 _RESULTS = Path(__file__).parents[1] / "results"
 _ROTATED_BYTES = 96 << 20
 """Calls take turns on data of this size together, so that no cache holds it until the next turn."""
-_MAX_COPIES = 64
+_MAX_COPIES = 1024
 _SMALL = Shapes(Geometry(1, 64, 4, 2, 16, 96, 128, 64), num_rows=4, num_adapters=2, rank=4, context=32)
 
 
