@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from kernels.registry import Kernels, build, resolve
-from workers.engine import EngineConfig, LLMEngine, LoRAMix, LoRARequest, SamplingParams, assembly
+from workers.engine import EngineConfig, LLMEngine, LoRAMix, LoRARequest, SamplingParams
+from workers.engine.serving import assembly
 
 TINY = Path(__file__).parents[4] / "examples" / "tiny"
 
