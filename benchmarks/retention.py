@@ -22,7 +22,7 @@ from sqlalchemy import text
 from benchmarks.machine import describe_run, load_average
 from db import Database
 from db.migrate import upgrade
-from db.records import DeletedJobs, EndedAttempt, LeasedJob, NewJob, WorkerLimits
+from db.records import DeletedJobs, EndedAttempt, NewJob, WorkerLimits
 from db.repositories.admission import AdmissionRepository
 from db.repositories.finish import FinishRepository
 from db.repositories.leases import LeaseRepository
@@ -31,6 +31,7 @@ from db.repositories.terms import TermRepository
 from db.repositories.workers import WorkerRepository
 from lorayard.contract.ids import payload_sha256, uuid7
 from lorayard.contract.job import JobSpec
+from lorayard.contract.messages import BatchJob
 from lorayard.contract.states import JobState
 from lorayard.local import SERVERS, Stack, StackConfig, plain_url
 from scheduler.leader import RETENTION_PAUSE_S
@@ -60,8 +61,9 @@ _FILL_TABLES = """
     SELECT job_id, 'pool', 'acme', 1, 'succeeded', 1, 'w-old', 'client', has_callback, 30, 128, ended_at,
         ended_at, ended_at, 30, 60, 10, 900, 'stop' FROM past ORDER BY ended_at;
     INSERT INTO job_keys SELECT job_id, repeat('0123456789abcdef', 4), ended_at FROM past ORDER BY ended_at;
-    INSERT INTO job_inputs (job_id, prompt, temperature, top_p, top_k, stop, metadata, submission_id)
-    SELECT job_id, repeat('what was asked ', 10), 0, 1, 0, '[]', '{}', job_id FROM past ORDER BY ended_at;
+    INSERT INTO job_inputs (job_id, request, metadata, submission_id)
+    SELECT job_id, json_build_object('prompt', repeat('what was asked ', 10)), '{}', job_id
+    FROM past ORDER BY ended_at;
     INSERT INTO job_outputs SELECT job_id, repeat('what came of it ', 15) FROM past ORDER BY ended_at;
     INSERT INTO attempts (job_id, attempt, incarnation, ended, device_ms, ended_at)
     SELECT job_id, 1, 'w-old', 'succeeded', 900, ended_at FROM past ORDER BY ended_at;
@@ -124,7 +126,7 @@ class Side:
         )
         assert done.deleted >= BATCH_JOBS, done
 
-    def _dispatch(self, connection: Any, jobs: list[NewJob]) -> list[LeasedJob]:
+    def _dispatch(self, connection: Any, jobs: list[NewJob]) -> list[BatchJob]:
         leases = LeaseRepository(connection)
         ids = [job.job_id for job in jobs]
         return [
@@ -158,7 +160,7 @@ def _job() -> NewJob:
     return NewJob(uuid7(), uuid4(), spec, payload_sha256(spec), "client", None, 30, 5.0)
 
 
-def _end(job: LeasedJob) -> EndedAttempt:
+def _end(job: BatchJob) -> EndedAttempt:
     return EndedAttempt(
         job.job_id,
         job.attempt,

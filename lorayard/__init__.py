@@ -2,13 +2,15 @@
 
 from lorayard.client import Client, JobHandle, StreamEvent, as_completed
 from lorayard.contract.errors import LorayardError
-from lorayard.contract.job import JobSpec, Message
+from lorayard.contract.job import JobSpec
+from lorayard.contract.request import GenerationRequest, Message
 from lorayard.contract.result import JobError, JobResult
 from lorayard.contract.states import JobState
 from lorayard.contract.structured_outputs import StructuredOutputs
 
 __all__ = [
     "Client",
+    "GenerationRequest",
     "JobError",
     "JobHandle",
     "JobResult",

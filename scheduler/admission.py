@@ -24,11 +24,15 @@ def judge(
     catalogue: Catalogue,
     limits: PoolInfo,
     tenants: Collection[str],
+    refusal: JobError | None = None,
 ) -> NewJob:
-    """Make the job that is offered to the ledger; one that cannot be served carries the reason."""
+    """Make the job that is offered to the ledger; one that cannot be served carries the reason.
+
+    `refusal` is what was wrong with it already when it was read.
+    """
     spec = envelope.spec
     revision, rejection = catalogue.resolve(spec.adapter)
-    num_bytes = prompt_bytes(spec)
+    num_bytes = spec.prompt_bytes
     return NewJob(
         job_id=envelope.job_id,
         submission_id=envelope.submission_id,
@@ -38,15 +42,8 @@ def judge(
         revision=revision,
         est_prompt_tokens=estimate_tokens(num_bytes, limits.max_model_len),
         waited_ms=waited_ms,
-        rejection=_tenant_error(spec, tenants) or rejection or _size_error(num_bytes, limits),
+        rejection=refusal or _tenant_error(spec, tenants) or rejection or _size_error(num_bytes, limits),
     )
-
-
-def prompt_bytes(spec: JobSpec) -> int:
-    """Count the bytes of the prompt, or of all messages."""
-    if spec.prompt is not None:
-        return len(spec.prompt.encode())
-    return sum(len(message.content.encode()) for message in spec.messages or ())
 
 
 def estimate_tokens(num_bytes: int, max_model_len: int) -> int:

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from lorayard.contract.job import MAX_PROMPT_BYTES
 from lorayard.contract.pool import PoolInfo, pool_id
+from lorayard.contract.request import MAX_PROMPT_BYTES
 
 DEFAULT_MODEL_LEN: Final = 2048
 MIN_BYTES_OF_LONGEST_TOKEN: Final = 16

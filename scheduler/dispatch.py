@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -14,7 +14,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from db.errors import DatabaseError
 from db.judge import explain
-from db.records import LeasedJob
 from db.repositories.leases import LeaseRepository
 from lorayard.contract.ids import uuid7
 from lorayard.contract.keys import worker_queue
@@ -26,7 +25,7 @@ from scheduler.policies import PendingJob, PlannedBatch
 from scheduler.worker_slot import Outstanding
 
 MAX_MESSAGE_BYTES: Final = 4_000_000
-"""Prompts in one Celery message; a larger micro-batch goes out in several."""
+"""Requests in one Celery message; a larger micro-batch goes out in several."""
 
 logger = structlog.get_logger(__name__)
 
@@ -55,11 +54,11 @@ class Dispatcher:
             self._note(plan, jobs, fleet, now)
             got = {job.job_id for job in jobs}
             passed_over += [job.job_id for job in plan.jobs if job.job_id not in got]
-            batches += self._batches(plan.incarnation, jobs)
+            batches += self._batches(plan, jobs)
         self._publish_all(batches)
         return Dispatched(tuple(batches), tuple(passed_over))
 
-    def _lease(self, connection: Connection, planned: Sequence[PlannedBatch]) -> list[list[LeasedJob]]:
+    def _lease(self, connection: Connection, planned: Sequence[PlannedBatch]) -> list[list[BatchJob]]:
         leases = LeaseRepository(connection)
         office = self._office
         return [
@@ -67,7 +66,7 @@ class Dispatcher:
             for plan in planned
         ]
 
-    def _note(self, plan: PlannedBatch, jobs: Sequence[LeasedJob], fleet: Fleet, now: float) -> None:
+    def _note(self, plan: PlannedBatch, jobs: Sequence[BatchJob], fleet: Fleet, now: float) -> None:
         """Count leased jobs as outstanding; a worker that got none is not ready any more."""
         slot = fleet.find(plan.incarnation)
         if slot is None:
@@ -78,18 +77,19 @@ class Dispatcher:
         for job in jobs:
             slot.give(job.job_id, self._outstanding(headers[job.job_id], job, now))
 
-    def _outstanding(self, header: PendingJob, job: LeasedJob, now: float) -> Outstanding:
+    def _outstanding(self, header: PendingJob, job: BatchJob, now: float) -> Outstanding:
         tokens = min(header.prompt_tokens + header.max_tokens, self._max_model_len)
-        return Outstanding(job.attempt, job.revision, tokens, job.strikes, now)
+        return Outstanding(job.attempt, job.revision, tokens, header.strikes, now)
 
-    def _batches(self, incarnation: str, jobs: Sequence[LeasedJob]) -> Iterator[MicroBatch]:
-        for part in _parts(jobs):
+    def _batches(self, plan: PlannedBatch, jobs: Sequence[BatchJob]) -> Iterator[MicroBatch]:
+        sizes = {header.job_id: header.request_bytes for header in plan.jobs}
+        for part in _parts(jobs, sizes):
             yield MicroBatch(
                 batch_id=uuid7(),
                 pool=self._office.pool,
-                incarnation=incarnation,
+                incarnation=plan.incarnation,
                 term=self._office.term,
-                jobs=tuple(_batch_job(job) for job in part),
+                jobs=tuple(part),
             )
 
     def _publish_all(self, batches: Sequence[MicroBatch]) -> None:
@@ -105,7 +105,7 @@ class Dispatcher:
         with self._app.producer_or_acquire() as producer:
             self._app.send_task(
                 RUN_MICRO_BATCH,
-                args=[batch.model_dump(mode="json")],
+                args=[batch.model_dump(mode="json", exclude_unset=True)],
                 task_id=str(batch.batch_id),
                 producer=producer,
                 queue=_direct(name),
@@ -141,46 +141,15 @@ def _direct(name: str) -> Queue:
     return Queue(name, Exchange(""), routing_key=name)  # type: ignore[no-untyped-call]
 
 
-def _parts(jobs: Sequence[LeasedJob]) -> Iterator[list[LeasedJob]]:
-    part: list[LeasedJob] = []
-    size = 0
+def _parts(jobs: Sequence[BatchJob], sizes: Mapping[UUID, int]) -> Iterator[list[BatchJob]]:
+    """Cut jobs into messages by the bytes of their requests."""
+    part: list[BatchJob] = []
+    total = 0
     for job in jobs:
-        size += _input_bytes(job)
-        if part and size > MAX_MESSAGE_BYTES:
+        total += sizes[job.job_id]
+        if part and total > MAX_MESSAGE_BYTES:
             yield part
-            part, size = [], _input_bytes(job)
+            part, total = [], sizes[job.job_id]
         part.append(job)
     if part:
         yield part
-
-
-def _input_bytes(job: LeasedJob) -> int:
-    return len(job.prompt or "") + sum(len(message.content) for message in job.messages or ())
-
-
-def _batch_job(job: LeasedJob) -> BatchJob:
-    """Render a leased job; it comes from the ledger, so nothing is validated again."""
-    return BatchJob.model_construct(
-        job_id=job.job_id,
-        attempt=job.attempt,
-        tenant=job.tenant,
-        adapter=job.adapter,
-        revision=job.revision,
-        adapter_scale=job.adapter_scale,
-        prompt=job.prompt,
-        messages=job.messages,
-        max_tokens=job.max_tokens,
-        temperature=job.temperature,
-        top_p=job.top_p,
-        top_k=job.top_k,
-        seed=job.seed,
-        stop=job.stop,
-        stream=job.stream,
-        structured_outputs=job.structured_outputs,
-        sampling=job.sampling,
-        queue_ms=job.queue_ms,
-        first_token_within_s=job.first_token_within_s,
-        reply_to=job.reply_to,
-        has_callback=job.has_callback,
-        metadata=dict(job.metadata),
-    )

@@ -17,6 +17,7 @@ from db.repositories.admission import AdmissionRepository
 from db.repositories.results import fetch_finished
 from lorayard.contract.messages import BODY_FIELD, JobEnvelope, JobReply
 from lorayard.contract.pool import PoolInfo
+from lorayard.contract.reading import receive_job
 from lorayard.contract.result import JobError
 from lorayard.contract.states import JobState
 from lorayard.server.replies import send_replies, state_reply
@@ -33,10 +34,11 @@ logger = structlog.get_logger(__name__)
 
 
 class Offer(NamedTuple):
-    """One readable stream entry."""
+    """One readable stream entry; `refusal` says what in it is not known here."""
 
     entry: StreamEntry
     envelope: JobEnvelope
+    refusal: JobError | None
 
 
 class Verdict(NamedTuple):
@@ -77,11 +79,11 @@ class Intake:
     def _readable(self, entries: Sequence[StreamEntry]) -> Iterator[Offer]:
         for entry in entries:
             try:
-                envelope = JobEnvelope.from_entry(dict(entry.fields))
+                envelope, refusal = receive_job(entry.fields)
             except ValueError as error:
                 self._put_aside(entry, error)
             else:
-                yield Offer(entry, envelope)
+                yield Offer(entry, envelope, refusal)
 
     def _commit(self, offers: Sequence[Offer], now_ms: int) -> list[Verdict]:
         """Admit in one transaction; where Postgres refuses a job, halve until it stands alone."""
@@ -119,6 +121,7 @@ class Intake:
                 catalogue=self.catalogue,
                 limits=self.limits,
                 tenants=tenants,
+                refusal=offer.refusal,
             )
             for offer in offers
         ]

@@ -110,4 +110,5 @@ class QueueFeed:
             max_tokens=row.max_tokens,
             waiting_since=now - row.waited_s,
             strikes=row.strikes,
+            request_bytes=row.request_bytes,
         )

@@ -11,6 +11,7 @@ import structlog
 
 from db.records import JobAttempt
 from lorayard.contract.messages import BatchJob, Residency
+from lorayard.contract.reading import UnreadableRequest
 from lorayard.process.service_thread import OnBroken, ServiceThread
 from workers.engine.core.errors import EngineDied, RequestError
 from workers.engine.core.outputs import RequestOutput
@@ -184,7 +185,7 @@ class EngineHost:
     def _feed(self, held: HeldAttempt) -> None:
         try:
             request = add_request(held.job, self._adapters, caches_by_tenant=self._caches_by_tenant)
-        except RequestError as error:
+        except (RequestError, UnreadableRequest) as error:
             refusal = error
             self._end(held, lambda ended, now: outcome_refused(ended, refusal, now))
             return

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from db.records import EndedAttempt
 from lorayard.contract.messages import AdapterFailure
+from lorayard.contract.reading import UnreadableRequest
 from lorayard.contract.result import JobError
 from lorayard.contract.states import JobState
 from workers.engine.core.adapter_stats import RevisionStats
@@ -53,7 +54,7 @@ def outcome_unrun(held: HeldAttempt, now: float) -> Outcome:
     return Outcome(_ended(held, _STATE_OF_STOP[reason], now, error=_stop_error(held, reason)))
 
 
-def outcome_refused(held: HeldAttempt, error: RequestError, now: float) -> Outcome:
+def outcome_refused(held: HeldAttempt, error: RequestError | UnreadableRequest, now: float) -> Outcome:
     """Judge an attempt whose request could not even be put to the engine."""
     return Outcome(_ended(held, JobState.REJECTED, now, error=JobError(code=error.code, message=str(error))))
 

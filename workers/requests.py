@@ -10,7 +10,8 @@ from uuid import UUID
 
 from db.records import JobAttempt
 from lorayard.contract.messages import BatchJob
-from lorayard.contract.structured_outputs import StructuredOutputs
+from lorayard.contract.reading import read_request
+from lorayard.contract.request import GenerationRequest
 from lorayard.server.adapter_store import revision_folder
 from workers.engine.core.lora_request import LoRARequest
 from workers.engine.core.sampling_params import RequestOutputKind, SamplingParams
@@ -48,41 +49,42 @@ class AdapterIds:
 
 
 def add_request(job: BatchJob, adapters: AdapterIds, *, caches_by_tenant: bool = False) -> AddRequest:
-    """Ask the engine for one job; raises the engine's InvalidParams for parameters it does not serve.
+    """Ask the engine for one job.
 
-    With `caches_by_tenant` no job begins with what the engine has computed for another tenant's.
+    Raises UnreadableRequest for what this release does not know, the engine's InvalidParams for parameters
+    it does not serve. With `caches_by_tenant` no job begins with what was computed for another tenant's.
     """
+    request = read_request(job)
     return AddRequest(
         request_id=request_id(JobAttempt(job.job_id, job.attempt)),
-        prompt=job.prompt,
-        messages=_messages(job),
-        params=SamplingParams(
-            max_tokens=job.max_tokens,
-            temperature=job.temperature,
-            top_p=job.top_p,
-            top_k=job.top_k,
-            seed=job.seed,
-            stop=job.stop or None,
-            structured_outputs=_form(job.structured_outputs),
-            output_kind=RequestOutputKind.DELTA if job.stream else RequestOutputKind.FINAL_ONLY,
-            **dict(job.sampling),
-        ),
-        lora=_lora(job, adapters),
+        prompt=request.prompt,
+        messages=_messages(request),
+        params=sampling_params(request),
+        lora=_lora(job, request, adapters),
         cache_salt=job.tenant if caches_by_tenant else None,
     )
 
 
-def _form(form: StructuredOutputs | None) -> StructuredOutputsParams | None:
-    return None if form is None else StructuredOutputsParams(**form.forms())
+NOT_SAMPLING = frozenset({"prompt", "messages", "adapter_scale", "stream"})
+"""What goes to the engine beside the parameters; every other field of a request is one, by its own name."""
 
 
-def _lora(job: BatchJob, adapters: AdapterIds) -> LoRARequest | None:
+def sampling_params(request: GenerationRequest) -> SamplingParams:
+    """Hand a request's fields to the engine by name; the defaults are the request's, not the engine's."""
+    fields = {name: value for name, value in request if name not in NOT_SAMPLING}
+    if request.structured_outputs is not None:
+        fields["structured_outputs"] = StructuredOutputsParams(**request.structured_outputs.forms())
+    kind = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
+    return SamplingParams(**fields, output_kind=kind)
+
+
+def _lora(job: BatchJob, request: GenerationRequest, adapters: AdapterIds) -> LoRARequest | None:
     if job.revision is None:
         return None
-    return replace(adapters.request(job.revision, job.adapter), scale=job.adapter_scale)
+    return replace(adapters.request(job.revision, job.adapter), scale=request.adapter_scale)
 
 
-def _messages(job: BatchJob) -> list[dict[str, str]] | None:
-    if job.messages is None:
+def _messages(request: GenerationRequest) -> list[dict[str, str]] | None:
+    if request.messages is None:
         return None
-    return [{"role": message.role, "content": message.content} for message in job.messages]
+    return [{"role": message.role, "content": message.content} for message in request.messages]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any, Protocol
+from uuid import UUID
 
 import structlog
 from celery import Celery, Task
+from pydantic import ValidationError
 
 from lorayard.contract.messages import BatchJob, MicroBatch
 from lorayard.contract.tasks import RUN_MICRO_BATCH
@@ -31,16 +33,31 @@ class MicroBatchDesk:
         self._engine = engine
 
     def accept(self, task_id: str, body: Any) -> dict[str, Any]:
-        """Let a micro-batch join; raises pydantic's ValidationError when it is not one."""
-        batch = MicroBatch.model_validate(body)
+        """Let a micro-batch join; raises pydantic's ValidationError when it is not one.
+
+        Its jobs are read one by one: one that is none is left to the leader, which misses it in what this
+        worker says it holds.
+        """
+        apart = isinstance(body, dict) and isinstance(body.get("jobs"), list)
+        batch = MicroBatch.model_validate({**body, "jobs": ()} if apart else body)
         if (batch.pool, batch.incarnation) != (self._pool, self._incarnation):
             logger.warning(
                 "micro_batch.not_ours", batch_id=str(batch.batch_id), incarnation=batch.incarnation
             )
             return {"batch_id": str(batch.batch_id), "joined": 0, "not_ours": True}
-        joined = self._engine.join(task_id, batch.jobs)
-        logger.info("micro_batch.joined", batch_id=str(batch.batch_id), jobs=len(batch.jobs), new=joined)
+        sent = body["jobs"]
+        jobs = [job for one in sent if (job := _readable(one, batch.batch_id)) is not None]
+        joined = self._engine.join(task_id, jobs)
+        logger.info("micro_batch.joined", batch_id=str(batch.batch_id), jobs=len(sent), new=joined)
         return {"batch_id": str(batch.batch_id), "joined": joined}
+
+
+def _readable(job: Any, batch_id: UUID) -> BatchJob | None:
+    try:
+        return BatchJob.model_validate(job)
+    except ValidationError as error:
+        logger.warning("micro_batch.job_unreadable", batch_id=str(batch_id), error=str(error)[:300])
+        return None
 
 
 def define_tasks(app: Celery, desk: MicroBatchDesk) -> None:

@@ -69,6 +69,8 @@ class Job(Table):
     has_callback: Mapped[bool]
     est_prompt_tokens: Mapped[int]
     max_tokens: Mapped[int]
+    request_bytes: Mapped[int] = mapped_column(server_default=text("0"))
+    stream: Mapped[bool] = mapped_column(server_default=text("false"))
     submitted_at: Mapped[datetime]
     deadline_at: Mapped[datetime | None]
     leased_at: Mapped[datetime | None]
@@ -104,29 +106,23 @@ class Job(Table):
 class JobInput(Table):
     """What a job asks for; written once.
 
-    Plain JSON, not jsonb: what the producer wrote comes back number for number and key for key.
+    `request` is a `GenerationRequest` as its producer set it. No SQL names its fields: what is scheduled or
+    announced by is copied into the job's row at admission. Plain JSON, not jsonb: what the producer wrote
+    comes back number for number and key for key.
     """
 
     __tablename__ = "job_inputs"
 
     job_id: Mapped[UUID] = mapped_column(primary_key=True)
-    prompt: Mapped[str | None]
-    messages: Mapped[list[dict[str, str]] | None] = mapped_column(JSON)
-    adapter_scale: Mapped[float] = mapped_column(server_default=text("1"))
-    temperature: Mapped[float]
-    top_p: Mapped[float]
-    top_k: Mapped[int] = mapped_column(BigInteger)
-    seed: Mapped[int | None] = mapped_column(BigInteger)
-    stop: Mapped[list[str]] = mapped_column(JSON)
-    stream: Mapped[bool] = mapped_column(server_default=text("false"))
-    structured_outputs: Mapped[dict[str, Any] | None] = mapped_column(JSON)
-    sampling: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    request: Mapped[dict[str, Any]] = mapped_column(JSON)
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
     callback_url: Mapped[str | None]
     callback_host: Mapped[str | None]
     submission_id: Mapped[UUID]
 
-    __table_args__ = (CheckConstraint("(prompt IS NULL) <> (messages IS NULL)", name="one_input"),)
+    __table_args__ = (
+        CheckConstraint("(request->'prompt' IS NULL) <> (request->'messages' IS NULL)", name="one_input"),
+    )
 
 
 class JobOutput(Table):

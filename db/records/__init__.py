@@ -12,7 +12,7 @@ from db.records.jobs import (
     JobStatus,
     NewJob,
 )
-from db.records.leases import LeasedJob, LostJobs, Released
+from db.records.leases import LostJobs, Released
 from db.records.tenants import TenantRow
 from db.records.usage import UsageDelta, UsageRow
 from db.records.webhooks import Delivery, DeliveryRow
@@ -30,7 +30,6 @@ __all__ = [
     "PendingRow",
     "BacklogRow",
     "LeasedRow",
-    "LeasedJob",
     "Released",
     "LostJobs",
     "WorkerLimits",

@@ -24,6 +24,7 @@ class PendingRow:
     waited_s: float
     deadline_in_s: float | None
     strikes: int
+    request_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,45 +1,10 @@
-"""Jobs going into a worker's hand and coming back from it."""
+"""Jobs coming back from a worker's hand."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-from uuid import UUID
+from dataclasses import dataclass
 
 from db.records.jobs import FinishedJob, JobAttempt
-from lorayard.contract.job import Message
-from lorayard.contract.sampling import SamplingOptions
-from lorayard.contract.structured_outputs import StructuredOutputs
-
-
-@dataclass(frozen=True, slots=True)
-class LeasedJob:
-    """A job as it goes to its worker, with everything needed to run it."""
-
-    job_id: UUID
-    attempt: int
-    strikes: int
-    tenant: str
-    adapter: str | None
-    revision: str | None
-    adapter_scale: float
-    prompt: str | None
-    messages: tuple[Message, ...] | None
-    max_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    seed: int | None
-    stop: tuple[str, ...]
-    stream: bool
-    structured_outputs: StructuredOutputs | None
-    sampling: SamplingOptions
-    queue_ms: float
-    first_token_within_s: float | None
-    reply_to: str | None
-    has_callback: bool
-    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,9 @@ from db.records import Admitted, FinishedJob, NewJob
 from db.repositories.adapters import AdapterRepository
 from db.repositories.endings import write_endings
 from db.repositories.results import fetch_finished
+from lorayard.contract.ids import is_same_payload
 from lorayard.contract.job import PRIORITIES
 from lorayard.contract.states import JobState
-
-LARGEST_INT = 2**31 - 1
 
 _KEYS = text("""
     INSERT INTO job_keys (job_id, payload_sha256)
@@ -37,12 +36,12 @@ _KNOWN = text("""
 _JOBS = text("""
     INSERT INTO jobs (
         job_id, pool, tenant, adapter, revision, priority, state, reply_to, has_callback, est_prompt_tokens,
-        max_tokens, submitted_at, deadline_at, ended_at, error_code
+        max_tokens, request_bytes, stream, submitted_at, deadline_at, ended_at, error_code
     )
     SELECT n.job_id, :pool, n.tenant, n.adapter, n.revision, n.priority,
         CASE WHEN n.error_code IS NOT NULL THEN 'rejected'
              WHEN c.job_id IS NOT NULL THEN 'cancelled' ELSE 'queued' END,
-        n.reply_to, n.has_callback, n.est_prompt_tokens, n.max_tokens,
+        n.reply_to, n.has_callback, n.est_prompt_tokens, n.max_tokens, n.request_bytes, n.stream,
         now() - make_interval(secs => n.waited_s),
         now() + make_interval(secs => n.deadline_s - n.waited_s),
         CASE WHEN n.error_code IS NOT NULL OR c.job_id IS NOT NULL THEN now() END,
@@ -50,11 +49,12 @@ _JOBS = text("""
     FROM unnest(
         CAST(:job_id AS uuid[]), CAST(:tenant AS text[]), CAST(:adapter AS text[]), CAST(:revision AS text[]),
         CAST(:priority AS smallint[]), CAST(:reply_to AS text[]), CAST(:has_callback AS boolean[]),
-        CAST(:est_prompt_tokens AS integer[]), CAST(:max_tokens AS integer[]), CAST(:waited_s AS float8[]),
+        CAST(:est_prompt_tokens AS integer[]), CAST(:max_tokens AS integer[]),
+        CAST(:request_bytes AS integer[]), CAST(:stream AS boolean[]), CAST(:waited_s AS float8[]),
         CAST(:deadline_s AS float8[]), CAST(:error_code AS text[])
     ) WITH ORDINALITY AS n(
         job_id, tenant, adapter, revision, priority, reply_to, has_callback, est_prompt_tokens, max_tokens,
-        waited_s, deadline_s, error_code, place
+        request_bytes, stream, waited_s, deadline_s, error_code, place
     )
     LEFT JOIN cancellations c ON c.job_id = n.job_id
     ORDER BY n.place
@@ -62,24 +62,12 @@ _JOBS = text("""
 """)
 
 _INPUTS = text("""
-    INSERT INTO job_inputs (
-        job_id, prompt, messages, adapter_scale, temperature, top_p, top_k, seed, stop, metadata,
-        callback_url, callback_host, submission_id, stream, structured_outputs, sampling
-    )
-    SELECT job_id, prompt, CAST(messages AS json), adapter_scale, temperature, top_p, top_k, seed,
-        CAST(stop AS json), CAST(metadata AS json), callback_url, callback_host, submission_id,
-        stream, CAST(structured_outputs AS json), CAST(sampling AS json)
+    INSERT INTO job_inputs (job_id, request, metadata, callback_url, callback_host, submission_id)
+    SELECT job_id, CAST(request AS json), CAST(metadata AS json), callback_url, callback_host, submission_id
     FROM unnest(
-        CAST(:job_id AS uuid[]), CAST(:prompt AS text[]), CAST(:messages AS text[]),
-        CAST(:adapter_scale AS float8[]), CAST(:temperature AS float8[]), CAST(:top_p AS float8[]),
-        CAST(:top_k AS bigint[]), CAST(:seed AS bigint[]), CAST(:stop AS text[]), CAST(:metadata AS text[]),
-        CAST(:callback_url AS text[]), CAST(:callback_host AS text[]), CAST(:submission_id AS uuid[]),
-        CAST(:stream AS boolean[]), CAST(:structured_outputs AS text[]),
-        CAST(:sampling AS text[])
-    ) AS n(
-        job_id, prompt, messages, adapter_scale, temperature, top_p, top_k, seed, stop, metadata,
-        callback_url, callback_host, submission_id, stream, structured_outputs, sampling
-    )
+        CAST(:job_id AS uuid[]), CAST(:request AS text[]), CAST(:metadata AS text[]),
+        CAST(:callback_url AS text[]), CAST(:callback_host AS text[]), CAST(:submission_id AS uuid[])
+    ) AS n(job_id, request, metadata, callback_url, callback_host, submission_id)
 """)
 
 _PUT_ASIDE = text("""
@@ -112,9 +100,8 @@ class AdmissionRepository:
                 outcomes.append(Admitted(job.job_id, "new", states[job.job_id]))
                 continue
             sha256, state = known.get(job.job_id) or (firsts[job.job_id].payload_sha256, states[job.job_id])
-            outcomes.append(
-                Admitted(job.job_id, "repeat" if sha256 == job.payload_sha256 else "conflict", state)
-            )
+            is_repeat = is_same_payload(sha256, job.payload_sha256, job.spec)
+            outcomes.append(Admitted(job.job_id, "repeat" if is_repeat else "conflict", state))
         return outcomes
 
     def born_finished(self, admitted: Sequence[Admitted]) -> list[FinishedJob]:
@@ -143,9 +130,12 @@ class AdmissionRepository:
         if not jobs:
             return {}
         AdapterRepository(self._connection).pin(pool, {job.revision for job in jobs if job.revision})
-        born = self._connection.execute(_JOBS, {"pool": pool} | _columns([_job_row(job) for job in jobs]))
+        requests = [job.spec.request_json() for job in jobs]
+        rows = [_job_row(job, request) for job, request in zip(jobs, requests, strict=True)]
+        born = self._connection.execute(_JOBS, {"pool": pool} | _columns(rows))
         states = {row.job_id: JobState(row.state) for row in born}
-        self._connection.execute(_INPUTS, _columns([_input_row(job) for job in jobs]))
+        inputs = [_input_row(job, request) for job, request in zip(jobs, requests, strict=True)]
+        self._connection.execute(_INPUTS, _columns(inputs))
         rejected = [job for job in jobs if states[job.job_id] == JobState.REJECTED]
         write_endings(
             self._connection,
@@ -167,7 +157,7 @@ def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def _job_row(job: NewJob) -> dict[str, Any]:
+def _job_row(job: NewJob, request: str) -> dict[str, Any]:
     spec = job.spec
     return {
         "job_id": job.job_id,
@@ -179,31 +169,21 @@ def _job_row(job: NewJob) -> dict[str, Any]:
         "has_callback": spec.callback_url is not None,
         "est_prompt_tokens": job.est_prompt_tokens,
         "max_tokens": spec.max_tokens,
+        "request_bytes": len(request.encode()),
+        "stream": spec.stream,
         "waited_s": max(job.waited_ms, 0.0) / 1000,
         "deadline_s": spec.deadline_s,
         "error_code": job.rejection.code if job.rejection else None,
     }
 
 
-def _input_row(job: NewJob) -> dict[str, Any]:
+def _input_row(job: NewJob, request: str) -> dict[str, Any]:
     spec = job.spec
-    messages = [message.model_dump() for message in spec.messages] if spec.messages is not None else None
-    form = spec.structured_outputs
     return {
         "job_id": job.job_id,
-        "prompt": spec.prompt,
-        "messages": json.dumps(messages) if messages is not None else None,
-        "adapter_scale": spec.adapter_scale,
-        "temperature": spec.temperature,
-        "top_p": spec.top_p,
-        "top_k": min(spec.top_k, LARGEST_INT),  # beyond any vocabulary it keeps every token
-        "seed": spec.seed,
-        "stop": json.dumps(spec.stop),
+        "request": request,
         "metadata": json.dumps(spec.metadata),
         "callback_url": spec.callback_url,
         "callback_host": urlsplit(spec.callback_url).hostname if spec.callback_url else None,
         "submission_id": job.submission_id,
-        "stream": spec.stream,
-        "structured_outputs": form.model_dump_json(exclude_none=True) if form is not None else None,
-        "sampling": json.dumps(changed) if (changed := spec.changed()) else None,
     }

@@ -13,7 +13,7 @@ from lorayard.contract.job import PRIORITIES
 
 _HEADER = """
     j.job_id, j.admit_seq, j.priority, j.tenant, j.adapter, j.revision, j.est_prompt_tokens, j.max_tokens,
-    j.strikes, extract(epoch FROM now() - j.submitted_at)::float8 AS waited_s,
+    j.strikes, j.request_bytes, extract(epoch FROM now() - j.submitted_at)::float8 AS waited_s,
     extract(epoch FROM j.deadline_at - now())::float8 AS deadline_in_s
 """
 
@@ -110,4 +110,5 @@ def _to_pending(row: Row[Any]) -> PendingRow:
         waited_s=row.waited_s,
         deadline_in_s=row.deadline_in_s,
         strikes=row.strikes,
+        request_bytes=row.request_bytes,
     )

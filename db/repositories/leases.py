@@ -8,13 +8,12 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
-from db.records import JobAttempt, LeasedJob, LostJobs, Released, WorkerRow
+from db.records import JobAttempt, LostJobs, Released, WorkerRow
 from db.repositories.endings import lock_jobs, write_endings
 from db.repositories.terms import TermRepository
 from db.repositories.workers import WORKER_COLUMNS, WORKERS_AND_LEASES, to_worker
-from lorayard.contract.job import Message
-from lorayard.contract.sampling import SamplingOptions
-from lorayard.contract.structured_outputs import StructuredOutputs
+from lorayard.contract.messages import BatchJob
+from lorayard.contract.version import RELEASE
 
 MAX_STRIKES: Final = 3
 """So many crashes of a worker that was running the job, and the job is dead."""
@@ -42,9 +41,8 @@ _LEASE = text("""
         FROM locked WHERE j.job_id = locked.job_id AND j.state = 'queued'
         RETURNING j.*
     )
-    SELECT t.job_id, t.attempt, t.strikes, t.tenant, t.adapter, t.revision, t.max_tokens, t.reply_to,
-        t.has_callback, i.prompt, i.messages, i.adapter_scale, i.temperature, i.top_p, i.top_k, i.seed,
-        i.stop, i.stream, i.structured_outputs, i.sampling, i.metadata,
+    SELECT t.job_id, t.attempt, t.tenant, t.adapter, t.revision, t.reply_to, t.has_callback, i.request,
+        i.metadata,
         1000 * extract(epoch FROM now() - t.submitted_at)::float8 AS queue_ms,
         extract(epoch FROM t.deadline_at - now())::float8 AS first_token_within_s
     FROM taken t JOIN job_inputs i ON i.job_id = t.job_id
@@ -127,7 +125,7 @@ class LeaseRepository:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def lease(self, pool: str, incarnation: str, job_ids: Sequence[UUID], *, term: int) -> list[LeasedJob]:
+    def lease(self, pool: str, incarnation: str, job_ids: Sequence[UUID], *, term: int) -> list[BatchJob]:
         """Lease queued jobs to a ready worker; answers those it got, in the order given.
 
         Jobs no longer queued, cancelled or past their deadline are passed over; an unready worker gets none.
@@ -139,7 +137,7 @@ class LeaseRepository:
             return []
         rows = self._connection.execute(_LEASE, worker | {"ids": list(job_ids)})
         place = {job_id: number for number, job_id in enumerate(job_ids)}
-        return sorted((_to_leased(row) for row in rows), key=lambda job: place[job.job_id])
+        return sorted((_to_batch_job(row) for row in rows), key=lambda job: place[job.job_id])
 
     def release(self, incarnation: str, pairs: Sequence[tuple[UUID, int]]) -> Released:
         """Take jobs back from a worker without a strike; one that was cancelled meanwhile ends here."""
@@ -210,31 +208,6 @@ def _requeued(moved: Sequence[Row[Any]]) -> tuple[JobAttempt, ...]:
     return tuple(JobAttempt(row.job_id, row.attempt) for row in moved if row.state == "queued")
 
 
-def _to_leased(row: Row[Any]) -> LeasedJob:
-    messages = None if row.messages is None else tuple(Message(**message) for message in row.messages)
-    form = row.structured_outputs
-    return LeasedJob(
-        job_id=row.job_id,
-        attempt=row.attempt,
-        strikes=row.strikes,
-        tenant=row.tenant,
-        adapter=row.adapter,
-        revision=row.revision,
-        adapter_scale=row.adapter_scale,
-        prompt=row.prompt,
-        messages=messages,
-        max_tokens=row.max_tokens,
-        temperature=row.temperature,
-        top_p=row.top_p,
-        top_k=row.top_k,
-        seed=row.seed,
-        stop=tuple(row.stop),
-        stream=row.stream,
-        structured_outputs=None if form is None else StructuredOutputs.model_validate(form),
-        sampling=SamplingOptions.model_validate(row.sampling or {}),
-        queue_ms=row.queue_ms,
-        first_token_within_s=row.first_token_within_s,
-        reply_to=row.reply_to,
-        has_callback=row.has_callback,
-        metadata=row.metadata,
-    )
+def _to_batch_job(row: Row[Any]) -> BatchJob:
+    """Make the message of a leased row; it comes from the ledger, so nothing is validated again."""
+    return BatchJob.model_construct(**row._mapping, writer=RELEASE)  # noqa: SLF001, documented under this name

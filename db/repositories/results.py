@@ -15,7 +15,7 @@ from lorayard.contract.states import JobState
 RESULT_COLUMNS = """
     j.job_id, j.state, j.tenant, j.adapter, j.revision, o.output, j.finish_reason, j.prompt_tokens,
     j.completion_tokens, j.attempt, coalesce(w.hostname, j.incarnation) AS worker, j.queue_ms, j.run_ms,
-    j.error_code, o.error_message, i.metadata, j.reply_to, j.ended_at, coalesce(i.stream, false) AS stream
+    j.error_code, o.error_message, i.metadata, j.reply_to, j.ended_at, j.stream
 """
 
 RESULT_TABLES = """

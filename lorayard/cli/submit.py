@@ -8,22 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
+from lorayard.cli.request_options import chosen, with_request_options
 from lorayard.client import Client
 from lorayard.contract.errors import InvalidJob
 from lorayard.contract.result import JobResult
 from lorayard.contract.states import JobState
 
 
+@with_request_options
 def submit(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
     adapter: Annotated[str | None, typer.Option(help="The adapter's name; none is the base model.")] = None,
-    adapter_scale: Annotated[float, typer.Option(help="How strongly it acts; 1 as trained.")] = 1.0,
-    max_tokens: Annotated[int, typer.Option(help="At most so many new tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Keep so many of the likeliest tokens; 0 keeps all.")] = 0,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
     priority: Annotated[str, typer.Option(help="high, normal or low.")] = "normal",
     deadline_s: Annotated[float | None, typer.Option(help="First token within so many seconds.")] = None,
     tenant: Annotated[str, typer.Option(help="Whom the job belongs to.")] = "default",
@@ -34,13 +29,13 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end.")] = True,
     timeout: Annotated[float | None, typer.Option(help="Wait at most so many seconds.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    **request: Any,
 ) -> None:
     """Submit one job and print its output; status 1 where it does not succeed."""
-    fields: dict[str, Any] = {
-        "adapter": adapter, "adapter_scale": adapter_scale, "max_tokens": max_tokens,
-        "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "stop": stop or (),
-        "priority": priority, "deadline_s": deadline_s, "tenant": tenant, "callback_url": callback_url,
-        "idempotency_key": idempotency_key, "metadata": parse_metadata(metadata),
+    fields: dict[str, Any] = chosen(request) | {
+        "adapter": adapter, "priority": priority, "deadline_s": deadline_s, "tenant": tenant,
+        "callback_url": callback_url, "idempotency_key": idempotency_key,
+        "metadata": parse_metadata(metadata),
     }  # fmt: skip
     with Client.from_env(model=model) as client:
         handle = client.submit(sys.stdin.read() if prompt == "-" else prompt, **fields)

@@ -17,12 +17,10 @@ from lorayard.client.settings import ClientSettings
 from lorayard.client.watch import IntakePlace
 from lorayard.contract.errors import InvalidJob, LorayardError, QueueFull, Unavailable
 from lorayard.contract.ids import job_id_for, payload_sha256, uuid7
-from lorayard.contract.job import JobSpec, Message, Priority
+from lorayard.contract.job import JobKeywords, JobSpec
 from lorayard.contract.keys import PoolKeys
 from lorayard.contract.messages import JobEnvelope
 from lorayard.contract.pool import PoolInfo
-from lorayard.contract.sampling import SamplingKeywords
-from lorayard.contract.structured_outputs import StructuredOutputs
 from lorayard.contract.wording import shortened
 
 Confirm = Literal["stream", "ledger"]
@@ -89,45 +87,23 @@ class Client:
         self,
         prompt: str | None = None,
         *,
-        messages: Sequence[Message | Mapping[str, str]] | None = None,
-        adapter: str | None = None,
-        adapter_scale: float = 1.0,
-        max_tokens: int = 128,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        stream: bool = False,
-        structured_outputs: StructuredOutputs | Mapping[str, Any] | None = None,
-        priority: Priority = "normal",
-        deadline_s: float | None = None,
-        tenant: str = "default",
-        callback_url: str | None = None,
-        idempotency_key: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
         confirm: Confirm = "stream",
-        **sampling: Unpack[SamplingKeywords],
+        **fields: Unpack[JobKeywords],
     ) -> JobHandle:
         """Submit one job and return its handle.
 
-        `stream=True` has its text written as it comes, for `JobHandle.stream` to read. `structured_outputs`
-        gives the answer a form: one of `json`, `regex`, `choice` and `grammar`.
-        `sampling` may hold all of `SamplingOptions`: min_p, penalties, logit_bias, bad_words and more.
+        `fields` are those of `JobSpec`: `adapter`, `max_tokens`, `temperature` and more; what is left out, or
+        None, has its default. `messages` take the place of a prompt. `stream=True` has the text written as it
+        comes, for `JobHandle.stream` to read. `structured_outputs` gives the answer a form: one of `json`,
+        `regex`, `choice` and `grammar`.
 
         `confirm="stream"` returns once Redis has it, `"ledger"` once Postgres has. Raises InvalidJob,
         UnknownAdapter, UnknownPool, QueueFull, Unavailable, and with `"ledger"` IdempotencyConflict and
         ResultTimeout; without it a conflict is raised by `result`.
         """
-        fields = {
-            "prompt": prompt, "messages": messages, "adapter": adapter, "adapter_scale": adapter_scale,
-            "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
-            "seed": seed, "stop": stop, "stream": stream, "structured_outputs": structured_outputs,
-            "priority": priority, "deadline_s": deadline_s, "tenant": tenant,
-            "callback_url": callback_url, "idempotency_key": idempotency_key,
-            "metadata": {} if metadata is None else metadata, **sampling,
-        }  # fmt: skip
-        return self._submit([validated(fields)], confirm)[0]
+        given = {"prompt": prompt, **fields}
+        set_fields = {name: value for name, value in given.items() if value is not None}
+        return self._submit([validated(set_fields)], confirm)[0]
 
     def submit_many(
         self, jobs: Iterable[JobSpec | Mapping[str, Any]], *, confirm: Confirm = "stream"
@@ -187,9 +163,7 @@ class Client:
             # Under a key only the ledger can tell whether this submission is the job or in conflict with it.
             confirm_ledger=confirm == "ledger" or spec.idempotency_key is not None,
         )
-        return _Ready(
-            envelope, pool.pool, IntakeEntry(spec.priority, spec.tenant, envelope.model_dump_json().encode())
-        )
+        return _Ready(envelope, pool.pool, IntakeEntry(spec.priority, spec.tenant, envelope.to_body()))
 
     def _send(self, chunk: Sequence[_Ready], handles: list[JobHandle]) -> None:
         """Append a chunk of one pool; handles of what went in are added before a refusal is raised."""

@@ -13,6 +13,7 @@ from redis import Redis
 from lorayard.contract.errors import QueueFull
 from lorayard.contract.job import PRIORITIES, Priority
 from lorayard.contract.keys import PoolKeys
+from lorayard.contract.version import RELEASE
 
 # Where no leader has published its own bounds: what a Redis with 1 GB to spare holds without harm.
 DEFAULT_MAX_ENTRIES = 100_000
@@ -47,7 +48,9 @@ class SubmitGuard:
 
     def append(self, keys: PoolKeys, entries: Sequence[IntakeEntry]) -> Appended:
         """Append in one atomic call; raises redis-py's errors."""
-        arguments: list[Any] = [DEFAULT_MAX_ENTRIES, DEFAULT_MAX_BYTES, STALE_AFTER_MS, DEFAULT_RETRY_AFTER_S]
+        arguments: list[Any] = [
+            DEFAULT_MAX_ENTRIES, DEFAULT_MAX_BYTES, STALE_AFTER_MS, DEFAULT_RETRY_AFTER_S, RELEASE,
+        ]  # fmt: skip
         for entry in entries:
             arguments += (PRIORITIES.index(entry.priority) + 1, entry.tenant, entry.body)
         names = [keys.intake_bytes, keys.admission, keys.tenant_room, *keys.all_jobs]

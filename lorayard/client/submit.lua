@@ -2,9 +2,9 @@
 --
 -- KEYS  1 intake-bytes   2 admission   3 tenant-room   4.. intake streams, most urgent first
 -- ARGV  1 max entries and 2 max bytes where the leader published none   3 age in ms from which its figures
---       are stale   4 retry_after_s where it published none; then three per job: stream number, tenant, body
+--       are stale   4 retry_after_s where it published none   5 the client's release; then three per job: stream number, tenant, body
 -- Reply {entry ids of the jobs appended}, and for a refusal: reason, figure, limit, retry_after_s
-local first_job = 5
+local first_job = 6
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -56,7 +56,7 @@ for job = first_job, #ARGV, 3 do
   local tenant, body = ARGV[job + 1], ARGV[job + 2]
   reason, figure, limit = refusal(tenant, #body)
   if reason then break end
-  ids[#ids + 1] = redis.call('XADD', KEYS[3 + tonumber(ARGV[job])], '*', 'body', body)
+  ids[#ids + 1] = redis.call('XADD', KEYS[3 + tonumber(ARGV[job])], '*', 'body', body, 'writer', ARGV[5])
   entries, bytes, taken = entries + 1, bytes + #body, taken + 1
   if fresh and rooms[tenant] then
     rooms[tenant] = redis.call('HINCRBY', KEYS[3], tenant, -1)

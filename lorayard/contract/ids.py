@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from uuid import UUID, uuid5
 
+from pydantic_core import to_json
+
 from lorayard.contract.job import JobSpec
 
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 JOB_NAMESPACE = UUID("5f6f1a52-6b0c-4d0e-9d0a-6c6f72617964")
 
 
@@ -27,5 +31,46 @@ def job_id_for(spec: JobSpec) -> UUID:
 
 
 def payload_sha256(spec: JobSpec) -> str:
-    """Digest what a job asks for, so that a re-used idempotency key is told from a repeated submit."""
-    return hashlib.sha256(spec.model_dump_json(exclude={"idempotency_key"}).encode()).hexdigest()
+    """Digest what a job asks for, so that a re-used idempotency key is told from a repeated submit.
+
+    The digest bears the number of its rule. Rule 2 takes what differs from the defaults, keys sorted, so that
+    neither a new field nor a default spelled out makes another payload of the same one.
+    """
+    fields = spec.model_dump(mode="json", exclude={"idempotency_key"}, exclude_defaults=True)
+    return f"2:{_sha256(_canonical(fields).encode())}"
+
+
+def is_same_payload(recorded: str, offered: str, spec: JobSpec) -> bool:
+    """Tell whether a digest kept with a key is of this job, under whichever rule it was made.
+
+    `offered` is the digest that came with the job; one under a rule unknown here is of no other job's.
+    """
+    if _rule(recorded) == _rule(offered):
+        return recorded == offered
+    under_its_rule = {"1": _payload_sha256_by_rule_1, "2": payload_sha256}.get(_rule(recorded))
+    return under_its_rule is not None and recorded == under_its_rule(spec)
+
+
+_RULE_1_FIELDS = (
+    "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens", "stop_token_ids",
+    "include_stop_str_in_output", "ignore_eos", "skip_special_tokens", "logit_bias", "bad_words", "prompt",
+    "messages", "adapter", "adapter_scale", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop",
+    "stream", "structured_outputs", "priority", "deadline_s", "tenant", "callback_url", "metadata",
+)  # fmt: skip
+
+
+def _payload_sha256_by_rule_1(spec: JobSpec) -> str | None:
+    """Digest every field that jobs had under rule 1, defaults included; None where a later one is set."""
+    if not spec.model_dump(exclude_defaults=True).keys() <= {*_RULE_1_FIELDS, "idempotency_key"}:
+        return None
+    fields = spec.model_dump()
+    return _sha256(to_json({name: fields[name] for name in _RULE_1_FIELDS}))
+
+
+def _rule(digest: str) -> str:
+    number, separator, _ = digest.partition(":")
+    return number if separator else "1"
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,20 +1,26 @@
-"""Versioned messages between clients, scheduler and workers, each one JSON field of a stream entry."""
+"""Versioned messages between clients, scheduler and workers, each one JSON field of a stream entry.
+
+Writers leave out what was not set, and a default never changes within a version. So a field that a reader
+does not know changes the meaning of a job, and that job is refused; in a `Report` it is passed over.
+`docs/messages.md` says what that makes of a rolling upgrade.
+"""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lorayard.contract.job import JobSpec, Message, Name
+from lorayard.contract.job import JobSpec, Name
 from lorayard.contract.result import JobError, JobResult
-from lorayard.contract.sampling import SamplingOptions
 from lorayard.contract.states import JobState
-from lorayard.contract.structured_outputs import StructuredOutputs
 
 BODY_FIELD = b"body"
-"""The one field of every stream entry."""
+"""The field of a stream entry that holds the message."""
+
+WRITER_FIELD = b"writer"
+"""The field of an intake entry that holds the release of its client, beside a body that old readers know."""
 
 MAX_INLINE_OUTPUT_BYTES = 8192
 """A larger output is left out of the reply; the client looks it up."""
@@ -28,9 +34,17 @@ class WireMessage(BaseModel):
 
     v: Literal[1] = 1
 
+    def model_post_init(self, _context: Any, /) -> None:
+        """Count the version as set: it is written with every message."""
+        self.__pydantic_fields_set__.add("v")
+
+    def to_body(self) -> bytes:
+        """Render what was set as JSON."""
+        return self.model_dump_json(exclude_unset=True).encode()
+
     def to_entry(self) -> dict[Any, Any]:
         """Render as the fields of a stream entry, {b"body": JSON bytes}; typed as loosely as XADD needs."""
-        return {BODY_FIELD: self.model_dump_json().encode()}
+        return {BODY_FIELD: self.to_body()}
 
     @classmethod
     def from_entry(cls, fields: dict[bytes, bytes]) -> Self:
@@ -39,6 +53,12 @@ class WireMessage(BaseModel):
         if body is None:
             raise ValueError(f"stream entry has the fields {sorted(fields)}, not 'body': it is not ours")
         return cls.model_validate_json(body)
+
+
+class Report(WireMessage):
+    """A message that tells of something; a field that a later release has added is passed over."""
+
+    model_config = ConfigDict(extra="ignore")
 
 
 class JobEnvelope(WireMessage):
@@ -52,7 +72,7 @@ class JobEnvelope(WireMessage):
     confirm_ledger: bool = Field(default=False, description="announce the admission as well")
 
 
-class JobReply(WireMessage):
+class JobReply(Report):
     """Leader or worker -> client: a job's state has changed, or was asked for.
 
     Replies of an admission (asked for by `confirm_ledger`, or a repeat, or a conflict) bear `submission_id`.
@@ -80,34 +100,48 @@ class ControlMessage(WireMessage):
     request_id: UUID | None = Field(default=None, description="echoed in the reply that answers this")
 
 
+_FLAT_REQUEST = (
+    "prompt", "messages", "adapter_scale", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop",
+    "stream", "structured_outputs",
+)  # fmt: skip
+"""Fields of the request that `BatchJob` once had one by one, with the others under `sampling`."""
+
+
 class BatchJob(WireMessage):
-    """One job of a micro-batch, with everything needed to run it."""
+    """One job of a micro-batch, with everything needed to run it.
+
+    The request is handed on as the ledger has it: only the worker reads it, as a `GenerationRequest`. A
+    field that it does not know is kept in `model_extra`, so that it can refuse this job and run the others.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     job_id: UUID
     attempt: int
     tenant: str
     adapter: str | None
     revision: str | None
-    adapter_scale: float = 1.0
-    prompt: str | None
-    messages: tuple[Message, ...] | None
-    max_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    seed: int | None
-    stop: tuple[str, ...]
-    stream: bool = False
-    structured_outputs: StructuredOutputs | None = None
-    sampling: SamplingOptions = SamplingOptions()
+    request: dict[str, Any]
     queue_ms: float
     first_token_within_s: float | None = Field(default=None, description="what is left of the deadline")
     reply_to: str | None
     has_callback: bool
     metadata: dict[str, Any] = Field(default_factory=dict)
+    writer: str | None = Field(default=None, description="release of the scheduler that sent it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_flat_request(cls, data: Any) -> Any:
+        """Read what schedulers wrote before the request was one field."""
+        if not isinstance(data, dict) or "request" in data:
+            return data
+        rest = dict(data)
+        flat = {name: rest.pop(name) for name in _FLAT_REQUEST if name in rest}
+        request = {name: value for name, value in flat.items() if value is not None}
+        return rest | {"request": request | (rest.pop("sampling", None) or {})}
 
 
-class TokenEntry(WireMessage):
+class TokenEntry(Report):
     """Worker -> client, on the stream of one job: what an attempt wrote next; or that the job has ended.
 
     The offsets count the attempt's tokens and characters before this entry. A higher attempt starts over.
@@ -121,7 +155,12 @@ class TokenEntry(WireMessage):
 
 
 class MicroBatch(WireMessage):
-    """Leader -> worker, as the argument of the Celery task `workers.run_micro_batch`."""
+    """Leader -> worker, as the argument of the Celery task `workers.run_micro_batch`.
+
+    It only carries jobs, so a field that a later release has added to it is passed over.
+    """
+
+    model_config = ConfigDict(extra="ignore")
 
     batch_id: UUID
     pool: str
@@ -170,7 +209,7 @@ class HeldJob(BaseModel):
     running: bool
 
 
-class WorkerEvent(WireMessage):
+class WorkerEvent(Report):
     """Worker -> leader: one per commit group, and one per heartbeat (which alone carries `held`).
 
     With `held` set, `residency` is the whole picture; without, only what changed since the last event.
@@ -187,7 +226,7 @@ class WorkerEvent(WireMessage):
     draining: bool = False
 
 
-class Command(WireMessage):
+class Command(Report):
     """Leader -> one worker."""
 
     kind: Literal["cancel", "recall", "drain", "prefetch", "drop"]
@@ -196,7 +235,7 @@ class Command(WireMessage):
     revisions: tuple[str, ...] = ()
 
 
-class CatalogueEntry(WireMessage):
+class CatalogueEntry(Report):
     """What a client may know of an adapter before it submits."""
 
     name: str
@@ -205,7 +244,7 @@ class CatalogueEntry(WireMessage):
     state: Literal["active", "quarantined", "removed"]
 
 
-class AdmissionFigures(WireMessage):
+class AdmissionFigures(Report):
     """The leader's view of the room left, published every 500 ms; the client's guard reads the same fields.
 
     Written as plain hash fields (`ledger_room`, `max_entries`, `max_bytes`, `retry_after_s`, `published_ms`)

@@ -34,6 +34,7 @@ class PendingJob:
     waiting_since: float
     """Monotonic seconds of this process."""
     strikes: int = 0
+    request_bytes: int = 0
 
     @property
     def order(self) -> JobOrder:

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from cryptography.fernet import Fernet
 
-from db.records import Delivery, EndedAttempt, FinishedJob, LeasedJob, RevisionRow, UsageDelta
+from db.records import Delivery, EndedAttempt, FinishedJob, RevisionRow, UsageDelta
 from db.repositories.adapters import AdapterRepository
 from db.repositories.admission import AdmissionRepository
 from db.repositories.jobs import JobRepository
@@ -18,7 +18,7 @@ from db.repositories.usage import UsageRepository
 from db.repositories.webhooks import WebhookRepository
 from db.repositories.workers import WorkerRepository
 from db.secrets import SecretBox
-from lorayard.contract.messages import HeldJob
+from lorayard.contract.messages import BatchJob, HeldJob
 from lorayard.contract.result import JobError
 from lorayard.contract.states import JobState
 from lorayard.contract.structured_outputs import StructuredOutputs
@@ -50,7 +50,7 @@ class _Filler:
         jobs = [new_job(self.id(), **fields) for _ in range(count)]
         return [admitted.job_id for admitted in self.ledger.admit(*jobs)]
 
-    def lease(self, incarnation: str, count: int = 1, **fields: Any) -> list[LeasedJob]:
+    def lease(self, incarnation: str, count: int = 1, **fields: Any) -> list[BatchJob]:
         return self.ledger.lease(incarnation, *self.admit(count, **fields))
 
     def finish(self, incarnation: str, *reports: EndedAttempt, extra: tuple[UsageDelta, ...] = ()) -> None:

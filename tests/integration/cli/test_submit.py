@@ -13,7 +13,9 @@ from uuid import UUID
 import pytest
 
 from lorayard.cli import main
+from lorayard.cli.request_options import option_names
 from lorayard.contract.messages import JobEnvelope
+from lorayard.contract.request import GenerationRequest
 from lorayard.contract.result import JobError, JobResult
 from lorayard.contract.states import JobState
 from tests.integration.client.tiny_leader import TinyLeader, register_pool
@@ -46,6 +48,37 @@ def test_the_output_is_printed(pool_url: str, capsys: pytest.CaptureFixture[str]
     assert (spec.adapter, spec.max_tokens, spec.stop, spec.priority, spec.tenant, spec.metadata) == (
         "upper", 7, ("a", "b"), "high", "acme", {"run": 7},
     )  # fmt: skip
+
+
+def test_every_field_of_a_request_has_its_option(pool_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with TinyLeader(pool_url) as leader:
+        status = status_of(
+            "submit", "hello", "--adapter", "upper", "--adapter-scale", "-0.5", "--temperature", "0.5",
+            "--top-p", "0.9", "--top-k", "7", "--min-p", "0.1", "--seed", "3", "--stop-token-ids", "5",
+            "--stop-token-ids", "6", "--include-stop-str-in-output", "--ignore-eos", "--min-tokens", "2",
+            "--repetition-penalty", "1.5", "--presence-penalty", "-1", "--frequency-penalty", "0.5",
+            "--logit-bias", '{"5": -1.5}', "--bad-words", "no", "--bad-words", "never",
+            "--no-skip-special-tokens", "--structured-outputs", '{"regex": "a+"}', "--max-tokens", "9",
+            "--stop", "x",
+        )  # fmt: skip
+
+    spec = next(iter(leader.envelopes.values())).spec
+    assert (status, capsys.readouterr().out) == (0, "HELLO\n")
+    assert json.loads(spec.request_json()) == {
+        "prompt": "hello", "adapter_scale": -0.5, "temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.1,
+        "seed": 3, "stop": ["x"], "stop_token_ids": [5, 6], "include_stop_str_in_output": True,
+        "ignore_eos": True, "min_tokens": 2, "repetition_penalty": 1.5, "presence_penalty": -1.0,
+        "frequency_penalty": 0.5, "logit_bias": {"5": -1.5}, "bad_words": ["no", "never"],
+        "skip_special_tokens": False, "structured_outputs": {"regex": "a+"}, "max_tokens": 9,
+    }  # fmt: skip
+    assert set(option_names()) == spec.model_fields_set & set(GenerationRequest.model_fields) - {"prompt"}
+
+
+def test_what_is_not_given_is_not_sent(pool_url: str) -> None:
+    with TinyLeader(pool_url) as leader:
+        assert status_of("submit", "hello") == 0
+
+    assert next(iter(leader.envelopes.values())).spec.request_json() == '{"prompt":"hello"}'
 
 
 def test_without_waiting_the_id_is_printed(pool_url: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,6 +116,8 @@ def test_a_job_that_fails_ends_with_status_1(pool_url: str, capsys: pytest.Captu
     [
         (("hello", "--temperature", "-1"), "temperature=-1.0"),
         (("hello", "--adapter", "uper"), "did you mean 'upper'?"),
+        (("hello", "--logit-bias", "5"), "give a dict of at most 1024 token ids"),
+        (("hello", "--logit-bias", "{5"), "--logit-bias '{5' is not JSON"),
         (("hello", "--callback-url", "nowhere"), "callback_url 'nowhere' is no http(s) URL"),
         (("",), "the prompt is empty"),
         (("hello", "--timeout", "0.05"), "has not ended within 0.05 s"),

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import text
 
 from db import Database
-from db.records import Admitted, EndedAttempt, FinishedJob, LeasedJob, NewJob, UsageDelta, WorkerLimits
+from db.records import Admitted, EndedAttempt, FinishedJob, NewJob, UsageDelta, WorkerLimits
 from db.repositories.admission import AdmissionRepository
 from db.repositories.finish import FinishRepository
 from db.repositories.jobs import JobRepository
@@ -19,6 +19,7 @@ from db.repositories.terms import TermRepository
 from db.repositories.workers import WorkerRepository
 from lorayard.contract.ids import payload_sha256
 from lorayard.contract.job import JobSpec
+from lorayard.contract.messages import BatchJob
 from lorayard.contract.result import JobResult
 from lorayard.contract.states import JobState
 
@@ -43,7 +44,7 @@ def new_job(job_id: UUID | None = None, **fields: Any) -> NewJob:
     return NewJob(job_id or uuid4(), uuid4(), spec, payload_sha256(spec), **ours)
 
 
-def ended(job: LeasedJob, state: JobState = JobState.SUCCEEDED, **fields: Any) -> EndedAttempt:
+def ended(job: BatchJob, state: JobState = JobState.SUCCEEDED, **fields: Any) -> EndedAttempt:
     """Report the end of a leased job."""
     values: dict[str, Any] = {"prompt_tokens": 3, "completion_tokens": 5, "queue_ms": 10.0, "run_ms": 20.0}
     return EndedAttempt(job.job_id, job.attempt, state, **(values | {"device_ms": 7.0} | fields))
@@ -84,13 +85,13 @@ class Ledger:
         """Let a worker's lease run out, without waiting for it."""
         self.sql("UPDATE worker_leases SET expires_at = now() WHERE incarnation = :i", i=incarnation)
 
-    def lease(self, incarnation: str, *job_ids: UUID) -> list[LeasedJob]:
+    def lease(self, incarnation: str, *job_ids: UUID) -> list[BatchJob]:
         """Lease jobs to a worker."""
         return self.database.run(
             lambda c: LeaseRepository(c).lease(POOL, incarnation, job_ids, term=self.term)
         )
 
-    def leased(self, incarnation: str = "w1", **fields: Any) -> LeasedJob:
+    def leased(self, incarnation: str = "w1", **fields: Any) -> BatchJob:
         """Admit one job and lease it."""
         return self.lease(incarnation, *self.admitted(**fields))[0]
 

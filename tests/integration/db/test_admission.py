@@ -10,10 +10,13 @@ import pytest
 from db.repositories.admission import AdmissionRepository
 from db.repositories.backlog import BacklogRepository
 from db.repositories.jobs import JobRepository
+from lorayard.contract.reading import read_request
+from lorayard.contract.request import GenerationRequest
 from lorayard.contract.result import JobError
-from lorayard.contract.sampling import SamplingOptions
 from lorayard.contract.states import JobState
 from tests.integration.db.ledger import POOL, Ledger, new_job
+
+SCHEMA = {"type": "object", "required": ["b", "a"], "properties": {"b": {"const": None}, "a": {}}}
 
 
 def test_jobs_are_admitted_in_the_order_given(ledger: Ledger) -> None:
@@ -35,7 +38,7 @@ def test_a_job_comes_back_as_it_was_submitted(ledger: Ledger) -> None:
         revision="sha256:aa",
         adapter_scale=-0.1,
         stream=True,
-        structured_outputs={"json": {"type": "object", "required": ["b", "a"]}},
+        structured_outputs={"json": SCHEMA},
         temperature=0.7,
         top_p=0.9,
         top_k=10**30,
@@ -53,17 +56,20 @@ def test_a_job_comes_back_as_it_was_submitted(ledger: Ledger) -> None:
 
     leased = ledger.lease(ledger.worker(), job.job_id)[0]
 
-    assert leased.messages == job.spec.messages
-    assert leased.prompt is None
+    request = read_request(leased)
+    assert request.messages == job.spec.messages
+    assert request.prompt is None
     assert (leased.adapter, leased.revision) == ("sql", "sha256:aa")
-    assert leased.adapter_scale == -0.1
-    assert leased.stream
-    assert leased.structured_outputs is not None
-    assert leased.structured_outputs.json_schema == {"type": "object", "required": ["b", "a"]}
-    assert (leased.temperature, leased.top_p, leased.seed) == (0.7, 0.9, 4611686018427387904)
-    assert leased.top_k == 2**31 - 1
-    assert leased.stop == ("\n", "END")
-    assert leased.sampling == SamplingOptions(min_p=0.1, logit_bias={7: -2.5}, bad_words=("é",))
+    assert request.adapter_scale == -0.1
+    assert request.stream
+    assert request.structured_outputs is not None
+    assert request.structured_outputs.json_schema == SCHEMA
+    assert list(request.structured_outputs.json_schema["properties"]) == ["b", "a"]
+    assert (request.temperature, request.top_p, request.seed) == (0.7, 0.9, 4611686018427387904)
+    assert request.top_k == 2**31 - 1
+    assert request.stop == ("\n", "END")
+    assert (request.min_p, request.logit_bias, request.bad_words) == (0.1, {7: -2.5}, ("é",))
+    assert request == GenerationRequest(**{name: getattr(job.spec, name) for name, _ in request})
     assert list(leased.metadata.items()) == list(metadata.items())
     assert leased.has_callback
     assert 1500 <= leased.queue_ms < 30_000
@@ -79,7 +85,7 @@ def test_the_same_payload_again_is_a_repeat_and_another_one_a_conflict(ledger: L
 
     assert [entry.outcome for entry in again] == ["repeat", "conflict"]
     assert [entry.state for entry in again] == [JobState.QUEUED] * 2
-    assert ledger.sql("SELECT prompt FROM job_inputs") == [("one",)]
+    assert ledger.sql("SELECT request->>'prompt' FROM job_inputs") == [("one",)]
 
 
 def test_of_duplicates_in_one_block_the_first_wins(ledger: Ledger) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from db.migrate import upgrade
 from db.models import Table
+from lorayard.contract.reading import read_request
 from lorayard.contract.states import JobState
 from lorayard.local import plain_url
 from tests.integration.db.ledger import Ledger
@@ -101,8 +102,12 @@ def test_the_jobs_of_the_old_ledger_are_served_by_the_new_schema(recorded: str) 
     assert {job.job_id for job in leased} == set(waiting)
     for job in leased:
         row, text = old[job.job_id], texts[job.job_id]
-        assert (job.attempt, job.prompt) == (int(row["attempt"]) + 1, text["prompt"])
-        assert (job.max_tokens, job.temperature) == (int(row["max_tokens"]), float(text["temperature"]))
+        request = read_request(job)
+        assert (job.attempt, request.prompt) == (int(row["attempt"]) + 1, text["prompt"])
+        assert (request.max_tokens, request.temperature) == (
+            int(row["max_tokens"]),
+            float(text["temperature"]),
+        )
 
 
 def let_time_pass_for_leader_and_not_for_jobs(url: str) -> None:

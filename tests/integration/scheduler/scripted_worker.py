@@ -43,7 +43,7 @@ def succeed(job: BatchJob) -> EndedAttempt | None:
         job.job_id,
         job.attempt,
         JobState.SUCCEEDED,
-        output=(job.prompt or "").upper(),
+        output=job.request["prompt"].upper(),
         finish_reason="stop",
         prompt_tokens=3,
         completion_tokens=5,

@@ -13,7 +13,7 @@ from celery import Celery
 from sqlalchemy import text
 
 from db import Database
-from db.records import JobAttempt, LeasedJob, NewJob, WorkerRow
+from db.records import JobAttempt, NewJob, WorkerRow
 from db.repositories.admission import AdmissionRepository
 from db.repositories.jobs import JobRepository
 from db.repositories.leases import LeaseRepository
@@ -23,6 +23,7 @@ from lorayard.contract.job import JobSpec
 from lorayard.contract.keys import PoolKeys, reply_key, worker_queue
 from lorayard.contract.messages import BatchJob, Command, JobReply, MicroBatch, WorkerEvent
 from lorayard.contract.pool import pool_id
+from lorayard.contract.request import GenerationRequest
 from lorayard.contract.result import JobResult
 from lorayard.contract.tasks import RUN_MICRO_BATCH
 from lorayard.server.celery_app import make_app
@@ -84,7 +85,7 @@ class ScriptedLeader:
         self.database.run(lambda c: AdmissionRepository(c).admit(self.pool, jobs))
         return [job.job_id for job in jobs]
 
-    def lease(self, incarnation: str, job_ids: Sequence[UUID]) -> list[LeasedJob]:
+    def lease(self, incarnation: str, job_ids: Sequence[UUID]) -> list[BatchJob]:
         """Lease queued jobs to a worker, and send nothing."""
         return self.database.run(
             lambda c: LeaseRepository(c).lease(self.pool, incarnation, job_ids, term=self.term)
@@ -93,17 +94,15 @@ class ScriptedLeader:
     def send(
         self,
         to: str,
-        jobs: Sequence[LeasedJob],
+        jobs: Sequence[BatchJob],
         *,
         pool: str | None = None,
         named: str | None = None,
         **changes: Any,
     ) -> str:
         """Send one micro-batch to the queue of `to`, perhaps one that is `named` for another."""
-        batch_jobs = [
-            BatchJob(**{name: getattr(job, name) for name in job.__slots__ if name != "strikes"} | changes)
-            for job in jobs
-        ]
+        asked = {name: changes.pop(name) for name in [*changes] if name in GenerationRequest.model_fields}
+        batch_jobs = [job.model_copy(update={**changes, "request": job.request | asked}) for job in jobs]
         batch = MicroBatch(
             batch_id=uuid4(),
             pool=pool or self.pool,
@@ -112,7 +111,7 @@ class ScriptedLeader:
             jobs=tuple(batch_jobs),
         )
         task_id = str(batch.batch_id)
-        body = batch.model_dump(mode="json")
+        body = batch.model_dump(mode="json", exclude_unset=True)
         self._app.send_task(RUN_MICRO_BATCH, args=[body], task_id=task_id, queue=worker_queue(to))
         return task_id
 

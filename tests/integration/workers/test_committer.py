@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from db.database import Database
-from db.records import EndedAttempt, FinishedJob, LeasedJob
+from db.records import EndedAttempt, FinishedJob
 from lorayard.contract.messages import BatchJob
 from lorayard.contract.states import JobState
 from tests.integration.db.ledger import Ledger, ended
@@ -54,12 +54,10 @@ class Desk:
             suspect_after_s=0.3,
         )
 
-    def leased(self, number: int) -> list[LeasedJob]:
+    def leased(self, number: int) -> list[BatchJob]:
         """Have some jobs in hand."""
         jobs = self.ledger.lease("w1", *self.ledger.admitted(number))
-        fields = [name for name in LeasedJob.__slots__ if name != "strikes"]
-        batch = [BatchJob(**{name: getattr(job, name) for name in fields}) for job in jobs]
-        self.holding.take("task", batch, 0.0)
+        self.holding.take("task", jobs, 0.0)
         return jobs
 
     def put(self, *ends: EndedAttempt) -> None:
@@ -67,11 +65,11 @@ class Desk:
         for end in ends:
             self.committer.put(Outcome(end))
 
-    def refuse(self, job: LeasedJob, sqlstate: str) -> None:
+    def refuse(self, job: BatchJob, sqlstate: str) -> None:
         """Have Postgres refuse a job's output."""
         self.ledger.sql("INSERT INTO refusals VALUES (:id, :state)", id=job.job_id, state=sqlstate)
 
-    def states(self, jobs: Sequence[LeasedJob]) -> list[str]:
+    def states(self, jobs: Sequence[BatchJob]) -> list[str]:
         """List the states of jobs."""
         return [self.ledger.state(job.job_id).value for job in jobs]
 

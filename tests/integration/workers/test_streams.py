@@ -6,11 +6,11 @@ import json
 from itertools import takewhile
 from uuid import UUID
 
-from db.records import LeasedJob
 from db.repositories.leases import LeaseRepository
 from lorayard.client.stream import StreamEvent, TokenStream
 from lorayard.contract.job import JobSpec
 from lorayard.contract.keys import tokens_key
+from lorayard.contract.messages import BatchJob
 from lorayard.contract.states import JobState
 from lorayard.contract.structured_outputs import StructuredOutputs
 from lorayard.transport.redis_link import RedisLink
@@ -84,5 +84,5 @@ def test_a_job_whose_answer_has_a_form_streams_it(leader: ScriptedLeader, incarn
     assert "".join(event.text for event in events) == kept.output
 
 
-def lease(leader: ScriptedLeader, incarnation: str, job_id: UUID) -> list[LeasedJob]:
+def lease(leader: ScriptedLeader, incarnation: str, job_id: UUID) -> list[BatchJob]:
     return leader.lease(incarnation, [job_id])

@@ -7,10 +7,11 @@ from uuid import uuid4
 import pytest
 
 from lorayard.contract.ids import payload_sha256
-from lorayard.contract.job import JobSpec, Message
+from lorayard.contract.job import JobSpec
 from lorayard.contract.messages import JobEnvelope
 from lorayard.contract.pool import PoolInfo
-from scheduler.admission import estimate_tokens, judge, prompt_bytes
+from lorayard.contract.request import Message
+from scheduler.admission import estimate_tokens, judge
 from scheduler.catalogue import Catalogue
 
 LIMITS = PoolInfo(pool="p", model_name="tiny", max_model_len=100, max_prompt_bytes=1600)
@@ -21,9 +22,9 @@ def envelope(spec: JobSpec) -> JobEnvelope:
 
 
 def test_a_prompt_is_measured_in_bytes_and_messages_together() -> None:
-    assert prompt_bytes(JobSpec(prompt="äö")) == 4
+    assert JobSpec(prompt="äö").prompt_bytes == 4
     messages = (Message(role="system", content="ab"), Message(role="user", content="c"))
-    assert prompt_bytes(JobSpec(messages=messages)) == 3
+    assert JobSpec(messages=messages).prompt_bytes == 3
 
 
 @pytest.mark.parametrize(("num_bytes", "tokens"), [(0, 1), (3, 1), (4, 2), (10_000, 99)])

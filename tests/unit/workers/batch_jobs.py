@@ -6,6 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 from lorayard.contract.messages import BatchJob
+from lorayard.contract.request import GenerationRequest
 from workers.engine.core.outputs import (
     CompletionOutput,
     FinishReason,
@@ -18,26 +19,22 @@ REVISION = "sha256:" + "ab" * 32
 
 
 def batch_job(**changes: Any) -> BatchJob:
-    """Make a job as the leader sends it."""
+    """Make a job as the leader sends it; fields of its request go by name too."""
     values: dict[str, Any] = {
         "job_id": uuid4(),
         "attempt": 1,
         "tenant": "default",
         "adapter": "upper",
         "revision": REVISION,
-        "prompt": "hello>",
-        "messages": None,
-        "max_tokens": 8,
-        "temperature": 0.0,
-        "top_p": 1.0,
-        "top_k": 0,
-        "seed": None,
-        "stop": (),
         "queue_ms": 10.0,
         "reply_to": "client-1",
         "has_callback": False,
     }
-    return BatchJob(**(values | changes))
+    asked = {name: changes.pop(name) for name in [*changes] if name in GenerationRequest.model_fields}
+    request = {"prompt": "hello>", "max_tokens": 8} | asked
+    if "messages" in asked:
+        del request["prompt"]
+    return BatchJob(**({"request": request} | values | changes))
 
 
 def engine_output(

@@ -270,6 +270,29 @@ def test_a_request_the_engine_cannot_be_asked_is_rejected(yard: Yard) -> None:
     assert yard.await_outcomes(1) == [JobState.REJECTED]
 
 
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"request": {"prompt": "a", "of_later": 1}}, "unsupported_field"),
+        ({"of_later": 1}, "unsupported_field"),
+        ({"max_tokens": 10**9}, "unsupported_value"),
+    ],
+)
+def test_a_job_of_a_later_release_is_rejected_and_its_neighbours_run(
+    yard: Yard, changes: dict[str, Any], code: str
+) -> None:
+    good = batch_job()
+
+    yard.join(batch_job(writer="9.1.0", **changes), good)
+
+    assert yard.await_outcomes(1) == [JobState.REJECTED]
+    error = yard.outcomes[0].ended.error
+    assert error is not None
+    assert error.code == code
+    assert "written by lorayard 9.1.0, this is lorayard" in error.message
+    assert [add.request_id for add in yard.await_adds(1)] == [f"{good.job_id}:1"]
+
+
 def test_residency_reaches_the_vitals(yard: Yard) -> None:
     yard.engine.say(residency=(ResidencyChange(1, REVISION, "device"),))
 

@@ -50,3 +50,28 @@ def test_a_batch_for_another_is_left_alone(changes: dict[str, str]) -> None:
 def test_what_is_no_batch_is_refused() -> None:
     with pytest.raises(ValidationError):
         MicroBatchDesk("pool", "me", Joined()).accept("task", {"v": 2})
+
+
+def test_a_job_that_cannot_be_read_does_not_keep_its_neighbours_out() -> None:
+    joined = Joined()
+    good, of_later = (batch_job().model_dump(mode="json") for _ in range(2))
+    of_later["of_later"] = 1
+
+    answer = MicroBatchDesk("pool", "me", joined).accept(
+        "task", _body() | {"jobs": [good, {"job_id": "no uuid"}, of_later, None]}
+    )
+
+    assert answer["joined"] == 2
+    assert [str(job.job_id) for job in joined.jobs] == [good["job_id"], of_later["job_id"]]
+
+
+@pytest.mark.parametrize("changes", [{"jobs": None}, {"batch_id": "x"}, {"v": 2}])
+def test_a_batch_that_is_wrong_itself_is_refused_whole(changes: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        MicroBatchDesk("pool", "me", Joined()).accept("task", _body() | changes)
+
+
+def test_what_a_later_release_adds_to_a_batch_is_passed_over() -> None:
+    joined = Joined()
+
+    assert MicroBatchDesk("pool", "me", joined).accept("task", _body() | {"of_later": 1})["joined"] == 1

@@ -18,7 +18,7 @@ MAX_LOGIT_BIASES = 1024
 MAX_LOGPROBS = 20
 MAX_N = 128
 _MAX_SEED = 2**63 - 1
-_MAX_TEMPERATURE = 100.0
+MAX_TEMPERATURE = 100.0
 _PENALTY_FACTORS = (0.01, 100.0)
 """Beyond these a logit would leave the range of float32 or lose all meaning."""
 
@@ -128,7 +128,7 @@ class SamplingParams:
             require_int("stop_token_ids", token_id, 0, None)
 
     def _require_likelihoods(self) -> None:
-        require_number("temperature", self.temperature, 0.0, _MAX_TEMPERATURE)
+        require_number("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
         require_number("top_p", self.top_p, 0.0, 1.0)
         if self.top_p == 0.0:
             raise InvalidParams("top_p is 0; give a number in (0, 1], or temperature=0 for greedy decoding")

@@ -14,7 +14,7 @@ from lorayard.contract.errors import InvalidJob
 from lorayard.contract.ids import job_id_for, payload_sha256, uuid7
 from lorayard.contract.job import JobSpec
 from lorayard.contract.messages import JobEnvelope
-from lorayard.contract.sampling import SamplingOptions
+from lorayard.contract.request import GenerationRequest
 from lorayard.contract.storable import MAX_DEPTH
 
 
@@ -57,9 +57,9 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
         "adapter_scale=0.5 without an adapter",
         "name one, or leave it out",
     ),
-    ({"prompt": "a", "temperature": -0.1}, "temperature=-0.1", "from 0 (greedy) to 10"),
-    ({"prompt": "a", "temperature": float("nan")}, "temperature=nan", "from 0 (greedy) to 10"),
-    ({"prompt": "a", "temperature": 11}, "temperature=11", "from 0 (greedy) to 10"),
+    ({"prompt": "a", "temperature": -0.1}, "temperature=-0.1", "from 0 (greedy) to 100"),
+    ({"prompt": "a", "temperature": float("nan")}, "temperature=nan", "from 0 (greedy) to 100"),
+    ({"prompt": "a", "temperature": 101}, "temperature=101", "from 0 (greedy) to 100"),
     ({"prompt": "a", "top_p": 0}, "top_p=0", "above 0 and up to 1"),
     ({"prompt": "a", "top_p": 1.1}, "top_p=1.1", "above 0 and up to 1"),
     ({"prompt": "a", "structured_outputs": {}}, "structured_outputs", "exactly one of json, regex"),
@@ -87,6 +87,8 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": "a", "logit_bias": {5: 101}}, "logit_bias.5=101", "from -100 to 100"),
     ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias.x", "token ids"),
     ({"prompt": "a", "bad_words": [""]}, "bad_words.0=''", "non-empty strings"),
+    ({"prompt": "a", "bad_words": ["x"] * 1025}, "1025", "at most 1024 non-empty strings"),
+    ({"prompt": "a", "bad_words": ["x" * 1001]}, "bad_words.0='xxx", "at most 1000 characters"),
     ({"prompt": "a", "bad_words": ["a\x00"]}, "NUL character at position 1", "remove it"),
     ({"prompt": "a", "priority": "urgent"}, "priority='urgent'", "'high', 'normal' or 'low'"),
     ({"prompt": "a", "deadline_s": 0}, "deadline_s=0", "above 0 and up to 2592000"),
@@ -184,16 +186,17 @@ def test_what_is_accepted_can_be_read_by_the_scheduler(
     assert read == envelope
 
 
-def test_sampling_options_come_back_from_json_and_only_the_changed_ones_are_kept() -> None:
-    spec = validated({"prompt": "a", "logit_bias": {5: -1.5}, "bad_words": ["x"], "ignore_eos": True})
+def test_a_request_comes_back_from_json_and_only_what_was_set_is_written() -> None:
+    asked = {"prompt": "a", "logit_bias": {5: -1.5}, "bad_words": ["x"], "ignore_eos": True}
+    spec = validated(asked | {"tenant": "acme", "metadata": {"n": 1}})
 
     read = JobSpec.model_validate_json(spec.model_dump_json())
 
     assert read == spec
-    assert spec.changed() == {"logit_bias": {"5": -1.5}, "bad_words": ["x"], "ignore_eos": True}
-    kept = SamplingOptions.model_validate_json(json.dumps(spec.changed()))
+    assert json.loads(spec.request_json()) == asked | {"logit_bias": {"5": -1.5}}
+    kept = GenerationRequest.model_validate_json(spec.request_json())
     assert (kept.logit_bias, kept.bad_words, kept.ignore_eos) == ({5: -1.5}, ("x",), True)
-    assert JobSpec(prompt="a").changed() == {}
+    assert JobSpec(prompt="a", seed=None, messages=None).request_json() == '{"prompt":"a"}'
 
 
 @pytest.mark.parametrize("number", [2**1024 - 1, -(2**70), 1e300, 0.1])

@@ -31,8 +31,8 @@ ID = UUID(int=7)
 SPEC = JobSpec(prompt="é", adapter="sql", stop=("end",), metadata={"n": [1, None]})
 ERROR = JobError(code="x", message="y")
 BATCH_JOB = BatchJob(
-    job_id=ID, attempt=1, tenant="t", adapter=None, revision=None, prompt="p", messages=None, max_tokens=1,
-    temperature=0, top_p=1, top_k=0, seed=None, stop=(), queue_ms=1, reply_to=None, has_callback=False,
+    job_id=ID, attempt=1, tenant="t", adapter=None, revision=None, request={"prompt": "p"}, queue_ms=1,
+    reply_to=None, has_callback=False,
 )  # fmt: skip
 
 MESSAGES: list[WireMessage] = [

@@ -1,0 +1,232 @@
+"""Releases side by side: what an older or a newer one wrote is read as it was meant, or refused alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from lorayard.contract.ids import is_same_payload, job_id_for, payload_sha256
+from lorayard.contract.job import JobSpec
+from lorayard.contract.messages import (
+    BODY_FIELD,
+    WRITER_FIELD,
+    BatchJob,
+    CatalogueEntry,
+    Command,
+    JobEnvelope,
+    JobReply,
+    MicroBatch,
+    Report,
+    TokenEntry,
+    WorkerEvent,
+)
+from lorayard.contract.reading import UNREADABLE_PROMPT, UnreadableRequest, read_request, receive_job
+from lorayard.contract.request import GenerationRequest
+from lorayard.contract.version import RELEASE
+
+RECORDED = Path(__file__).parents[3] / "recorded" / "messages" / "v0_1"
+ENVELOPES = sorted((RECORDED / "job_envelope").glob("*.json"))
+REPORTS: dict[str, type[Report]] = {
+    "worker_event": WorkerEvent, "job_reply": JobReply, "command": Command,
+    "catalogue_entry": CatalogueEntry, "token_entry": TokenEntry,
+}  # fmt: skip
+ID = str(UUID(int=7))
+
+
+def entry(writer: str = "9.1.0", beside: dict[str, Any] | None = None, **spec: Any) -> dict[bytes, bytes]:
+    body = {
+        "v": 1, "job_id": ID, "submission_id": ID, "payload_sha256": "9:x", "reply_to": "client-1",
+        "spec": spec, **(beside or {}),
+    }  # fmt: skip
+    return {BODY_FIELD: json.dumps(body).encode(), WRITER_FIELD: writer.encode()}
+
+
+@pytest.mark.parametrize("path", ENVELOPES, ids=lambda path: path.stem)
+def test_a_recorded_job_is_written_again_with_fewer_words_and_the_same_meaning(path: Path) -> None:
+    """What a release of the recorded one reads, it reads the same: no key it lacks, no value changed."""
+    old = json.loads(path.read_bytes())
+    envelope, refusal = receive_job({BODY_FIELD: path.read_bytes()})
+    chosen = envelope.spec.model_dump(exclude_defaults=True)
+
+    written = json.loads(envelope.model_copy(update={"spec": JobSpec(**chosen)}).to_body())
+
+    assert refusal is None
+    assert set(written) <= set(old)
+    assert set(written["spec"]) <= set(old["spec"])
+    for name, value in written["spec"].items():
+        wanted = old["spec"][name]
+        if name == "structured_outputs":
+            wanted = {form: text for form, text in wanted.items() if text is not None}
+        assert value == wanted, name
+    left_out = JobSpec.model_validate(written["spec"])
+    assert left_out == envelope.spec
+
+
+@pytest.mark.parametrize("path", ENVELOPES, ids=lambda path: path.stem)
+def test_a_recorded_job_is_the_same_payload_when_its_producer_submits_it_after_an_upgrade(path: Path) -> None:
+    envelope = JobEnvelope.model_validate_json(path.read_bytes())
+    old, spec = envelope.payload_sha256, envelope.spec
+    again = JobSpec(**spec.model_dump(exclude_defaults=True))
+    other = again.model_copy(update={"max_tokens": again.max_tokens + 1})
+
+    assert is_same_payload(old, payload_sha256(again), again)
+    assert is_same_payload(payload_sha256(again), old, spec)
+    assert not is_same_payload(old, payload_sha256(other), other)
+    assert not is_same_payload(payload_sha256(other), old, spec)
+    if spec.idempotency_key is not None:
+        assert job_id_for(again) == envelope.job_id
+
+
+def test_a_default_spelled_out_is_the_same_payload() -> None:
+    assert payload_sha256(JobSpec(prompt="a", temperature=0.0, stop=())) == payload_sha256(
+        JobSpec(prompt="a")
+    )
+    assert not is_same_payload("3:abc", payload_sha256(JobSpec(prompt="a")), JobSpec(prompt="a"))
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"prompt": "a", "typical_p": 0.5}, "'typical_p'"),
+        ({"prompt": "a", "structured_outputs": {"regex": "a", "xml": "b"}}, "'structured_outputs.xml'"),
+        ({"messages": [{"role": "user", "content": "a", "tool_calls": []}]}, "'messages.0.tool_calls'"),
+        ({"prompt": "a", "beside": {"trace": 1}}, "'trace'"),
+        ({"prompt": "a", "one": 1, "two": 2}, "'one', 'two'"),
+        ({"prompt": "a", "\x00": 1}, "'\\x00'"),
+    ],
+)
+def test_a_job_of_a_later_release_is_refused_by_the_names_of_its_fields(
+    given: dict[str, Any], named: str
+) -> None:
+    envelope, refusal = receive_job(entry(tenant="acme", **given))
+
+    assert refusal is not None
+    assert refusal.code == "unsupported_field"
+    assert (
+        f"not known here: {named}; it was written by lorayard 9.1.0, this is lorayard {RELEASE}: upgrade"
+        in refusal.message
+    )
+    assert (str(envelope.job_id), envelope.reply_to, envelope.spec.tenant) == (ID, "client-1", "acme")
+    assert envelope.spec.prompt_bytes == 1
+
+
+def test_a_job_whose_input_is_of_a_kind_not_known_is_refused_and_keeps_its_routing() -> None:
+    envelope, refusal = receive_job(entry(prompt_token_ids=[1, 2], tenant="acme", metadata={"n": 1}))
+
+    assert refusal is not None
+    assert "prompt_token_ids" in refusal.message
+    assert (envelope.spec.tenant, envelope.spec.metadata) == ("acme", {"n": 1})
+    assert envelope.spec.prompt == UNREADABLE_PROMPT
+
+
+def test_a_writer_that_does_not_name_itself_is_told_as_such() -> None:
+    fields = entry(prompt="a", later=1)
+    del fields[WRITER_FIELD]
+
+    refusal = receive_job(fields).refusal
+
+    assert refusal is not None
+    assert "written by a lorayard that gave no release" in refusal.message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        entry(prompt="a", max_tokens=0),
+        entry(prompt="a", beside={"v": 2}),
+        entry(tenant="a b", later=1, prompt="a"),
+        entry(beside={"later": 1, "spec": "none"}),
+    ],
+)
+def test_what_is_wrong_beyond_unknown_fields_is_no_job(fields: dict[bytes, bytes]) -> None:
+    with pytest.raises(ValueError, match="JobEnvelope"):
+        receive_job(fields)
+
+
+def batch_job(**changes: Any) -> BatchJob:
+    values: dict[str, Any] = {
+        "job_id": ID, "attempt": 1, "tenant": "t", "adapter": None, "revision": None,
+        "request": {"prompt": "a"}, "queue_ms": 1, "reply_to": None, "has_callback": False,
+        "writer": "9.1.0",
+    }  # fmt: skip
+    return BatchJob.model_validate(values | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"request": {"prompt": "a", "typical_p": 0.5}}, {"typical_p": 0.5}],
+    ids=["in the request", "beside it"],
+)
+def test_a_worker_refuses_a_job_with_a_field_it_does_not_know(changes: dict[str, Any]) -> None:
+    job = batch_job(**changes)
+
+    with pytest.raises(
+        UnreadableRequest, match=r"'typical_p'; it was written by lorayard 9\.1\.0, this is"
+    ) as raised:
+        read_request(job)
+    assert raised.value.code == "unsupported_field"
+
+
+def test_a_worker_refuses_a_value_that_only_a_later_release_takes() -> None:
+    with pytest.raises(
+        UnreadableRequest, match=r"temperature: .* 9\.1\.0, .*upgrade the workers first"
+    ) as raised:
+        read_request(batch_job(request={"prompt": "a", "temperature": 1e6}))
+
+    assert raised.value.code == "unsupported_value"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((RECORDED / "micro_batch").glob("*.json")), ids=lambda path: path.stem
+)
+def test_the_jobs_of_a_recorded_micro_batch_are_those_that_were_submitted(path: Path) -> None:
+    submitted = {
+        envelope.job_id: envelope.spec
+        for envelope in (JobEnvelope.model_validate_json(one.read_bytes()) for one in ENVELOPES)
+    }
+
+    for job in MicroBatch.model_validate(json.loads(path.read_bytes())).jobs:
+        spec = submitted[job.job_id]
+        assert read_request(job) == GenerationRequest(
+            **{name: getattr(spec, name) for name in asked_of(spec)}
+        )
+        assert (job.tenant, job.adapter, job.metadata) == (spec.tenant, spec.adapter, spec.metadata)
+
+
+def asked_of(spec: JobSpec) -> set[str]:
+    return set(GenerationRequest.model_fields) & spec.model_fields_set
+
+
+@pytest.mark.parametrize("kind", REPORTS)
+def test_a_report_of_a_later_release_is_read_without_what_is_new(kind: str) -> None:
+    for path in (RECORDED / kind).glob("*.json"):
+        told = json.loads(path.read_bytes())
+
+        read = REPORTS[kind].from_entry({BODY_FIELD: json.dumps(told | {"of_later": [1]}).encode()})
+
+        assert read == REPORTS[kind].from_entry({BODY_FIELD: json.dumps(told).encode()})
+
+
+@pytest.mark.parametrize("kind", REPORTS)
+def test_a_report_is_written_with_no_word_that_the_recorded_release_does_not_know(kind: str) -> None:
+    """Its readers refused unknown fields, so the new release may leave out, but not add."""
+    known = {name for path in (RECORDED / kind).glob("*.json") for name in json.loads(path.read_bytes())}
+    for path in (RECORDED / kind).glob("*.json"):
+        told = REPORTS[kind].from_entry({BODY_FIELD: path.read_bytes()})
+
+        assert set(REPORTS[kind].model_fields) <= known
+        assert json.loads(told.to_body())["v"] == 1
+
+
+def test_what_was_not_set_is_not_written() -> None:
+    spec = JobSpec(prompt="a", tenant="acme")
+    envelope = JobEnvelope(job_id=ID, submission_id=ID, payload_sha256="x", spec=spec)  # type: ignore[arg-type]
+
+    assert json.loads(envelope.to_body()) == {
+        "v": 1, "job_id": ID, "submission_id": ID, "payload_sha256": "x",
+        "spec": {"prompt": "a", "tenant": "acme"},
+    }  # fmt: skip
