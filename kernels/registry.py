@@ -211,7 +211,7 @@ def build(device: str, dtype: torch.dtype, level: Level | None = None) -> Kernel
 
 
 def resolve(op: str, device: str, dtype: torch.dtype, level: Level) -> Any:
-    """Return one op's implementation, or None where the engine can do without; else MissingKernel."""
+    """Return one op's implementation, or None if the engine can do without; else MissingKernel."""
     found = by_name(op)
     implementation = find(found, device, dtype, level)
     if implementation is not None:

@@ -45,7 +45,7 @@ def verify(payload: bytes | str, headers: Mapping[str, str], secret: str | Itera
     try:
         return WebhookEvent.model_validate_json(payload)
     except ValidationError as error:
-        raise InvalidSignature(f"the webhook is signed but is no event of Lorayard's: {error}") from error
+        raise InvalidSignature(f"the webhook is signed but is not an event of Lorayard's: {error}") from error
 
 
 def signed_headers(
@@ -73,7 +73,7 @@ def _webhook(secret: str) -> Webhook:
 
 
 def _refusal(verifier: Webhook, payload: bytes | str, headers: Mapping[str, str]) -> str | None:
-    """Say why a delivery does not verify, or None where it does."""
+    """Say why a delivery does not verify, or None if it does."""
     try:
         verifier.verify(payload, dict(headers), json_parse=False)
     except (WebhookVerificationError, ValueError) as error:

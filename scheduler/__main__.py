@@ -18,7 +18,7 @@ GAVE_UP = 1
 
 
 def main() -> int:
-    """Serve until SIGTERM or SIGINT; answers the exit status."""
+    """Serve until SIGTERM or SIGINT; returns the exit status."""
     with readable_settings("scheduler"):
         settings = SchedulerSettings()
         keys = SecretSettings().keys

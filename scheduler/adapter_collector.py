@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from db.errors import DatabaseError
 from db.repositories.adapters import AdapterRepository
 from lorayard.server.adapter_store import revision_folder
-from scheduler.office import Office
+from scheduler.leader_context import LeaderContext
 
 SET_ASIDE: Final = ".collected-"
 """Before a folder's name while it is being removed: nobody who reads the store sees half of a revision."""
@@ -31,8 +31,8 @@ class AdapterCollector:
     removed on a thread, because a store on a network may hang, which must not stop the leader.
     """
 
-    def __init__(self, office: Office, store: Path | None, retention_s: float) -> None:
-        self._office = office
+    def __init__(self, context: LeaderContext, store: Path | None, retention_s: float) -> None:
+        self._context = context
         self._store = store
         self._retention_s = retention_s
         self._thread: threading.Thread | None = None
@@ -44,10 +44,10 @@ class AdapterCollector:
         if self._thread is not None and self._thread.is_alive():
             logger.warning("adapters.still_collecting", store=str(self._store))
             return
-        pool = self._office.pool
+        pool = self._context.pool
         try:
-            digests = self._office.transact(lambda c: AdapterRepository(c).collecting(pool))
-            marked = self._office.transact(
+            digests = self._context.transact(lambda c: AdapterRepository(c).collecting(pool))
+            marked = self._context.transact(
                 lambda c: AdapterRepository(c).mark_unused(pool, self._retention_s)
             )
         except SQLAlchemyError as error:
@@ -86,7 +86,7 @@ class AdapterCollector:
             return decision == "collect"
 
         try:
-            is_collected = self._office.transact(take)
+            is_collected = self._context.transact(take)
         except BaseException:
             _move(aside, folder)
             raise

@@ -18,7 +18,7 @@ from lorayard.process.items import one_item
 from lorayard.server.replies import send_replies, state_reply
 from scheduler.endings import Endings
 from scheduler.fleet import Fleet
-from scheduler.office import Office
+from scheduler.leader_context import LeaderContext
 from scheduler.outages import is_passing
 from scheduler.streams import LeaderStreams, StreamEntry
 
@@ -33,7 +33,7 @@ logger = structlog.get_logger(__name__)
 class Control:
     """The control stream of one term; raises redis-py's errors, DatabaseUnavailable and Deposed."""
 
-    office: Office
+    context: LeaderContext
     streams: LeaderStreams
     fleet: Fleet
     endings: Endings
@@ -59,14 +59,14 @@ class Control:
     def cancel(self, job_ids: Sequence[UUID]) -> None:
         """Cancel jobs at nobody's request stream (a revoke in Flower)."""
         if job_ids:
-            self._follow(self.office.transact(lambda connection: _cancel_all(connection, job_ids)))
+            self._follow(self.context.transact(lambda connection: _cancel_all(connection, job_ids)))
 
     def _answer(self, messages: Sequence[ControlMessage]) -> None:
         cancels = [message.job_id for message in messages if message.kind == "cancel"]
         self.cancel(cancels)
         asked = list(dict.fromkeys(message.job_id for message in messages if message.reply_to))
-        known = {job.job_id: job for job in self.office.transact(lambda c: fetch_finished(c, asked))}
-        pipeline = self.office.redis.pipeline(transaction=False)
+        known = {job.job_id: job for job in self.context.transact(lambda c: fetch_finished(c, asked))}
+        pipeline = self.context.redis.pipeline(transaction=False)
         send_replies(
             pipeline,
             [(m.reply_to, _answer_to(m, known.get(m.job_id))) for m in messages if m.reply_to is not None],
@@ -87,9 +87,9 @@ class Control:
         """Tell a worker at once; should it miss this, the answer to its next heartbeat tells it again."""
         if self.fleet.find(incarnation) is None:
             return
-        command = Command(kind="cancel", term=self.office.term, job_ids=tuple(job_ids))
-        stream = self.office.keys.commands(incarnation)
-        self.office.redis.xadd(stream, command.to_entry(), maxlen=MAX_COMMANDS)
+        command = Command(kind="cancel", term=self.context.term, job_ids=tuple(job_ids))
+        stream = self.context.keys.commands(incarnation)
+        self.context.redis.xadd(stream, command.to_entry(), maxlen=MAX_COMMANDS)
 
 
 def _read(entry: StreamEntry) -> ControlMessage | None:

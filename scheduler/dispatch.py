@@ -20,9 +20,9 @@ from lorayard.contract.keys import worker_queue
 from lorayard.contract.messages import BatchJob, MicroBatch
 from lorayard.contract.tasks import RUN_MICRO_BATCH
 from scheduler.fleet import Fleet
-from scheduler.office import Office
+from scheduler.leader_context import LeaderContext
 from scheduler.policies import PendingJob, PlannedBatch
-from scheduler.worker_slot import Outstanding
+from scheduler.worker_state import Outstanding
 
 MAX_MESSAGE_BYTES: Final = 4_000_000
 """Requests in one Celery message; a larger micro-batch goes out in several."""
@@ -40,14 +40,14 @@ class Dispatched(NamedTuple):
 class Dispatcher:
     """The leases and messages of one term; raises kombu's errors, DatabaseUnavailable and Deposed."""
 
-    def __init__(self, office: Office, app: Celery, *, max_model_len: int) -> None:
-        self._office = office
+    def __init__(self, context: LeaderContext, app: Celery, *, max_model_len: int) -> None:
+        self._context = context
         self._app = app
         self._max_model_len = max_model_len
 
     def dispatch(self, planned: Sequence[PlannedBatch], fleet: Fleet, now: float) -> Dispatched:
         """Lease a whole round in one transaction, then publish; what cannot be published is released."""
-        leased = self._office.transact(lambda connection: self._lease(connection, planned))
+        leased = self._context.transact(lambda connection: self._lease(connection, planned))
         passed_over: list[UUID] = []
         batches: list[MicroBatch] = []
         for plan, jobs in zip(planned, leased, strict=True):
@@ -60,22 +60,22 @@ class Dispatcher:
 
     def _lease(self, connection: Connection, planned: Sequence[PlannedBatch]) -> list[list[BatchJob]]:
         leases = LeaseRepository(connection)
-        office = self._office
+        context = self._context
         return [
-            leases.lease(office.pool, plan.incarnation, [job.job_id for job in plan.jobs], term=office.term)
+            leases.lease(context.pool, plan.incarnation, [job.job_id for job in plan.jobs], term=context.term)
             for plan in planned
         ]
 
     def _note(self, plan: PlannedBatch, jobs: Sequence[BatchJob], fleet: Fleet, now: float) -> None:
         """Count leased jobs as outstanding; a worker that got none is not ready any more."""
-        slot = fleet.find(plan.incarnation)
-        if slot is None:
+        worker = fleet.find(plan.incarnation)
+        if worker is None:
             return
         if not jobs:
-            slot.is_ready = False
+            worker.is_ready = False
         headers = {job.job_id: job for job in plan.jobs}
         for job in jobs:
-            slot.give(job.job_id, self._outstanding(headers[job.job_id], job, now))
+            worker.give(job.job_id, self._outstanding(headers[job.job_id], job, now))
 
     def _outstanding(self, header: PendingJob, job: BatchJob, now: float) -> Outstanding:
         tokens = min(header.prompt_tokens + header.max_tokens, self._max_model_len)
@@ -86,9 +86,9 @@ class Dispatcher:
         for part in _parts(jobs, sizes):
             yield MicroBatch(
                 batch_id=uuid7(),
-                pool=self._office.pool,
+                pool=self._context.pool,
                 incarnation=plan.incarnation,
-                term=self._office.term,
+                term=self._context.term,
                 jobs=tuple(part),
             )
 
@@ -126,7 +126,7 @@ class Dispatcher:
         """Give leases back whose message did not go out; if the ledger is away too, held lists repair it."""
         logger.warning("micro_batches.not_published", batches=len(batches))
         try:
-            self._office.transact(lambda connection: self._release_in(connection, batches))
+            self._context.transact(lambda connection: self._release_in(connection, batches))
         except (DatabaseError, SQLAlchemyError) as error:
             logger.warning("micro_batches.not_released", batches=len(batches), error=explain(error))
 

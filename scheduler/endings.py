@@ -9,8 +9,8 @@ import structlog
 
 from db.records import FinishedJob
 from lorayard.server.replies import announce
-from scheduler.flower_desk import FlowerDesk
-from scheduler.office import Office
+from scheduler.flower_reporter import FlowerReporter
+from scheduler.leader_context import LeaderContext
 from scheduler.queue_feed import QueueFeed
 
 logger = structlog.get_logger(__name__)
@@ -20,9 +20,9 @@ logger = structlog.get_logger(__name__)
 class Endings:
     """What follows a committed end; raises redis-py's errors."""
 
-    office: Office
+    context: LeaderContext
     queue: QueueFeed
-    flower: FlowerDesk
+    flower: FlowerReporter
 
     def follow(self, finished: Sequence[FinishedJob]) -> None:
         """Take ended jobs out of the backlog and tell of them."""
@@ -39,6 +39,6 @@ class Endings:
                 error_code=job.result.error.code if job.result.error else None,
             )
         self.flower.ended(ended)
-        pipeline = self.office.redis.pipeline(transaction=False)
+        pipeline = self.context.redis.pipeline(transaction=False)
         announce(pipeline, ended)
         pipeline.execute()

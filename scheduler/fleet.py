@@ -8,52 +8,52 @@ import structlog
 
 from db.records import LeasedRow, WorkerRow
 from scheduler.policies import WorkerView
-from scheduler.worker_slot import Outstanding, WorkerSlot
+from scheduler.worker_state import Outstanding, WorkerState
 
 logger = structlog.get_logger(__name__)
 
 
 class Fleet:
-    """Mutable: the slots of one term."""
+    """Mutable: the workers of one term."""
 
     def __init__(self, *, max_model_len: int, overcommit_s: float) -> None:
         self._max_model_len = max_model_len
         self._overcommit_s = overcommit_s
-        self._slots: dict[str, WorkerSlot] = {}
+        self._workers: dict[str, WorkerState] = {}
         self.has_strangers = False
         """Somebody unknown has reported: look into the ledger soon."""
 
     def __len__(self) -> int:
-        return len(self._slots)
+        return len(self._workers)
 
-    def get(self, incarnation: str) -> WorkerSlot | None:
-        """Find a worker; one that is not known is looked for in the ledger at the next patrol."""
-        slot = self._slots.get(incarnation)
-        self.has_strangers |= slot is None
-        return slot
+    def get(self, incarnation: str) -> WorkerState | None:
+        """Find a worker; one that is not known is looked for in the ledger at the next reap."""
+        worker = self._workers.get(incarnation)
+        self.has_strangers |= worker is None
+        return worker
 
-    def find(self, incarnation: str) -> WorkerSlot | None:
+    def find(self, incarnation: str) -> WorkerState | None:
         """Find a worker, and think nothing of it where it is not known."""
-        return self._slots.get(incarnation)
+        return self._workers.get(incarnation)
 
     def take_roll(self, ready: Sequence[WorkerRow]) -> None:
         """Note which workers may be given jobs; all others are given none."""
         self.has_strangers = False
         names = {row.incarnation for row in ready}
-        for slot in self._slots.values():
-            slot.is_ready = slot.incarnation in names
+        for worker in self._workers.values():
+            worker.is_ready = worker.incarnation in names
         for row in ready:
-            if row.incarnation not in self._slots:
-                self._slots[row.incarnation] = WorkerSlot(row.incarnation, row.hostname, row.limits)
+            if row.incarnation not in self._workers:
+                self._workers[row.incarnation] = WorkerState(row.incarnation, row.hostname, row.limits)
                 logger.info("worker.joined", incarnation=row.incarnation, hostname=row.hostname)
 
     def rebuild(self, ready: Sequence[WorkerRow], leased: Iterable[LeasedRow], now: float) -> None:
         """Start over from the ledger; what workers told of themselves stays."""
         self.take_roll(ready)
-        for slot in self._slots.values():
-            slot.clear()
+        for worker in self._workers.values():
+            worker.clear()
         for row in leased:
-            if (holder := self._slots.get(row.incarnation)) is not None:
+            if (holder := self._workers.get(row.incarnation)) is not None:
                 holder.give(row.job_id, self.outstanding(row, now - max(0.0, row.leased_s)))
 
     def outstanding(self, row: LeasedRow, dispatched_at: float) -> Outstanding:
@@ -69,19 +69,19 @@ class Fleet:
     def views(self, now: float) -> list[WorkerView]:
         """Show the policies every worker that may be given jobs."""
         return [
-            slot.view(now, max_model_len=self._max_model_len, overcommit_s=self._overcommit_s)
-            for slot in self._slots.values()
-            if slot.is_ready and not slot.is_draining
+            worker.view(now, max_model_len=self._max_model_len, overcommit_s=self._overcommit_s)
+            for worker in self._workers.values()
+            if worker.is_ready and not worker.is_draining
         ]
 
     def unready(self) -> list[str]:
         """List the workers that get no more jobs: they may have left."""
-        return [name for name, slot in self._slots.items() if not slot.is_ready]
+        return [name for name, worker in self._workers.items() if not worker.is_ready]
 
-    def drop(self, incarnation: str) -> WorkerSlot | None:
+    def drop(self, incarnation: str) -> WorkerState | None:
         """Forget a worker that has left or is lost."""
-        return self._slots.pop(incarnation, None)
+        return self._workers.pop(incarnation, None)
 
     def jobs_per_s(self, now: float) -> float:
         """Tell how many jobs all workers end in a second."""
-        return sum(slot.rate.per_s(now) for slot in self._slots.values())
+        return sum(worker.rate.per_s(now) for worker in self._workers.values())

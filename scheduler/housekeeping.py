@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from db.repositories.jobs import JobRepository
 from db.repositories.usage import UsageRepository
-from scheduler.office import Office
+from scheduler.leader_context import LeaderContext
 
 FOLD_DELTAS: Final = 2000
 FORGET_CANCELS_AFTER_S: Final = 86_400.0
@@ -22,15 +22,15 @@ logger = structlog.get_logger(__name__)
 class Housekeeping:
     """The chores of one term; raises DatabaseUnavailable and Deposed."""
 
-    office: Office
+    context: LeaderContext
 
-    def tidy(self) -> bool:
-        """Do one portion; True where there is more to do at once."""
-        folded = self.office.transact(self._tidy)
+    def fold_usage(self) -> bool:
+        """Do one portion; True if there is more to do at once."""
+        folded = self.context.transact(self._fold_usage)
         if folded:
             logger.info("usage.folded", deltas=folded)
         return folded >= FOLD_DELTAS
 
-    def _tidy(self, connection: Connection) -> int:
+    def _fold_usage(self, connection: Connection) -> int:
         JobRepository(connection).forget_cancellations(FORGET_CANCELS_AFTER_S)
         return UsageRepository(connection).fold(FOLD_DELTAS)

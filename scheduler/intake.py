@@ -23,8 +23,8 @@ from lorayard.contract.states import JobState
 from lorayard.server.replies import send_replies, state_reply
 from scheduler.admission import judge
 from scheduler.catalogue import Catalogue
-from scheduler.flower_desk import FlowerDesk
-from scheduler.office import Office
+from scheduler.flower_reporter import FlowerReporter
+from scheduler.leader_context import LeaderContext
 from scheduler.streams import BLOCK_JOBS, LeaderStreams, StreamEntry
 from scheduler.tenancy import Tenancy
 
@@ -41,7 +41,7 @@ class Offer(NamedTuple):
     refusal: JobError | None
 
 
-class Verdict(NamedTuple):
+class IntakeVerdict(NamedTuple):
     """What became of one offer; `known` is the job as the ledger has it, where there is more to tell."""
 
     offer: Offer
@@ -54,15 +54,15 @@ class Verdict(NamedTuple):
 class Intake:
     """The door of one term; raises redis-py's errors, DatabaseUnavailable and Deposed."""
 
-    office: Office
+    context: LeaderContext
     streams: LeaderStreams
     catalogue: Catalogue
     tenancy: Tenancy
     limits: PoolInfo
-    flower: FlowerDesk
+    flower: FlowerReporter
 
     def admit(self, entries: Sequence[StreamEntry]) -> int:
-        """Admit what can be admitted, put aside the rest, then acknowledge; answers how many jobs are new."""
+        """Admit what can be admitted, put aside the rest, then acknowledge; returns how many jobs are new."""
         new = 0
         for start in range(0, len(entries), BLOCK_JOBS):
             new += self._admit_block(entries[start : start + BLOCK_JOBS])
@@ -85,12 +85,12 @@ class Intake:
             else:
                 yield Offer(entry, envelope, refusal)
 
-    def _commit(self, offers: Sequence[Offer], now_ms: int) -> list[Verdict]:
+    def _commit(self, offers: Sequence[Offer], now_ms: int) -> list[IntakeVerdict]:
         """Admit in one transaction; where Postgres refuses a job, halve until it stands alone."""
         if not offers:
             return []
         try:
-            return self.office.transact(lambda connection: self._offer(connection, offers, now_ms))
+            return self.context.transact(lambda connection: self._offer(connection, offers, now_ms))
         except DatabaseError:
             raise
         except Exception as error:
@@ -101,17 +101,17 @@ class Intake:
         middle = len(offers) // 2
         return self._commit(offers[:middle], now_ms) + self._commit(offers[middle:], now_ms)
 
-    def _admit_alone(self, offer: Offer, now_ms: int, error: Exception) -> list[Verdict]:
+    def _admit_alone(self, offer: Offer, now_ms: int, error: Exception) -> list[IntakeVerdict]:
         """Put a refused job aside; one whose row was just written by somebody else is looked at once more."""
         if fault_of(error) is Fault.REPEAT:
             try:
-                return self.office.transact(lambda connection: self._offer(connection, [offer], now_ms))
+                return self.context.transact(lambda connection: self._offer(connection, [offer], now_ms))
             except IntegrityError as refusal:
                 error = refusal
         self._put_aside(offer.entry, error)
         return []
 
-    def _offer(self, connection: Connection, offers: Sequence[Offer], now_ms: int) -> list[Verdict]:
+    def _offer(self, connection: Connection, offers: Sequence[Offer], now_ms: int) -> list[IntakeVerdict]:
         self.catalogue.refresh(connection)
         tenants = self.tenancy.admit(connection, {offer.envelope.spec.tenant for offer in offers})
         jobs = [
@@ -125,11 +125,11 @@ class Intake:
             )
             for offer in offers
         ]
-        admitted = AdmissionRepository(connection).admit(self.office.pool, jobs)
+        admitted = AdmissionRepository(connection).admit(self.context.pool, jobs)
         to_tell = [a.job_id for a in admitted if a.outcome == "repeat" or (a.state and a.state.is_terminal)]
         known = {job.job_id: job for job in fetch_finished(connection, to_tell)}
         return [
-            Verdict(offer, job, one, known.get(one.job_id))
+            IntakeVerdict(offer, job, one, known.get(one.job_id))
             for offer, job, one in zip(offers, jobs, admitted, strict=True)
         ]
 
@@ -138,25 +138,25 @@ class Intake:
         if body is None:
             body = b" ".join(name + b"=" + value for name, value in entry.fields.items())
         reason = str(error).replace("\x00", "").encode("utf-8", "replace").decode()[:MAX_ERROR_CHARS]
-        self.office.transact(
+        self.context.transact(
             lambda connection: AdmissionRepository(connection).put_aside(
-                self.office.pool, entry.stream, entry.entry_id, body, reason
+                self.context.pool, entry.stream, entry.entry_id, body, reason
             )
         )
         logger.error("intake.put_aside", stream=entry.stream, entry_id=entry.entry_id, error=reason[:300])
 
-    def _announce(self, verdicts: Sequence[Verdict]) -> None:
+    def _announce(self, verdicts: Sequence[IntakeVerdict]) -> None:
         replies = [
             (verdict.job.reply_to, reply)
             for verdict in verdicts
             if verdict.job.reply_to and (reply := _reply(verdict)) is not None
         ]
         if replies:
-            pipeline = self.office.redis.pipeline(transaction=False)
+            pipeline = self.context.redis.pipeline(transaction=False)
             send_replies(pipeline, replies)
             pipeline.execute()
 
-    def _show(self, verdicts: Sequence[Verdict]) -> None:
+    def _show(self, verdicts: Sequence[IntakeVerdict]) -> None:
         for verdict in verdicts:
             if verdict.admitted.outcome != "new":
                 continue
@@ -176,11 +176,11 @@ class Intake:
         logger.info("jobs.admitted", **counts)
 
     def _now_ms(self) -> int:
-        seconds, microseconds = self.office.redis.time()
+        seconds, microseconds = self.context.redis.time()
         return int(seconds) * 1000 + int(microseconds) // 1000
 
 
-def _reply(verdict: Verdict) -> JobReply | None:
+def _reply(verdict: IntakeVerdict) -> JobReply | None:
     """Tell a caller what became of its submission, where it must know or wants to."""
     job_id, submission_id = verdict.job.job_id, verdict.job.submission_id
     if verdict.admitted.outcome == "conflict":

@@ -16,21 +16,21 @@ from db.repositories.leases import LeaseRepository
 from lorayard.process.restarts import RestartBudget
 from lorayard.process.stop_request import StopRequest
 from scheduler.adapter_collector import AdapterCollector
-from scheduler.cadence import Every
+from scheduler.admission_publisher import AdmissionPublisher
 from scheduler.control import Control
 from scheduler.dispatch import Dispatcher
 from scheduler.fleet import Fleet
 from scheduler.housekeeping import Housekeeping
 from scheduler.intake import Intake
-from scheduler.office import Office
+from scheduler.leader_context import LeaderContext
 from scheduler.outages import is_outage, is_passing
+from scheduler.periodic import PeriodicTask
 from scheduler.policies import plan
-from scheduler.publish import Publisher
 from scheduler.queue_feed import QueueFeed
 from scheduler.reaper import Reaper
 from scheduler.retention import Retention
 from scheduler.revokes import BatchBook, RevokeNode
-from scheduler.streams import LeaderStreams, Mail
+from scheduler.streams import LeaderStreams, StreamBatch
 from scheduler.term import TermKeeper
 from scheduler.worker_events import WorkerEvents
 
@@ -48,18 +48,18 @@ logger = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
-class Rhythm:
+class PeriodicTasks:
     """Mutable: what recurs in the loop."""
 
-    patrol: Every = field(default_factory=lambda: Every(0.25))
-    publish: Every = field(default_factory=lambda: Every(0.5))
-    reclaim: Every = field(default_factory=lambda: Every(2.0))
-    introduce: Every = field(default_factory=lambda: Every(5.0))
-    see_off: Every = field(default_factory=lambda: Every(5.0))
-    verify: Every = field(default_factory=lambda: Every(10.0))
-    tidy: Every = field(default_factory=lambda: Every(60.0))
-    retention: Every = field(default_factory=lambda: Every(60.0))
-    collection: Every = field(default_factory=lambda: Every(600.0))
+    reap: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.25))
+    publish: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5))
+    reclaim: PeriodicTask = field(default_factory=lambda: PeriodicTask(2.0))
+    publish_pool: PeriodicTask = field(default_factory=lambda: PeriodicTask(5.0))
+    forget_departed: PeriodicTask = field(default_factory=lambda: PeriodicTask(5.0))
+    verify: PeriodicTask = field(default_factory=lambda: PeriodicTask(10.0))
+    fold_usage: PeriodicTask = field(default_factory=lambda: PeriodicTask(60.0))
+    retention: PeriodicTask = field(default_factory=lambda: PeriodicTask(60.0))
+    collection: PeriodicTask = field(default_factory=lambda: PeriodicTask(600.0))
 
 
 @dataclass(slots=True)
@@ -70,7 +70,7 @@ class Leader:
     entry, or in one of its parts, keeps no other part from its turn.
     """
 
-    office: Office
+    context: LeaderContext
     keeper: TermKeeper
     streams: LeaderStreams
     queue: QueueFeed
@@ -80,21 +80,21 @@ class Leader:
     events: WorkerEvents
     dispatcher: Dispatcher
     reaper: Reaper
-    publisher: Publisher
+    publisher: AdmissionPublisher
     housekeeping: Housekeeping
     retention: Retention
     collector: AdapterCollector
     revokes: RevokeNode
     clock: Callable[[], float]
     batches: BatchBook = field(default_factory=BatchBook)
-    rhythm: Rhythm = field(default_factory=Rhythm)
+    periodic: PeriodicTasks = field(default_factory=PeriodicTasks)
     has_dispatched: bool = False
     """A round went out, and workers may have room for another one."""
     failure: Exception | None = None
     """The first failure of its own in this turn."""
 
     def lead(self, stopping: StopRequest, on_serving: Callable[[], None]) -> bool:
-        """Lead until told to stop or deposed; outages are waited out. False where it cannot go on."""
+        """Lead until told to stop or deposed; outages are waited out. False if it cannot go on."""
         recovered, retry_s = False, FIRST_RETRY_S
         restarts = RestartBudget(self.clock)
         while not stopping.is_set() and not self.keeper.deposed.is_set():
@@ -109,12 +109,12 @@ class Leader:
                 self.turn()
                 retry_s = FIRST_RETRY_S
             except Deposed as error:
-                logger.warning("leader.deposed", term=self.office.term, error=str(error))
+                logger.warning("leader.deposed", term=self.context.term, error=str(error))
                 return True
             except Exception as error:  # noqa: BLE001 - whatever it was, the ledger knows where to go on
                 self._note_failure(error)
                 if not is_outage(error) and not restarts.take():
-                    logger.critical("leader.broken", term=self.office.term, error=explain(error))
+                    logger.critical("leader.broken", term=self.context.term, error=explain(error))
                     return False
                 recovered = False
                 stopping.wait(retry_s)
@@ -123,24 +123,24 @@ class Leader:
 
     def recover(self) -> None:
         """Build the picture anew from the ledger, and take over what was read but never acknowledged."""
-        self.office.enter()
+        self.context.enter()
         self.streams.ensure_groups()
-        pool = self.office.pool
-        ready, leased = self.office.transact(
+        pool = self.context.pool
+        ready, leased = self.context.transact(
             lambda c: (LeaseRepository(c).ready_workers(pool), BacklogRepository(c).leased(pool))
         )
         self.fleet.rebuild(ready, leased, self.clock())
         self.queue.restart()
-        self.rhythm = Rhythm()
-        logger.info("leader.recovered", term=self.office.term, workers=len(ready), leased=len(leased))
+        self.periodic = PeriodicTasks()
+        logger.info("leader.recovered", term=self.context.term, workers=len(ready), leased=len(leased))
 
     def turn(self) -> None:
         """Read, admit, listen, answer, dispatch, and do what is due; raises what went wrong at the end."""
         now = self.clock()
         self.failure = None
-        if self.rhythm.patrol.is_due(now) or self.fleet.has_strangers:
-            self._part("reaper", self.reaper.patrol)
-        if self.rhythm.reclaim.is_due(now):
+        if self.periodic.reap.is_due(now) or self.fleet.has_strangers:
+            self._part("reaper", self.reaper.reap)
+        if self.periodic.reclaim.is_due(now):
             self._deal_with(self.streams.reclaim())
         self._deal_with(self.streams.read(self._block_ms()))
         self._part("revokes", lambda: self.control.cancel(self.batches.jobs_of(self.revokes.take())))
@@ -157,22 +157,22 @@ class Leader:
         except Exception as error:
             if is_passing(error):
                 raise
-            logger.exception("leader.part_failed", part=name, term=self.office.term, error=explain(error))
+            logger.exception("leader.part_failed", part=name, term=self.context.term, error=explain(error))
             if is_own:
                 self.failure = self.failure or error
 
-    def _deal_with(self, mail: Mail) -> None:
+    def _deal_with(self, batch: StreamBatch) -> None:
         """Hand out what was read; what its part could not deal with is read again at the next reclaim."""
-        if mail.jobs:
-            self._part("intake", lambda: self._admit(mail), is_own=False)
-        if mail.events:
-            self._part("worker_events", lambda: self.events.listen(mail.events), is_own=False)
-        if mail.control:
-            self._part("control", lambda: self.control.obey(mail.control), is_own=False)
+        if batch.jobs:
+            self._part("intake", lambda: self._admit(batch), is_own=False)
+        if batch.events:
+            self._part("worker_events", lambda: self.events.listen(batch.events), is_own=False)
+        if batch.control:
+            self._part("control", lambda: self.control.obey(batch.control), is_own=False)
 
-    def _admit(self, mail: Mail) -> None:
+    def _admit(self, batch: StreamBatch) -> None:
         before, self.queue.has_more = self.queue.has_more, True  # some may be in, should the rest fail
-        self.queue.has_more = self.intake.admit(mail.jobs) > 0 or before
+        self.queue.has_more = self.intake.admit(batch.jobs) > 0 or before
 
     def _dispatch(self) -> None:
         now = self.clock()
@@ -186,28 +186,28 @@ class Leader:
             self.has_dispatched = bool(done.batches)
 
     def _recurring(self, now: float) -> None:
-        if self.rhythm.publish.is_due(now):
+        if self.periodic.publish.is_due(now):
             self._part("publish", self.publisher.publish, is_own=False)
-        if self.rhythm.introduce.is_due(now):
-            self._part("introduce", self.publisher.introduce, is_own=False)
-        if self.rhythm.see_off.is_due(now):
-            self._part("see_off", self.reaper.see_off)
-        if self.rhythm.verify.is_due(now):
+        if self.periodic.publish_pool.is_due(now):
+            self._part("publish_pool", self.publisher.publish_pool, is_own=False)
+        if self.periodic.forget_departed.is_due(now):
+            self._part("forget_departed", self.reaper.forget_departed)
+        if self.periodic.verify.is_due(now):
             self._part("verify", self.queue.verify)
-        if self.rhythm.tidy.is_due(now):
-            self._part("tidy", self._tidy, is_own=False)
-        if self.rhythm.retention.is_due(now):
+        if self.periodic.fold_usage.is_due(now):
+            self._part("fold_usage", self._fold_usage, is_own=False)
+        if self.periodic.retention.is_due(now):
             self._part("retention", lambda: self._delete_old(now), is_own=False)
-        if self.rhythm.collection.is_due(now):
+        if self.periodic.collection.is_due(now):
             self._part("collection", self.collector.sweep, is_own=False)
 
-    def _tidy(self) -> None:
-        if self.housekeeping.tidy():
-            self.rhythm.tidy.hasten()
+    def _fold_usage(self) -> None:
+        if self.housekeeping.fold_usage():
+            self.periodic.fold_usage.hasten()
 
     def _delete_old(self, now: float) -> None:
         if self.retention.delete_batch():
-            self.rhythm.retention.again_in(RETENTION_PAUSE_S, now)
+            self.periodic.retention.again_in(RETENTION_PAUSE_S, now)
 
     def _block_ms(self) -> int | None:
         if self.queue.has_more or self.has_dispatched:
@@ -219,5 +219,5 @@ class Leader:
         if is_of_ledger and fault_of(error) is Fault.SERVER:
             self.keeper.contact_lost()
         logger.error(
-            "leader.failed", term=self.office.term, error=explain(error), exc_info=not is_outage(error)
+            "leader.failed", term=self.context.term, error=explain(error), exc_info=not is_outage(error)
         )

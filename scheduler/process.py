@@ -21,19 +21,19 @@ from lorayard.process.stop_request import StopRequest
 from lorayard.server.celery_app import make_app
 from lorayard.server.flower_events import JobEvents
 from scheduler.adapter_collector import AdapterCollector
+from scheduler.admission_publisher import AdmissionPublisher
 from scheduler.catalogue import Catalogue
 from scheduler.checkpoint import describe_pool
 from scheduler.control import Control
 from scheduler.dispatch import Dispatcher
 from scheduler.endings import Endings
 from scheduler.fleet import Fleet
-from scheduler.flower_desk import FlowerDesk
+from scheduler.flower_reporter import FlowerReporter
 from scheduler.housekeeping import Housekeeping
 from scheduler.intake import Intake
 from scheduler.leader import Leader
-from scheduler.office import Office
+from scheduler.leader_context import LeaderContext
 from scheduler.policies import PolicyConfig
-from scheduler.publish import Publisher
 from scheduler.quarantine import Quarantine
 from scheduler.queue_feed import QueueFeed
 from scheduler.reaper import Reaper
@@ -96,14 +96,14 @@ class Scheduler:
         self._app.conf.task_send_sent_event = False
         nodename = f"scheduler@{socket.gethostname()}"
         events = JobEvents(self._app, nodename, max_events_per_s=settings.max_flower_events_per_s)
-        self._flower = FlowerDesk(events)
+        self._flower = FlowerReporter(events)
         self._revokes = RevokeNode(self._app, nodename)
         self._tenancy = Tenancy(auto_tenants=settings.auto_tenants, seal=seal)
         self._is_broken = False
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
 
     def run(self, stopping: StopRequest) -> bool:
-        """Serve until told to stop, then resign; False where it stopped because it could not go on."""
+        """Serve until told to stop, then resign; False if it stopped because it could not go on."""
         self._flower.start()
         self._revokes.start()
         restarts = RestartBudget(self._clock)
@@ -126,7 +126,7 @@ class Scheduler:
         return not self._is_broken
 
     def _follow(self, stopping: StopRequest) -> float:
-        """Try to take office and lead; answers how long to wait before the next try."""
+        """Try to take office and lead; returns how long to wait before the next try."""
         try:
             keeper = TermKeeper.take(
                 self._terms,
@@ -157,29 +157,29 @@ class Scheduler:
 
     def _leader(self, keeper: TermKeeper) -> Leader:
         settings, info, clock = self._settings, self.info, self._clock
-        office = Office(info.pool, keeper.term, self._database, self._redis)
-        streams = LeaderStreams(office)
+        context = LeaderContext(info.pool, keeper.term, self._database, self._redis)
+        streams = LeaderStreams(context)
         catalogue = Catalogue(info.pool)
         fleet = Fleet(max_model_len=info.max_model_len, overcommit_s=settings.overcommit_s)
         bound_s = settings.starvation_s
         retention_s = settings.retention_days * 86_400
         policy = PolicyConfig(starvation_s=(bound_s / 2, bound_s, bound_s * 3))
-        queue = QueueFeed(office, catalogue, clock, policy)
-        endings = Endings(office, queue, self._flower)
-        quarantine = Quarantine(office, catalogue, endings)
-        events = WorkerEvents(office, streams, fleet, queue, quarantine, endings, clock)
+        queue = QueueFeed(context, catalogue, clock, policy)
+        endings = Endings(context, queue, self._flower)
+        quarantine = Quarantine(context, catalogue, endings)
+        events = WorkerEvents(context, streams, fleet, queue, quarantine, endings, clock)
         return Leader(
-            office=office,
+            context=context,
             keeper=keeper,
             streams=streams,
             queue=queue,
             fleet=fleet,
-            intake=Intake(office, streams, catalogue, self._tenancy, info, self._flower),
-            control=Control(office, streams, fleet, endings),
+            intake=Intake(context, streams, catalogue, self._tenancy, info, self._flower),
+            control=Control(context, streams, fleet, endings),
             events=events,
-            dispatcher=Dispatcher(office, self._app, max_model_len=info.max_model_len),
+            dispatcher=Dispatcher(context, self._app, max_model_len=info.max_model_len),
             reaper=Reaper(
-                office,
+                context,
                 catalogue,
                 fleet,
                 events,
@@ -187,10 +187,10 @@ class Scheduler:
                 endings,
                 may_reap=lambda: keeper.contact_s() >= settings.worker_lease_s,
             ),
-            publisher=Publisher(office, settings, info, catalogue, fleet, queue, clock),
-            housekeeping=Housekeeping(office),
-            retention=Retention(office, retention_s),
-            collector=AdapterCollector(office, settings.adapter_store, retention_s),
+            publisher=AdmissionPublisher(context, settings, info, catalogue, fleet, queue, clock),
+            housekeeping=Housekeeping(context),
+            retention=Retention(context, retention_s),
+            collector=AdapterCollector(context, settings.adapter_store, retention_s),
             revokes=self._revokes,
             clock=clock,
         )

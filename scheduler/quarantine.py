@@ -13,8 +13,8 @@ from db.repositories.adapters import AdapterRepository
 from lorayard.contract.messages import AdapterFailure
 from scheduler.catalogue import Catalogue
 from scheduler.endings import Endings
-from scheduler.office import Office
-from scheduler.worker_slot import WorkerSlot
+from scheduler.leader_context import LeaderContext
+from scheduler.worker_state import WorkerState
 
 WORKERS_THAT_FAILED: Final = 2
 FAILURE_MEMORY_S: Final = 600.0
@@ -25,8 +25,8 @@ logger = structlog.get_logger(__name__)
 class Quarantine:
     """Mutable: which workers could not read which revision, and which revisions nobody may be given."""
 
-    def __init__(self, office: Office, catalogue: Catalogue, endings: Endings) -> None:
-        self._office = office
+    def __init__(self, context: LeaderContext, catalogue: Catalogue, endings: Endings) -> None:
+        self._context = context
         self._catalogue = catalogue
         self._endings = endings
         self._failed_on: dict[str, dict[str, float]] = {}
@@ -37,15 +37,15 @@ class Quarantine:
         """What is set aside, as far as this leader knows."""
         return self._set_aside | self._catalogue.quarantined
 
-    def judge(self, slot: WorkerSlot, failures: Sequence[AdapterFailure], now: float) -> None:
+    def judge(self, worker: WorkerState, failures: Sequence[AdapterFailure], now: float) -> None:
         """Act on loads that failed on a worker."""
         for failure in failures:
-            if self._is_final(slot, failure, now):
+            if self._is_final(worker, failure, now):
                 self._set_aside_revision(failure)
             else:
-                slot.cool(failure.revision, now)
+                worker.cool(failure.revision, now)
                 logger.warning(
-                    "adapter.cooling", revision=failure.revision, hostname=slot.hostname, code=failure.code
+                    "adapter.cooling", revision=failure.revision, hostname=worker.hostname, code=failure.code
                 )
 
     def follow_catalogue(self) -> None:
@@ -56,13 +56,13 @@ class Quarantine:
 
     def end_jobs(self) -> None:
         """End the queued jobs of quarantined revisions."""
-        self._endings.follow(self._office.transact(self._reject))
+        self._endings.follow(self._context.transact(self._reject))
 
-    def _is_final(self, slot: WorkerSlot, failure: AdapterFailure, now: float) -> bool:
+    def _is_final(self, worker: WorkerState, failure: AdapterFailure, now: float) -> bool:
         if not failure.retryable:
             return True
         failed_on = self._failed_on.setdefault(failure.revision, {})
-        failed_on[slot.incarnation] = now
+        failed_on[worker.incarnation] = now
         recent = [at for at in failed_on.values() if now - at <= FAILURE_MEMORY_S]
         return len(recent) >= WORKERS_THAT_FAILED
 
@@ -70,14 +70,14 @@ class Quarantine:
         reason = f"{failure.code}: {failure.message}"
 
         def quarantine(connection: Connection) -> list[FinishedJob]:
-            AdapterRepository(connection).quarantine(self._office.pool, failure.revision, reason)
+            AdapterRepository(connection).quarantine(self._context.pool, failure.revision, reason)
             return self._reject(connection)
 
-        finished = self._office.transact(quarantine)
+        finished = self._context.transact(quarantine)
         self._set_aside.add(failure.revision)
         self._failed_on.pop(failure.revision, None)
         logger.error("adapter.quarantined", revision=failure.revision, reason=reason, jobs=len(finished))
         self._endings.follow(finished)
 
     def _reject(self, connection: Connection) -> list[FinishedJob]:
-        return AdapterRepository(connection).reject_quarantined(self._office.pool)
+        return AdapterRepository(connection).reject_quarantined(self._context.pool)

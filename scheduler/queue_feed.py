@@ -13,7 +13,7 @@ from db.repositories.backlog import BacklogRepository
 from db.repositories.jobs import JobRepository
 from lorayard.contract.job import PRIORITIES
 from scheduler.catalogue import Catalogue
-from scheduler.office import Office
+from scheduler.leader_context import LeaderContext
 from scheduler.policies import Backlog, PendingJob, PolicyConfig
 
 WINDOW_JOBS: Final = 2000
@@ -32,13 +32,13 @@ class QueueFeed:
 
     def __init__(
         self,
-        office: Office,
+        context: LeaderContext,
         catalogue: Catalogue,
         clock: Callable[[], float],
         policy: PolicyConfig | None = None,
     ) -> None:
         self._policy = policy or PolicyConfig()
-        self._office = office
+        self._context = context
         self._catalogue = catalogue
         self._clock = clock
         self._cursor = 0
@@ -56,8 +56,8 @@ class QueueFeed:
         """Read the next window of queued jobs, where there may be one and there is room."""
         if not self.has_more or len(self.backlog) >= MAX_JOBS_IN_MEMORY:
             return
-        pool, cursor = self._office.pool, self._cursor
-        rows = self._office.transact(
+        pool, cursor = self._context.pool, self._cursor
+        rows = self._context.transact(
             lambda connection: BacklogRepository(connection).queued_after(pool, cursor, WINDOW_JOBS)
         )
         self.has_more = len(rows) == WINDOW_JOBS
@@ -80,10 +80,10 @@ class QueueFeed:
         self._is_short = num_missing > 0
 
     def put_back(self, job_ids: Sequence[UUID]) -> int:
-        """Let jobs wait again that the ledger has queued; answers how many did not wait already."""
+        """Let jobs wait again that the ledger has queued; returns how many did not wait already."""
         if not job_ids:
             return 0
-        rows = self._office.transact(lambda connection: BacklogRepository(connection).pending(job_ids))
+        rows = self._context.transact(lambda connection: BacklogRepository(connection).pending(job_ids))
         # A job past its deadline is about to be ended; planning it again and again would get nowhere.
         return self._add([row for row in rows if row.deadline_in_s is None or row.deadline_in_s > 0])
 
@@ -93,7 +93,7 @@ class QueueFeed:
 
     def depth_in_ledger(self) -> int:
         """Count the queued jobs where they are true."""
-        return self._office.transact(lambda connection: JobRepository(connection).depth(self._office.pool))
+        return self._context.transact(lambda connection: JobRepository(connection).depth(self._context.pool))
 
     def _add(self, rows: Sequence[PendingRow]) -> int:
         now = self._clock()

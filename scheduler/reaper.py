@@ -18,7 +18,7 @@ from lorayard.contract.keys import worker_queue
 from scheduler.catalogue import Catalogue
 from scheduler.endings import Endings
 from scheduler.fleet import Fleet
-from scheduler.office import Office
+from scheduler.leader_context import LeaderContext
 from scheduler.quarantine import Quarantine
 from scheduler.worker_events import WorkerEvents
 
@@ -45,7 +45,7 @@ class Reaper:
     through an outage is not lost.
     """
 
-    office: Office
+    context: LeaderContext
     catalogue: Catalogue
     fleet: Fleet
     events: WorkerEvents
@@ -53,9 +53,9 @@ class Reaper:
     endings: Endings
     may_reap: Callable[[], bool]
 
-    def patrol(self) -> None:
+    def reap(self) -> None:
         """Go one round."""
-        found = self.office.transact(self._look)
+        found = self.context.transact(self._look)
         self.endings.follow(found.expired)
         self.fleet.take_roll(found.ready)
         if found.catalogue_changed:
@@ -64,19 +64,19 @@ class Reaper:
             for worker in found.silent:
                 self._lose(worker)
 
-    def see_off(self) -> None:
+    def forget_departed(self) -> None:
         """Forget workers that have left in order, with their queues."""
         names = self.fleet.unready()
         if not names:
             return
-        rows = self.office.transact(lambda c: [WorkerRepository(c).get(name) for name in names])
+        rows = self.context.transact(lambda c: [WorkerRepository(c).get(name) for name in names])
         for name, row in zip(names, rows, strict=True):
             if row is None or row.state in ("gone", "lost"):
                 self._clear_away(name)
                 logger.info("worker.left", incarnation=name)
 
     def _look(self, connection: Connection) -> Round:
-        pool = self.office.pool
+        pool = self.context.pool
         leases = LeaseRepository(connection)
         return Round(
             expired=JobRepository(connection).expire_due(pool, MAX_EXPIRED),
@@ -87,7 +87,7 @@ class Reaper:
 
     def _lose(self, worker: WorkerRow) -> None:
         name = worker.incarnation
-        lost = self.office.transact(lambda connection: LeaseRepository(connection).lose_worker(name))
+        lost = self.context.transact(lambda connection: LeaseRepository(connection).lose_worker(name))
         if not lost.lost:
             return
         logger.warning(
@@ -103,11 +103,11 @@ class Reaper:
 
     def _clear_away(self, incarnation: str) -> None:
         """Forget a worker and delete its queue; what it gave back without a word of it waits again."""
-        slot = self.fleet.drop(incarnation)
-        self.events.take_in(list(slot.outstanding) if slot else ())
+        worker = self.fleet.drop(incarnation)
+        self.events.take_in(list(worker.outstanding) if worker else ())
         queue = worker_queue(incarnation)
-        pipeline = self.office.redis.pipeline(transaction=False)
-        pipeline.delete(self.office.keys.commands(incarnation), *_queue_keys(queue))
+        pipeline = self.context.redis.pipeline(transaction=False)
+        pipeline.delete(self.context.keys.commands(incarnation), *_queue_keys(queue))
         pipeline.srem(Channel.keyprefix_queue % DEFAULT_EXCHANGE, Channel.sep.join((queue, "", queue)))
         pipeline.execute()
 

@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from db.records import DeletedJobs
 from db.repositories.retention import RetentionRepository
-from scheduler.office import Office
+from scheduler.leader_context import LeaderContext
 
 BATCH_JOBS: Final = 500
 BATCH_REJECTS: Final = 50
@@ -27,8 +27,8 @@ class Retention:
     middle leaves nothing half done: its successor begins a pass of its own.
     """
 
-    def __init__(self, office: Office, retention_s: float, batch_jobs: int = BATCH_JOBS) -> None:
-        self._office = office
+    def __init__(self, context: LeaderContext, retention_s: float, batch_jobs: int = BATCH_JOBS) -> None:
+        self._context = context
         self._retention_s = retention_s
         self._batch_jobs = batch_jobs
         self._after: datetime | None = None
@@ -38,8 +38,8 @@ class Retention:
         if self._retention_s == 0:
             return False
         try:
-            done = self._office.transact(self._delete_jobs)
-            rejects = self._office.transact(self._delete_rejects)
+            done = self._context.transact(self._delete_jobs)
+            rejects = self._context.transact(self._delete_rejects)
         except SQLAlchemyError as error:
             # Nobody waits for this: a statement that took too long must not disturb the leader's work.
             logger.warning("retention.not_deleted", error=str(error))
@@ -54,10 +54,10 @@ class Retention:
 
     def _delete_jobs(self, connection: Connection) -> DeletedJobs:
         return RetentionRepository(connection).delete_jobs(
-            self._office.pool, self._retention_s, self._batch_jobs, self._after
+            self._context.pool, self._retention_s, self._batch_jobs, self._after
         )
 
     def _delete_rejects(self, connection: Connection) -> int:
         return RetentionRepository(connection).delete_rejects(
-            self._office.pool, self._retention_s, BATCH_REJECTS
+            self._context.pool, self._retention_s, BATCH_REJECTS
         )

@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 
 from lorayard.contract.keys import INTAKE_GROUP
 from lorayard.contract.messages import BODY_FIELD
-from scheduler.office import Office
+from scheduler.leader_context import LeaderContext
 
 CONSUMER: Final = "leader"
 """One name for all leaders, so that consumers do not pile up; terms tell leaders apart."""
@@ -34,7 +34,7 @@ class StreamEntry(NamedTuple):
         return len(self.fields.get(BODY_FIELD, b""))
 
 
-class Mail(NamedTuple):
+class StreamBatch(NamedTuple):
     """What was read, by its kind; jobs come most urgent first."""
 
     jobs: list[StreamEntry]
@@ -48,10 +48,10 @@ class Mail(NamedTuple):
 class LeaderStreams:
     """The streams of one pool, read as one consumer group; raises redis-py's errors and Deposed."""
 
-    def __init__(self, office: Office) -> None:
-        self._office = office
-        self._redis: Redis = office.redis
-        keys = office.keys
+    def __init__(self, context: LeaderContext) -> None:
+        self._context = context
+        self._redis: Redis = context.redis
+        keys = context.keys
         self._jobs = keys.all_jobs
         self._control = keys.control
         self._events = keys.worker_events
@@ -68,13 +68,13 @@ class LeaderStreams:
                 if not str(error).startswith("BUSYGROUP"):
                     raise
 
-    def read(self, block_ms: int | None) -> Mail:
+    def read(self, block_ms: int | None) -> StreamBatch:
         """Read what is new; with nothing there, wait for as long as allowed (None: not at all)."""
         wanted: dict[Any, Any] = dict.fromkeys(self._all, ">")
         answer: Any = self._redis.xreadgroup(INTAKE_GROUP, CONSUMER, wanted, count=BLOCK_JOBS, block=block_ms)
         return self._sort(_entries(stream.decode(), batch) for stream, batch in answer or ())
 
-    def reclaim(self) -> Mail:
+    def reclaim(self) -> StreamBatch:
         """Take over what was read and never acknowledged: by a leader that died, or that is deposed."""
         return self._sort(self._reclaim_one(stream) for stream in self._all)
 
@@ -83,11 +83,11 @@ class LeaderStreams:
         by_stream = sorted(entries, key=lambda entry: entry.stream)
         for stream, group in groupby(by_stream, key=lambda entry: entry.stream):
             counted = stream in self._jobs
-            arguments: list[Any] = [self._office.term, INTAKE_GROUP]
+            arguments: list[Any] = [self._context.term, INTAKE_GROUP]
             for entry in group:
                 arguments += (entry.entry_id, entry.num_bytes if counted else 0)
-            names = [self._office.keys.term, self._office.keys.intake_bytes, stream]
-            self._office.heard_of_term(int(self._acknowledge(keys=names, args=arguments)))
+            names = [self._context.keys.term, self._context.keys.intake_bytes, stream]
+            self._context.heard_of_term(int(self._acknowledge(keys=names, args=arguments)))
 
     def _reclaim_one(self, stream: str) -> Iterator[StreamEntry]:
         cursor: Any = "0-0"
@@ -101,13 +101,13 @@ class LeaderStreams:
             if cursor in (b"0-0", "0-0"):
                 return
 
-    def _sort(self, batches: Any) -> Mail:
+    def _sort(self, batches: Any) -> StreamBatch:
         found = {stream: [] for stream in self._all}  # type: dict[str, list[StreamEntry]]
         for batch in batches:
             for entry in batch:
                 found[entry.stream].append(entry)
         jobs = [entry for stream in self._jobs for entry in found[stream]]
-        return Mail(jobs, found[self._control], found[self._events])
+        return StreamBatch(jobs, found[self._control], found[self._events])
 
 
 def _entries(stream: str, batch: Sequence[tuple[bytes | None, Any]]) -> Iterator[StreamEntry]:

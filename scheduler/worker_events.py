@@ -15,12 +15,12 @@ from lorayard.contract.states import JobState
 from lorayard.process.items import one_item
 from scheduler.endings import Endings
 from scheduler.fleet import Fleet
-from scheduler.office import Office
+from scheduler.leader_context import LeaderContext
 from scheduler.outages import is_passing
 from scheduler.quarantine import Quarantine
 from scheduler.queue_feed import QueueFeed
 from scheduler.streams import LeaderStreams, StreamEntry
-from scheduler.worker_slot import WorkerSlot
+from scheduler.worker_state import WorkerState
 
 logger = structlog.get_logger(__name__)
 
@@ -29,7 +29,7 @@ logger = structlog.get_logger(__name__)
 class WorkerEvents:
     """The completions stream of one term; raises redis-py's errors, DatabaseUnavailable and Deposed."""
 
-    office: Office
+    context: LeaderContext
     streams: LeaderStreams
     fleet: Fleet
     queue: QueueFeed
@@ -47,13 +47,13 @@ class WorkerEvents:
                 logger.warning("worker_event.malformed", entry_id=entry.entry_id, error=str(error)[:300])
                 continue
             came_back += [job.job_id for job in event.ended if job.state is JobState.QUEUED]
-            slot = self.fleet.get(event.incarnation)
-            if slot is not None:
+            worker = self.fleet.get(event.incarnation)
+            if worker is not None:
                 # Should it fail, the worker's next heartbeat makes good what it told.
                 with one_item(
                     "worker_events", is_passing, entry_id=entry.entry_id, told_by=event.incarnation
                 ):
-                    self._take(slot, event)
+                    self._take(worker, event)
         self.take_in(came_back)
         self.streams.acknowledge(entries)
 
@@ -68,24 +68,24 @@ class WorkerEvents:
         if self.quarantine.revisions:
             self.quarantine.end_jobs()
 
-    def _take(self, slot: WorkerSlot, event: WorkerEvent) -> None:
+    def _take(self, worker: WorkerState, event: WorkerEvent) -> None:
         now = self.clock()
-        slot.is_draining = event.draining
-        slot.end(event.ended, now)
-        slot.note_residency(event.residency_epoch, event.residency, is_whole=event.held is not None)
+        worker.is_draining = event.draining
+        worker.end(event.ended, now)
+        worker.note_residency(event.residency_epoch, event.residency, is_whole=event.held is not None)
         if event.failures:
-            self.quarantine.judge(slot, event.failures, now)
-        if event.held is not None and (missing := slot.reconcile(event.held, now)):
-            self._release(slot, missing)
+            self.quarantine.judge(worker, event.failures, now)
+        if event.held is not None and (missing := worker.reconcile(event.held, now)):
+            self._release(worker, missing)
 
-    def _release(self, slot: WorkerSlot, missing: Sequence[JobAttempt]) -> None:
+    def _release(self, worker: WorkerState, missing: Sequence[JobAttempt]) -> None:
         """Take back what a worker has not got; the ledger knows whether it has ended meanwhile."""
-        incarnation = slot.incarnation
-        released = self.office.transact(
+        incarnation = worker.incarnation
+        released = self.context.transact(
             lambda connection: LeaseRepository(connection).release(incarnation, missing)
         )
         for pair in missing:
-            slot.take_back(pair)
+            worker.take_back(pair)
         logger.warning(
             "worker.lost_jobs", incarnation=incarnation, missing=len(missing), requeued=len(released.requeued)
         )

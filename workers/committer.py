@@ -20,7 +20,7 @@ from db.repositories.finish import FinishRepository
 from lorayard.contract.messages import AdapterFailure
 from lorayard.contract.result import JobError
 from lorayard.contract.states import JobState
-from workers.holding import HoldingTable
+from workers.attempts import AttemptTable
 from workers.ledger_health import LedgerHealth
 from workers.outcomes import Outcome
 from workers.spill import Spill
@@ -85,7 +85,7 @@ class Committer:
     def __init__(
         self,
         ledger: ResultLedger,
-        holding: HoldingTable,
+        attempts: AttemptTable,
         announce: Announce,
         *,
         health: LedgerHealth,
@@ -94,7 +94,7 @@ class Committer:
         suspect_after_s: float = SUSPECT_AFTER_S,
     ) -> None:
         self._ledger = ledger
-        self._holding = holding
+        self._attempts = attempts
         self._announce = announce
         self._health = health
         self._spill = spill
@@ -240,7 +240,7 @@ class Committer:
         for outcome in outcomes:
             if outcome.was_spilled:
                 self._spill.forget(outcome.ended)
-        self._holding.settle(map(_key, outcomes))
+        self._attempts.settle(map(_key, outcomes))
         self._announce(finished, [outcome.failure for outcome in outcomes if outcome.failure is not None])
         logger.info(
             "jobs.committed",
@@ -300,7 +300,7 @@ class Committer:
             self._spilled_due_at = time.monotonic() + self._suspect_after_s
 
     def _is_unsettled(self, key: JobAttempt) -> bool:
-        return key not in self._spilled and self._holding.get(key) is not None
+        return key not in self._spilled and self._attempts.get(key) is not None
 
     def _try_later(self, outcomes: Sequence[Outcome]) -> None:
         if outcomes:

@@ -13,6 +13,7 @@ from db.records import JobAttempt
 from lorayard.contract.messages import BatchJob, Residency
 from lorayard.contract.reading import UnreadableRequest
 from lorayard.process.service_thread import OnBroken, ServiceThread
+from workers.attempts import ActiveAttempt, AttemptTable, Phase, StopReason
 from workers.engine.core.errors import EngineDied, RequestError
 from workers.engine.core.outputs import RequestOutput
 from workers.engine.serving.process import (
@@ -24,8 +25,8 @@ from workers.engine.serving.process import (
     PrefetchAdapter,
     TokenDelta,
 )
+from workers.engine_status import Capacity, EngineStatus
 from workers.feeder import Feeder
-from workers.holding import HeldAttempt, HoldingTable, Phase, StopReason
 from workers.outcomes import (
     Outcome,
     outcome_broken,
@@ -36,7 +37,6 @@ from workers.outcomes import (
 )
 from workers.requests import AdapterIds, add_request, parse_request_id, request_id
 from workers.token_writer import Piece
-from workers.vitals import Room, Vitals
 
 RECEIVE_S = 0.05
 WATCH_EVERY_S = 0.05
@@ -75,11 +75,11 @@ class EngineHost:
     def __init__(
         self,
         engine: EngineProcess,
-        holding: HoldingTable,
+        attempts: AttemptTable,
         sink: OutcomeSink,
         watcher: JobWatcher,
         adapters: AdapterIds,
-        vitals: Vitals,
+        status: EngineStatus,
         *,
         is_revoked: Callable[[str], bool],
         on_died: Callable[[EngineDied], None],
@@ -88,11 +88,11 @@ class EngineHost:
         caches_by_tenant: bool = False,
     ) -> None:
         self._engine = engine
-        self._holding = holding
+        self._attempts = attempts
         self._sink = sink
         self._watcher = watcher
         self._adapters = adapters
-        self._vitals = vitals
+        self._status = status
         self._is_revoked = is_revoked
         self._on_died = on_died
         self._on_text = on_text
@@ -121,7 +121,7 @@ class EngineHost:
 
     def join(self, task_id: str, jobs: Iterable[BatchJob]) -> int:
         """Let the jobs of a micro-batch join the batch in flight; returns how many were new here."""
-        taken = self._holding.take(task_id, jobs, time.monotonic())
+        taken = self._attempts.take(task_id, jobs, time.monotonic())
         for held in taken:
             self._watcher.received(held.job)
             if self._refusing:
@@ -132,33 +132,33 @@ class EngineHost:
 
     def is_open(self, task_id: str) -> bool:
         """Whether jobs of this micro-batch are still in hand."""
-        return self._holding.is_open(task_id)
+        return self._attempts.is_open(task_id)
 
     def cancel(self, job_ids: Collection[UUID]) -> None:
         """Cancel the given jobs, wherever they are on this worker."""
-        for held in self._holding.live(job_ids=job_ids):
+        for held in self._attempts.live(job_ids=job_ids):
             self.stop(held, StopReason.CANCELLED)
 
     def cancel_task(self, task_id: str) -> None:
         """Cancel every job that came with one micro-batch."""
-        for held in self._holding.live(task_id=task_id):
+        for held in self._attempts.live(task_id=task_id):
             self.stop(held, StopReason.CANCELLED)
 
     def release_waiting(self, job_ids: Collection[UUID] | None = None) -> None:
         """Give back the jobs that have not started: some of them, or all."""
-        for held in self._holding.live(job_ids=job_ids):
+        for held in self._attempts.live(job_ids=job_ids):
             if held.phase is Phase.WAITING:
                 self.stop(held, StopReason.RELEASED)
 
     def release_all(self) -> None:
         """Give back everything, started or not."""
-        for held in self._holding.live():
+        for held in self._attempts.live():
             self.stop(held, StopReason.RELEASED)
 
     def fence(self, keys: Iterable[JobAttempt]) -> None:
         """Abort attempts whose lease is over."""
         for key in keys:
-            if (held := self._holding.get(key)) is not None:
+            if (held := self._attempts.get(key)) is not None:
                 self.stop(held, StopReason.FENCED)
 
     def prefetch(self, revisions: Iterable[str]) -> None:
@@ -171,18 +171,18 @@ class EngineHost:
         for revision in revisions:
             self._feeder.command(DropAdapter(self._adapters.request(revision)))
 
-    def stop(self, held: HeldAttempt, reason: StopReason) -> None:
+    def stop(self, held: ActiveAttempt, reason: StopReason) -> None:
         """Stop one attempt; its end comes through the engine unless it never got there."""
-        if self._holding.stop(held.key, reason) is not None:
+        if self._attempts.stop(held.key, reason) is not None:
             self._call_back(held)
 
-    def _call_back(self, held: HeldAttempt) -> None:
+    def _call_back(self, held: ActiveAttempt) -> None:
         if self._feeder.withdraw(held.key):
             self._end(held, outcome_unrun)
         else:
             self._feeder.command(AbortRequest(request_id(held.key)))
 
-    def _feed(self, held: HeldAttempt) -> None:
+    def _feed(self, held: ActiveAttempt) -> None:
         try:
             request = add_request(held.job, self._adapters, caches_by_tenant=self._caches_by_tenant)
         except (RequestError, UnreadableRequest) as error:
@@ -194,12 +194,12 @@ class EngineHost:
             # It was stopped while it was being added: that abort went ahead of the request.
             self._call_back(held)
 
-    def _end(self, held: HeldAttempt, judge: Callable[[HeldAttempt, float], Outcome]) -> None:
-        if self._holding.end(held.key) is not None:
+    def _end(self, held: ActiveAttempt, judge: Callable[[ActiveAttempt, float], Outcome]) -> None:
+        if self._attempts.end(held.key) is not None:
             self._sink.put(judge(held, time.monotonic()))
 
     def _end_unsent(self, request: AddRequest, error: Exception) -> None:
-        held = self._holding.get(parse_request_id(request.request_id))
+        held = self._attempts.get(parse_request_id(request.request_id))
         if held is not None:
             self._end(held, lambda ended, now: outcome_broken(ended, error, now))
 
@@ -209,7 +209,7 @@ class EngineHost:
         except EngineDied as error:
             if not self._pump.stopping.is_set():
                 self._pump.stop()
-                logger.critical("engine.died", exitcode=error.exitcode, held=len(self._holding))
+                logger.critical("engine.died", exitcode=error.exitcode, held=len(self._attempts))
                 self._on_died(error)
             return
         if events is not None:
@@ -220,7 +220,7 @@ class EngineHost:
         now = time.monotonic()
         for started in events.started:
             with self._pump.item(request_id=started.request_id):
-                held = self._holding.start(parse_request_id(started.request_id), now)
+                held = self._attempts.start(parse_request_id(started.request_id), now)
                 if held is not None:
                     self._watcher.started(held.job)
         for delta in events.deltas:
@@ -229,14 +229,14 @@ class EngineHost:
         for output in events.finished:
             with self._pump.item(request_id=output.request_id):
                 self._finish(output, now)
-        self._vitals.update(
-            Room(events.free_seqs, events.free_kv_blocks),
+        self._status.update(
+            Capacity(events.free_seqs, events.free_kv_blocks),
             events.epoch,
             [Residency(revision=change.revision, tier=change.tier) for change in events.residency],
         )
 
     def _finish(self, output: RequestOutput, now: float) -> None:
-        held = self._holding.end(parse_request_id(output.request_id))
+        held = self._attempts.end(parse_request_id(output.request_id))
         if held is None:
             return
         try:
@@ -247,7 +247,7 @@ class EngineHost:
         self._sink.put(outcome)
 
     def _stream(self, delta: TokenDelta) -> None:
-        held = self._holding.get(parse_request_id(delta.request_id))
+        held = self._attempts.get(parse_request_id(delta.request_id))
         if held is None or held.stop_reason is not None:
             return
         if delta.text:
@@ -261,8 +261,8 @@ class EngineHost:
         if now < self._next_watch_at:
             return
         self._next_watch_at = now + WATCH_EVERY_S
-        for held in self._holding.overdue(now):
+        for held in self._attempts.overdue(now):
             self.stop(held, StopReason.EXPIRED)
-        for held in self._holding.live():
+        for held in self._attempts.live():
             if self._is_revoked(str(held.job.job_id)) or self._is_revoked(held.task_id):
                 self.stop(held, StopReason.CANCELLED)

@@ -20,9 +20,8 @@ from lorayard.process.logs import configure_logs
 from lorayard.process.stop_request import StopRequest, hold_back
 from lorayard.server.celery_app import BROKER_SOCKETS
 from lorayard.server.flower_events import JobEvents
-from workers.announcer import Announcer
 from workers.app import app
-from workers.bulletin import Reporter
+from workers.attempts import AttemptTable
 from workers.celery_worker import CeleryWorker, is_revoked
 from workers.commands import CommandReader
 from workers.committer import Committer, PostgresLedger
@@ -31,17 +30,18 @@ from workers.engine.core.errors import EngineStartError
 from workers.engine.serving.assembly import EngineInfo
 from workers.engine.serving.process import EngineProcess
 from workers.engine_host import EngineHost
-from workers.holding import HoldingTable
+from workers.engine_status import Capacity, EngineStatus
+from workers.event_builder import WorkerEventBuilder
+from workers.event_publisher import EventPublisher
 from workers.lease import LeaseKeeper
 from workers.ledger_health import LedgerHealth
 from workers.registration import Registration, limits_of
 from workers.requests import AdapterIds
-from workers.service import Ending, Parts, WorkerService
+from workers.service import Parts, WorkerEnd, WorkerService
 from workers.settings import WorkerSettings
 from workers.spill import Spill
 from workers.tasks import MicroBatchDesk, define_tasks
 from workers.token_writer import TokenWriter
-from workers.vitals import Room, Vitals
 
 STATEMENTS_PER_LEASE = 5
 """A beat is three statements: were each as slow as it may be, the lease would still be renewed in time."""
@@ -75,10 +75,10 @@ def main() -> int:
         return 1
     logger.info("engine.started", model=info.model, pid=engine.pid, kv_blocks=info.num_kv_blocks)
     ending = _build(settings, incarnation, engine, info, stop).run()
-    if ending is Ending.BROKEN:
+    if ending is WorkerEnd.BROKEN:
         return GAVE_UP
     hold_back()  # a signal from here on is for the next incarnation, if there is one
-    if ending is not Ending.DRAINED and not stop.is_set():
+    if ending is not WorkerEnd.DRAINED and not stop.is_set():
         _start_again()
     return 0
 
@@ -145,14 +145,14 @@ def _wire(
     hostname = f"{settings.worker_name}-{incarnation[:8]}@{socket.gethostname()}"
     keys = PoolKeys(settings.pool)
     redis = Redis.from_url(settings.redis_url, **BROKER_SOCKETS)
-    vitals = Vitals(Room(info.max_num_seqs, info.num_kv_blocks))
+    status = EngineStatus(Capacity(info.max_num_seqs, info.num_kv_blocks))
     health = LedgerHealth()
-    reporter = Reporter(incarnation, vitals, lambda: health.takes_work)
-    announcer = Announcer(
-        redis, keys.worker_events, reporter, JobEvents(app, hostname), on_broken=service.give_up
+    builder = WorkerEventBuilder(incarnation, status, lambda: health.takes_work)
+    publisher = EventPublisher(
+        redis, keys.worker_events, builder, JobEvents(app, hostname), on_broken=service.give_up
     )
     tokens = TokenWriter(Redis.from_url(settings.redis_url, **BROKER_SOCKETS))
-    holding = HoldingTable(lambda _task_id: celery.wake())
+    attempts = AttemptTable(lambda _task_id: celery.wake())
     committer = Committer(
         PostgresLedger(
             Database(
@@ -164,8 +164,8 @@ def _wire(
             ),
             incarnation,
         ),
-        holding,
-        announcer.committed,
+        attempts,
+        publisher.committed,
         health=health,
         spill=Spill(settings.spill_dir, incarnation),
         max_uncommitted=settings.max_uncommitted,
@@ -173,13 +173,13 @@ def _wire(
     )
     host = EngineHost(
         engine,
-        holding,
+        attempts,
         committer,
-        announcer,
+        publisher,
         AdapterIds(settings.adapter_store),
-        vitals,
+        status,
         is_revoked=is_revoked,
-        on_died=lambda _error: service.end(Ending.ENGINE_DIED),
+        on_died=lambda _error: service.end(WorkerEnd.ENGINE_DIED),
         on_broken=service.give_up,
         caches_by_tenant=settings.prefix_cache == "tenant",
         on_text=tokens.put,
@@ -201,12 +201,12 @@ def _wire(
     )
     lease = LeaseKeeper(
         registration,
-        holding,
+        attempts,
         host,
         health=health,
         on_registered=service.on_registered,
         heartbeat=service.on_heartbeat,
-        on_lost=lambda: service.end(Ending.LEASE_LOST),
+        on_lost=lambda: service.end(WorkerEnd.LEASE_LOST),
     )
     define_tasks(app, MicroBatchDesk(settings.pool, incarnation, host))
     celery = CeleryWorker(
@@ -219,4 +219,4 @@ def _wire(
         on_drain=service.drain,
         on_broken=service.give_up,
     )
-    return Parts(holding, host, committer, reporter, announcer, tokens, registration, lease, commands, celery)
+    return Parts(attempts, host, committer, builder, publisher, tokens, registration, lease, commands, celery)

@@ -10,8 +10,8 @@ import structlog
 
 from db.judge import explain, fault_of
 from lorayard.contract.messages import HeldJob
+from workers.attempts import AttemptTable
 from workers.engine_host import EngineHost
-from workers.holding import HoldingTable
 from workers.ledger_health import LedgerHealth
 from workers.registration import Registration
 
@@ -31,7 +31,7 @@ class LeaseKeeper:
     def __init__(
         self,
         registration: Registration,
-        holding: HoldingTable,
+        attempts: AttemptTable,
         host: EngineHost,
         *,
         health: LedgerHealth,
@@ -40,7 +40,7 @@ class LeaseKeeper:
         on_lost: Callable[[], None],
     ) -> None:
         self._registration = registration
-        self._holding = holding
+        self._attempts = attempts
         self._host = host
         self._health = health
         self._on_registered = on_registered
@@ -79,14 +79,14 @@ class LeaseKeeper:
         self._on_registered()
 
     def _beat(self) -> bool:
-        """Renew before all else; answers whether that went through."""
+        """Renew before all else; returns whether that went through."""
         renewed = self._attempt("renewal", self._renew)
         if self._closed.is_set():
             return renewed
-        self._attempt("heartbeat", lambda: self._heartbeat(self._holding.report()))
+        self._attempt("heartbeat", lambda: self._heartbeat(self._attempts.report()))
         if renewed:
             self._attempt("aborts", self._abort)
-            self._attempt("running jobs", lambda: self._registration.report(self._holding.report()))
+            self._attempt("running jobs", lambda: self._registration.report(self._attempts.report()))
         return renewed
 
     def _attempt(self, part: str, act: Callable[[], None]) -> bool:
@@ -109,11 +109,11 @@ class LeaseKeeper:
         if self._registration.renew():
             self._health.renewed()
             return
-        logger.error("lease.lost", held=len(self._holding))
+        logger.error("lease.lost", held=len(self._attempts))
         self._closed.set()
         self._on_lost()
 
     def _abort(self) -> None:
-        aborts = self._registration.aborts(self._holding.report())
+        aborts = self._registration.aborts(self._attempts.report())
         self._host.cancel(frozenset(aborts.cancelled))
         self._host.fence(aborts.not_mine)

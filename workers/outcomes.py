@@ -9,10 +9,10 @@ from lorayard.contract.messages import AdapterFailure
 from lorayard.contract.reading import UnreadableRequest
 from lorayard.contract.result import JobError
 from lorayard.contract.states import JobState
+from workers.attempts import ActiveAttempt, StopReason
 from workers.engine.core.adapter_stats import RevisionStats
 from workers.engine.core.errors import AllSlotsPinned, InvalidParams, InvalidPrompt, RequestError
 from workers.engine.core.outputs import RequestFailure, RequestOutput
-from workers.holding import HeldAttempt, StopReason
 
 REFUSALS = frozenset({RequestError.code, InvalidPrompt.code, InvalidParams.code})
 """Codes of requests that no worker could serve as asked."""
@@ -37,7 +37,7 @@ class Outcome:
     was_spilled: bool = False
 
 
-def outcome_of(held: HeldAttempt, output: RequestOutput, now: float) -> Outcome:
+def outcome_of(held: ActiveAttempt, output: RequestOutput, now: float) -> Outcome:
     """Judge an attempt that the engine has ended."""
     if output.error is not None:
         return _outcome_of_error(held, output, output.error, now)
@@ -48,24 +48,26 @@ def outcome_of(held: HeldAttempt, output: RequestOutput, now: float) -> Outcome:
     return Outcome(_ended(held, _STATE_OF_STOP[reason], now, output, _stop_error(held, reason)))
 
 
-def outcome_unrun(held: HeldAttempt, now: float) -> Outcome:
+def outcome_unrun(held: ActiveAttempt, now: float) -> Outcome:
     """Judge an attempt that was stopped before the engine ever saw it."""
     reason = held.stop_reason or StopReason.RELEASED
     return Outcome(_ended(held, _STATE_OF_STOP[reason], now, error=_stop_error(held, reason)))
 
 
-def outcome_refused(held: HeldAttempt, error: RequestError | UnreadableRequest, now: float) -> Outcome:
+def outcome_refused(held: ActiveAttempt, error: RequestError | UnreadableRequest, now: float) -> Outcome:
     """Judge an attempt whose request could not even be put to the engine."""
     return Outcome(_ended(held, JobState.REJECTED, now, error=JobError(code=error.code, message=str(error))))
 
 
-def outcome_broken(held: HeldAttempt, error: Exception, now: float) -> Outcome:
+def outcome_broken(held: ActiveAttempt, error: Exception, now: float) -> Outcome:
     """Judge an attempt that this worker's own code could not deal with: no other would fare better."""
     told = JobError(code="internal", message=storable(f"{type(error).__name__}: {error}; please report it"))
     return Outcome(_ended(held, JobState.FAILED, now, error=told))
 
 
-def _outcome_of_error(held: HeldAttempt, output: RequestOutput, error: RequestFailure, now: float) -> Outcome:
+def _outcome_of_error(
+    held: ActiveAttempt, output: RequestOutput, error: RequestFailure, now: float
+) -> Outcome:
     told = JobError(code=error.code, message=storable(error.message))
     if error.code in REFUSALS:
         return Outcome(_ended(held, JobState.REJECTED, now, output, told))
@@ -80,12 +82,12 @@ def _outcome_of_error(held: HeldAttempt, output: RequestOutput, error: RequestFa
     return Outcome(_ended(held, state, now, output, told), failure)
 
 
-def _success(held: HeldAttempt, output: RequestOutput, now: float) -> EndedAttempt:
+def _success(held: ActiveAttempt, output: RequestOutput, now: float) -> EndedAttempt:
     return _ended(held, JobState.SUCCEEDED, now, output)
 
 
 def _ended(
-    held: HeldAttempt,
+    held: ActiveAttempt,
     state: JobState,
     now: float,
     output: RequestOutput | None = None,
@@ -114,7 +116,7 @@ def _ended(
     )
 
 
-def _stop_error(held: HeldAttempt, reason: StopReason) -> JobError | None:
+def _stop_error(held: ActiveAttempt, reason: StopReason) -> JobError | None:
     if reason is StopReason.EXPIRED:
         within_s = held.job.first_token_within_s or 0.0
         return JobError(

@@ -14,13 +14,13 @@ import structlog
 from lorayard.contract.messages import HeldJob
 from lorayard.process.service_thread import ServiceThread
 from lorayard.process.stop_request import StopRequest
-from workers.announcer import Announcer
-from workers.bulletin import Reporter
+from workers.attempts import AttemptTable
 from workers.celery_worker import CeleryWorker
 from workers.commands import CommandReader
 from workers.committer import Committer
 from workers.engine_host import EngineHost
-from workers.holding import HoldingTable
+from workers.event_builder import WorkerEventBuilder
+from workers.event_publisher import EventPublisher
 from workers.lease import LeaseKeeper
 from workers.registration import Registration
 from workers.token_writer import TokenWriter
@@ -33,7 +33,7 @@ ABORTS_S = 5.0
 logger = structlog.get_logger(__name__)
 
 
-class Ending(Enum):
+class WorkerEnd(Enum):
     """Why an incarnation ended."""
 
     DRAINED = "drained"
@@ -47,11 +47,11 @@ class Ending(Enum):
 class Parts:
     """What an incarnation is made of."""
 
-    holding: HoldingTable
+    attempts: AttemptTable
     host: EngineHost
     committer: Committer
-    reporter: Reporter
-    announcer: Announcer
+    builder: WorkerEventBuilder
+    publisher: EventPublisher
     tokens: TokenWriter
     registration: Registration
     lease: LeaseKeeper
@@ -82,21 +82,21 @@ class WorkerService:
         self._is_broken = False
         self._stopping = threading.Event()
         self._lock = threading.Lock()
-        self._ending: Ending | None = None
+        self._ending: WorkerEnd | None = None
         self._drainer = ServiceThread("drain", self._drain_if_asked, on_broken=self.give_up)
         self._parts = build(self)
 
-    def run(self) -> Ending:
+    def run(self) -> WorkerEnd:
         """Serve until drained, or until this incarnation cannot go on; then tidy up."""
         parts = self._parts
         parts.host.start()
         parts.committer.start()
-        parts.announcer.start()
+        parts.publisher.start()
         parts.tokens.start()
         parts.commands.start()
         self._drainer.start()
         parts.celery.run()
-        self.end(Ending.CELERY_FAILED)
+        self.end(WorkerEnd.CELERY_FAILED)
         assert self._ending is not None, "an ending was just set"
         self._tidy_up(self._ending)
         return self._ending
@@ -110,9 +110,9 @@ class WorkerService:
         self._is_broken = True
         self._stop.set()
         if thread == self._drainer.name:
-            self.end(Ending.BROKEN)
+            self.end(WorkerEnd.BROKEN)
 
-    def end(self, ending: Ending) -> None:
+    def end(self, ending: WorkerEnd) -> None:
         """Stop consuming, for this reason unless there was one before."""
         with self._lock:
             if self._ending is None:
@@ -129,7 +129,7 @@ class WorkerService:
 
     def on_heartbeat(self, held: Sequence[HeldJob]) -> None:
         """Tell the leader what is held."""
-        self._parts.announcer.heartbeat(held)
+        self._parts.publisher.heartbeat(held)
 
     def _drain_if_asked(self) -> None:
         if self._stop.wait(STOP_LOOK_S):
@@ -139,18 +139,18 @@ class WorkerService:
     def _drain(self) -> None:
         """Each part of it may be done twice: a drain that failed begins anew."""
         parts = self._parts
-        logger.info("worker.draining", held=len(parts.holding))
-        parts.reporter.draining = True
+        logger.info("worker.draining", held=len(parts.attempts))
+        parts.builder.draining = True
         parts.host.refuse()
         parts.registration.say_draining()
-        parts.announcer.heartbeat(parts.holding.report())
+        parts.publisher.heartbeat(parts.attempts.report())
         parts.host.release_waiting()
-        self._await(lambda: self._is_broken or not parts.holding.live(), self._drain_grace_s)
+        self._await(lambda: self._is_broken or not parts.attempts.live(), self._drain_grace_s)
         parts.host.release_all()
-        self._await(lambda: not parts.holding.live(), ABORTS_S)
+        self._await(lambda: not parts.attempts.live(), ABORTS_S)
         # What the engine has not let go of by now is given back by the last renewal.
-        self._await(lambda: len(parts.holding) <= len(parts.holding.live()), self._flush_s)
-        self.end(Ending.BROKEN if self._is_broken else Ending.DRAINED)
+        self._await(lambda: len(parts.attempts) <= len(parts.attempts.live()), self._flush_s)
+        self.end(WorkerEnd.BROKEN if self._is_broken else WorkerEnd.DRAINED)
 
     def _await(self, condition: Callable[[], bool], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
@@ -158,29 +158,29 @@ class WorkerService:
             if self._stopping.wait(LOOK_EVERY_S):
                 return
 
-    def _tidy_up(self, ending: Ending) -> None:
+    def _tidy_up(self, ending: WorkerEnd) -> None:
         parts = self._parts
         parts.lease.close()
-        if ending is Ending.LEASE_LOST:
+        if ending is WorkerEnd.LEASE_LOST:
             # All that is held belongs to others by now: nothing more may be said of it.
             parts.host.close()
         else:
             parts.committer.flush(self._flush_s)
-            parts.registration.leave(parts.holding.report())
+            parts.registration.leave(parts.attempts.report())
         parts.committer.close()
         parts.tokens.close(timeout_s=2.0)
-        parts.announcer.heartbeat(())
-        parts.announcer.close(timeout_s=2.0)
+        parts.publisher.heartbeat(())
+        parts.publisher.close(timeout_s=2.0)
         parts.commands.close()
         parts.host.close()
         parts.celery.delete_queue()
-        logger.info("worker.gone", reason=ending.value, forgotten=len(parts.holding))
+        logger.info("worker.gone", reason=ending.value, forgotten=len(parts.attempts))
 
 
 _LEVELS = {
-    Ending.DRAINED: 20,
-    Ending.LEASE_LOST: 40,
-    Ending.ENGINE_DIED: 40,
-    Ending.CELERY_FAILED: 40,
-    Ending.BROKEN: 50,
+    WorkerEnd.DRAINED: 20,
+    WorkerEnd.LEASE_LOST: 40,
+    WorkerEnd.ENGINE_DIED: 40,
+    WorkerEnd.CELERY_FAILED: 40,
+    WorkerEnd.BROKEN: 50,
 }

@@ -99,11 +99,11 @@ def _paged_attention(kernels: Kernels, shapes: Shapes, generator: torch.Generato
     cache = (rows * num_blocks, geometry.num_kv_heads, _BLOCK_SIZE, head_dim)
     keys, values = (_random(generator, kernels, *cache) for _ in range(2))
     cos, sin = (_random(generator, kernels, rows, head_dim) for _ in range(2))
-    spans = torch.tensor([(row, 1, context - 1) for row in range(rows)], dtype=torch.int32)
+    sequence_rows = torch.tensor([(row, 1, context - 1) for row in range(rows)], dtype=torch.int32)
     tables = torch.randperm(rows * num_blocks, generator=generator).int().view(rows, num_blocks)
     attend = kernels.paged_attention
     assert attend is not None, "the engine gathers blocks here; give a compiled level"
-    arguments = (qkv, keys, values, cos, sin, spans, tables, head_dim**-0.5)
+    arguments = (qkv, keys, values, cos, sin, sequence_rows, tables, head_dim**-0.5)
     moved = keys.nbytes + values.nbytes + 2 * qkv.nbytes
     return Call(lambda: attend(*arguments), moved, f"{rows} sequences of {context} tokens")
 

@@ -144,14 +144,14 @@ class AdapterRepository:
         self._connection.execute(_POINT, values)
 
     def remove(self, pool: str, name: str) -> bool:
-        """Offer a name no more; jobs admitted before keep their revision. False where there is none."""
+        """Offer a name no more; jobs admitted before keep their revision. False if there is none."""
         if self._connection.execute(_REMOVE, {"pool": pool, "name": name}).one_or_none() is None:
             return False
         self._bump(pool)
         return True
 
     def quarantine(self, pool: str, digest: str, reason: str) -> bool:
-        """Set aside a revision that cannot be loaded; False where it is set aside already, or unknown."""
+        """Set aside a revision that cannot be loaded; False if it is set aside already, or unknown."""
         values = {"pool": pool, "digest": digest, "reason": reason}
         if self._connection.execute(_QUARANTINE, values).one_or_none() is None:
             return False

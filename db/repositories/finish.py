@@ -132,7 +132,7 @@ class FinishRepository:
         ended: Sequence[EndedAttempt],
         extra: Sequence[UsageDelta] = (),
     ) -> list[FinishedJob]:
-        """Write one commit group; answers the jobs that it moved, in the order given.
+        """Write one commit group; returns the jobs that it moved, in the order given.
 
         Only a job still leased to this incarnation at this attempt moves; of any other the device time is
         added to the wasted, and nothing else. `seq` grows with each group: a group that comes again, because

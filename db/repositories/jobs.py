@@ -121,7 +121,7 @@ class JobRepository:
         return write_endings(self._connection, ids, [error.message] * len(ids))
 
     def forget_cancellations(self, older_than_s: float) -> int:
-        """Drop old wishes of jobs that have ended or never came; answers how many."""
+        """Drop old wishes of jobs that have ended or never came; returns how many."""
         return self._connection.execute(_FORGET, {"older_than_s": older_than_s}).rowcount
 
     def depth(self, pool: str) -> int:

@@ -126,7 +126,7 @@ class LeaseRepository:
         self._connection = connection
 
     def lease(self, pool: str, incarnation: str, job_ids: Sequence[UUID], *, term: int) -> list[BatchJob]:
-        """Lease queued jobs to a ready worker; answers those it got, in the order given.
+        """Lease queued jobs to a ready worker; returns those it got, in the order given.
 
         Jobs no longer queued, cancelled or past their deadline are passed over; an unready worker gets none.
         Raises Deposed where the term is over.

@@ -60,7 +60,7 @@ class TenantRepository:
         return set(self._connection.execute(_KNOWN, {"names": sorted(set(names))}).scalars())
 
     def ensure_all(self, names: Collection[str], seal: Callable[[], bytes] | None = None) -> list[str]:
-        """Enter tenants that are not there yet, each with a secret from `seal`; answers the new ones."""
+        """Enter tenants that are not there yet, each with a secret from `seal`; returns the new ones."""
         missing = sorted(set(names) - self.known(names))
         if not missing:
             return []
@@ -78,7 +78,7 @@ class TenantRepository:
         return self.get(name) or tenant
 
     def set_weight(self, name: str, weight: float) -> bool:
-        """Set a tenant's share; False where there is no such tenant."""
+        """Set a tenant's share; False if there is no such tenant."""
         return (
             self._connection.execute(_SET_WEIGHT, {"name": name, "weight": weight}).one_or_none() is not None
         )
@@ -89,7 +89,7 @@ class TenantRepository:
         return self._connection.execute(_ROTATE, values).one_or_none() is not None
 
     def drop_previous_secret(self, name: str) -> bool:
-        """End a rotation; False where none was under way."""
+        """End a rotation; False if none was under way."""
         return self._connection.execute(_DROP_PREVIOUS, {"name": name}).one_or_none() is not None
 
     def webhook_secrets(self, name: str) -> tuple[bytes, ...]:

@@ -38,7 +38,7 @@ class TermRepository:
         self._connection = connection
 
     def take(self, pool: str, holder: str, ttl_s: float) -> int | None:
-        """Take office where nobody holds it; answers the new term, or None while another leads."""
+        """Take office where nobody holds it; returns the new term, or None while another leads."""
         found = self._connection.execute(_TAKE, {"pool": pool, "holder": holder, "ttl_s": ttl_s})
         return cast("int | None", found.scalar_one_or_none())
 

@@ -67,7 +67,7 @@ class UsageRepository:
         self._connection = connection
 
     def fold(self, limit: int = 10_000) -> int:
-        """Fold the oldest deltas into the sums; answers how many. Safe to run twice, and at once."""
+        """Fold the oldest deltas into the sums; returns how many. Safe to run twice, and at once."""
         return int(self._connection.execute(_FOLD, {"limit": limit}).scalar_one())
 
     def report(self, by: Literal["adapter", "tenant"], since_s: float) -> list[UsageRow]:

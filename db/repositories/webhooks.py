@@ -90,7 +90,7 @@ class WebhookRepository:
     ) -> list[Delivery]:
         """Claim due webhooks, the longest due first; after `lease_s` anyone may claim them again.
 
-        A claim counts as a try, so that a webhook which kills its relay is not tried for ever.
+        A claim counts as a try, so that a webhook which kills its relay is not tried forever.
         """
         claimed = self._connection.execute(
             _CLAIM,
@@ -106,25 +106,25 @@ class WebhookRepository:
         return [_to_delivery(row, jobs[row.job_id]) for row in claimed if row.job_id in jobs]
 
     def delivered(self, id: UUID, claim: int, status: int) -> bool:  # noqa: A002
-        """End a webhook that was accepted; False where another holds it now."""
+        """End a webhook that was accepted; False if another holds it now."""
         return self._guarded(_DELIVERED, {"id": id, "claim": claim, "status": status})
 
     def retry(self, id: UUID, claim: int, in_s: float, status: int | None, error: str) -> bool:  # noqa: A002
-        """Try again after a while; False where another holds it now."""
+        """Try again after a while; False if another holds it now."""
         values = {"id": id, "claim": claim, "in_s": in_s, "status": status, "error": error[:MAX_ERROR_CHARS]}
         return self._guarded(_RETRY, values)
 
     def release(self, id: UUID, claim: int, in_s: float = 0.0) -> bool:  # noqa: A002
-        """Give back a claim that was not used, uncounted; False where another holds it now."""
+        """Give back a claim that was not used, uncounted; False if another holds it now."""
         return self._guarded(_RELEASE, {"id": id, "claim": claim, "in_s": in_s})
 
     def dead(self, id: UUID, claim: int, status: int | None, error: str) -> bool:  # noqa: A002
-        """Give up on a webhook, until a person replays it; False where another holds it now."""
+        """Give up on a webhook, until a person replays it; False if another holds it now."""
         values = {"id": id, "claim": claim, "status": status, "error": error[:MAX_ERROR_CHARS]}
         return self._guarded(_DEAD, values)
 
     def replay(self, ids: Sequence[UUID] | None = None) -> int:
-        """Send dead webhooks again from the first try, all of them or some; answers how many."""
+        """Send dead webhooks again from the first try, all of them or some; returns how many."""
         values = {"ids": list(ids or ()), "all": ids is None}
         return self._connection.execute(_REPLAY, values).rowcount
 

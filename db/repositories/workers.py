@@ -132,7 +132,7 @@ class WorkerRepository:
         )
 
     def set_state(self, incarnation: str, state: Literal["draining", "gone"]) -> bool:
-        """Announce that the worker takes no more jobs, or has left; False where it is lost already."""
+        """Announce that the worker takes no more jobs, or has left; False if it is lost already."""
         before = STATES_BEFORE[state]
         moved = self._connection.execute(
             _SET_STATE, {"incarnation": incarnation, "state": state, "before": before}

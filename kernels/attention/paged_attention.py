@@ -39,7 +39,7 @@ class PagedAttention(Protocol):
         values: Tensor,
         cos: Tensor,
         sin: Tensor,
-        spans: Tensor,
+        sequence_rows: Tensor,
         block_tables: Tensor,
         scale: float,
         *,
@@ -65,7 +65,7 @@ def paged_attention_compiled(level: library.Level) -> PagedAttention:
         values: Tensor,
         cos: Tensor,
         sin: Tensor,
-        spans: Tensor,
+        sequence_rows: Tensor,
         block_tables: Tensor,
         scale: float,
         *,
@@ -75,7 +75,7 @@ def paged_attention_compiled(level: library.Level) -> PagedAttention:
     ) -> Tensor:
         options = window or 0, softcap or 0.0
         norms = (None, None, 0.0) if head_norms is None else (head_norms.q, head_norms.k, head_norms.eps)
-        tensors = qkv, keys, values, cos, sin, spans, block_tables
+        tensors = qkv, keys, values, cos, sin, sequence_rows, block_tables
         return operator(*tensors, scale, *options, *norms)
 
     return paged_attention
@@ -87,7 +87,7 @@ def paged_attention_meta(
     values: Tensor,
     cos: Tensor,
     sin: Tensor,
-    spans: Tensor,
+    sequence_rows: Tensor,
     block_tables: Tensor,
     scale: float,
     *,
@@ -96,7 +96,7 @@ def paged_attention_meta(
     head_norms: HeadNorms | None = None,
 ) -> Tensor:
     """Return what attention would, for tensors without contents."""
-    del values, cos, sin, spans, block_tables, scale, window, softcap, head_norms
+    del values, cos, sin, sequence_rows, block_tables, scale, window, softcap, head_norms
     num_kv_heads, head_dim = keys.shape[1], keys.shape[3]
     return qkv.new_empty((qkv.shape[0], qkv.shape[1] - 2 * num_kv_heads * head_dim))
 
@@ -107,7 +107,7 @@ def paged_attention_reference(
     values: Tensor,  # the same
     cos: Tensor,  # [num_tokens, rotary_dim]; columns of a head beyond rotary_dim are not rotated
     sin: Tensor,  # [num_tokens, rotary_dim], the first half negated
-    spans: Tensor,  # [num_seqs, 3] int32: first row, number of rows, position of the first row
+    sequence_rows: Tensor,  # [num_seqs, 3] int32: first row, number of rows, position of the first row
     block_tables: Tensor,  # [num_seqs, max_blocks] int32
     scale: float,
     *,
@@ -128,7 +128,7 @@ def paged_attention_reference(
             for x, weight in ((q, head_norms.q), (k, head_norms.k))
         )
     out = torch.zeros_like(q)
-    for (start, num_rows, first), table in zip(spans.tolist(), block_tables.long(), strict=True):
+    for (start, num_rows, first), table in zip(sequence_rows.tolist(), block_tables.long(), strict=True):
         mine, end = slice(start, start + num_rows), first + num_rows
         positions = torch.arange(first, end)
         places = table[positions // keys.shape[2]], slice(None), positions % keys.shape[2]

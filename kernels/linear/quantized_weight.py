@@ -17,7 +17,7 @@ class QuantizedWeight:
     """W[row, columns[i]] = (value(code[row, i]) - zero) * scale, with the zero and the scale of the block.
 
     Blocks hold `block` weights each, counted along the rows: one runs on into the next row where
-    `in_features` is no multiple of it. A value is `table[code]` with 4 bits and the code itself with 8.
+    `in_features` is not a multiple of it. A value is `table[code]` with 4 bits and the code itself with 8.
     """
 
     in_features: int

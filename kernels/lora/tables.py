@@ -127,7 +127,7 @@ class LoRAModule:
         self._held = held
 
     def weights(self, slot: int, expert: int = 0) -> PackedLoRA | None:
-        """Return what a slot's adapter has for this module; None where it lacks it."""
+        """Return what a slot's adapter has for this module; None if it lacks it."""
         return self._held[slot].get(WeightsKey(self.name, expert))
 
     def place(self, part: LoRASlice) -> int:

@@ -15,5 +15,5 @@ def parse_duration(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
     seconds = float(match[1]) * _UNITS_S[match[2]] if match else 0.0
     if not 0 < seconds <= _MAX_S:
-        raise typer.BadParameter(f"{text!r} is no duration: give a number with s, m, h or d, e.g. 24h")
+        raise typer.BadParameter(f"{text!r} is not a duration: give a number with s, m, h or d, e.g. 24h")
     return seconds

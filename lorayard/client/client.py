@@ -14,7 +14,7 @@ from lorayard.client.handle import JobHandle
 from lorayard.client.invalid_job import invalid_prompt_size, problems_of, validated
 from lorayard.client.session import Session
 from lorayard.client.settings import ClientSettings
-from lorayard.client.watch import IntakePlace
+from lorayard.client.tracked_job import IntakePlace
 from lorayard.contract.errors import InvalidJob, LorayardError, QueueFull, Unavailable
 from lorayard.contract.ids import job_id_for, payload_sha256, uuid7
 from lorayard.contract.job import JobKeywords, JobSpec
@@ -122,9 +122,9 @@ class Client:
             known = job_id if isinstance(job_id, UUID) else UUID(job_id)
         except ValueError as error:
             raise InvalidJob(
-                f"{shortened(job_id)} is no job id: give the UUID that submit returned"
+                f"{shortened(job_id)} is not a valid job id: give the UUID that submit returned"
             ) from error
-        return JobHandle(self._session, self._session.board.watch(known))
+        return JobHandle(self._session, self._session.tracker.track(known))
 
     def adapters(self) -> list[str]:
         """Name the adapters that jobs may ask for; one just added shows within a second."""
@@ -167,21 +167,21 @@ class Client:
 
     def _send(self, chunk: Sequence[_Ready], handles: list[JobHandle]) -> None:
         """Append a chunk of one pool; handles of what went in are added before a refusal is raised."""
-        board, pool = self._session.board, chunk[0].pool
+        tracker, pool = self._session.tracker, chunk[0].pool
         # Before they are sent: a reply may be here before the submission has returned.
-        watches = [board.expect(ready.envelope) for ready in chunk]
+        watches = [tracker.expect(ready.envelope) for ready in chunk]
         try:
             with self._session.link.reaching(sends=True):
                 appended = self._guard.append(PoolKeys(pool), [ready.entry for ready in chunk])
         except Unavailable:
-            board.withdraw(zip(watches, (ready.envelope for ready in chunk), strict=True))
+            tracker.withdraw(zip(watches, (ready.envelope for ready in chunk), strict=True))
             raise
-        for ready, watch, entry_id in zip(chunk, watches, appended.entry_ids, strict=False):
-            board.submitted(watch, IntakePlace(pool, ready.entry.priority, entry_id))
-            handles.append(JobHandle(self._session, watch, ready.envelope.submission_id))
+        for ready, tracked, entry_id in zip(chunk, watches, appended.entry_ids, strict=False):
+            tracker.submitted(tracked, IntakePlace(pool, ready.entry.priority, entry_id))
+            handles.append(JobHandle(self._session, tracked, ready.envelope.submission_id))
         if appended.refusal is not None:
             refused = range(len(appended.entry_ids), len(chunk))
-            board.withdraw((watches[index], chunk[index].envelope) for index in refused)
+            tracker.withdraw((watches[index], chunk[index].envelope) for index in refused)
             raise appended.refusal
 
 

@@ -25,7 +25,7 @@ def as_completed(handles: Iterable[JobHandle], timeout: float | None = None) -> 
         for handle in waiting:
             handle.session.listen()
             wake = partial(heard.put, handle)
-            awaiting.enter_context(handle.session.board.awaiting(handle.watch, wake))
+            awaiting.enter_context(handle.session.tracker.awaiting(handle.tracked, wake))
             wake()
         while waiting:
             handle = _next(heard, deadline, f"{len(waiting)} jobs have not ended within {timeout} s")

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from lorayard.client.session import Session
 from lorayard.client.stream import StreamEvent, TokenStream
-from lorayard.client.watch import JobWatch
+from lorayard.client.tracked_job import TrackedJob
 from lorayard.contract.errors import IdempotencyConflict, JobFailed, ResultTimeout, UnknownJob
 from lorayard.contract.result import JobResult
 from lorayard.contract.states import JobState
@@ -19,18 +19,18 @@ from lorayard.contract.states import JobState
 class JobHandle:
     """One job, submitted by this process or another; `Client.submit` and `Client.job` make it."""
 
-    def __init__(self, session: Session, watch: JobWatch, submission_id: UUID | None = None) -> None:
+    def __init__(self, session: Session, tracked: TrackedJob, submission_id: UUID | None = None) -> None:
         self._session = session
-        self._watch = watch
+        self._tracked = tracked
         self._submission_id = submission_id
 
     def __repr__(self) -> str:
-        return f"JobHandle({self.id}, {self._watch.state or 'unknown'})"
+        return f"JobHandle({self.id}, {self._tracked.state or 'unknown'})"
 
     @property
     def id(self) -> UUID:
         """The job's id, by which any process finds it again."""
-        return self._watch.job_id
+        return self._tracked.job_id
 
     @property
     def session(self) -> Session:
@@ -38,23 +38,23 @@ class JobHandle:
         return self._session
 
     @property
-    def watch(self) -> JobWatch:
+    def tracked(self) -> TrackedJob:
         """What this process knows of the job."""
-        return self._watch
+        return self._tracked
 
     @property
     def is_settled(self) -> bool:
         """True when nothing more will be heard that concerns this handle."""
-        return self._watch.is_settled(self._submission_id)
+        return self._tracked.is_settled(self._submission_id)
 
     def done(self) -> bool:
         """Tell whether `result` would return or raise at once; never waits for the answer to a question."""
         if self.is_settled:
             return True
         self._session.listen()
-        if self._session.board.take_due(self._watch):
-            request_id = self._session.ask("lookup", self._watch)
-            self._session.board.forget_question(self._watch, request_id)
+        if self._session.tracker.take_due(self._tracked):
+            request_id = self._session.ask("lookup", self._tracked)
+            self._session.tracker.forget_question(self._tracked, request_id)
         return self.is_settled
 
     def result(self, timeout: float | None = None, *, raise_on_failure: bool = True) -> JobResult:
@@ -80,21 +80,21 @@ class JobHandle:
         deadline = None if timeout is None else time.monotonic() + timeout
         self._session.listen()
         tokens = TokenStream(self.id, self._session.link)
-        with self._session.board.awaiting(self._watch, lambda: None):
+        with self._session.tracker.awaiting(self._tracked, lambda: None):
             yield from tokens.events(lambda: self.is_settled, deadline)
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         yield from tokens.rest(self.result(left))
 
     def status(self) -> JobState:
         """Ask for the job's state; raises ResultTimeout where no scheduler answers within the timeout."""
-        return self._watch.result.state if self._watch.result else self._ask("lookup")
+        return self._tracked.result.state if self._tracked.result else self._ask("lookup")
 
     def cancel(self) -> JobState:
-        """Ask for the job's end; answers the state found, the final one where the job has ended.
+        """Ask for the job's end; returns the state found, the final one where the job has ended.
 
         A running job ends a moment later: `result(raise_on_failure=False)` waits for that.
         """
-        return self._watch.result.state if self._watch.result else self._ask("cancel")
+        return self._tracked.result.state if self._tracked.result else self._ask("cancel")
 
     def wait_admitted(self, timeout: float) -> None:
         """Wait until the ledger holds the job; raises IdempotencyConflict, UnknownJob, ResultTimeout."""
@@ -102,27 +102,27 @@ class JobHandle:
         self._raise_if_void()
 
     def _is_admitted(self) -> bool:
-        known = self._watch.state is not None and self._submission_id not in self._watch.unconfirmed
+        known = self._tracked.state is not None and self._submission_id not in self._tracked.unconfirmed
         return known or self.is_settled
 
     def _ask(self, kind: Literal["cancel", "lookup"]) -> JobState:
-        before = self._watch.replies
-        request_id = self._session.ask(kind, self._watch)
+        before = self._tracked.replies
+        request_id = self._session.ask(kind, self._tracked)
         try:
             self._wait(lambda: self._has_answer(request_id), self._session.timeout_s, "got no answer")
         except ResultTimeout:
             # The answer itself may have been lost; news heard since the question will do.
-            if self._watch.replies == before or self._watch.state is None:
+            if self._tracked.replies == before or self._tracked.state is None:
                 raise
         finally:
-            self._session.board.forget_question(self._watch, request_id)
+            self._session.tracker.forget_question(self._tracked, request_id)
         self._raise_if_void()
         # A job of ours that the ledger does not know yet waits in the intake.
-        return self._watch.state or JobState.QUEUED
+        return self._tracked.state or JobState.QUEUED
 
     def _has_answer(self, request_id: UUID) -> bool:
-        known = self._watch.state is not None or self._watch.is_submitted_here
-        return self.is_settled or (known and request_id not in self._watch.pending)
+        known = self._tracked.state is not None or self._tracked.is_submitted_here
+        return self.is_settled or (known and request_id not in self._tracked.pending)
 
     def _wait(self, is_over: Callable[[], bool], timeout: float | None, complaint: str) -> None:
         if is_over():
@@ -130,7 +130,7 @@ class JobHandle:
         self._session.listen()
         deadline = None if timeout is None else time.monotonic() + timeout
         heard = Event()
-        with self._session.board.awaiting(self._watch, heard.set):
+        with self._session.tracker.awaiting(self._tracked, heard.set):
             while not is_over():
                 self._session.raise_if_deaf()
                 left = None if deadline is None else deadline - time.monotonic()
@@ -143,16 +143,16 @@ class JobHandle:
 
     def _outcome(self) -> JobResult:
         self._raise_if_void()
-        result = self._watch.result
+        result = self._tracked.result
         assert result is not None
         return result
 
     def _raise_if_void(self) -> None:
         """Raise where there is no job behind this handle."""
-        conflict = self._watch.conflicts.get(self._submission_id) if self._submission_id else None
+        conflict = self._tracked.conflicts.get(self._submission_id) if self._submission_id else None
         if conflict is not None:
             raise IdempotencyConflict(f"job {self.id}: {conflict.message}")
-        if self._watch.lost and self._watch.is_submitted_here:
+        if self._tracked.lost and self._tracked.is_submitted_here:
             raise UnknownJob(f"job {self.id} was lost by Redis before it was admitted: submit it again")
-        if self._watch.lost:
+        if self._tracked.lost:
             raise UnknownJob(f"no ledger knows job {self.id}: check the id and the Redis URL")

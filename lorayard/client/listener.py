@@ -9,9 +9,9 @@ from typing import Any, cast
 from redis import Redis
 from redis import exceptions as redis_errors
 
-from lorayard.client.board import JobBoard
-from lorayard.client.control import ControlDesk
-from lorayard.client.watch import JobWatch
+from lorayard.client.control import ControlClient
+from lorayard.client.tracked_job import TrackedJob
+from lorayard.client.tracker import JobTracker
 from lorayard.contract.errors import UnknownPool
 from lorayard.contract.keys import PoolKeys, reply_key
 from lorayard.contract.messages import JobReply
@@ -33,11 +33,11 @@ _BEGINNING = b"0-0"
 class ReplyListener:
     """Read the reply stream from its beginning; started on first need, stopped by the client's close."""
 
-    def __init__(self, client_id: str, link: RedisLink, board: JobBoard, desk: ControlDesk) -> None:
+    def __init__(self, client_id: str, link: RedisLink, tracker: JobTracker, control: ControlClient) -> None:
         self._key = reply_key(client_id)
         self._link = link
-        self._board = board
-        self._desk = desk
+        self._tracker = tracker
+        self._control = control
         self._cursor = _BEGINNING
         self._stopping = Event()
         self._starting = Lock()
@@ -81,7 +81,7 @@ class ReplyListener:
                     pause_s = min(2 * pause_s, _MAX_PAUSE_S)
         except Exception as error:  # noqa: BLE001, waiters must hear of anything
             _log.exception("the reply listener failed")
-            self._board.fail(error)
+            self._tracker.fail(error)
         finally:
             redis.close()
 
@@ -91,14 +91,14 @@ class ReplyListener:
             self._reconnected(redis)
         before = self._cursor
         entries = self._read(redis)
-        unclear = [watch for _, fields in entries if (watch := self._deliver(fields)) is not None]
+        unclear = [job for _, fields in entries if (job := self._deliver(fields)) is not None]
         self._check_intake(redis, unclear)
         if len(entries) == _READ_COUNT:
             self._check_for_gap(redis, before)
-        elif due := self._board.due_lookups(_LOOKUPS_PER_ROUND):
+        elif due := self._tracker.due_lookups(_LOOKUPS_PER_ROUND):
             self._rewind_if_recreated(redis)
-            for watch, request_id in zip(due, self._desk.ask(redis, "lookup", due), strict=True):
-                self._board.forget_question(watch, request_id)
+            for job, request_id in zip(due, self._control.ask(redis, "lookup", due), strict=True):
+                self._tracker.forget_question(job, request_id)
 
     def _read(self, redis: Redis) -> list[tuple[bytes, dict[bytes, bytes]]]:
         reply = cast("list[Any]", redis.xread({self._key: self._cursor}, count=_READ_COUNT, block=_BLOCK_MS))
@@ -108,27 +108,27 @@ class ReplyListener:
         self._cursor = entries[-1][0]
         return entries
 
-    def _deliver(self, fields: dict[bytes, bytes]) -> JobWatch | None:
+    def _deliver(self, fields: dict[bytes, bytes]) -> TrackedJob | None:
         try:
-            return self._board.apply(JobReply.from_entry(fields))
+            return self._tracker.apply(JobReply.from_entry(fields))
         except ValueError as error:
             _log.warning("unreadable reply on %s: %s", self._key, error)
             return None
 
-    def _check_intake(self, redis: Redis, unclear: list[JobWatch]) -> None:
+    def _check_intake(self, redis: Redis, unclear: list[TrackedJob]) -> None:
         """See whether entries still wait in the intake: until then the ledger need not know of them."""
-        for watch in unclear:
-            if watch.place is None:
+        for job in unclear:
+            if job.place is None:
                 continue
-            stream, entry_id = PoolKeys(watch.place.pool).jobs(watch.place.priority), watch.place.entry_id
+            stream, entry_id = PoolKeys(job.place.pool).jobs(job.place.priority), job.place.entry_id
             if not redis.xrange(stream, entry_id, entry_id):
-                self._board.gone_from_intake(watch)
+                self._tracker.gone_from_intake(job)
 
     def _check_for_gap(self, redis: Redis, before: bytes) -> None:
         """Behind by a whole block: the entry read last must still be there, else some after it may not."""
         if not redis.xrange(self._key, before, before):
             _log.info("replies after %r may have been trimmed before they were read", before)
-            self._board.repair_all()
+            self._tracker.repair_all()
 
     def _rewind_if_recreated(self, redis: Redis) -> None:
         """Begin anew where the stream's newest entry is older than what was read: it is another stream."""
@@ -144,7 +144,7 @@ class ReplyListener:
     def _reconnected(self, redis: Redis) -> None:
         redis.ping()
         self._rewind_if_recreated(redis)
-        self._board.repair_all()
+        self._tracker.repair_all()
         self.unreachable = None
         _log.info("replies resumed")
 

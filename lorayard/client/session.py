@@ -1,4 +1,4 @@
-"""What a client and its handles share: the link, the board and the listener of one process."""
+"""What a client and its handles share: the link, the tracker and the listener of one process."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from uuid import UUID
 
 from redis import exceptions as redis_errors
 
-from lorayard.client.board import JobBoard
-from lorayard.client.control import ControlDesk
+from lorayard.client.control import ControlClient
 from lorayard.client.directory import PoolDirectory
 from lorayard.client.listener import ReplyListener
-from lorayard.client.watch import JobWatch
+from lorayard.client.tracked_job import TrackedJob
+from lorayard.client.tracker import JobTracker
 from lorayard.contract.errors import LorayardError
 from lorayard.contract.ids import uuid7
 from lorayard.contract.keys import reply_key
@@ -29,9 +29,9 @@ class Session:
         self.timeout_s = timeout_s
         self.link = RedisLink(redis_url, timeout_s)
         self.directory = PoolDirectory(self.link.commands, model)
-        self.board = JobBoard()
-        self._desk = ControlDesk(self.client_id, self.directory, self.board)
-        self.listener = ReplyListener(self.client_id, self.link, self.board, self._desk)
+        self.tracker = JobTracker()
+        self._control = ControlClient(self.client_id, self.directory, self.tracker)
+        self.listener = ReplyListener(self.client_id, self.link, self.tracker, self._control)
         # Whoever forgets to close leaves no thread behind: it ends once client and handles are gone.
         weakref.finalize(self, self.listener.dismiss)
         self._process = os.getpid()
@@ -52,17 +52,19 @@ class Session:
         self.check_usable()
         self.listener.start()
 
-    def ask(self, kind: Literal["cancel", "lookup"], watch: JobWatch) -> UUID:
+    def ask(self, kind: Literal["cancel", "lookup"], tracked: TrackedJob) -> UUID:
         """Send one question now and return its id; raises Unavailable, UnknownPool."""
         self.listen()
         with self.link.reaching(sends=True):
-            return self._desk.ask(self.link.commands, kind, [watch])[0]
+            return self._control.ask(self.link.commands, kind, [tracked])[0]
 
     def raise_if_deaf(self) -> None:
         """Raise where no reply can come any more."""
         self.check_usable()
-        if self.board.failure is not None:
-            raise LorayardError(f"the reply listener failed: {self.board.failure!r}") from self.board.failure
+        if self.tracker.failure is not None:
+            raise LorayardError(
+                f"the reply listener failed: {self.tracker.failure!r}"
+            ) from self.tracker.failure
 
     def excuse(self) -> str:
         """Say what a caller who waited in vain should look at."""
@@ -76,7 +78,7 @@ class Session:
             return
         self._is_closed = True
         self.listener.stop()
-        self.board.wake_all()
+        self.tracker.wake_all()
         if self.listener.is_started and self.listener.unreachable is None:
             with suppress(redis_errors.RedisError):
                 self.link.commands.unlink(reply_key(self.client_id))

@@ -60,7 +60,7 @@ _RULE_1_FIELDS = (
 
 
 def _payload_sha256_by_rule_1(spec: JobSpec) -> str | None:
-    """Digest every field that jobs had under rule 1, defaults included; None where a later one is set."""
+    """Digest every field that jobs had under rule 1, defaults included; None if a later one is set."""
     if not spec.model_dump(exclude_defaults=True).keys() <= {*_RULE_1_FIELDS, "idempotency_key"}:
         return None
     fields = spec.model_dump()

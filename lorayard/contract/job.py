@@ -65,7 +65,7 @@ class JobSpec(GenerationRequest):
             return None
         if not _is_http_url(storable_text(url)):
             raise ValueError(
-                f"callback_url {url!r} is no http(s) URL with a host: give e.g. https://example.com/hook"
+                f"callback_url {url!r} is not an http(s) URL with a host: give e.g. https://example.com/hook"
             )
         return url
 
@@ -108,5 +108,5 @@ def _is_http_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a bracket that does not close, a port that is no number
+    except ValueError:  # a bracket that does not close, a port that is not a number
         return False

@@ -35,7 +35,7 @@ class UnreadableRequest(ValueError):
 
 
 def receive_job(fields: Mapping[bytes, bytes]) -> ReceivedJob:
-    """Read an intake entry; raises ValueError on what is no job at all."""
+    """Read an intake entry; raises ValueError on what is not a job at all."""
     try:
         return ReceivedJob(JobEnvelope.from_entry(dict(fields)), None)
     except ValidationError as error:

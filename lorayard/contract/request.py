@@ -88,18 +88,18 @@ class GenerationRequest(BaseModel):
     )
     top_p: float = described(
         1.0,
-        "keep the likeliest tokens up to this probability",
+        "keep the most likely tokens up to this probability",
         "give a number above 0 and up to 1",
         gt=0.0,
         le=1.0,
         allow_inf_nan=False,
     )
     top_k: TopK = described(
-        0, "keep so many of the likeliest tokens; 0 keeps all", "give a whole number, 0 to keep every token"
+        0, "keep so many of the most likely tokens; 0 keeps all", "give a whole number, 0 to keep every token"
     )
     min_p: float = number(
         0.0,
-        "drop tokens less likely than this share of the likeliest one",
+        "drop tokens less likely than this share of the most likely one",
         "give a number from 0 to 1",
         low=0.0,
         high=1.0,

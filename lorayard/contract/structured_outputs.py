@@ -9,7 +9,7 @@ from pydantic_core import to_json
 
 from lorayard.contract.storable import check_json, storable_text
 
-MAX_FORM_BYTES = 65_536
+MAX_GRAMMAR_BYTES = 65_536
 MAX_CHOICES = 1024
 
 FormText = Annotated[str, AfterValidator(storable_text), Field(min_length=1)]
@@ -37,9 +37,9 @@ class StructuredOutputs(BaseModel):
             names = ", ".join(given) or "none"
             raise ValueError(f"{names} given: give exactly one of json, regex, choice and grammar")
         check_json(self.json_schema, "json")
-        if (size := len(to_json(given))) > MAX_FORM_BYTES:
+        if (size := len(to_json(given))) > MAX_GRAMMAR_BYTES:
             name = next(iter(given))
-            raise ValueError(f"the {name} has {size} bytes, at most {MAX_FORM_BYTES}: simplify it")
+            raise ValueError(f"the {name} has {size} bytes, at most {MAX_GRAMMAR_BYTES}: simplify it")
         return self
 
     def forms(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 What one item caused ends that item (`item`), an outage is ridden out, and anything else begins the loop anew
 with its state kept: three times in a minute, then the process is told to drain. An observer, whose loss harms
-no job, is begun anew for ever and never ends its process.
+no job, is begun anew forever and never ends its process.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ class StopRequest:
     """Mutable: made once, never taken back. Used like a `threading.Event`, and by any thread.
 
     `threading.Event` itself is no good in a handler: `set` takes a lock, and a second signal that arrives
-    within it waits in the same thread for that lock, for ever.
+    within it waits in the same thread for that lock, forever.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class StopRequest:
         return self._is_set
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait for the wish, for ever without a timeout; returns whether it was made."""
+        """Wait for the wish, forever without a timeout; returns whether it was made."""
         if not self._is_set:
             poll = select.poll()
             poll.register(self._reader, select.POLLIN)

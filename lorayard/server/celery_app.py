@@ -34,7 +34,7 @@ CONFIGURATION: Final[dict[str, Any]] = {
     "task_send_sent_event": True,
     "worker_send_task_events": True,
     "worker_enable_remote_control": True,
-    # Redis restarts: come back for ever, keep what runs.
+    # Redis restarts: come back forever, keep what runs.
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
     "worker_cancel_long_running_tasks_on_connection_loss": False,

@@ -64,7 +64,7 @@ class RedisLink:
             )
         except ValueError as error:
             raise Unavailable(
-                f"{self.display_url!r} is no Redis URL ({error}): give e.g. redis://127.0.0.1:6379/0"
+                f"{self.display_url!r} is not a Redis URL ({error}): give e.g. redis://127.0.0.1:6379/0"
             ) from error
 
     def _unavailable(self, error: redis_errors.RedisError, sends: bool) -> Unavailable:

@@ -33,7 +33,7 @@ class Backlog:
         return job_id in self._jobs
 
     def add(self, job: PendingJob) -> bool:
-        """Let a job wait; False where it waits already."""
+        """Let a job wait; False if it waits already."""
         if job.job_id in self._jobs:
             return False
         self._jobs[job.job_id] = job
@@ -50,7 +50,7 @@ class Backlog:
         return True
 
     def take(self, job_id: UUID) -> PendingJob | None:
-        """Remove a job, because it is planned or has ended; None where it does not wait."""
+        """Remove a job, because it is planned or has ended; None if it does not wait."""
         job = self._jobs.pop(job_id, None)
         if job is None:
             return None

@@ -11,11 +11,11 @@ from db import Database
 from examples.demo.stage import add_shipped_adapters, await_catalogue, stack_config
 from lorayard import Client
 from lorayard.local import Stack
-from tests.acceptance.yard import Yard
+from tests.acceptance.stack_rig import StackRig
 
 
 @pytest.fixture(scope="module")
-def yard(new_state_dir: Callable[[], Path]) -> Iterator[Yard]:
+def rig(new_state_dir: Callable[[], Path]) -> Iterator[StackRig]:
     """Everything, on the shipped model, with an append-only Redis."""
     with Stack(stack_config(new_state_dir())) as stack:
         env = stack.client_env()
@@ -24,4 +24,4 @@ def yard(new_state_dir: Callable[[], Path]) -> Iterator[Yard]:
         database.dispose()
         with Client(env["LORAYARD_REDIS_URL"]) as client:
             await_catalogue(client)
-            yield Yard(stack, client)
+            yield StackRig(stack, client)

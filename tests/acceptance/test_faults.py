@@ -9,69 +9,69 @@ import psycopg
 
 from examples.tiny.tasks import TASKS, prompt
 from lorayard.local.postgres_server import plain_url
-from tests.acceptance.yard import Asked, Usage, Yard
+from tests.acceptance.stack_rig import Asked, StackRig, Usage
 
 JOBS = 500
 MIDWAY = 0.3
 
 
-def test_a_worker_is_killed_in_mid_run(yard: Yard) -> None:
-    asked = yard.ask(JOBS, "worker-killed")
-    yard.await_share(asked, MIDWAY)
+def test_a_worker_is_killed_in_mid_run(rig: StackRig) -> None:
+    asked = rig.ask(JOBS, "worker-killed")
+    rig.await_share(asked, MIDWAY)
 
-    yard.stack.kill("worker-1")
+    rig.stack.kill("worker-1")
 
-    results = yard.check(asked, "worker-killed")
+    results = rig.check(asked, "worker-killed")
     assert max(result.attempt for result in results) >= 2, "the worker held nothing when it was killed"
-    yard.stack.restart("worker-1")
+    rig.stack.restart("worker-1")
 
 
-def test_the_scheduler_is_killed_in_mid_run(yard: Yard) -> None:
-    asked = yard.ask(JOBS, "scheduler-killed")
-    yard.await_share(asked, MIDWAY)
+def test_the_scheduler_is_killed_in_mid_run(rig: StackRig) -> None:
+    asked = rig.ask(JOBS, "scheduler-killed")
+    rig.await_share(asked, MIDWAY)
 
-    yard.stack.kill("scheduler")
-    yard.stack.restart("scheduler")
+    rig.stack.kill("scheduler")
+    rig.stack.restart("scheduler")
 
-    yard.check(asked, "scheduler-killed")
-
-
-def test_redis_restarts_in_mid_run(yard: Yard) -> None:
-    asked = yard.ask(JOBS, "redis-restarted")
-    yard.await_share(asked, MIDWAY)
-
-    yard.stack.restart("redis")
-
-    yard.check(asked, "redis-restarted")
+    rig.check(asked, "scheduler-killed")
 
 
-def test_postgres_restarts_in_mid_run(yard: Yard) -> None:
-    asked = yard.ask(JOBS, "postgres-restarted")
-    yard.await_share(asked, MIDWAY)
+def test_redis_restarts_in_mid_run(rig: StackRig) -> None:
+    asked = rig.ask(JOBS, "redis-restarted")
+    rig.await_share(asked, MIDWAY)
 
-    yard.stack.restart("postgres")
+    rig.stack.restart("redis")
 
-    yard.check(asked, "postgres-restarted")
-
-
-def test_redis_and_postgres_are_killed_in_mid_run(yard: Yard) -> None:
-    asked = yard.ask(JOBS, "servers-killed")
-    yard.await_share(asked, MIDWAY)
-
-    yard.stack.kill("redis")
-    yard.stack.kill("postgres")
-    yard.stack.restart("postgres")
-    yard.stack.restart("redis")
-
-    yard.check(asked, "servers-killed")
+    rig.check(asked, "redis-restarted")
 
 
-def test_one_idempotency_key_is_submitted_a_hundred_times_at_once(yard: Yard) -> None:
+def test_postgres_restarts_in_mid_run(rig: StackRig) -> None:
+    asked = rig.ask(JOBS, "postgres-restarted")
+    rig.await_share(asked, MIDWAY)
+
+    rig.stack.restart("postgres")
+
+    rig.check(asked, "postgres-restarted")
+
+
+def test_redis_and_postgres_are_killed_in_mid_run(rig: StackRig) -> None:
+    asked = rig.ask(JOBS, "servers-killed")
+    rig.await_share(asked, MIDWAY)
+
+    rig.stack.kill("redis")
+    rig.stack.kill("postgres")
+    rig.stack.restart("postgres")
+    rig.stack.restart("redis")
+
+    rig.check(asked, "servers-killed")
+
+
+def test_one_idempotency_key_is_submitted_a_hundred_times_at_once(rig: StackRig) -> None:
     ready = Barrier(100)
 
     def submit(_: int) -> Asked:
         ready.wait()
-        handle = yard.client.submit(
+        handle = rig.client.submit(
             prompt("onceonly"), adapter="upper", max_tokens=24, tenant="idempotent", idempotency_key="the-key"
         )
         return Asked(handle, TASKS["upper"].answer("onceonly"))
@@ -82,8 +82,8 @@ def test_one_idempotency_key_is_submitted_a_hundred_times_at_once(yard: Yard) ->
     assert len({item.handle.id for item in asked}) == 1
     results = [item.handle.result(60) for item in asked]
     assert {result.output for result in results} == {"ONCEONLY"}
-    assert yard.usage("idempotent") == Usage(1, results[0].prompt_tokens, results[0].completion_tokens)
-    with psycopg.connect(plain_url(yard.stack.postgres.url)) as connection:
+    assert rig.usage("idempotent") == Usage(1, results[0].prompt_tokens, results[0].completion_tokens)
+    with psycopg.connect(plain_url(rig.stack.postgres.url)) as connection:
         attempts = connection.execute(
             "SELECT count(*) FROM attempts WHERE job_id = %s", (asked[0].handle.id,)
         ).fetchone()

@@ -9,28 +9,28 @@ import httpx
 from examples.tiny.tasks import prompt
 from lorayard import JobState
 from lorayard.contract.tasks import GENERATE, RUN_MICRO_BATCH
-from tests.acceptance.yard import Yard
+from tests.acceptance.stack_rig import StackRig
 from tests.polling import eventually
 
 
-def tasks(yard: Yard, name: str) -> dict[str, dict[str, Any]]:
+def tasks(rig: StackRig, name: str) -> dict[str, dict[str, Any]]:
     with httpx.Client(trust_env=False, timeout=30) as flower:
-        answer = flower.get(f"{yard.stack.flower.url}/api/tasks", params={"taskname": name, "limit": 100_000})
+        answer = flower.get(f"{rig.stack.flower.url}/api/tasks", params={"taskname": name, "limit": 100_000})
     found: dict[str, dict[str, Any]] = answer.raise_for_status().json()
     return found
 
 
-def revoke(yard: Yard, task_id: str) -> None:
+def revoke(rig: StackRig, task_id: str) -> None:
     with httpx.Client(trust_env=False, timeout=30) as flower:
-        flower.post(f"{yard.stack.flower.url}/api/task/revoke/{task_id}").raise_for_status()
+        flower.post(f"{rig.stack.flower.url}/api/task/revoke/{task_id}").raise_for_status()
 
 
-def test_a_job_is_a_task_with_its_adapter_state_run_time_and_worker(yard: Yard) -> None:
-    job = yard.client.submit(prompt("flowery"), adapter="upper", max_tokens=24, tenant="flower")
+def test_a_job_is_a_task_with_its_adapter_state_run_time_and_worker(rig: StackRig) -> None:
+    job = rig.client.submit(prompt("flowery"), adapter="upper", max_tokens=24, tenant="flower")
     assert job.result(60).output == "FLOWERY"
 
     def finished() -> dict[str, Any] | None:
-        task = tasks(yard, GENERATE).get(str(job.id))
+        task = tasks(rig, GENERATE).get(str(job.id))
         return task if task and task["state"] == "SUCCESS" else None
 
     task = eventually(finished, 20.0, "the task in Flower")
@@ -40,27 +40,27 @@ def test_a_job_is_a_task_with_its_adapter_state_run_time_and_worker(yard: Yard) 
     assert "FLOWERY" in task["result"]
 
 
-def test_micro_batches_are_tasks_too(yard: Yard) -> None:
-    yard.results(yard.ask(22, "flower-batches"))
+def test_micro_batches_are_tasks_too(rig: StackRig) -> None:
+    rig.results(rig.ask(22, "flower-batches"))
 
     def finished() -> list[dict[str, Any]]:
-        return [task for task in tasks(yard, RUN_MICRO_BATCH).values() if task["state"] == "SUCCESS"]
+        return [task for task in tasks(rig, RUN_MICRO_BATCH).values() if task["state"] == "SUCCESS"]
 
     batch = eventually(finished, 20.0, "a micro-batch in Flower")[0]
     assert batch["runtime"] > 0
 
 
-def test_revoking_a_queued_job_in_flower_cancels_it(yard: Yard) -> None:
+def test_revoking_a_queued_job_in_flower_cancels_it(rig: StackRig) -> None:
     for worker in ("worker-1", "worker-2"):
-        yard.stack.stop_part(worker)
+        rig.stack.stop_part(worker)
     try:
-        job = yard.client.submit(prompt("unwanted"), adapter="upper", tenant="flower", confirm="ledger")
-        kept = yard.client.submit(prompt("wanted"), adapter="upper", max_tokens=24, tenant="flower")
+        job = rig.client.submit(prompt("unwanted"), adapter="upper", tenant="flower", confirm="ledger")
+        kept = rig.client.submit(prompt("wanted"), adapter="upper", max_tokens=24, tenant="flower")
 
-        revoke(yard, str(job.id))
+        revoke(rig, str(job.id))
 
         assert job.result(30, raise_on_failure=False).state is JobState.CANCELLED
     finally:
         for worker in ("worker-1", "worker-2"):
-            yard.stack.restart(worker)
+            rig.stack.restart(worker)
     assert kept.result(60).output == "WANTED"

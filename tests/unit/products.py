@@ -78,7 +78,7 @@ def assert_same_rows(
 ) -> None:
     """Assert equal bits; nearly equal numbers where torch multiplied in a dtype whose rows it does not keep.
 
-    `multiplied_in` is None where compiled kernels multiplied; `size` is that of what the rows are sums of.
+    `multiplied_in` is None if compiled kernels multiplied; `size` is that of what the rows are sums of.
     """
     if multiplied_in is None or keeps_rows(multiplied_in):
         assert torch.equal(one, other)

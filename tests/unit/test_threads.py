@@ -19,17 +19,17 @@ MAKERS = {
 """Files that may construct a thread, and why."""
 
 SERVICE_THREADS = {
-    "workers/announcer.py": "announcer",
+    "workers/event_publisher.py": "event-publisher",
     "workers/commands.py": "commands",
     "workers/engine_host.py": "engine-pump",
     "workers/feeder.py": "feeder",
     "workers/service.py": "drain",
     "workers/token_writer.py": "token-writer",
-    "scheduler/flower_desk.py": "flower",
+    "scheduler/flower_reporter.py": "flower",
     "scheduler/revokes.py": "revokes",
     "scheduler/term.py": "term",
 }
-"""Each is made to fail in tests/integration: once, and service goes on; for ever, and the process drains."""
+"""Each is made to fail in tests/integration: once, and service goes on; forever, and the process drains."""
 
 
 def calls(name: str) -> dict[str, list[ast.Call]]:

@@ -8,7 +8,7 @@ import sys
 import structlog
 
 from workers.engine.cli.command_line import Asked, read_command_line
-from workers.engine.cli.ordered_printer import Turns
+from workers.engine.cli.ordered_printer import OrderedPrinter
 from workers.engine.core.errors import EngineError
 from workers.engine.core.outputs import RequestFailure
 from workers.engine.serving.engine import LLMEngine
@@ -43,20 +43,20 @@ def _answer(engine: LLMEngine, asked: Asked) -> list[RequestFailure]:
 def _stream(engine: LLMEngine, asked: Asked) -> list[RequestFailure]:
     """Print the answers in order, the first unfinished one as it comes; those after it run meanwhile."""
     _load_adapters(engine, asked)
-    turns, failures = Turns(lambda text: print(text, end="", flush=True)), []
+    printer, failures = OrderedPrinter(lambda text: print(text, end="", flush=True)), []
     for number, question in enumerate(asked.questions):
         engine.add_request(str(number), question.prompt, asked.params, question.lora)
         for index in range(asked.params.n):
-            turns.open((str(number), index))
-            turns.add((str(number), index), question.label)
+            printer.open((str(number), index))
+            printer.add((str(number), index), question.label)
     while engine.has_unfinished_requests():
         for output in engine.step():
             for completion in output.outputs:
                 turn = (output.request_id, completion.index)
                 if output.finished:
-                    turns.end(turn, "\n")
+                    printer.end(turn, "\n")
                 else:
-                    turns.add(turn, completion.text)
+                    printer.add(turn, completion.text)
             if output.error is not None:
                 failures.append(output.error)
     return failures

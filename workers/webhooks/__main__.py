@@ -23,7 +23,7 @@ GAVE_UP = 1
 
 
 async def serve(settings: RelaySettings, database: Database, secrets: SecretBox) -> bool:
-    """Run the relay until SIGINT or SIGTERM; what is being sent then is finished. False where it gave up."""
+    """Run the relay until SIGINT or SIGTERM; what is being sent then is finished. False if it gave up."""
     stop = asyncio.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)

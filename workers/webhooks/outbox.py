@@ -12,7 +12,7 @@ from db import Database
 from db.records import Delivery
 from db.repositories.tenants import TenantRepository
 from db.repositories.webhooks import WebhookRepository
-from workers.webhooks.schedule import Attempt, Verdict
+from workers.webhooks.schedule import DeliveryAttempt, DeliveryVerdict
 
 
 class Claimed(NamedTuple):
@@ -41,8 +41,8 @@ class Outbox:
 
         return await asyncio.to_thread(self._database.run, claim)
 
-    async def finish(self, delivery: Delivery, verdict: Verdict, attempt: Attempt) -> bool:
-        """Write down a verdict; False where another claim holds the delivery now."""
+    async def finish(self, delivery: Delivery, verdict: DeliveryVerdict, attempt: DeliveryAttempt) -> bool:
+        """Write down a verdict; False if another claim holds the delivery now."""
 
         def finish(connection: Connection) -> bool:
             webhooks = WebhookRepository(connection)

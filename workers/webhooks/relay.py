@@ -21,7 +21,7 @@ from lorayard.webhooks import signed_headers
 from workers.webhooks.body import render
 from workers.webhooks.hosts import Hosts
 from workers.webhooks.outbox import Outbox
-from workers.webhooks.schedule import RETRY_DELAYS_S, Attempt, judge
+from workers.webhooks.schedule import RETRY_DELAYS_S, DeliveryAttempt, judge
 from workers.webhooks.sender import Sender
 
 IDLE_POLL_S = 0.2
@@ -60,7 +60,7 @@ class Relay:
         self._in_flight: set[asyncio.Task[None]] = set()
 
     async def run(self, stop: asyncio.Event, on_ready: Callable[[], None]) -> bool:
-        """Deliver until `stop` is set, then let what is in flight finish; False where it gave up before.
+        """Deliver until `stop` is set, then let what is in flight finish; False if it gave up before.
 
         As with `ServiceThread`: an outage is ridden out, what one delivery caused ends that try of it, and
         anything else begins the loop anew, three times in a minute.
@@ -125,22 +125,24 @@ class Relay:
         finally:
             self._hosts.end(delivery.host)
 
-    async def _try_once(self, delivery: Delivery, ciphertexts: tuple[bytes, ...]) -> Attempt:
+    async def _try_once(self, delivery: Delivery, ciphertexts: tuple[bytes, ...]) -> DeliveryAttempt:
         """Try it; what goes wrong here, and not at the other side, counts as a try as well."""
         try:
             return await self._try(delivery, ciphertexts)
         except Exception as error:
             logger.exception("webhook.not_tried", webhook_id=str(delivery.id), job_id=str(delivery.job_id))
-            return Attempt(None, f"the relay itself failed: {type(error).__name__}: {error}")
+            return DeliveryAttempt(None, f"the relay itself failed: {type(error).__name__}: {error}")
 
-    async def _try(self, delivery: Delivery, ciphertexts: tuple[bytes, ...]) -> Attempt:
+    async def _try(self, delivery: Delivery, ciphertexts: tuple[bytes, ...]) -> DeliveryAttempt:
         if not ciphertexts:
             remedy = f"`lorayard webhooks secret {delivery.tenant}`, then `lorayard webhooks replay`"
-            return Attempt(None, f"tenant {delivery.tenant!r} has no webhook secret: {remedy}", refused=True)
+            return DeliveryAttempt(
+                None, f"tenant {delivery.tenant!r} has no webhook secret: {remedy}", refused=True
+            )
         try:
             secrets = [self._secrets.decrypt(ciphertext) for ciphertext in ciphertexts]
         except SecretUnreadable as error:
-            return Attempt(None, str(error))
+            return DeliveryAttempt(None, str(error))
         body = render(delivery)
         headers = signed_headers(str(delivery.id), datetime.now(UTC), body, secrets)
         attempt = await self._sender.post(delivery.url, body, headers)
@@ -148,7 +150,7 @@ class Relay:
             self._hosts.record(delivery.host, ok=attempt.accepted, now=time.monotonic())
         return attempt
 
-    async def _settle(self, delivery: Delivery, attempt: Attempt) -> None:
+    async def _settle(self, delivery: Delivery, attempt: DeliveryAttempt) -> None:
         verdict = judge(attempt, delivery.tries, random.random(), self._config.delays_s)  # noqa: S311 - jitter
         settled = await self._persist(lambda: self._outbox.finish(delivery, verdict, attempt))
         logger.info(

@@ -17,8 +17,8 @@ _THROTTLED = (429, 503)
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
-    """What came of one try; `status` is None where no answer came, `refused` where we would not even ask."""
+class DeliveryAttempt:
+    """What came of one try; `status` is None if no answer came, `refused` where we would not even ask."""
 
     status: int | None
     error: str = ""
@@ -32,7 +32,7 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class DeliveryVerdict:
     """What to do with a delivery after a try; `in_s` is set where it is tried again."""
 
     action: Literal["delivered", "retry", "dead"]
@@ -40,14 +40,14 @@ class Verdict:
 
 
 def judge(
-    attempt: Attempt, tries: int, uniform: float, delays_s: tuple[float, ...] = RETRY_DELAYS_S
-) -> Verdict:
+    attempt: DeliveryAttempt, tries: int, uniform: float, delays_s: tuple[float, ...] = RETRY_DELAYS_S
+) -> DeliveryVerdict:
     """Decide after the `tries`-th try; `uniform` in [0, 1) is the jitter's draw."""
     if attempt.accepted:
-        return Verdict("delivered")
+        return DeliveryVerdict("delivered")
     if attempt.refused or attempt.status == _GONE or tries > len(delays_s):
-        return Verdict("dead")
+        return DeliveryVerdict("dead")
     delay_s = delays_s[tries - 1] * (1.0 + JITTER * uniform)
     if attempt.status in _THROTTLED and attempt.retry_after_s is not None:
         delay_s = max(delay_s, min(attempt.retry_after_s, MAX_RETRY_AFTER_S))
-    return Verdict("retry", delay_s)
+    return DeliveryVerdict("retry", delay_s)

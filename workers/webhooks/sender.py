@@ -13,7 +13,7 @@ import httpcore
 import httpx
 
 from workers.webhooks.addresses import AddressBlocked, AddressPolicy, GuardedBackend
-from workers.webhooks.schedule import Attempt
+from workers.webhooks.schedule import DeliveryAttempt
 
 MAX_ANSWER_BYTES = 2048
 
@@ -54,25 +54,27 @@ class Sender:
     ) -> None:
         await self._client.aclose()
 
-    async def post(self, url: str, body: str, headers: dict[str, str]) -> Attempt:
+    async def post(self, url: str, body: str, headers: dict[str, str]) -> DeliveryAttempt:
         """Post a signed body; never raises for what the other side does."""
         try:
             # httpx's own limit is for each read: a host that drips bytes would hold the place for hours.
             async with asyncio.timeout(self._timeout_s):
                 return await self._ask(url, body, _FIXED_HEADERS | headers)
         except AddressBlocked as error:
-            return Attempt(None, str(error), refused=True)
+            return DeliveryAttempt(None, str(error), refused=True)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError) as error:
             # ValueError: a host that IDNA cannot encode, which httpx lets through.
-            return Attempt(None, f"callback_url {url!r} cannot be called: {error}", refused=True)
+            return DeliveryAttempt(None, f"callback_url {url!r} cannot be called: {error}", refused=True)
         except TimeoutError:
-            return Attempt(None, f"no whole answer within {self._timeout_s:g} s")
+            return DeliveryAttempt(None, f"no whole answer within {self._timeout_s:g} s")
         except httpx.HTTPError as error:
-            return Attempt(None, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+            return DeliveryAttempt(
+                None, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            )
 
-    async def _ask(self, url: str, body: str, headers: dict[str, str]) -> Attempt:
+    async def _ask(self, url: str, body: str, headers: dict[str, str]) -> DeliveryAttempt:
         async with self._client.stream("POST", url, content=body.encode(), headers=headers) as answer:
-            return Attempt(answer.status_code, await _complaint(answer), _retry_after_s(answer))
+            return DeliveryAttempt(answer.status_code, await _complaint(answer), _retry_after_s(answer))
 
 
 async def _complaint(answer: httpx.Response) -> str:

@@ -118,7 +118,7 @@ def test_a_job_that_fails_ends_with_status_1(pool_url: str, capsys: pytest.Captu
         (("hello", "--adapter", "uper"), "did you mean 'upper'?"),
         (("hello", "--logit-bias", "5"), "give a dict of at most 1024 token ids"),
         (("hello", "--logit-bias", "{5"), "--logit-bias '{5' is not JSON"),
-        (("hello", "--callback-url", "nowhere"), "callback_url 'nowhere' is no http(s) URL"),
+        (("hello", "--callback-url", "nowhere"), "callback_url 'nowhere' is not an http(s) URL"),
         (("",), "the prompt is empty"),
         (("hello", "--timeout", "0.05"), "has not ended within 0.05 s"),
     ],

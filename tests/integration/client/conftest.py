@@ -41,4 +41,4 @@ def own_redis(new_state_dir: Callable[[], Path]) -> Iterator[RedisServer]:
 @pytest.fixture
 def never_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let clients rely on replies alone: no silence of this test is long enough to ask about."""
-    monkeypatch.setattr("lorayard.client.board.FIRST_SILENCE_S", 600.0)
+    monkeypatch.setattr("lorayard.client.tracker.FIRST_SILENCE_S", 600.0)

@@ -57,7 +57,7 @@ def test_a_redis_that_falls_silent_leaves_open_what_arrived(own_redis: RedisServ
 
 
 def test_a_url_that_is_none_is_refused_at_once() -> None:
-    with pytest.raises(Unavailable, match=r"'localhost:6379' is no Redis URL.*give e.g. redis://"):
+    with pytest.raises(Unavailable, match=r"'localhost:6379' is not a Redis URL.*give e.g. redis://"):
         Client("localhost:6379")
 
 

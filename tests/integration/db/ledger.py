@@ -73,7 +73,7 @@ class Ledger:
         return self.database.run(lambda c: AdmissionRepository(c).admit(POOL, jobs))
 
     def admitted(self, number: int = 1, **fields: Any) -> list[UUID]:
-        """Admit some new jobs; answers their ids."""
+        """Admit some new jobs; returns their ids."""
         return [entry.job_id for entry in self.admit(*(new_job(**fields) for _ in range(number)))]
 
     def worker(self, incarnation: str = "w1", lease_s: float = 60.0) -> str:

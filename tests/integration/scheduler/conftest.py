@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.scheduler.yard import Yard
+from tests.integration.scheduler.pool_rig import PoolRig
 
 
 @pytest.fixture
-def yard(redis_url: str, database_url: str, tmp_path: Path) -> Iterator[Yard]:
+def rig(redis_url: str, database_url: str, tmp_path: Path) -> Iterator[PoolRig]:
     """A pool without a scheduler."""
-    pool = Yard(redis_url, database_url, tmp_path)
+    pool = PoolRig(redis_url, database_url, tmp_path)
     yield pool
     pool.close()

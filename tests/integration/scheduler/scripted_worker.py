@@ -29,7 +29,7 @@ from lorayard.contract.messages import (
 )
 from lorayard.contract.states import JobState
 from lorayard.server.replies import announce
-from tests.integration.scheduler.yard import Yard
+from tests.integration.scheduler.pool_rig import PoolRig
 
 LIMITS = WorkerLimits(
     max_num_seqs=8, num_kv_blocks=4096, block_size=16, max_model_len=1024, max_loras=4, max_lora_rank=16
@@ -64,7 +64,7 @@ class ScriptedWorker:
 
     def __init__(
         self,
-        yard: Yard,
+        rig: PoolRig,
         script: Script = succeed,
         *,
         limits: WorkerLimits = LIMITS,
@@ -72,14 +72,14 @@ class ScriptedWorker:
         beat_every_s: float = 0.2,
         listens: bool = True,
     ) -> None:
-        self._yard = yard
+        self._yard = rig
         self.script = script
         self.incarnation = uuid4().hex
         self._limits = limits
         self._lease_s = lease_s
         self._beat_every_s = beat_every_s
         self._listens = listens
-        self._redis = Redis.from_url(yard.redis_url, protocol=2)
+        self._redis = Redis.from_url(rig.redis_url, protocol=2)
         self._stopping = threading.Event()
         self._seq = itertools.count()
         self._lock = threading.Lock()

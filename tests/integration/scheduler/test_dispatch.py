@@ -11,115 +11,114 @@ from db.repositories.workers import WorkerRepository
 from lorayard.contract.keys import worker_queue
 from lorayard.contract.messages import AdapterFailure, BatchJob, Command, Residency
 from lorayard.contract.states import JobState
+from tests.integration.scheduler.pool_rig import PoolRig
 from tests.integration.scheduler.scripted_worker import LIMITS, ScriptedWorker, hold, succeed
-from tests.integration.scheduler.yard import Yard
 from tests.polling import eventually
 
 
-def test_submitted_jobs_reach_a_worker_and_their_ends_come_back(yard: Yard) -> None:
-    with yard.scheduler(), ScriptedWorker(yard) as worker:
-        job_ids = yard.submit(40)
+def test_submitted_jobs_reach_a_worker_and_their_ends_come_back(rig: PoolRig) -> None:
+    with rig.scheduler(), ScriptedWorker(rig) as worker:
+        job_ids = rig.submit(40)
 
-        yard.wait_for(JobState.SUCCEEDED, *job_ids)
-        eventually(lambda: {reply.job_id for reply in yard.replies()} == set(job_ids))
+        rig.wait_for(JobState.SUCCEEDED, *job_ids)
+        eventually(lambda: {reply.job_id for reply in rig.replies()} == set(job_ids))
 
     assert sorted(job.job_id for job in worker.jobs) == sorted(job_ids)
     assert {job.attempt for job in worker.jobs} == {1}
-    assert yard.intake_is_empty()
+    assert rig.intake_is_empty()
 
 
-def test_a_worker_is_given_no_more_than_its_target_until_it_ends_something(yard: Yard) -> None:
-    with yard.scheduler(overcommit_s=0.0), ScriptedWorker(yard, hold) as worker:
-        yard.submit(20)
+def test_a_worker_is_given_no_more_than_its_target_until_it_ends_something(rig: PoolRig) -> None:
+    with rig.scheduler(overcommit_s=0.0), ScriptedWorker(rig, hold) as worker:
+        rig.submit(20)
         eventually(lambda: len(worker.jobs) == LIMITS.max_num_seqs)
 
         worker.script = succeed
         worker.end([end for job in worker.jobs if (end := succeed(job))])
-        eventually(lambda: yard.counts() == {"succeeded": 20})
+        eventually(lambda: rig.counts() == {"succeeded": 20})
 
 
-def test_urgent_jobs_go_first(yard: Yard) -> None:
-    low = yard.submit(8, priority="low")
-    high = yard.submit(8, priority="high")
+def test_urgent_jobs_go_first(rig: PoolRig) -> None:
+    low = rig.submit(8, priority="low")
+    high = rig.submit(8, priority="high")
 
-    with yard.scheduler(overcommit_s=0.0):
-        yard.wait_for(JobState.QUEUED, *low, *high)
-        with ScriptedWorker(yard, hold) as worker:
+    with rig.scheduler(overcommit_s=0.0):
+        rig.wait_for(JobState.QUEUED, *low, *high)
+        with ScriptedWorker(rig, hold) as worker:
             eventually(lambda: len(worker.jobs) == 8)
 
     assert sorted(job.job_id for job in worker.jobs) == sorted(high)
 
 
-def test_a_job_that_waited_beyond_the_configured_bound_goes_before_urgent_ones(yard: Yard) -> None:
-    (starved,) = yard.submit(priority="low")
-    urgent = yard.submit(20, priority="high")
+def test_a_job_that_waited_beyond_the_configured_bound_goes_before_urgent_ones(rig: PoolRig) -> None:
+    (starved,) = rig.submit(priority="low")
+    urgent = rig.submit(20, priority="high")
     limits = dataclasses.replace(LIMITS, max_num_seqs=1)
 
-    with yard.scheduler(overcommit_s=0.0, starvation_s=0.1):
-        yard.wait_for(JobState.QUEUED, starved, *urgent)
-        eventually(lambda: yard.sql("SELECT 1 FROM jobs HAVING max(submitted_at) < now() - interval '0.5 s'"))
-        with ScriptedWorker(yard, limits=limits) as worker:
-            yard.wait_for(JobState.SUCCEEDED, starved, *urgent)
+    with rig.scheduler(overcommit_s=0.0, starvation_s=0.1):
+        rig.wait_for(JobState.QUEUED, starved, *urgent)
+        eventually(lambda: rig.sql("SELECT 1 FROM jobs HAVING max(submitted_at) < now() - interval '0.5 s'"))
+        with ScriptedWorker(rig, limits=limits) as worker:
+            rig.wait_for(JobState.SUCCEEDED, starved, *urgent)
 
     assert [job.job_id for job in worker.jobs].index(starved) <= 4
 
 
-def test_a_resident_adapter_draws_its_jobs(yard: Yard) -> None:
-    revision = yard.add_adapter("sql")
-    with yard.scheduler(), ScriptedWorker(yard) as one, ScriptedWorker(yard) as two:
-        yard.wait_for(JobState.SUCCEEDED, *yard.submit(4))
+def test_a_resident_adapter_draws_its_jobs(rig: PoolRig) -> None:
+    revision = rig.add_adapter("sql")
+    with rig.scheduler(), ScriptedWorker(rig) as one, ScriptedWorker(rig) as two:
+        rig.wait_for(JobState.SUCCEEDED, *rig.submit(4))
         before = len(one.jobs)
         two.report(residency=[Residency(revision=revision, tier="device")], epoch=1_000)
         one.report(residency=[Residency(revision=revision, tier="none")], epoch=1_000)
-        job_ids = yard.submit(4, adapter="sql")
-        yard.wait_for(JobState.SUCCEEDED, *job_ids)
+        job_ids = rig.submit(4, adapter="sql")
+        rig.wait_for(JobState.SUCCEEDED, *job_ids)
 
     assert len(one.jobs) == before
     assert {job.revision for job in two.jobs if job.job_id in job_ids} == {revision}
 
 
-def test_a_job_whose_message_never_arrives_is_queued_again_by_the_held_lists(yard: Yard) -> None:
-    with yard.scheduler():
-        deaf = ScriptedWorker(yard, listens=False)
+def test_a_job_whose_message_never_arrives_is_queued_again_by_the_held_lists(rig: PoolRig) -> None:
+    with rig.scheduler():
+        deaf = ScriptedWorker(rig, listens=False)
         with deaf:
-            (job_id,) = yard.submit()
-            yard.wait_for(JobState.LEASED, job_id)
+            (job_id,) = rig.submit()
+            rig.wait_for(JobState.LEASED, job_id)
             # It goes back and comes again, with a new fencing token each time.
-            eventually(lambda: (found := yard.get(job_id)) and found.attempt >= 2, 10.0)
+            eventually(lambda: (found := rig.get(job_id)) and found.attempt >= 2, 10.0)
 
-    rows = yard.sql("SELECT strikes FROM jobs")
+    rows = rig.sql("SELECT strikes FROM jobs")
     assert [row.strikes for row in rows] == [0]
 
 
-def test_a_lost_workers_jobs_run_elsewhere_and_its_queue_is_deleted(yard: Yard) -> None:
-    with yard.scheduler():
-        doomed = ScriptedWorker(yard, hold, lease_s=1.5)
+def test_a_lost_workers_jobs_run_elsewhere_and_its_queue_is_deleted(rig: PoolRig) -> None:
+    with rig.scheduler():
+        doomed = ScriptedWorker(rig, hold, lease_s=1.5)
         with doomed:
-            job_ids = yard.submit(4)
-            yard.wait_for(JobState.LEASED, *job_ids)
+            job_ids = rig.submit(4)
+            rig.wait_for(JobState.LEASED, *job_ids)
             eventually(lambda: len(doomed.held) == 4)
             # One heartbeat more, so that the ledger knows what was running.
-            eventually(lambda: yard.sql("SELECT 1 FROM workers WHERE cardinality(running_jobs) = 4"))
-        yard.redis.lpush(worker_queue(doomed.incarnation), b"left behind")
-        with ScriptedWorker(yard) as heir:
-            yard.wait_for(JobState.SUCCEEDED, *job_ids, timeout_s=15.0)
+            eventually(lambda: rig.sql("SELECT 1 FROM workers WHERE cardinality(running_jobs) = 4"))
+        rig.redis.lpush(worker_queue(doomed.incarnation), b"left behind")
+        with ScriptedWorker(rig) as heir:
+            rig.wait_for(JobState.SUCCEEDED, *job_ids, timeout_s=15.0)
 
     assert {job.attempt for job in heir.jobs} == {2}
-    assert {row.strikes for row in yard.sql("SELECT strikes FROM jobs")} == {1}
+    assert {row.strikes for row in rig.sql("SELECT strikes FROM jobs")} == {1}
     assert [
-        row.state
-        for row in yard.sql("SELECT state FROM workers WHERE incarnation = :i", i=doomed.incarnation)
+        row.state for row in rig.sql("SELECT state FROM workers WHERE incarnation = :i", i=doomed.incarnation)
     ] == ["lost"]
-    assert not yard.redis.exists(worker_queue(doomed.incarnation))
+    assert not rig.redis.exists(worker_queue(doomed.incarnation))
 
 
-def test_a_fresh_leader_waits_a_full_lease_before_it_calls_a_worker_lost(yard: Yard) -> None:
-    with ScriptedWorker(yard, lease_s=0.5, beat_every_s=60.0) as silent:
-        eventually(lambda: yard.sql("SELECT 1 FROM worker_leases WHERE expires_at < now()"))
-        with yard.scheduler(worker_lease_s=3.0):
+def test_a_fresh_leader_waits_a_full_lease_before_it_calls_a_worker_lost(rig: PoolRig) -> None:
+    with ScriptedWorker(rig, lease_s=0.5, beat_every_s=60.0) as silent:
+        eventually(lambda: rig.sql("SELECT 1 FROM worker_leases WHERE expires_at < now()"))
+        with rig.scheduler(worker_lease_s=3.0):
             began_at = time.monotonic()
             eventually(
-                lambda: yard.sql(
+                lambda: rig.sql(
                     "SELECT 1 FROM workers WHERE state = 'lost' AND incarnation = :i", i=silent.incarnation
                 ),
                 10.0,
@@ -128,71 +127,71 @@ def test_a_fresh_leader_waits_a_full_lease_before_it_calls_a_worker_lost(yard: Y
     assert time.monotonic() - began_at >= 2.9
 
 
-def test_jobs_that_a_draining_worker_gives_back_run_elsewhere(yard: Yard) -> None:
-    with yard.scheduler(), ScriptedWorker(yard, hold) as leaving:
-        job_ids = yard.submit(3)
+def test_jobs_that_a_draining_worker_gives_back_run_elsewhere(rig: PoolRig) -> None:
+    with rig.scheduler(), ScriptedWorker(rig, hold) as leaving:
+        job_ids = rig.submit(3)
         eventually(lambda: len(leaving.held) == 3)
-        yard.database.run(lambda c: WorkerRepository(c).set_state(leaving.incarnation, "draining"))
-        with ScriptedWorker(yard) as heir:
+        rig.database.run(lambda c: WorkerRepository(c).set_state(leaving.incarnation, "draining"))
+        with ScriptedWorker(rig) as heir:
             leaving.end([EndedAttempt(job.job_id, job.attempt, JobState.QUEUED) for job in leaving.jobs])
-            yard.wait_for(JobState.SUCCEEDED, *job_ids)
+            rig.wait_for(JobState.SUCCEEDED, *job_ids)
 
     assert sorted(job.job_id for job in heir.jobs) == sorted(job_ids)
 
 
-def test_a_queued_job_expires_when_its_deadline_passes(yard: Yard) -> None:
-    with yard.scheduler():
-        (job_id,) = yard.submit(deadline_s=0.3)
-        reply = yard.reply(job_id=job_id)
+def test_a_queued_job_expires_when_its_deadline_passes(rig: PoolRig) -> None:
+    with rig.scheduler():
+        (job_id,) = rig.submit(deadline_s=0.3)
+        reply = rig.reply(job_id=job_id)
 
     assert reply.state is JobState.EXPIRED
 
 
-def test_bad_adapter_files_quarantine_the_revision_and_end_its_jobs(yard: Yard) -> None:
-    revision = yard.add_adapter("torn")
+def test_bad_adapter_files_quarantine_the_revision_and_end_its_jobs(rig: PoolRig) -> None:
+    revision = rig.add_adapter("torn")
     limits = dataclasses.replace(LIMITS, max_num_seqs=1)
 
-    with yard.scheduler(overcommit_s=0.0), ScriptedWorker(yard, hold, limits=limits) as worker:
-        yard.submit(3, adapter="torn")
+    with rig.scheduler(overcommit_s=0.0), ScriptedWorker(rig, hold, limits=limits) as worker:
+        rig.submit(3, adapter="torn")
         eventually(lambda: len(worker.held) == 1)
         worker.report(AdapterFailure(revision=revision, code="digest", message="torn", retryable=False))
-        eventually(lambda: yard.counts() == {"leased": 1, "rejected": 2})
-        eventually(lambda: b"quarantined" in cast("bytes", yard.redis.hget(yard.keys.catalogue, "torn")))
+        eventually(lambda: rig.counts() == {"leased": 1, "rejected": 2})
+        eventually(lambda: b"quarantined" in cast("bytes", rig.redis.hget(rig.keys.catalogue, "torn")))
 
-    codes = {r.result.error.code for r in yard.replies() if r.result and r.result.error}
+    codes = {r.result.error.code for r in rig.replies() if r.result and r.result.error}
     assert codes == {"adapter_quarantined"}
 
 
-def test_unreadable_adapter_files_cool_down_and_quarantine_after_two_workers(yard: Yard) -> None:
-    revision = yard.add_adapter("slow-disk")
+def test_unreadable_adapter_files_cool_down_and_quarantine_after_two_workers(rig: PoolRig) -> None:
+    revision = rig.add_adapter("slow-disk")
     failure = AdapterFailure(revision=revision, code="io", message="EIO", retryable=True)
 
     def give_back(job: BatchJob) -> EndedAttempt:
         return EndedAttempt(job.job_id, job.attempt, JobState.QUEUED)
 
-    with yard.scheduler(), ScriptedWorker(yard, give_back) as one:
+    with rig.scheduler(), ScriptedWorker(rig, give_back) as one:
         # A worker must be known before what it says counts.
-        eventually(lambda: (yard.submit(), one.jobs)[1])
+        eventually(lambda: (rig.submit(), one.jobs)[1])
         one.report(failure)
-        eventually(lambda: yard.redis.xlen(yard.keys.worker_events) == 0)
-        (job_id,) = yard.submit(adapter="slow-disk")
-        yard.wait_for(JobState.QUEUED, job_id)
-        with ScriptedWorker(yard, give_back) as two:
+        eventually(lambda: rig.redis.xlen(rig.keys.worker_events) == 0)
+        (job_id,) = rig.submit(adapter="slow-disk")
+        rig.wait_for(JobState.QUEUED, job_id)
+        with ScriptedWorker(rig, give_back) as two:
             eventually(lambda: job_id in {job.job_id for job in two.jobs})
             two.report(failure)
-            yard.wait_for(JobState.REJECTED, job_id)
+            rig.wait_for(JobState.REJECTED, job_id)
 
     assert job_id not in {job.job_id for job in one.jobs}
 
 
-def test_the_leader_tells_a_worker_to_cancel_what_runs_there(yard: Yard) -> None:
-    with yard.scheduler(), ScriptedWorker(yard, hold) as worker:
-        (job_id,) = yard.submit()
+def test_the_leader_tells_a_worker_to_cancel_what_runs_there(rig: PoolRig) -> None:
+    with rig.scheduler(), ScriptedWorker(rig, hold) as worker:
+        (job_id,) = rig.submit()
         eventually(lambda: job_id in worker.held)
 
-        request_id = yard.ask("cancel", job_id)
-        assert yard.reply(request_id=request_id).state is JobState.LEASED
-        entries = eventually(lambda: yard.redis.xrange(yard.keys.commands(worker.incarnation)))
+        request_id = rig.ask("cancel", job_id)
+        assert rig.reply(request_id=request_id).state is JobState.LEASED
+        entries = eventually(lambda: rig.redis.xrange(rig.keys.commands(worker.incarnation)))
 
     (entry,) = cast("list[tuple[bytes, dict[bytes, bytes]]]", entries)
     command = Command.from_entry(entry[1])

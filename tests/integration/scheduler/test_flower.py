@@ -7,7 +7,7 @@ from typing import Any
 
 from lorayard.contract.states import JobState
 from lorayard.server.celery_app import make_app
-from tests.integration.scheduler.yard import Yard
+from tests.integration.scheduler.pool_rig import PoolRig
 from tests.polling import eventually
 
 
@@ -39,20 +39,20 @@ class Listener:
                     continue
 
 
-def test_a_job_shows_as_sent_and_its_end_as_revoked_or_failed(yard: Yard) -> None:
-    listener = Listener(yard.redis_url)
+def test_a_job_shows_as_sent_and_its_end_as_revoked_or_failed(rig: PoolRig) -> None:
+    listener = Listener(rig.redis_url)
     try:
-        with yard.scheduler():
+        with rig.scheduler():
 
             def is_listened_to() -> bool:
                 # Events reach only those who listen already.
-                yard.submit(deadline_s=30.0)
+                rig.submit(deadline_s=30.0)
                 return bool(listener.events)
 
             eventually(is_listened_to, 20.0)
-            (late,) = yard.submit(deadline_s=0.2, tenant="acme")
-            (unknown,) = yard.submit(adapter="nobody")
-            yard.wait_for(JobState.EXPIRED, late)
+            (late,) = rig.submit(deadline_s=0.2, tenant="acme")
+            (unknown,) = rig.submit(adapter="nobody")
+            rig.wait_for(JobState.EXPIRED, late)
 
             eventually(lambda: listener.types(late) == ["task-sent", "task-revoked"])
             eventually(lambda: listener.types(unknown) == ["task-sent", "task-failed"])

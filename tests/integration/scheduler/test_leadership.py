@@ -12,19 +12,19 @@ from db.migrate import upgrade
 from db.repositories.terms import TermRepository
 from lorayard.contract.states import JobState
 from lorayard.local import SERVERS, Stack, StackConfig
+from tests.integration.scheduler.pool_rig import MODEL, PoolRig
 from tests.integration.scheduler.scripted_worker import ScriptedWorker, hold, succeed
-from tests.integration.scheduler.yard import MODEL, Yard
 from tests.polling import eventually
 from tests.unit.lorayard.process.signal_bursts import send_burst
 
 ROOT = Path(__file__).parents[3]
 
 
-def start_process(yard: Yard, ready_file: Path) -> subprocess.Popen[bytes]:
-    """Run `python -m scheduler` on the yard's servers."""
+def start_process(rig: PoolRig, ready_file: Path) -> subprocess.Popen[bytes]:
+    """Run `python -m scheduler` on the rig's servers."""
     ours = {
-        "LORAYARD_REDIS_URL": yard.redis_url,
-        "LORAYARD_DATABASE_URL": yard.database_url,
+        "LORAYARD_REDIS_URL": rig.redis_url,
+        "LORAYARD_DATABASE_URL": rig.database_url,
         "LORAYARD_MODEL": str(MODEL),
         "LORAYARD_AUTO_TENANTS": "true",
         "LORAYARD_READY_FILE": str(ready_file),
@@ -34,90 +34,90 @@ def start_process(yard: Yard, ready_file: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "scheduler"], cwd=ROOT, env=os.environ | ours)
 
 
-def term(yard: Yard) -> int:
+def term(rig: PoolRig) -> int:
     """Read the term from the ledger."""
-    rows = yard.sql("SELECT term FROM scheduler_terms")
+    rows = rig.sql("SELECT term FROM scheduler_terms")
     return int(rows[0].term) if rows else 0
 
 
-def test_a_second_scheduler_follows_and_takes_over_when_the_first_resigns(yard: Yard) -> None:
-    with yard.scheduler() as first:
-        yard.wait_for(JobState.QUEUED, *yard.submit(3))
-        with yard.scheduler() as second:
+def test_a_second_scheduler_follows_and_takes_over_when_the_first_resigns(rig: PoolRig) -> None:
+    with rig.scheduler() as first:
+        rig.wait_for(JobState.QUEUED, *rig.submit(3))
+        with rig.scheduler() as second:
             ready_file = second.scheduler._settings.ready_file
             assert ready_file is not None
             eventually(ready_file.exists)
-            assert term(yard) == 1
+            assert term(rig) == 1
 
             first.stop()
-            yard.wait_for(JobState.QUEUED, *yard.submit(3))
+            rig.wait_for(JobState.QUEUED, *rig.submit(3))
 
-            assert term(yard) == 2
-            assert yard.redis.get(yard.keys.term) == b"2"
+            assert term(rig) == 2
+            assert rig.redis.get(rig.keys.term) == b"2"
 
 
-def test_a_leader_whose_term_was_taken_follows_again(yard: Yard) -> None:
-    with yard.scheduler(term_ttl_s=1.0):
-        yard.wait_for(JobState.QUEUED, *yard.submit())
+def test_a_leader_whose_term_was_taken_follows_again(rig: PoolRig) -> None:
+    with rig.scheduler(term_ttl_s=1.0):
+        rig.wait_for(JobState.QUEUED, *rig.submit())
 
         # Another one takes office for a moment, as after a long pause of this leader.
-        yard.sql("UPDATE scheduler_terms SET expires_at = now()")
-        taken = yard.database.run(lambda c: TermRepository(c).take(yard.pool, "usurper", 1.0))
+        rig.sql("UPDATE scheduler_terms SET expires_at = now()")
+        taken = rig.database.run(lambda c: TermRepository(c).take(rig.pool, "usurper", 1.0))
         assert taken == 2
-        eventually(lambda: term(yard) == 3)
+        eventually(lambda: term(rig) == 3)
 
-        yard.wait_for(JobState.QUEUED, *yard.submit())
+        rig.wait_for(JobState.QUEUED, *rig.submit())
 
 
-def test_a_later_term_in_redis_fences_the_acknowledgements_of_an_older_leader(yard: Yard) -> None:
-    with yard.scheduler():
-        yard.wait_for(JobState.QUEUED, *yard.submit())
-        yard.redis.set(yard.keys.term, 99)
+def test_a_later_term_in_redis_fences_the_acknowledgements_of_an_older_leader(rig: PoolRig) -> None:
+    with rig.scheduler():
+        rig.wait_for(JobState.QUEUED, *rig.submit())
+        rig.redis.set(rig.keys.term, 99)
 
         # The ledger says who leads: it steps down, takes the next term and goes on.
-        job_ids = yard.submit(2)
-        yard.wait_for(JobState.QUEUED, *job_ids)
-        eventually(yard.intake_is_empty)
+        job_ids = rig.submit(2)
+        rig.wait_for(JobState.QUEUED, *job_ids)
+        eventually(rig.intake_is_empty)
 
-    assert yard.counts() == {"queued": 3}
+    assert rig.counts() == {"queued": 3}
 
 
-def test_a_killed_scheduler_process_loses_and_doubles_nothing(yard: Yard, tmp_path: Path) -> None:
+def test_a_killed_scheduler_process_loses_and_doubles_nothing(rig: PoolRig, tmp_path: Path) -> None:
     submitted = []
-    with ScriptedWorker(yard) as worker:
+    with ScriptedWorker(rig) as worker:
         for round_number in range(3):
             ready_file = tmp_path / f"ready-{round_number}"
-            process = start_process(yard, ready_file)
+            process = start_process(rig, ready_file)
             try:
                 eventually(ready_file.exists, 30.0)
-                submitted += yard.submit(600)
+                submitted += rig.submit(600)
                 eventually(lambda: len(worker.jobs) > 0)
             finally:
                 process.send_signal(signal.SIGKILL)
                 process.wait(10.0)
-        with yard.scheduler():
-            yard.wait_for(JobState.SUCCEEDED, *submitted, timeout_s=30.0)
-            eventually(yard.intake_is_empty)
+        with rig.scheduler():
+            rig.wait_for(JobState.SUCCEEDED, *submitted, timeout_s=30.0)
+            eventually(rig.intake_is_empty)
 
-    assert yard.counts() == {"succeeded": 1800}
-    assert [row.n for row in yard.sql("SELECT count(*) AS n FROM attempts WHERE ended = 'succeeded'")] == [
+    assert rig.counts() == {"succeeded": 1800}
+    assert [row.n for row in rig.sql("SELECT count(*) AS n FROM attempts WHERE ended = 'succeeded'")] == [
         1800
     ]
 
 
-def test_sigterm_resigns_and_exits_cleanly(yard: Yard, tmp_path: Path) -> None:
-    process = start_process(yard, tmp_path / "ready")
+def test_sigterm_resigns_and_exits_cleanly(rig: PoolRig, tmp_path: Path) -> None:
+    process = start_process(rig, tmp_path / "ready")
     eventually((tmp_path / "ready").exists, 30.0)
 
     process.send_signal(signal.SIGTERM)
 
     assert process.wait(10.0) == 0
-    assert yard.sql("SELECT 1 FROM scheduler_terms WHERE expires_at <= now()")
+    assert rig.sql("SELECT 1 FROM scheduler_terms WHERE expires_at <= now()")
 
 
-def test_bursts_of_signals_end_three_schedulers(yard: Yard, tmp_path: Path) -> None:
+def test_bursts_of_signals_end_three_schedulers(rig: PoolRig, tmp_path: Path) -> None:
     ready_files = [tmp_path / f"ready-{number}" for number in range(3)]
-    processes = [start_process(yard, file) for file in ready_files]
+    processes = [start_process(rig, file) for file in ready_files]
     try:
         eventually(lambda: all(file.exists() for file in ready_files), 60.0)
 
@@ -131,17 +131,17 @@ def test_bursts_of_signals_end_three_schedulers(yard: Yard, tmp_path: Path) -> N
             process.wait()
 
 
-def test_the_next_leader_knows_what_runs_and_what_waits(yard: Yard) -> None:
-    with yard.scheduler(overcommit_s=0.0) as first, ScriptedWorker(yard, hold) as worker:
-        job_ids = yard.submit(12)
+def test_the_next_leader_knows_what_runs_and_what_waits(rig: PoolRig) -> None:
+    with rig.scheduler(overcommit_s=0.0) as first, ScriptedWorker(rig, hold) as worker:
+        job_ids = rig.submit(12)
         eventually(lambda: len(worker.held) == 8)
         first.stop()
 
-        with yard.scheduler(overcommit_s=0.0):
-            yard.wait_for(JobState.QUEUED, *yard.submit())
+        with rig.scheduler(overcommit_s=0.0):
+            rig.wait_for(JobState.QUEUED, *rig.submit())
             worker.script = succeed
             worker.end([end for job in list(worker.jobs) if (end := succeed(job))])
-            yard.wait_for(JobState.SUCCEEDED, *job_ids)
+            rig.wait_for(JobState.SUCCEEDED, *job_ids)
 
     assert {job.attempt for job in worker.jobs} == {1}
 
@@ -149,21 +149,21 @@ def test_the_next_leader_knows_what_runs_and_what_waits(yard: Yard) -> None:
 def test_restarts_of_both_servers_are_waited_out(state_dir: Path, tmp_path: Path) -> None:
     with Stack(StackConfig(state_dir=state_dir, parts=SERVERS)) as stack:
         upgrade(stack.postgres.url)
-        yard = Yard(stack.redis.url_of(0), stack.postgres.url, tmp_path)
-        with yard.scheduler(), ScriptedWorker(yard) as worker:
-            yard.wait_for(JobState.SUCCEEDED, *yard.submit(5))
+        rig = PoolRig(stack.redis.url_of(0), stack.postgres.url, tmp_path)
+        with rig.scheduler(), ScriptedWorker(rig) as worker:
+            rig.wait_for(JobState.SUCCEEDED, *rig.submit(5))
             worker.die()
 
-            yard.submit(5)
+            rig.submit(5)
             stack.redis.stop()
             stack.redis.start()
-            eventually(lambda: yard.redis.ping() if stack.redis.is_ready() else None, 20.0)
-            eventually(lambda: yard.counts().get("queued", 0) + yard.counts().get("leased", 0) == 5, 20.0)
+            eventually(lambda: rig.redis.ping() if stack.redis.is_ready() else None, 20.0)
+            eventually(lambda: rig.counts().get("queued", 0) + rig.counts().get("leased", 0) == 5, 20.0)
 
             stack.postgres.stop()
-            yard.submit(5)
+            rig.submit(5)
             stack.postgres.start()
             eventually(stack.postgres.is_ready, 20.0)
-            eventually(lambda: sum(yard.counts().values()) == 15, 20.0)
-            eventually(yard.intake_is_empty)
-        yard.close()
+            eventually(lambda: sum(rig.counts().values()) == 15, 20.0)
+            eventually(rig.intake_is_empty)
+        rig.close()

@@ -18,8 +18,8 @@ from lorayard.contract.messages import JobEnvelope
 from lorayard.contract.request import GenerationRequest, described
 from lorayard.contract.states import JobState
 from lorayard.contract.version import RELEASE
+from tests.integration.scheduler.pool_rig import PoolRig
 from tests.integration.scheduler.scripted_worker import ScriptedWorker
-from tests.integration.scheduler.yard import Yard
 from tests.polling import eventually
 from workers import requests
 from workers.engine.core.sampling_params import SamplingParams
@@ -51,9 +51,9 @@ def one_more_field(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_more_field")
-def test_a_new_field_arrives_in_the_engines_parameters(yard: Yard) -> None:
-    with yard.scheduler(), ScriptedWorker(yard) as worker, Client(yard.redis_url) as client:
-        eventually(lambda: yard.redis.hlen(POOLS_KEY))
+def test_a_new_field_arrives_in_the_engines_parameters(rig: PoolRig) -> None:
+    with rig.scheduler(), ScriptedWorker(rig) as worker, Client(rig.redis_url) as client:
+        eventually(lambda: rig.redis.hlen(POOLS_KEY))
         with_it, without = client.submit_many([{"prompt": "a", "sparkle": 0.5}, {"prompt": "b"}])
         outputs = [handle.result(20).output for handle in (with_it, without)]
         asked = {job.job_id: add_request(job, AdapterIds(Path("/store"))).params for job in worker.jobs}
@@ -63,21 +63,21 @@ def test_a_new_field_arrives_in_the_engines_parameters(yard: Yard) -> None:
 
     assert outputs == ["A", "B"]
     assert [asked[handle.id].sparkle for handle in (with_it, without)] == [0.5, 0.0]  # type: ignore[attr-defined]
-    (kept,) = yard.sql("SELECT request FROM job_inputs WHERE job_id = :id", id=with_it.id)
+    (kept,) = rig.sql("SELECT request FROM job_inputs WHERE job_id = :id", id=with_it.id)
     assert kept.request == {"prompt": "a", "sparkle": 0.5}
 
 
-def test_a_job_of_a_later_client_is_rejected_alone_and_its_producer_hears_why(yard: Yard) -> None:
-    later = yard.envelope()
+def test_a_job_of_a_later_client_is_rejected_alone_and_its_producer_hears_why(rig: PoolRig) -> None:
+    later = rig.envelope()
     body = json.loads(later.to_body())
     body["spec"]["sparkle"] = 0.5
-    with yard.scheduler(), ScriptedWorker(yard), Client(yard.redis_url) as client:
-        eventually(lambda: yard.redis.hlen(POOLS_KEY))
-        stream = yard.keys.jobs("normal")
-        yard.redis.xadd(stream, {"body": json.dumps(body), "writer": "9.1.0"})
+    with rig.scheduler(), ScriptedWorker(rig), Client(rig.redis_url) as client:
+        eventually(lambda: rig.redis.hlen(POOLS_KEY))
+        stream = rig.keys.jobs("normal")
+        rig.redis.xadd(stream, {"body": json.dumps(body), "writer": "9.1.0"})
         good = client.submit("a")
 
-        yard.wait_for(JobState.REJECTED, later.job_id)
+        rig.wait_for(JobState.REJECTED, later.job_id)
         with pytest.raises(JobFailed) as raised:
             client.job(later.job_id).result(20)
         assert good.result(20).output == "A"
@@ -87,5 +87,5 @@ def test_a_job_of_a_later_client_is_rejected_alone_and_its_producer_hears_why(ya
     assert error.code == "unsupported_field"
     assert "sparkle" in error.message
     assert f"written by lorayard 9.1.0, this is lorayard {RELEASE}" in error.message
-    assert yard.sql("SELECT * FROM intake_rejects") == []
-    assert yard.reply(job_id=later.job_id).state is JobState.REJECTED
+    assert rig.sql("SELECT * FROM intake_rejects") == []
+    assert rig.reply(job_id=later.job_id).state is JobState.REJECTED

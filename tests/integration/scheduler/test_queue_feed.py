@@ -10,23 +10,23 @@ from db.repositories.leases import LeaseRepository
 from db.repositories.terms import TermRepository
 from db.repositories.workers import WorkerRepository
 from scheduler.catalogue import Catalogue
-from scheduler.office import Office
+from scheduler.leader_context import LeaderContext
 from scheduler.queue_feed import QueueFeed
+from tests.integration.scheduler.pool_rig import PoolRig
 from tests.integration.scheduler.scripted_worker import LIMITS
-from tests.integration.scheduler.yard import Yard
 
 
-def test_a_job_that_came_back_unheard_is_found_at_the_second_look(yard: Yard) -> None:
-    feed, office = _feed(yard)
-    job = _admit(yard)
-    other = _admit(yard)
+def test_a_job_that_came_back_unheard_is_found_at_the_second_look(rig: PoolRig) -> None:
+    feed, context = _feed(rig)
+    job = _admit(rig)
+    other = _admit(rig)
     feed.fill()
     feed.backlog.take(job.job_id)
-    office.transact(lambda c: LeaseRepository(c).lease(yard.pool, "w", [job.job_id], term=office.term))
+    context.transact(lambda c: LeaseRepository(c).lease(rig.pool, "w", [job.job_id], term=context.term))
     feed.verify()
     feed.verify()
     assert not feed.has_more, "a leased job is not missing"
-    office.transact(lambda c: LeaseRepository(c).release("w", [JobAttempt(job.job_id, 1)]))
+    context.transact(lambda c: LeaseRepository(c).release("w", [JobAttempt(job.job_id, 1)]))
 
     feed.verify()
     assert not feed.has_more, "at the first look, the word of it may be on its way"
@@ -38,9 +38,9 @@ def test_a_job_that_came_back_unheard_is_found_at_the_second_look(yard: Yard) ->
     assert feed.depth() == 2
 
 
-def test_a_job_whose_word_came_between_two_looks_is_no_alarm(yard: Yard) -> None:
-    feed, _ = _feed(yard)
-    job = _admit(yard)
+def test_a_job_whose_word_came_between_two_looks_is_no_alarm(rig: PoolRig) -> None:
+    feed, _ = _feed(rig)
+    job = _admit(rig)
     feed.fill()
     feed.backlog.take(job.job_id)
 
@@ -52,16 +52,16 @@ def test_a_job_whose_word_came_between_two_looks_is_no_alarm(yard: Yard) -> None
     assert feed.put_back([job.job_id]) == 0, "it waits already"
 
 
-def _feed(yard: Yard) -> tuple[QueueFeed, Office]:
-    term = yard.database.run(lambda c: TermRepository(c).take(yard.pool, "test", 60.0))
+def _feed(rig: PoolRig) -> tuple[QueueFeed, LeaderContext]:
+    term = rig.database.run(lambda c: TermRepository(c).take(rig.pool, "test", 60.0))
     assert term is not None
-    yard.database.run(lambda c: WorkerRepository(c).register("w", yard.pool, "host", LIMITS, 60.0))
-    office = Office(yard.pool, term, yard.database, yard.redis)
-    return QueueFeed(office, Catalogue(yard.pool), lambda: 100.0), office
+    rig.database.run(lambda c: WorkerRepository(c).register("w", rig.pool, "host", LIMITS, 60.0))
+    context = LeaderContext(rig.pool, term, rig.database, rig.redis)
+    return QueueFeed(context, Catalogue(rig.pool), lambda: 100.0), context
 
 
-def _admit(yard: Yard) -> NewJob:
-    envelope = yard.envelope()
+def _admit(rig: PoolRig) -> NewJob:
+    envelope = rig.envelope()
     job = NewJob(
         job_id=envelope.job_id,
         submission_id=uuid4(),
@@ -72,5 +72,5 @@ def _admit(yard: Yard) -> NewJob:
         est_prompt_tokens=2,
         waited_ms=0.0,
     )
-    yard.database.run(lambda c: AdmissionRepository(c).admit(yard.pool, [job]))
+    rig.database.run(lambda c: AdmissionRepository(c).admit(rig.pool, [job]))
     return job

@@ -1,4 +1,4 @@
-"""Threads of a scheduler and its leader's loop fail: once, and service goes on; for ever, and it leaves."""
+"""Threads of a scheduler and its leader's loop fail: once, and service goes on; forever, and it leaves."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from scheduler.control import Control
 from scheduler.housekeeping import Housekeeping
 from scheduler.leader import Leader
 from scheduler.worker_events import WorkerEvents
+from tests.integration.scheduler.pool_rig import PoolRig
 from tests.integration.scheduler.scripted_worker import ScriptedWorker
-from tests.integration.scheduler.yard import Yard
 from tests.polling import eventually
 
 OBSERVERS = ("flower", "revokes")
@@ -59,79 +59,79 @@ def thread_fault(fault: Callable[..., Fault], thread: str, times: float) -> Faul
 
 
 @pytest.mark.parametrize("thread", ["term", *OBSERVERS])
-def test_a_thread_that_fails_once_goes_on(yard: Yard, fault: Callable[..., Fault], thread: str) -> None:
+def test_a_thread_that_fails_once_goes_on(rig: PoolRig, fault: Callable[..., Fault], thread: str) -> None:
     failing = thread_fault(fault, thread, 1)
-    with yard.scheduler(), ScriptedWorker(yard):
+    with rig.scheduler(), ScriptedWorker(rig):
         eventually(lambda: failing.num_raised == 1, 20.0, "the failure")
 
-        yard.wait_for(JobState.SUCCEEDED, *yard.submit(3))
+        rig.wait_for(JobState.SUCCEEDED, *rig.submit(3))
 
 
 @pytest.mark.parametrize("thread", OBSERVERS)
 def test_an_observer_that_fails_for_ever_ends_nothing(
-    yard: Yard, fault: Callable[..., Fault], thread: str
+    rig: PoolRig, fault: Callable[..., Fault], thread: str
 ) -> None:
     failing = thread_fault(fault, thread, float("inf"))
-    with yard.scheduler() as scheduler, ScriptedWorker(yard):
+    with rig.scheduler() as scheduler, ScriptedWorker(rig):
         eventually(lambda: failing.num_raised >= 4, 20.0, "the last restart")
 
-        yard.wait_for(JobState.SUCCEEDED, *yard.submit(3))
+        rig.wait_for(JobState.SUCCEEDED, *rig.submit(3))
         assert scheduler.is_running
 
 
-def test_a_term_that_cannot_be_kept_ends_the_scheduler(yard: Yard, fault: Callable[..., Fault]) -> None:
+def test_a_term_that_cannot_be_kept_ends_the_scheduler(rig: PoolRig, fault: Callable[..., Fault]) -> None:
     failing = thread_fault(fault, "term", float("inf"))
-    with yard.scheduler() as scheduler:
+    with rig.scheduler() as scheduler:
         eventually(lambda: not scheduler.is_running, 30.0, "the scheduler's end")
         assert scheduler.served is False
 
     failing.left = 0
-    with yard.scheduler():
-        yard.wait_for(JobState.QUEUED, *yard.submit())  # the office was given back
+    with rig.scheduler():
+        rig.wait_for(JobState.QUEUED, *rig.submit())  # the office was given back
 
 
-def test_a_leader_that_fails_once_goes_on(yard: Yard, fault: Callable[..., Fault]) -> None:
+def test_a_leader_that_fails_once_goes_on(rig: PoolRig, fault: Callable[..., Fault]) -> None:
     failing = fault(Leader, "turn", 1)
-    with yard.scheduler(), ScriptedWorker(yard):
-        yard.wait_for(JobState.SUCCEEDED, *yard.submit(3))
+    with rig.scheduler(), ScriptedWorker(rig):
+        rig.wait_for(JobState.SUCCEEDED, *rig.submit(3))
 
     assert failing.num_raised == 1
 
 
-def test_a_leader_that_fails_for_ever_ends_the_scheduler(yard: Yard, fault: Callable[..., Fault]) -> None:
+def test_a_leader_that_fails_for_ever_ends_the_scheduler(rig: PoolRig, fault: Callable[..., Fault]) -> None:
     failing = fault(Leader, "turn", float("inf"))
-    with yard.scheduler() as scheduler:
+    with rig.scheduler() as scheduler:
         eventually(lambda: not scheduler.is_running, 30.0, "the scheduler's end")
         assert scheduler.served is False
 
     assert failing.num_raised == 4
     failing.left = 0
-    with yard.scheduler():
-        yard.wait_for(JobState.QUEUED, *yard.submit())
+    with rig.scheduler():
+        rig.wait_for(JobState.QUEUED, *rig.submit())
 
 
 @pytest.mark.parametrize(("owner", "name"), [(Housekeeping, "tidy"), (WorkerEvents, "_take")])
 def test_a_chore_or_an_entry_that_fails_keeps_nothing_else_from_its_turn(
-    yard: Yard, fault: Callable[..., Fault], owner: type[Any], name: str
+    rig: PoolRig, fault: Callable[..., Fault], owner: type[Any], name: str
 ) -> None:
     failing = fault(owner, name, 1)
     recoveries = fault(Leader, "recover", 0)
-    with yard.scheduler() as scheduler, ScriptedWorker(yard):
-        yard.wait_for(JobState.SUCCEEDED, *yard.submit(3))
+    with rig.scheduler() as scheduler, ScriptedWorker(rig):
+        rig.wait_for(JobState.SUCCEEDED, *rig.submit(3))
         eventually(lambda: failing.num_raised == 1, 20.0, "the failure")
 
-        yard.wait_for(JobState.SUCCEEDED, *yard.submit(3))
+        rig.wait_for(JobState.SUCCEEDED, *rig.submit(3))
         assert scheduler.is_running
     assert recoveries.num_calls == 1, "nothing had to be read anew"
 
 
 def test_a_message_to_the_leader_that_fails_leaves_the_others_answered(
-    yard: Yard, fault: Callable[..., Fault]
+    rig: PoolRig, fault: Callable[..., Fault]
 ) -> None:
-    jobs = [envelope.job_id for envelope in (yard.envelope(), yard.envelope())]
+    jobs = [envelope.job_id for envelope in (rig.envelope(), rig.envelope())]
     failing = fault(Control, "_answer", 2)  # the block, and then the first message of it
-    requests = [yard.ask("lookup", job_id) for job_id in jobs]
-    with yard.scheduler():
-        yard.reply(request_id=requests[1])
+    requests = [rig.ask("lookup", job_id) for job_id in jobs]
+    with rig.scheduler():
+        rig.reply(request_id=requests[1])
 
     assert failing.num_raised == 2

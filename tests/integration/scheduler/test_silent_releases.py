@@ -6,47 +6,47 @@ from db.records import JobAttempt
 from db.repositories.leases import LeaseRepository
 from db.repositories.workers import WorkerRepository
 from lorayard.contract.states import JobState
+from tests.integration.scheduler.pool_rig import PoolRig
 from tests.integration.scheduler.scripted_worker import ScriptedWorker, hold
-from tests.integration.scheduler.yard import Yard
 from tests.polling import eventually
 
 
-def test_jobs_that_a_worker_gave_back_before_it_left_without_a_word_run_elsewhere(yard: Yard) -> None:
-    with yard.scheduler():
-        leaving = ScriptedWorker(yard, hold)
+def test_jobs_that_a_worker_gave_back_before_it_left_without_a_word_run_elsewhere(rig: PoolRig) -> None:
+    with rig.scheduler():
+        leaving = ScriptedWorker(rig, hold)
         with leaving:
-            job_ids = yard.submit(3)
+            job_ids = rig.submit(3)
             eventually(lambda: len(leaving.held) == 3)
-        _give_back(yard, leaving)
-        yard.database.run(lambda c: WorkerRepository(c).set_state(leaving.incarnation, "gone"))
-        with ScriptedWorker(yard):
-            yard.wait_for(JobState.SUCCEEDED, *job_ids, timeout_s=15.0)
+        _give_back(rig, leaving)
+        rig.database.run(lambda c: WorkerRepository(c).set_state(leaving.incarnation, "gone"))
+        with ScriptedWorker(rig):
+            rig.wait_for(JobState.SUCCEEDED, *job_ids, timeout_s=15.0)
 
 
-def test_jobs_that_a_worker_gave_back_before_it_was_killed_run_elsewhere(yard: Yard) -> None:
-    with yard.scheduler():
-        doomed = ScriptedWorker(yard, hold, lease_s=1.5)
+def test_jobs_that_a_worker_gave_back_before_it_was_killed_run_elsewhere(rig: PoolRig) -> None:
+    with rig.scheduler():
+        doomed = ScriptedWorker(rig, hold, lease_s=1.5)
         with doomed:
-            job_ids = yard.submit(3)
+            job_ids = rig.submit(3)
             eventually(lambda: len(doomed.held) == 3)
-        _give_back(yard, doomed)
-        with ScriptedWorker(yard):
-            yard.wait_for(JobState.SUCCEEDED, *job_ids, timeout_s=15.0)
+        _give_back(rig, doomed)
+        with ScriptedWorker(rig):
+            rig.wait_for(JobState.SUCCEEDED, *job_ids, timeout_s=15.0)
 
-    assert {row.strikes for row in yard.sql("SELECT strikes FROM jobs")} == {0}
+    assert {row.strikes for row in rig.sql("SELECT strikes FROM jobs")} == {0}
 
 
-def test_jobs_that_a_worker_gave_back_and_lists_no_longer_are_dispatched_again(yard: Yard) -> None:
-    with yard.scheduler(), ScriptedWorker(yard, hold) as worker:
-        job_ids = yard.submit(3)
+def test_jobs_that_a_worker_gave_back_and_lists_no_longer_are_dispatched_again(rig: PoolRig) -> None:
+    with rig.scheduler(), ScriptedWorker(rig, hold) as worker:
+        job_ids = rig.submit(3)
         eventually(lambda: len(worker.held) == 3)
-        _give_back(yard, worker)
+        _give_back(rig, worker)
         worker.held.clear()
 
         eventually(lambda: {job.job_id for job in worker.jobs if job.attempt == 2} == set(job_ids))
 
 
-def _give_back(yard: Yard, worker: ScriptedWorker) -> None:
+def _give_back(rig: PoolRig, worker: ScriptedWorker) -> None:
     pairs = [JobAttempt(job.job_id, job.attempt) for job in worker.held.values()]
-    released = yard.database.run(lambda c: LeaseRepository(c).release(worker.incarnation, pairs))
+    released = rig.database.run(lambda c: LeaseRepository(c).release(worker.incarnation, pairs))
     assert len(released.requeued) == len(pairs)

@@ -21,7 +21,7 @@ _FOLDERS = itertools.count(1)
 
 
 @pytest.fixture(scope="package")
-def yard(new_state_dir: Callable[[], Path]) -> Iterator[Stack]:
+def rig(new_state_dir: Callable[[], Path]) -> Iterator[Stack]:
     """A Redis and a Postgres of these tests' own, to be restarted at will."""
     from db.migrate import upgrade
     from lorayard.local import SERVERS, Stack, StackConfig
@@ -48,21 +48,21 @@ def model(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="package")
-def leader(yard: Stack, folder: Path, model: Path) -> Iterator[ScriptedLeader]:
+def leader(rig: Stack, folder: Path, model: Path) -> Iterator[ScriptedLeader]:
     """The leader's part."""
-    leader = ScriptedLeader(yard.redis.url, yard.postgres.url, folder / "store", model)
+    leader = ScriptedLeader(rig.redis.url, rig.postgres.url, folder / "store", model)
     yield leader
     leader.close()
 
 
 @pytest.fixture(scope="package")
-def start_worker(yard: Stack, folder: Path, model: Path) -> Callable[..., WorkerProcess]:
+def start_worker(rig: Stack, folder: Path, model: Path) -> Callable[..., WorkerProcess]:
     """Make a worker process; enter it to start it."""
 
     def make(**settings: object) -> WorkerProcess:
         settings = {"max_model_len": 20_000, "max_num_seqs": 8, "num_kv_blocks": 4000} | settings
         own = folder / f"worker-{next(_FOLDERS)}"
-        return WorkerProcess(yard.redis.url, yard.postgres.url, folder / "store", model, own, **settings)
+        return WorkerProcess(rig.redis.url, rig.postgres.url, folder / "store", model, own, **settings)
 
     return make
 

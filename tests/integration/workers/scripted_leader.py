@@ -56,7 +56,7 @@ class ScriptedLeader:
         self.database.dispose()
 
     def revision(self, name: str) -> str:
-        """Put one of the shipped adapters into the store; answers its digest."""
+        """Put one of the shipped adapters into the store; returns its digest."""
         if name not in self._revisions:
             self._revisions[name] = self.add_files(TINY / "adapters" / name)
         return self._revisions[name]
@@ -145,7 +145,7 @@ class ScriptedLeader:
         return [found[job_id] for job_id in job_ids]
 
     def ended(self, job_ids: Sequence[UUID], timeout_s: float = 30.0) -> list[JobResult]:
-        """Wait until none of the jobs is queued or leased; answers their results."""
+        """Wait until none of the jobs is queued or leased; returns their results."""
         eventually(
             lambda: not {"queued", "leased"} & set(self.states(job_ids)),
             timeout_s,

@@ -15,8 +15,8 @@ from lorayard.contract.messages import BatchJob
 from lorayard.contract.states import JobState
 from tests.integration.db.ledger import Ledger, ended
 from tests.polling import eventually
+from workers.attempts import AttemptTable
 from workers.committer import Committer, PostgresLedger
-from workers.holding import HoldingTable
 from workers.ledger_health import LedgerHealth
 from workers.outcomes import Outcome
 from workers.spill import Spill
@@ -41,12 +41,12 @@ class Desk:
         self.ledger = Ledger(database_url)
         self.ledger.worker()
         self.database = Database(database_url, pool_size=1, lock_timeout_ms=500, statement_timeout_ms=1000)
-        self.holding = HoldingTable(lambda _: None)
+        self.attempts = AttemptTable(lambda _: None)
         self.announced: list[FinishedJob] = []
         self.spill = folder / "spill"
         self.committer = Committer(
             PostgresLedger(self.database, "w1"),
-            self.holding,
+            self.attempts,
             lambda finished, _failures: self.announced.extend(finished),
             health=AlwaysRenewed(),
             spill=Spill(self.spill, "w1"),
@@ -57,7 +57,7 @@ class Desk:
     def leased(self, number: int) -> list[BatchJob]:
         """Have some jobs in hand."""
         jobs = self.ledger.lease("w1", *self.ledger.admitted(number))
-        self.holding.take("task", jobs, 0.0)
+        self.attempts.take("task", jobs, 0.0)
         return jobs
 
     def put(self, *ends: EndedAttempt) -> None:
@@ -112,7 +112,7 @@ def test_only_the_row_with_a_bad_value_fails(desk: Desk, bad: dict[str, Any]) ->
     error = desk.ledger.get(jobs[4].job_id).error
     assert error is not None
     assert error.code == "result_refused"
-    assert len(desk.holding) == 0
+    assert len(desk.attempts) == 0
     assert len(desk.announced) == 9
 
 
@@ -159,7 +159,7 @@ def test_a_row_refused_for_no_known_reason_is_spilled_and_goes_in_later(desk: De
     assert json.loads(path.read_text())["output"] == "good"
     assert desk.states(jobs) == ["succeeded"] * 3 + ["leased", "succeeded"]
     assert desk.states(later) == ["succeeded"] * 2
-    assert [held.job_id for held in desk.holding.report()] == [jobs[3].job_id]
+    assert [held.job_id for held in desk.attempts.report()] == [jobs[3].job_id]
 
     desk.ledger.sql("DELETE FROM refusals")
     eventually(lambda: desk.ledger.state(jobs[3].job_id) is JobState.SUCCEEDED, 30.0)

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 def test_a_worker_commits_without_redis_and_consumes_again_after_its_restart(
-    yard: Stack, leader: ScriptedLeader, worker: WorkerProcess, incarnation: str
+    rig: Stack, leader: ScriptedLeader, worker: WorkerProcess, incarnation: str
 ) -> None:
     (running,) = leader.admit([ENDLESS.model_copy(update={"max_tokens": 1000})])
     batch = leader.send(incarnation, leader.lease(incarnation, [running]))
     eventually(lambda: any(batch in line for line in worker.log_lines()), what="the job on the worker")
 
-    yard.redis.stop()
+    rig.redis.stop()
     (result,) = leader.ended([running])
-    yard.redis.start()
+    rig.redis.start()
     asked = questions(6)
     after = leader.ended(leader.dispatch(incarnation, [question.spec for question in asked]))
 
@@ -34,19 +34,19 @@ def test_a_worker_commits_without_redis_and_consumes_again_after_its_restart(
 
 
 def test_a_restart_of_postgres_loses_no_result(
-    yard: Stack, leader: ScriptedLeader, worker: WorkerProcess, incarnation: str
+    rig: Stack, leader: ScriptedLeader, worker: WorkerProcess, incarnation: str
 ) -> None:
     asked = questions(8)
     job_ids = leader.admit([question.spec for question in asked])
     leased = leader.lease(incarnation, job_ids)
 
-    yard.postgres.stop()
+    rig.postgres.stop()
     leader.send(incarnation, leased)
     eventually(
         lambda: any("commit.database_unavailable" in line for line in worker.log_lines()),
         what="a failed commit",
     )
-    yard.postgres.start()
+    rig.postgres.start()
     results = leader.ended(job_ids)
 
     assert [job.output for job in results] == [question.answer for question in asked]
@@ -54,7 +54,7 @@ def test_a_restart_of_postgres_loses_no_result(
 
 
 def test_a_worker_drains_without_redis(
-    yard: Stack, leader: ScriptedLeader, start_worker: Callable[..., WorkerProcess]
+    rig: Stack, leader: ScriptedLeader, start_worker: Callable[..., WorkerProcess]
 ) -> None:
     with start_worker() as worker:
         incarnation = worker.incarnation(leader)
@@ -62,11 +62,11 @@ def test_a_worker_drains_without_redis(
         batch = leader.send(incarnation, leader.lease(incarnation, [running]))
         eventually(lambda: any(batch in line for line in worker.log_lines()), what="the job on the worker")
 
-        yard.redis.stop()
+        rig.redis.stop()
         try:
             status = worker.terminate()
         finally:
-            yard.redis.start()
+            rig.redis.start()
 
     assert status == 0
     assert leader.states([running]) == ["succeeded"]

@@ -1,4 +1,4 @@
-"""Each service thread of a real worker fails: once, and service goes on; for ever, and the worker drains."""
+"""Each service thread of a real worker fails: once, and service goes on; forever, and the worker drains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.integration.workers.worker_process import WorkerProcess
 from tests.polling import eventually
 
 PROGRAM = Path(__file__).with_name("failing_worker.py")
-SERVICES = ("announcer", "commands", "drain", "engine-pump", "feeder")
+SERVICES = ("event-publisher", "commands", "drain", "engine-pump", "feeder")
 OBSERVERS = ("token-writer",)
 EXIT_S = 60.0
 StartWorker = Callable[..., WorkerProcess]

@@ -78,7 +78,7 @@ class WorkerProcess:
             assert self.process.poll() is None, self.log_path.read_text()[-4000:]
 
     def terminate(self, timeout_s: float = 30.0) -> int:
-        """Send SIGTERM; answers the exit status."""
+        """Send SIGTERM; returns the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_s)
 
@@ -123,7 +123,7 @@ def command_of(pid: int) -> str:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process exists and is no zombie."""
+    """Whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

@@ -23,7 +23,7 @@ def leased() -> BatchJob:
 
 
 def parts(*sizes: int) -> list[list[int]]:
-    """Cut jobs of these sizes into messages; answers the sizes in each."""
+    """Cut jobs of these sizes into messages; returns the sizes in each."""
     jobs = {job.job_id: (job, size) for size in sizes for job in [leased()]}
     size_of = {job_id: size for job_id, (_, size) in jobs.items()}
     cut = _parts([job for job, _ in jobs.values()], size_of)

@@ -19,8 +19,8 @@ from lorayard.contract.result import JobResult
 from lorayard.contract.states import JobState
 from tests.polling import eventually
 from tests.unit.workers.batch_jobs import batch_job
+from workers.attempts import ActiveAttempt, AttemptTable
 from workers.committer import Committer
-from workers.holding import HeldAttempt, HoldingTable
 from workers.ledger_health import LedgerHealth
 from workers.outcomes import Outcome
 from workers.spill import Spill
@@ -52,7 +52,7 @@ class ScriptedLedger:
         return [_finished(one) for one in ended if one in self.written_before]
 
 
-class Yard:
+class CommitterRig:
     """A committer with its neighbours."""
 
     def __init__(self, folder: Path) -> None:
@@ -60,12 +60,12 @@ class Yard:
         self.announced: list[FinishedJob] = []
         self.failures: list[AdapterFailure] = []
         self.settled: list[str] = []
-        self.holding = HoldingTable(self.settled.append)
+        self.attempts = AttemptTable(self.settled.append)
         self.health = LedgerHealth()
         self.spilled_to = folder / "spill"
         self.committer = Committer(
             self.ledger,
-            self.holding,
+            self.attempts,
             self._announce,
             health=self.health,
             spill=Spill(self.spilled_to, "w1"),
@@ -77,9 +77,9 @@ class Yard:
         self.announced += finished
         self.failures += failures
 
-    def put(self, number: int = 1) -> list[HeldAttempt]:
+    def put(self, number: int = 1) -> list[ActiveAttempt]:
         """Hand in so many ends."""
-        taken = self.holding.take("task", [batch_job() for _ in range(number)], now=0.0)
+        taken = self.attempts.take("task", [batch_job() for _ in range(number)], now=0.0)
         for held in taken:
             self.committer.put(Outcome(EndedAttempt(*held.key, JobState.SUCCEEDED, output="x")))
         return taken
@@ -100,76 +100,76 @@ def _finished(one: EndedAttempt) -> FinishedJob:
 
 
 @pytest.fixture
-def yard(tmp_path: Path) -> Iterator[Yard]:
-    yard = Yard(tmp_path)
-    yield yard
-    yard.ledger.gate.set()
-    yard.committer.close()
+def rig(tmp_path: Path) -> Iterator[CommitterRig]:
+    rig = CommitterRig(tmp_path)
+    yield rig
+    rig.ledger.gate.set()
+    rig.committer.close()
 
 
-def test_what_gathers_during_a_commit_goes_into_the_next_one(yard: Yard) -> None:
-    yard.ledger.gate.clear()
-    yard.committer.start()
-    yard.put()
-    eventually(lambda: yard.ledger.tries)
-    yard.put(5)
+def test_what_gathers_during_a_commit_goes_into_the_next_one(rig: CommitterRig) -> None:
+    rig.ledger.gate.clear()
+    rig.committer.start()
+    rig.put()
+    eventually(lambda: rig.ledger.tries)
+    rig.put(5)
 
-    yard.ledger.gate.set()
+    rig.ledger.gate.set()
 
-    assert yard.committer.flush(5)
-    assert [(seq, len(group)) for seq, group in yard.ledger.groups] == [(1, 1), (2, 5)]
-    assert len(yard.announced) == 6
-    assert len(yard.holding) == 0
-
-
-def test_only_rows_that_the_ledger_moved_are_announced_but_all_are_settled(yard: Yard) -> None:
-    yard.ledger.moves = lambda one: one.job_id == mine.key.job_id
-    mine, fenced = yard.put(2)
-
-    yard.committer.start()
-
-    assert yard.committer.flush(5)
-    assert [job.job_id for job in yard.announced] == [mine.key.job_id]
-    assert yard.holding.get(fenced.key) is None
+    assert rig.committer.flush(5)
+    assert [(seq, len(group)) for seq, group in rig.ledger.groups] == [(1, 1), (2, 5)]
+    assert len(rig.announced) == 6
+    assert len(rig.attempts) == 0
 
 
-def test_an_outage_keeps_every_result_and_repeats_under_the_same_number(yard: Yard) -> None:
-    yard.ledger.refuses = lambda _group: DatabaseUnavailable("gone") if len(yard.ledger.tries) < 3 else None
-    yard.put(2)
+def test_only_rows_that_the_ledger_moved_are_announced_but_all_are_settled(rig: CommitterRig) -> None:
+    rig.ledger.moves = lambda one: one.job_id == mine.key.job_id
+    mine, fenced = rig.put(2)
 
-    yard.committer.start()
+    rig.committer.start()
 
-    assert yard.committer.flush(10)
-    assert yard.ledger.tries == [1, 1, 1]
-    assert len(yard.announced) == 2
-
-
-def test_nothing_is_announced_before_it_is_committed(yard: Yard) -> None:
-    yard.ledger.gate.clear()
-    yard.committer.start()
-    yard.put()
-    eventually(lambda: yard.ledger.tries)
-
-    assert yard.announced == []
-    assert not yard.committer.flush(0.01)
-    yard.ledger.gate.set()
-    assert yard.committer.flush(5)
-    assert len(yard.announced) == 1
+    assert rig.committer.flush(5)
+    assert [job.job_id for job in rig.announced] == [mine.key.job_id]
+    assert rig.attempts.get(fenced.key) is None
 
 
-def test_admission_closes_while_too_much_is_uncommitted(yard: Yard) -> None:
-    yard.put(2)
-    assert yard.committer.has_room
+def test_an_outage_keeps_every_result_and_repeats_under_the_same_number(rig: CommitterRig) -> None:
+    rig.ledger.refuses = lambda _group: DatabaseUnavailable("gone") if len(rig.ledger.tries) < 3 else None
+    rig.put(2)
 
-    yard.put()
+    rig.committer.start()
 
-    assert not yard.committer.has_room
-    yard.committer.start()
-    assert yard.committer.flush(5)
-    assert yard.committer.has_room
+    assert rig.committer.flush(10)
+    assert rig.ledger.tries == [1, 1, 1]
+    assert len(rig.announced) == 2
 
 
-def test_a_row_that_the_ledger_refuses_fails_alone(yard: Yard) -> None:
+def test_nothing_is_announced_before_it_is_committed(rig: CommitterRig) -> None:
+    rig.ledger.gate.clear()
+    rig.committer.start()
+    rig.put()
+    eventually(lambda: rig.ledger.tries)
+
+    assert rig.announced == []
+    assert not rig.committer.flush(0.01)
+    rig.ledger.gate.set()
+    assert rig.committer.flush(5)
+    assert len(rig.announced) == 1
+
+
+def test_admission_closes_while_too_much_is_uncommitted(rig: CommitterRig) -> None:
+    rig.put(2)
+    assert rig.committer.has_room
+
+    rig.put()
+
+    assert not rig.committer.has_room
+    rig.committer.start()
+    assert rig.committer.flush(5)
+    assert rig.committer.has_room
+
+
+def test_a_row_that_the_ledger_refuses_fails_alone(rig: CommitterRig) -> None:
     def refuses(group: Sequence[EndedAttempt]) -> Exception | None:
         return (
             ValueError("bad row")
@@ -177,117 +177,119 @@ def test_a_row_that_the_ledger_refuses_fails_alone(yard: Yard) -> None:
             else None
         )
 
-    yard.ledger.refuses = refuses
-    good, bad, other = yard.put(3)
+    rig.ledger.refuses = refuses
+    good, bad, other = rig.put(3)
 
-    yard.committer.start()
+    rig.committer.start()
 
-    assert yard.committer.flush(5)
-    states = {job.job_id: job.state for job in yard.announced}
+    assert rig.committer.flush(5)
+    states = {job.job_id: job.state for job in rig.announced}
     assert states == {
         good.key.job_id: JobState.SUCCEEDED,
         bad.key.job_id: JobState.FAILED,
         other.key.job_id: JobState.SUCCEEDED,
     }
-    numbers = [seq for seq, _ in yard.ledger.groups]
+    numbers = [seq for seq, _ in rig.ledger.groups]
     assert numbers == sorted(set(numbers))
 
 
 @pytest.mark.parametrize("sqlstate", ["57014", "25006", "40001", "26000", "0A000", "55P03", "XX000"])
-def test_a_moody_server_makes_no_result_wrong(yard: Yard, sqlstate: str) -> None:
-    yard.ledger.refuses = lambda _group: _database_error(sqlstate) if len(yard.ledger.tries) < 3 else None
-    yard.put(2)
+def test_a_moody_server_makes_no_result_wrong(rig: CommitterRig, sqlstate: str) -> None:
+    rig.ledger.refuses = lambda _group: _database_error(sqlstate) if len(rig.ledger.tries) < 3 else None
+    rig.put(2)
 
-    yard.committer.start()
+    rig.committer.start()
 
-    assert yard.committer.flush(10)
-    assert yard.ledger.tries == [1, 1, 1]
-    assert [job.state for job in yard.announced] == [JobState.SUCCEEDED] * 2
-
-
-def test_a_group_that_is_refused_while_no_other_statement_succeeds_stays_whole(yard: Yard) -> None:
-    yard.ledger.refuses = lambda _group: _database_error("55P03") if len(yard.ledger.tries) < 4 else None
-    yard.put(3)
-
-    yard.committer.start()
-
-    assert yard.committer.flush(10)
-    assert [len(group) for _, group in yard.ledger.groups] == [3]
-    assert not yard.spilled_to.exists()
+    assert rig.committer.flush(10)
+    assert rig.ledger.tries == [1, 1, 1]
+    assert [job.state for job in rig.announced] == [JobState.SUCCEEDED] * 2
 
 
-def test_what_is_refused_alone_for_no_known_reason_is_spilled_and_holds_up_no_other(yard: Yard) -> None:
+def test_a_group_that_is_refused_while_no_other_statement_succeeds_stays_whole(rig: CommitterRig) -> None:
+    rig.ledger.refuses = lambda _group: _database_error("55P03") if len(rig.ledger.tries) < 4 else None
+    rig.put(3)
+
+    rig.committer.start()
+
+    assert rig.committer.flush(10)
+    assert [len(group) for _, group in rig.ledger.groups] == [3]
+    assert not rig.spilled_to.exists()
+
+
+def test_what_is_refused_alone_for_no_known_reason_is_spilled_and_holds_up_no_other(
+    rig: CommitterRig,
+) -> None:
     refuses = [True]
 
     def refuse(group: Sequence[EndedAttempt]) -> Exception | None:
-        yard.health.renewed()
+        rig.health.renewed()
         is_bad = refuses and any(one.job_id == bad.key.job_id for one in group)
         return _database_error("XX000") if is_bad else None
 
-    yard.ledger.refuses = refuse
-    good, bad, other = yard.put(3)
-    yard.committer.start()
-    (path,) = eventually(lambda: list(yard.spilled_to.glob("*.json")))
-    eventually(lambda: len(yard.announced) == 2)
+    rig.ledger.refuses = refuse
+    good, bad, other = rig.put(3)
+    rig.committer.start()
+    (path,) = eventually(lambda: list(rig.spilled_to.glob("*.json")))
+    eventually(lambda: len(rig.announced) == 2)
 
-    assert {job.job_id for job in yard.announced} == {good.key.job_id, other.key.job_id}
-    assert yard.holding.get(bad.key) is not None, "its job stays in hand, and so leased"
+    assert {job.job_id for job in rig.announced} == {good.key.job_id, other.key.job_id}
+    assert rig.attempts.get(bad.key) is not None, "its job stays in hand, and so leased"
     record: dict[str, Any] = json.loads(path.read_text())
     assert (record["job_id"], record["output"], record["state"]) == (str(bad.key.job_id), "x", "succeeded")
     assert "XX000" in record["refused_with"]
     assert path.stat().st_mode & 0o077 == 0
 
     refuses.clear()
-    eventually(lambda: len(yard.announced) == 3)
+    eventually(lambda: len(rig.announced) == 3)
 
-    assert {job.state for job in yard.announced} == {JobState.SUCCEEDED}
-    eventually(lambda: yard.holding.get(bad.key) is None)
-    eventually(lambda: not list(yard.spilled_to.iterdir()))
+    assert {job.state for job in rig.announced} == {JobState.SUCCEEDED}
+    eventually(lambda: rig.attempts.get(bad.key) is None)
+    eventually(lambda: not list(rig.spilled_to.iterdir()))
 
 
-def test_a_row_that_is_there_already_is_read_back(yard: Yard) -> None:
-    mine, other = yard.put(2)
+def test_a_row_that_is_there_already_is_read_back(rig: CommitterRig) -> None:
+    mine, other = rig.put(2)
     mine_ended = EndedAttempt(*mine.key, JobState.SUCCEEDED, output="x")
-    yard.ledger.written_before = [mine_ended]
-    yard.ledger.refuses = lambda group: _database_error("23505") if mine_ended in group else None
+    rig.ledger.written_before = [mine_ended]
+    rig.ledger.refuses = lambda group: _database_error("23505") if mine_ended in group else None
 
-    yard.committer.start()
+    rig.committer.start()
 
-    assert yard.committer.flush(5)
-    assert {job.job_id: job.state for job in yard.announced} == {
+    assert rig.committer.flush(5)
+    assert {job.job_id: job.state for job in rig.announced} == {
         mine.key.job_id: JobState.SUCCEEDED,
         other.key.job_id: JobState.SUCCEEDED,
     }
 
 
-def test_a_schema_of_another_release_stops_new_work_until_it_fits(yard: Yard) -> None:
+def test_a_schema_of_another_release_stops_new_work_until_it_fits(rig: CommitterRig) -> None:
     fits = threading.Event()
-    yard.ledger.refuses = lambda _group: None if fits.is_set() else _database_error("42703")
-    yard.put()
+    rig.ledger.refuses = lambda _group: None if fits.is_set() else _database_error("42703")
+    rig.put()
 
-    yard.committer.start()
-    eventually(lambda: not yard.health.takes_work)
+    rig.committer.start()
+    eventually(lambda: not rig.health.takes_work)
 
-    assert not yard.committer.has_room
+    assert not rig.committer.has_room
     fits.set()
-    assert yard.committer.flush(10)
-    assert yard.committer.has_room
-    assert [job.state for job in yard.announced] == [JobState.SUCCEEDED]
+    assert rig.committer.flush(10)
+    assert rig.committer.has_room
+    assert [job.state for job in rig.announced] == [JobState.SUCCEEDED]
 
 
-def test_a_fault_of_our_own_ends_neither_the_thread_nor_a_result(yard: Yard) -> None:
-    announce, faults = yard.committer._announce, [RuntimeError("a bug")]
+def test_a_fault_of_our_own_ends_neither_the_thread_nor_a_result(rig: CommitterRig) -> None:
+    announce, faults = rig.committer._announce, [RuntimeError("a bug")]
 
     def fail_once(finished: Sequence[FinishedJob], failures: Sequence[AdapterFailure]) -> None:
         if faults:
             raise faults.pop()
         announce(finished, failures)
 
-    yard.committer._announce = fail_once
-    yard.put()
-    yard.committer.start()
+    rig.committer._announce = fail_once
+    rig.put()
+    rig.committer.start()
     eventually(lambda: not faults)
-    yard.put()
+    rig.put()
 
-    assert yard.committer.flush(10)
-    assert len(yard.ledger.groups) == 2
+    assert rig.committer.flush(10)
+    assert len(rig.ledger.groups) == 2

@@ -15,6 +15,7 @@ from lorayard.contract.messages import BatchJob
 from lorayard.contract.states import JobState
 from tests.polling import eventually
 from tests.unit.workers.batch_jobs import REVISION, batch_job, engine_output
+from workers.attempts import AttemptTable
 from workers.engine.core.errors import EngineDied
 from workers.engine.core.outputs import RequestOutput
 from workers.engine.lora.residency.residency_log import ResidencyChange
@@ -28,11 +29,10 @@ from workers.engine.serving.messages import (
 )
 from workers.engine.serving.process import EngineProcess
 from workers.engine_host import EngineHost
-from workers.holding import HoldingTable
+from workers.engine_status import Capacity, EngineStatus
 from workers.outcomes import Outcome
 from workers.requests import AdapterIds, request_id
 from workers.token_writer import Piece
-from workers.vitals import Room, Vitals
 
 
 class ScriptedEngine:
@@ -85,13 +85,13 @@ class ScriptedEngine:
         return [command for command in self.commands if isinstance(command, kind)]
 
 
-class Yard:
+class HostRig:
     """A host with its neighbours, which only take notes."""
 
     def __init__(self, *, caches_by_tenant: bool = False) -> None:
         self.engine = ScriptedEngine()
-        self.holding = HoldingTable(lambda _task_id: None)
-        self.vitals = Vitals(Room(8, 80))
+        self.attempts = AttemptTable(lambda _task_id: None)
+        self.status = EngineStatus(Capacity(8, 80))
         self.outcomes: list[Outcome] = []
         self.received_jobs: list[BatchJob] = []
         self.started_jobs: list[BatchJob] = []
@@ -102,11 +102,11 @@ class Yard:
         self.has_room = True
         self.host = EngineHost(
             cast("EngineProcess", self.engine),
-            self.holding,
+            self.attempts,
             self,
             self,
             AdapterIds(Path("/store")),
-            self.vitals,
+            self.status,
             is_revoked=lambda name: name in self.revoked,
             on_died=self.deaths.append,
             on_broken=self.broken.append,
@@ -124,7 +124,7 @@ class Yard:
         self.started_jobs.append(job)
 
     def join(self, *jobs: BatchJob) -> list[str]:
-        """Let jobs join; answers what the engine calls them."""
+        """Let jobs join; returns what the engine calls them."""
         taken = self.host.join("task", jobs)
         assert taken == len(jobs)
         return [f"{job.job_id}:{job.attempt}" for job in jobs]
@@ -141,133 +141,133 @@ class Yard:
 
 
 @pytest.fixture
-def yard() -> Iterator[Yard]:
-    yard = Yard()
-    yard.host.start()
-    yield yard
-    yard.host.close()
-    assert yard.engine.stopped
+def rig() -> Iterator[HostRig]:
+    rig = HostRig()
+    rig.host.start()
+    yield rig
+    rig.host.close()
+    assert rig.engine.stopped
 
 
-def test_a_job_goes_through_the_engine_once(yard: Yard) -> None:
+def test_a_job_goes_through_the_engine_once(rig: HostRig) -> None:
     job = batch_job()
-    (name,) = yard.join(job)
+    (name,) = rig.join(job)
 
-    assert yard.host.join("task", [job]) == 0
-    assert [request.request_id for request in yard.await_adds(1)] == [name]
-    yard.engine.say(started=(name,))
-    yard.engine.say(engine_output(name))
+    assert rig.host.join("task", [job]) == 0
+    assert [request.request_id for request in rig.await_adds(1)] == [name]
+    rig.engine.say(started=(name,))
+    rig.engine.say(engine_output(name))
 
-    assert yard.await_outcomes(1) == [JobState.SUCCEEDED]
-    assert yard.received_jobs == yard.started_jobs == [job]
-    assert yard.vitals.room == Room(3, 30)
+    assert rig.await_outcomes(1) == [JobState.SUCCEEDED]
+    assert rig.received_jobs == rig.started_jobs == [job]
+    assert rig.status.capacity == Capacity(3, 30)
 
 
-def test_text_of_a_job_that_streams_goes_on_with_its_place(yard: Yard) -> None:
+def test_text_of_a_job_that_streams_goes_on_with_its_place(rig: HostRig) -> None:
     job = batch_job(stream=True)
-    (name,) = yard.join(job)
+    (name,) = rig.join(job)
     texts = ["", "h\x00", "ello"]
 
-    yard.engine.say(started=(name,), deltas=tuple(TokenDelta(name, 0, text, 1) for text in texts))
-    yard.engine.say(engine_output(name), deltas=(TokenDelta(f"{uuid4()}:1", 0, "lost", 1),))
+    rig.engine.say(started=(name,), deltas=tuple(TokenDelta(name, 0, text, 1) for text in texts))
+    rig.engine.say(engine_output(name), deltas=(TokenDelta(f"{uuid4()}:1", 0, "lost", 1),))
 
-    assert yard.await_outcomes(1) == [JobState.SUCCEEDED]
+    assert rig.await_outcomes(1) == [JobState.SUCCEEDED]
     key = JobAttempt(job.job_id, job.attempt)
-    assert yard.pieces == [Piece(key, 1, 0, "h\ufffd"), Piece(key, 2, 2, "ello")]
+    assert rig.pieces == [Piece(key, 1, 0, "h\ufffd"), Piece(key, 2, 2, "ello")]
 
 
-def test_a_job_that_is_being_stopped_streams_no_more(yard: Yard) -> None:
+def test_a_job_that_is_being_stopped_streams_no_more(rig: HostRig) -> None:
     job = batch_job(stream=True)
-    (name,) = yard.join(job)
-    yard.await_adds(1)
+    (name,) = rig.join(job)
+    rig.await_adds(1)
 
-    yard.host.fence([JobAttempt(job.job_id, job.attempt)])
-    yard.engine.say(deltas=(TokenDelta(name, 0, "late", 1),))
-    yard.engine.say(engine_output(name, "abort"))
+    rig.host.fence([JobAttempt(job.job_id, job.attempt)])
+    rig.engine.say(deltas=(TokenDelta(name, 0, "late", 1),))
+    rig.engine.say(engine_output(name, "abort"))
 
-    yard.await_outcomes(1)
-    assert yard.pieces == []
-
-
-def test_a_full_committer_holds_requests_back_but_no_commands(yard: Yard) -> None:
-    yard.has_room = False
-    first, _second = yard.join(batch_job(), batch_job())
-    yard.host.prefetch([REVISION])
-    eventually(lambda: yard.engine.of_kind(PrefetchAdapter), what="the command")
-    assert yard.engine.of_kind(AddRequest) == []
-
-    yard.has_room = True
-
-    assert yard.await_adds(2)[0].request_id == first
+    rig.await_outcomes(1)
+    assert rig.pieces == []
 
 
-def test_a_cancel_takes_back_what_was_not_sent_and_aborts_what_was(yard: Yard) -> None:
+def test_a_full_committer_holds_requests_back_but_no_commands(rig: HostRig) -> None:
+    rig.has_room = False
+    first, _second = rig.join(batch_job(), batch_job())
+    rig.host.prefetch([REVISION])
+    eventually(lambda: rig.engine.of_kind(PrefetchAdapter), what="the command")
+    assert rig.engine.of_kind(AddRequest) == []
+
+    rig.has_room = True
+
+    assert rig.await_adds(2)[0].request_id == first
+
+
+def test_a_cancel_takes_back_what_was_not_sent_and_aborts_what_was(rig: HostRig) -> None:
     sent = batch_job()
-    (name,) = yard.join(sent)
-    yard.await_adds(1)
-    yard.has_room = False
+    (name,) = rig.join(sent)
+    rig.await_adds(1)
+    rig.has_room = False
     unsent = batch_job()
-    yard.join(unsent)
+    rig.join(unsent)
 
-    yard.host.cancel({sent.job_id, unsent.job_id})
-    eventually(lambda: yard.engine.of_kind(AbortRequest), what="the abort")
-    yard.engine.say(engine_output(name, "abort"))
+    rig.host.cancel({sent.job_id, unsent.job_id})
+    eventually(lambda: rig.engine.of_kind(AbortRequest), what="the abort")
+    rig.engine.say(engine_output(name, "abort"))
 
-    assert yard.await_outcomes(2) == [JobState.CANCELLED, JobState.CANCELLED]
-    assert [abort.request_id for abort in yard.engine.of_kind(AbortRequest)] == [name]
+    assert rig.await_outcomes(2) == [JobState.CANCELLED, JobState.CANCELLED]
+    assert [abort.request_id for abort in rig.engine.of_kind(AbortRequest)] == [name]
 
 
 @pytest.mark.parametrize("by_task", [False, True])
-def test_a_revoke_cancels(yard: Yard, by_task: bool) -> None:
+def test_a_revoke_cancels(rig: HostRig, by_task: bool) -> None:
     job = batch_job()
-    (name,) = yard.join(job)
-    yard.await_adds(1)
+    (name,) = rig.join(job)
+    rig.await_adds(1)
 
-    yard.revoked.add("task" if by_task else str(job.job_id))
-    eventually(lambda: yard.engine.of_kind(AbortRequest), what="the abort")
-    yard.engine.say(engine_output(name, "abort"))
+    rig.revoked.add("task" if by_task else str(job.job_id))
+    eventually(lambda: rig.engine.of_kind(AbortRequest), what="the abort")
+    rig.engine.say(engine_output(name, "abort"))
 
-    assert yard.await_outcomes(1) == [JobState.CANCELLED]
-
-
-def test_a_draining_worker_gives_arriving_jobs_straight_back(yard: Yard) -> None:
-    yard.host.refuse()
-
-    yard.join(batch_job())
-
-    assert yard.await_outcomes(1) == [JobState.QUEUED]
-    assert yard.engine.commands == []
+    assert rig.await_outcomes(1) == [JobState.CANCELLED]
 
 
-def test_only_jobs_that_have_not_started_are_released(yard: Yard) -> None:
+def test_a_draining_worker_gives_arriving_jobs_straight_back(rig: HostRig) -> None:
+    rig.host.refuse()
+
+    rig.join(batch_job())
+
+    assert rig.await_outcomes(1) == [JobState.QUEUED]
+    assert rig.engine.commands == []
+
+
+def test_only_jobs_that_have_not_started_are_released(rig: HostRig) -> None:
     running, waiting = batch_job(), batch_job()
-    names = yard.join(running, waiting)
-    yard.await_adds(2)
-    yard.engine.say(started=(names[0],))
-    eventually(lambda: yard.started_jobs, what="the start")
+    names = rig.join(running, waiting)
+    rig.await_adds(2)
+    rig.engine.say(started=(names[0],))
+    eventually(lambda: rig.started_jobs, what="the start")
 
-    yard.host.release_waiting()
-    eventually(lambda: yard.engine.of_kind(AbortRequest), what="the abort")
+    rig.host.release_waiting()
+    eventually(lambda: rig.engine.of_kind(AbortRequest), what="the abort")
 
-    assert [abort.request_id for abort in yard.engine.of_kind(AbortRequest)] == [names[1]]
+    assert [abort.request_id for abort in rig.engine.of_kind(AbortRequest)] == [names[1]]
 
 
-def test_a_fenced_attempt_is_aborted(yard: Yard) -> None:
+def test_a_fenced_attempt_is_aborted(rig: HostRig) -> None:
     job = batch_job()
-    yard.join(job)
-    yard.await_adds(1)
-    (held,) = yard.holding.live()
+    rig.join(job)
+    rig.await_adds(1)
+    (held,) = rig.attempts.live()
 
-    yard.host.fence([held.key])
+    rig.host.fence([held.key])
 
-    eventually(lambda: yard.engine.of_kind(AbortRequest), what="the abort")
-    assert yard.engine.of_kind(AbortRequest)[0].request_id == request_id(held.key)
+    eventually(lambda: rig.engine.of_kind(AbortRequest), what="the abort")
+    assert rig.engine.of_kind(AbortRequest)[0].request_id == request_id(held.key)
 
 
-def test_a_request_the_engine_cannot_be_asked_is_rejected(yard: Yard) -> None:
-    yard.join(batch_job(stop=tuple(str(number) for number in range(17))))
+def test_a_request_the_engine_cannot_be_asked_is_rejected(rig: HostRig) -> None:
+    rig.join(batch_job(stop=tuple(str(number) for number in range(17))))
 
-    assert yard.await_outcomes(1) == [JobState.REJECTED]
+    assert rig.await_outcomes(1) == [JobState.REJECTED]
 
 
 @pytest.mark.parametrize(
@@ -279,38 +279,38 @@ def test_a_request_the_engine_cannot_be_asked_is_rejected(yard: Yard) -> None:
     ],
 )
 def test_a_job_of_a_later_release_is_rejected_and_its_neighbours_run(
-    yard: Yard, changes: dict[str, Any], code: str
+    rig: HostRig, changes: dict[str, Any], code: str
 ) -> None:
     good = batch_job()
 
-    yard.join(batch_job(writer="9.1.0", **changes), good)
+    rig.join(batch_job(writer="9.1.0", **changes), good)
 
-    assert yard.await_outcomes(1) == [JobState.REJECTED]
-    error = yard.outcomes[0].ended.error
+    assert rig.await_outcomes(1) == [JobState.REJECTED]
+    error = rig.outcomes[0].ended.error
     assert error is not None
     assert error.code == code
     assert "written by lorayard 9.1.0, this is lorayard" in error.message
-    assert [add.request_id for add in yard.await_adds(1)] == [f"{good.job_id}:1"]
+    assert [add.request_id for add in rig.await_adds(1)] == [f"{good.job_id}:1"]
 
 
-def test_residency_reaches_the_vitals(yard: Yard) -> None:
-    yard.engine.say(residency=(ResidencyChange(1, REVISION, "device"),))
+def test_residency_reaches_the_vitals(rig: HostRig) -> None:
+    rig.engine.say(residency=(ResidencyChange(1, REVISION, "device"),))
 
-    eventually(lambda: yard.vitals.has_news, what="residency")
-    assert yard.vitals.whole().residency[0].revision == REVISION
+    eventually(lambda: rig.status.has_news, what="residency")
+    assert rig.status.whole().residency[0].revision == REVISION
 
 
-def test_the_engines_death_is_told_once(yard: Yard) -> None:
-    yard.engine.events.put(EngineDied(-9))
+def test_the_engines_death_is_told_once(rig: HostRig) -> None:
+    rig.engine.events.put(EngineDied(-9))
 
-    eventually(lambda: yard.deaths, what="the death")
-    assert [death.exitcode for death in yard.deaths] == [-9]
+    eventually(lambda: rig.deaths, what="the death")
+    assert [death.exitcode for death in rig.deaths] == [-9]
 
 
 def test_tenants_that_share_no_cache_are_told_apart_by_their_salt() -> None:
-    yard = Yard(caches_by_tenant=True)
-    yard.host.start()
-    yard.join(batch_job(tenant="acme"), batch_job(tenant="other"))
+    rig = HostRig(caches_by_tenant=True)
+    rig.host.start()
+    rig.join(batch_job(tenant="acme"), batch_job(tenant="other"))
 
-    assert [request.cache_salt for request in yard.await_adds(2)] == ["acme", "other"]
-    yard.host.close()
+    assert [request.cache_salt for request in rig.await_adds(2)] == ["acme", "other"]
+    rig.host.close()

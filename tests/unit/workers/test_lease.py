@@ -14,8 +14,8 @@ from db.errors import DatabaseUnavailable
 from db.records import Aborts, JobAttempt
 from lorayard.contract.messages import HeldJob
 from tests.polling import eventually
+from workers.attempts import AttemptTable
 from workers.engine_host import EngineHost
-from workers.holding import HoldingTable
 from workers.lease import LeaseKeeper
 from workers.ledger_health import LedgerHealth
 from workers.registration import Registration
@@ -76,7 +76,7 @@ class Bench:
         self.heartbeats: list[Sequence[HeldJob]] = []
         self.keeper = LeaseKeeper(
             cast("Registration", self.registration),
-            HoldingTable(lambda _: None),
+            AttemptTable(lambda _: None),
             cast("EngineHost", self.host),
             health=self.health,
             on_registered=lambda: self.registered.append(True),

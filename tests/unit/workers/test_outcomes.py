@@ -6,14 +6,14 @@ import pytest
 
 from lorayard.contract.states import JobState
 from tests.unit.workers.batch_jobs import REVISION, batch_job, engine_output
+from workers.attempts import ActiveAttempt, StopReason
 from workers.engine.core.outputs import RequestFailure
-from workers.holding import HeldAttempt, StopReason
 from workers.outcomes import outcome_of, outcome_unrun, storable
 from workers.requests import request_id
 
 
-def _held(**changes: object) -> HeldAttempt:
-    held = HeldAttempt(batch_job(**changes), "task", arrived_at=100.0, deadline_at=None)
+def _held(**changes: object) -> ActiveAttempt:
+    held = ActiveAttempt(batch_job(**changes), "task", arrived_at=100.0, deadline_at=None)
     held.started_at = 100.5
     return held
 

@@ -176,7 +176,7 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("sampling").add_argument
     add("--max-tokens", type=int, default=64, metavar="N", help="tokens per answer at most (64)")
     add("--temperature", type=float, default=0.0, metavar="X", help="0, the default, is greedy")
-    add("--top-p", type=float, default=1.0, metavar="X", help="draw from the likeliest of this share")
+    add("--top-p", type=float, default=1.0, metavar="X", help="draw from the most likely of this share")
     add("--top-k", type=int, default=0, metavar="N", help="draw from the N likeliest (0: from all)")
     add("--seed", type=int, metavar="N", help="the same answers each time, whatever else is asked")
     add("--n", type=int, default=1, metavar="N", help="answers to each prompt")

@@ -8,7 +8,7 @@ Turn = tuple[str, int]
 """A request and the index of its completion."""
 
 
-class Turns:
+class OrderedPrinter:
     """Lets the first open text through as it grows, and keeps the others back until their turn comes."""
 
     def __init__(self, write: Callable[[str], object]) -> None:

@@ -12,11 +12,11 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 class TopLogprobs(NamedTuple):
-    """One position: its token first, then the likeliest tokens in falling order, which may repeat it."""
+    """One position: its token first, then the most likely tokens in falling order, which may repeat it."""
 
     token_ids: list[int]
     logprobs: list[float]
-    rank: int  # of its token, 1 = the likeliest
+    rank: int  # of its token, 1 = the most likely
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +24,12 @@ class Logprob:
     """What the model itself thought of one token, before temperature, penalties and limits."""
 
     logprob: float
-    rank: int  # 1 = the likeliest
+    rank: int  # 1 = the most likely
     decoded_token: str
 
 
 PositionLogprobs = dict[int, Logprob]
-"""By token id: the token of this position first, then the likeliest ones."""
+"""By token id: the token of this position first, then the most likely ones."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from workers.engine.core.errors import InvalidParams
 
 
 def require_int(name: str, value: object, low: int, high: int | None) -> None:
-    """Refuse what is no integer from `low` to `high`; None means without end."""
+    """Refuse what is not an integer from `low` to `high`; None means without end."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidParams(f"{name} is {value!r}; give an integer")
     if value < low or (high is not None and value > high):
@@ -17,7 +17,7 @@ def require_int(name: str, value: object, low: int, high: int | None) -> None:
 
 
 def require_number(name: str, value: object, low: float, high: float) -> None:
-    """Refuse what is no finite number from `low` to `high`."""
+    """Refuse what is not a finite number from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise InvalidParams(f"{name} is {value!r}; give a finite number")
     if not low <= value <= high:

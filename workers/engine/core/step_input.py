@@ -112,10 +112,10 @@ class ForwardInput:
     num_tokens: int  # padding included
     token_ids: Tensor  # [num_tokens] int64
     positions: Tensor  # [num_tokens] int64
-    write_rows: (
+    kv_write_rows: (
         Tensor  # [num_tokens * num_kv_heads] int64, (block * num_kv_heads + head) * block_size + offset
     )
-    spans: Tensor  # [num_seqs, 3] int32: first row, number of rows, position of the first row
+    sequence_rows: Tensor  # [num_seqs, 3] int32: first row, number of rows, position of the first row
     block_tables: Tensor  # [num_seqs, max_blocks] int32, filled up with the scratch block
     fresh_blocks: Tensor | None  # [num_fresh_blocks] int64, cleared before use
     groups: tuple[AttentionGroup, ...]  # empty where attention reads the cache in place

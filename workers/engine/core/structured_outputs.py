@@ -1,4 +1,4 @@
-"""The form that a request's answer must have: a JSON schema, a regular expression, a choice or a grammar."""
+"""What an answer must follow: a JSON schema, a regular expression, a choice or a grammar."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 from workers.engine.core.errors import InvalidParams
 
-MAX_FORM_BYTES = 65_536
+MAX_GRAMMAR_BYTES = 65_536
 MAX_REGEX_BYTES = 4096
 MAX_CHOICES = 1024
 MAX_JSON_DEPTH = 64
 
 
-class FormSource(NamedTuple):
-    """One form as text: "json", "regex", "choice" (a JSON list) or "grammar" (Lark)."""
+class GrammarSpec(NamedTuple):
+    """One grammar as text: "json", "regex", "choice" (a JSON list) or "grammar" (Lark)."""
 
     kind: str
     text: str
@@ -42,7 +42,7 @@ class StructuredOutputsParams:
 
     def _require_size(self) -> None:
         kind, text = self.source
-        limit = MAX_REGEX_BYTES if kind == "regex" else MAX_FORM_BYTES
+        limit = MAX_REGEX_BYTES if kind == "regex" else MAX_GRAMMAR_BYTES
         try:
             size = len(text.encode())
         except UnicodeEncodeError as error:
@@ -53,22 +53,22 @@ class StructuredOutputsParams:
             raise InvalidParams(f"the {kind} has {size} bytes; give 1 to {limit}")
 
     @property
-    def source(self) -> FormSource:
-        """The form as text, the same for what means the same."""
+    def source(self) -> GrammarSpec:
+        """The grammar as text, the same for what means the same."""
         if self.json is not None:
-            return FormSource("json", _schema_text(self.json))
+            return GrammarSpec("json", _schema_text(self.json))
         if self.choice is not None:
-            return FormSource("choice", _choice_text(self.choice))
+            return GrammarSpec("choice", _choice_text(self.choice))
         kind, text = ("regex", self.regex) if self.regex is not None else ("grammar", self.grammar)
         if not isinstance(text, str):
             raise InvalidParams(f"{kind} is {type(text).__name__}; give a string")
-        return FormSource(kind, text)
+        return GrammarSpec(kind, text)
 
 
 def _schema_text(schema: object) -> str:
     try:
-        if isinstance(schema, str) and len(schema) > MAX_FORM_BYTES:
-            raise ValueError(f"it has {len(schema)} characters, at most {MAX_FORM_BYTES}")
+        if isinstance(schema, str) and len(schema) > MAX_GRAMMAR_BYTES:
+            raise ValueError(f"it has {len(schema)} characters, at most {MAX_GRAMMAR_BYTES}")
         parsed = json_text.loads(schema) if isinstance(schema, str) else schema
         if isinstance(parsed, Mapping) and _depth(parsed) <= MAX_JSON_DEPTH:
             return json_text.dumps(dict(parsed), allow_nan=False, ensure_ascii=False)
@@ -77,7 +77,7 @@ def _schema_text(schema: object) -> str:
             f"the JSON schema cannot be read: {error}; give a dict or its JSON text"
         ) from error
     raise InvalidParams(
-        f"the JSON schema is no object nested at most {MAX_JSON_DEPTH} deep; give a dict or its JSON text"
+        f"the JSON schema is not an object nested at most {MAX_JSON_DEPTH} deep; give a dict or its JSON text"
     )
 
 

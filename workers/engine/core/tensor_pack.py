@@ -23,7 +23,7 @@ class _Place(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Parcel:
+class TensorPack:
     """A tree whose tensors have been given places; nothing is copied before `write`.
 
     The tree may hold our dataclasses and NamedTuples, tuples, lists, dicts, strings, bytes, numbers and dense
@@ -72,14 +72,14 @@ def unpack(
 class _SkeletonWriter(pickle.Pickler):
     """Pickles everything but the tensors."""
 
-    def __init__(self, stream: io.BytesIO, parcel: Parcel) -> None:
+    def __init__(self, stream: io.BytesIO, pack: TensorPack) -> None:
         super().__init__(stream, protocol=5)
-        self._parcel = parcel
+        self._pack = pack
 
     def persistent_id(self, value: Any) -> tuple[int, str, tuple[int, ...]] | None:
         if not isinstance(value, Tensor):
             return None
-        place = self._parcel.place(value)
+        place = self._pack.place(value)
         return place.offset, str(place.dtype).removeprefix("torch."), place.shape
 
 
@@ -103,7 +103,7 @@ class _SkeletonReader(pickle.Unpickler):
 
 def _refuse(module: str, name: str) -> NoReturn:
     raise pickle.UnpicklingError(
-        f"a parcel names {module}.{name}; only classes of the engine may travel in one"
+        f"a pack names {module}.{name}; only classes of the engine may travel in one"
     )
 
 
@@ -126,9 +126,7 @@ class _Views:
         first, remainder = divmod(place.offset, place.dtype.itemsize)
         num_elements, strides = _strides(place.shape)
         if first < 0 or remainder or first + num_elements > typed.numel() or min(place.shape, default=0) < 0:
-            raise pickle.UnpicklingError(
-                f"a parcel of {self._buffer.numel()} bytes names a tensor at {place}"
-            )
+            raise pickle.UnpicklingError(f"a pack of {self._buffer.numel()} bytes names a tensor at {place}")
         return typed.as_strided(place.shape, strides, typed.storage_offset() + first)
 
 

@@ -121,7 +121,7 @@ class CheckpointReader:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             place_of = {name: self._folder / Path(file).name for name, file in weight_map.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{index} is no index: {error!r}; download the file again") from error
+            raise CheckpointError(f"{index} is not an index: {error!r}; download the file again") from error
         for path in sorted(set(place_of.values())):
             if not path.is_file():
                 raise CheckpointError(

@@ -83,7 +83,7 @@ class ModelConfig(BaseModel):
     def _heads_divide(self) -> ModelConfig:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f"num_attention_heads ({self.num_heads}) is no multiple of "
+                f"num_attention_heads ({self.num_heads}) is not a multiple of "
                 f"num_key_value_heads ({self.num_kv_heads})"
             )
         return self
@@ -116,7 +116,9 @@ class ModelConfig(BaseModel):
 def load_model_config(folder: Path) -> ModelConfig:
     """Read config.json and generation_config.json of a Hugging Face checkpoint."""
     if not folder.is_dir():
-        raise CheckpointError(f"model {str(folder)!r} is no folder; give the path of a downloaded checkpoint")
+        raise CheckpointError(
+            f"model {str(folder)!r} is not a folder; give the path of a downloaded checkpoint"
+        )
     path = folder / "config.json"
     raw = read_json(path)
     if raw is None:

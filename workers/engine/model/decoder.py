@@ -43,7 +43,7 @@ class AdaptedVocabulary(Protocol):
         ...
 
 
-class AdapterWeights(Protocol):
+class ResidentAdapters(Protocol):
     """Where the forward pass finds the LoRA matrices of the resident adapters."""
 
     def packed(self, layer: int, module: str) -> LoRAModule:
@@ -52,7 +52,7 @@ class AdapterWeights(Protocol):
 
     @property
     def vocabulary(self) -> AdaptedVocabulary | None:
-        """Return what the slots' adapters do to embedding and head; None where they cannot."""
+        """Return what the slots' adapters do to embedding and head; None if they cannot."""
         ...
 
 
@@ -72,7 +72,7 @@ class Decoder:
         weights: DecoderWeights,
         *,
         max_model_len: int,
-        adapters: AdapterWeights | None,
+        adapters: ResidentAdapters | None,
         attention: AttentionBackend,
         comm: Comm | None = None,
     ) -> None:
@@ -124,7 +124,7 @@ class Decoder:
         index: int,
         weights: LayerWeights,
         rotary: int,
-        adapters: AdapterWeights | None,
+        adapters: ResidentAdapters | None,
         attention: AttentionBackend,
     ) -> LayerParts:
         def slots(name: str) -> LoRAModule | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from workers.engine.model.config import Experts, ModelConfig
-from workers.engine.model.families import DenseMLP, SparseMLP
+from workers.engine.model.families import DenseMLPNames, SparseMLPNames
 from workers.engine.model.modules import LinearModule, PackedLinear, ShardAxis
 
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm", "lm_head.weight"
@@ -35,13 +35,13 @@ def _attention_modules(config: ModelConfig) -> tuple[PackedLinear, ...]:
     return qkv, PackedLinear("o", (o,))
 
 
-def _mlp_modules(config: ModelConfig, mlp: DenseMLP) -> tuple[PackedLinear, ...]:
+def _mlp_modules(config: ModelConfig, mlp: DenseMLPNames) -> tuple[PackedLinear, ...]:
     hidden, width = config.hidden_size, config.intermediate_size
     down = LinearModule("mlp.down_proj", width, hidden, "row")
     return _packed("gate_up", "mlp", mlp.gate_up, hidden, (width, width)), PackedLinear("down", (down,))
 
 
-def _expert_modules(hidden: int, experts: Experts, sparse: SparseMLP) -> Iterator[PackedLinear]:
+def _expert_modules(hidden: int, experts: Experts, sparse: SparseMLPNames) -> Iterator[PackedLinear]:
     router = LinearModule(f"{sparse.parent}.{sparse.router}", hidden, experts.num_experts, "replicate")
     yield PackedLinear("router", (router,))
     for expert in range(experts.num_experts):

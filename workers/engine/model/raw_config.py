@@ -23,7 +23,7 @@ _OPTIONAL = (
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return a file's JSON object, None where there is no file."""
+    """Return a file's JSON object, None if there is no file."""
     if not path.is_file():
         return None
     try:
@@ -89,7 +89,7 @@ def layer_types(filled: Mapping[str, Any], family: Family) -> list[LayerType]:
 
 
 def experts_of(filled: Mapping[str, Any], family: Family) -> dict[str, Any] | None:
-    """Return the experts' numbers under one set of names, None where the architecture has none."""
+    """Return the experts' numbers under one set of names, None if the architecture has none."""
     sparse = family.sparse_mlp
     if sparse is None:
         return None

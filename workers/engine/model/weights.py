@@ -34,7 +34,7 @@ class LayerWeights:
     linears: Mapping[str, AnyLinear]  # by PackedLinear.name
     experts: Mapping[str, tuple[AnyLinear, ...]]  # likewise, one of each expert; empty in dense layers
     pre_attention_norm: Tensor  # [hidden_size]
-    pre_mlp_norm: Tensor | None = None  # [hidden_size]; None where the block has one norm for both
+    pre_mlp_norm: Tensor | None = None  # [hidden_size]; None if the block has one norm for both
     post_attention_norm: Tensor | None = None  # [hidden_size]
     post_mlp_norm: Tensor | None = None  # [hidden_size]
     q_norm: Tensor | None = None  # [head_dim]

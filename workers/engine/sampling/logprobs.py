@@ -13,7 +13,7 @@ def top_logprobs(
     token_ids: Tensor,  # [num_rows] int64, the token of each row
     num_likeliest: int,
 ) -> list[TopLogprobs]:
-    """Return what each row says of its token and of the likeliest ones."""
+    """Return what each row says of its token and of the most likely ones."""
     own = logits.gather(1, token_ids.unsqueeze(1))  # [num_rows, 1]
     ranks = (logits >= own).sum(dim=-1)
     likeliest, likeliest_ids = logits.topk(min(num_likeliest, logits.shape[1]), dim=-1)

@@ -68,13 +68,13 @@ def _logprobs(params: ListLike[SamplingParams]) -> LogprobRows | None:
 
 
 def _masks(sequences: ListLike[Sequence], vocab_size: int) -> TokenMasks | None:
-    forms = [(row, one.grammar) for row, one in enumerate(sequences) if one.grammar is not None]
-    if not forms:
+    grammars = [(row, one.grammar) for row, one in enumerate(sequences) if one.grammar is not None]
+    if not grammars:
         return None
-    bits = np.zeros((len(forms), -(-vocab_size // 32)), dtype=np.int32)
-    for mask, (_, grammar) in zip(bits, forms, strict=True):
+    bits = np.zeros((len(grammars), -(-vocab_size // 32)), dtype=np.int32)
+    for mask, (_, grammar) in zip(bits, grammars, strict=True):
         grammar.fill(mask)
-    return TokenMasks(torch.tensor([row for row, _ in forms]), torch.from_numpy(bits))
+    return TokenMasks(torch.tensor([row for row, _ in grammars]), torch.from_numpy(bits))
 
 
 def _shifts(sequences: ListLike[Sequence]) -> LogitShifts | None:

@@ -75,7 +75,7 @@ class Batcher:
     Blocks are given out again at once, even while a step in flight writes them: whoever gets them writes
     later, for the device runs its steps in order. Slots, whose adapters the host may move, wait for it.
 
-    No one waits for ever: the queue is served in order, what gave way goes back to its head, and passed over
+    No one waits forever: the queue is served in order, what gave way goes back to its head, and passed over
     are only those whose adapters are not there, so many times at most (`_Admission`), and those whose next
     blocks are underway: they find more each time, or are the next to compute them.
     """
@@ -90,7 +90,7 @@ class Batcher:
         max_num_batched_tokens: int,
         prefixes: PrefixCache | None = None,
     ) -> None:
-        """`prefixes` is None where no sequence may begin with what others have computed."""
+        """`prefixes` is None if no sequence may begin with what others have computed."""
         self._allocator = allocator
         self._adapters = adapters
         self._prefixes = prefixes
@@ -233,7 +233,7 @@ class Batcher:
             if self._prefixes is not None and self._prefixes.is_worth_awaiting(sequence, found):
                 continue
             if not self._can_admit(sequence, found):
-                break  # in order: a short prompt must not overtake a long one for ever
+                break  # in order: a short prompt must not overtake a long one forever
             self.waiting.remove(sequence)
             self.running.append(sequence)
             if self._prefixes is not None:
@@ -297,7 +297,7 @@ class _Admission:
     """One pass over the waiting sequences: who gets its adapters' slots, all of them or none.
 
     A sequence whose adapters are still loading is passed over. One that only lacks free slots is passed
-    over as well, but not for ever: after `MAX_SLOT_WAIT_STEPS` no younger adapter request may join, so
+    over as well, but not forever: after `MAX_SLOT_WAIT_STEPS` no younger adapter request may join, so
     that the slots in use run empty and enough become free.
     """
 

@@ -63,7 +63,7 @@ class StepBuilder:
         gathers_kv: bool = True,
         windows: tuple[int | None, ...] = (None,),
     ) -> None:
-        """`gathers_kv` is False where attention reads the cache in place and needs no groups.
+        """`gathers_kv` is False if attention reads the cache in place and needs no groups.
 
         `windows` are the model's: how many positions a row sees, its own included; None for all.
         """
@@ -86,8 +86,8 @@ class StepBuilder:
             num_tokens=num_tokens,
             token_ids=torch.from_numpy(token_ids),
             positions=torch.from_numpy(positions),
-            write_rows=torch.from_numpy(self._write_rows(places)),
-            spans=_span_table(spans),
+            kv_write_rows=torch.from_numpy(self._write_rows(places)),
+            sequence_rows=_span_table(spans),
             block_tables=_block_tables(spans),
             fresh_blocks=_tensor(schedule.fresh_blocks) if schedule.fresh_blocks else None,
             groups=self._groups(spans, num_tokens, positions) if self._gathers_kv else (),
@@ -208,7 +208,7 @@ def _block_tables(spans: list[Span]) -> Tensor:
 
 
 def _segments(runs: list[tuple[int, SlotScales]], num_padding: int) -> Segments | None:
-    """Return the segments of runs of rows, given by their lengths and slots; None where none has any."""
+    """Return the segments of runs of rows, given by their lengths and slots; None if none has any."""
     if not any(slots for _, slots in runs):
         return None
     return Segments.from_runs([*runs, (num_padding, ())])

@@ -27,8 +27,8 @@ from workers.engine.model.weights import DecoderWeights, load_weights
 from workers.engine.scheduling.batching import Batcher
 from workers.engine.scheduling.step_builder import StepBuilder
 from workers.engine.serving.executor import Executor, LocalExecutor
-from workers.engine.serving.input_processor import RequestChecker
-from workers.engine.serving.output_processor import Finisher
+from workers.engine.serving.input_processor import InputProcessor
+from workers.engine.serving.output_processor import OutputProcessor
 from workers.engine.structured_output import GrammarCompiler
 from workers.engine.text.tokenizer import Tokenizer
 
@@ -67,8 +67,8 @@ class EngineParts(NamedTuple):
     batcher: Batcher
     builder: StepBuilder
     executor: Executor
-    checker: RequestChecker
-    finisher: Finisher
+    input_processor: InputProcessor
+    output_processor: OutputProcessor
     grammars: GrammarCompiler
 
 
@@ -122,7 +122,7 @@ def assemble(config: EngineConfig, *, look_ahead: int = 0) -> EngineParts:
         executor=LocalExecutor(
             decoder, _kv_cache(config, model, allocator.num_blocks, dtype), look_ahead=look_ahead
         ),
-        checker=RequestChecker(
+        input_processor=InputProcessor(
             tokenizer,
             vocab_size=model.vocab_size,
             max_model_len=info.max_model_len,
@@ -132,7 +132,7 @@ def assemble(config: EngineConfig, *, look_ahead: int = 0) -> EngineParts:
             grammars=grammars,
         ),
         grammars=grammars,
-        finisher=Finisher(tokenizer, model.eos_token_ids),
+        output_processor=OutputProcessor(tokenizer, model.eos_token_ids),
     )
 
 

@@ -127,7 +127,7 @@ class EngineServer:
             timeout_s = 0.0
 
     def _patience_s(self) -> float | None:
-        """Return how long to wait for a command: not at all beside work, for ever without any."""
+        """Return how long to wait for a command: not at all beside work, forever without any."""
         if self._engine.has_unfinished_requests():
             return 0.0
         return _LOADING_POLL_S if self._engine.is_loading_adapters else None
@@ -140,16 +140,16 @@ class EngineServer:
         started, self._started = tuple(self._started), []
         finished, self._finished = tuple(self._finished), []
         deltas, self._deltas = tuple(self._deltas), []
-        room = engine.room()
+        capacity = engine.capacity()
         events = EngineEvents(
             started=started,
             finished=finished,
             residency=residency,
             epoch=engine.residency_epoch,
-            free_seqs=room.free_seqs,
-            free_kv_blocks=room.free_kv_blocks,
-            busy_ms=room.busy_ms,
-            waiting=room.waiting,
+            free_seqs=capacity.free_seqs,
+            free_kv_blocks=capacity.free_kv_blocks,
+            busy_ms=capacity.busy_ms,
+            waiting=capacity.waiting,
             stats=engine.stats() if self._owes_stats else None,
             deltas=deltas,
         )

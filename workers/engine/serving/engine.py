@@ -18,12 +18,12 @@ from workers.engine.core.sequence import Sequence, Span
 from workers.engine.scheduling.batching import Refusal, Schedule
 from workers.engine.serving.adapter_controls import AdapterControls
 from workers.engine.serving.assembly import EngineInfo, assemble
-from workers.engine.serving.engine_counters import Accounts, EngineStats, Room
+from workers.engine.serving.engine_counters import Capacity, EngineCounters, EngineStats
 from workers.engine.serving.executor import InFlightStep, SampledStep
 from workers.engine.serving.input_processor import Prompt
 from workers.engine.serving.offline import OfflineServing
 from workers.engine.serving.output_processor import Ending, why_failed
-from workers.engine.serving.request_state import LiveRequest
+from workers.engine.serving.request_state import RequestState
 
 _IDLE_POLL_S = 0.001
 """Pause of a step that finds only requests whose adapters are still loading."""
@@ -59,7 +59,7 @@ class LLMEngine(AdapterControls, OfflineServing):
         """`look_ahead` 1 launches each step before the one before it is settled; on a CPU it is for tests."""
         self._parts = assemble(config, look_ahead=look_ahead)
         self.info: EngineInfo = self._parts.info
-        self._by_id: dict[str, LiveRequest] = {}
+        self._by_id: dict[str, RequestState] = {}
         self._started: list[str] = []
         self._launched: _Launched | None = None
         self._flight: _Flight | None = None
@@ -67,7 +67,7 @@ class LLMEngine(AdapterControls, OfflineServing):
         """Told of the requests that join the running batch for the first time, before their first step."""
         self._undelivered: list[RequestOutput] = []
         self._ids = count()
-        self._accounts = Accounts()
+        self._counters = EngineCounters()
 
     def __enter__(self) -> Self:
         return self
@@ -124,16 +124,16 @@ class LLMEngine(AdapterControls, OfflineServing):
     def stats(self) -> EngineStats:
         """Return the engine's counters."""
         parts = self._parts
-        return self._accounts.stats(parts.batcher, parts.allocator, parts.prefixes, parts.adapters)
+        return self._counters.stats(parts.batcher, parts.allocator, parts.prefixes, parts.adapters)
 
-    def room(self) -> Room:
+    def capacity(self) -> Capacity:
         """Return how much more the engine could take on; cheap enough for every step."""
         batcher = self._parts.batcher
-        return Room(
+        return Capacity(
             free_seqs=max(0, self.info.max_num_seqs - len(batcher)),
             free_kv_blocks=self._parts.allocator.num_free,
             waiting=len(batcher.waiting),
-            busy_ms=self._accounts.busy_ms,
+            busy_ms=self._counters.busy_ms,
         )
 
     def check_integrity(self) -> None:
@@ -156,17 +156,17 @@ class LLMEngine(AdapterControls, OfflineServing):
         params: SamplingParams,
         lora: AnyLoRA | None,
         cache_salt: str | None = None,
-    ) -> LiveRequest:
-        checker, now_s = self._parts.checker, time.monotonic()
-        sequences = checker.sequences(
+    ) -> RequestState:
+        input_processor, now_s = self._parts.input_processor, time.monotonic()
+        sequences = input_processor.sequences(
             request_id, prompt, params, lora, arrival_time_s=now_s, cache_salt=cache_salt
         )
-        return LiveRequest(sequences)
+        return RequestState(sequences)
 
     def _new_id(self) -> str:
         return next(new for number in self._ids if (new := f"generate-{number}") not in self._by_id)
 
-    def _enqueue(self, request: LiveRequest) -> None:
+    def _enqueue(self, request: RequestState) -> None:
         self._by_id[request.request_id] = request
         for member in request.sequences[0].composition:
             self._adapters.prefetch(member.lora)
@@ -225,7 +225,7 @@ class LLMEngine(AdapterControls, OfflineServing):
         spans, sampled, prompted, step, began_s = self._flight
         result = step.wait()
         now_s, self._flight = time.monotonic(), None
-        self._accounts.charge(spans, began_s, now_s)
+        self._counters.charge(spans, began_s, now_s)
         self._parts.batcher.land(spans)
         # First, for they end what else there is of their requests, which may have rows in this step.
         outputs = self._refuse(refusals)
@@ -244,9 +244,9 @@ class LLMEngine(AdapterControls, OfflineServing):
             if span.is_live:  # a preempted sequence keeps the token, which it would only draw again
                 self._parts.batcher.confirm(sequence)
             sequence.append(token_id, now_s, result.logprobs.get(place))
-            ending = self._parts.finisher.ending(sequence)
+            ending = self._parts.output_processor.ending(sequence)
             if sequence.stream is not None:
-                outputs.append(self._parts.finisher.partial(sequence, ending, now_s))
+                outputs.append(self._parts.output_processor.partial(sequence, ending, now_s))
             if ending is not None:
                 outputs += self._end(sequence, ending, now_s)
         self._free_retired()
@@ -305,8 +305,8 @@ class LLMEngine(AdapterControls, OfflineServing):
         self, sequence: Sequence, ending: Ending, now_s: float, error: EngineError | None
     ) -> list[RequestOutput]:
         """Close a sequence's accounts; return the output of its whole request, if it was the last of it."""
-        self._accounts.close(sequence)
-        output = self._parts.finisher.output(sequence, ending, now_s, error)
+        self._counters.close(sequence)
+        output = self._parts.output_processor.output(sequence, ending, now_s, error)
         whole = self._by_id[sequence.request_id].end(sequence, output)
         if whole is None:
             return []

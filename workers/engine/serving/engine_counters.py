@@ -33,7 +33,7 @@ class EngineStats:
     adapters: AdapterStats | None
 
 
-class Room(NamedTuple):
+class Capacity(NamedTuple):
     """What the engine could still take on."""
 
     free_seqs: int
@@ -42,7 +42,7 @@ class Room(NamedTuple):
     busy_ms: float
 
 
-class Accounts:
+class EngineCounters:
     """Running counts; what is charged to requests and `wasted_ms` add up to `busy_ms`."""
 
     def __init__(self) -> None:

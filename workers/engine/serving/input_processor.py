@@ -24,7 +24,7 @@ Prompt = str | list[int] | list[dict[str, Any]]
 """Text, token ids, or chat messages for the checkpoint's template."""
 
 
-class RequestChecker:
+class InputProcessor:
     """Knows the limits of one engine and turns what fits them into sequences."""
 
     def __init__(

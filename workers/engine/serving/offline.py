@@ -12,7 +12,7 @@ from workers.engine.core.outputs import RequestOutput
 from workers.engine.core.sampling_params import SamplingParams
 from workers.engine.serving.input_processor import Prompt, as_prompts, one_each
 from workers.engine.serving.progress import ProgressBar, UseTqdm
-from workers.engine.serving.request_state import LiveRequest
+from workers.engine.serving.request_state import RequestState
 
 Conversation = list[dict[str, Any]]
 """Chat messages, each a role with its content."""
@@ -79,10 +79,10 @@ class OfflineServing(ABC):
     @abstractmethod
     def _new_request(
         self, request_id: str, prompt: Prompt, params: SamplingParams, lora: AnyLoRA | None
-    ) -> LiveRequest: ...
+    ) -> RequestState: ...
 
     @abstractmethod
-    def _enqueue(self, request: LiveRequest) -> None: ...
+    def _enqueue(self, request: RequestState) -> None: ...
 
     @abstractmethod
     def _settle_rest(self) -> list[RequestOutput]: ...

@@ -28,7 +28,7 @@ class Ending(NamedTuple):
     keeps_last_token: bool = False  # it belongs to the answer, although the sequence stops with it
 
 
-class Finisher:
+class OutputProcessor:
     """Applies the checkpoint's end-of-sequence tokens and the request's own limits."""
 
     def __init__(self, tokenizer: Tokenizer, eos_token_ids: Iterable[int]) -> None:

@@ -10,7 +10,7 @@ from workers.engine.core.outputs import RequestMetrics, RequestOutput
 from workers.engine.core.sequence import Sequence
 
 
-class LiveRequest:
+class RequestState:
     """Sequences that are still running, and what the others have ended with."""
 
     __slots__ = ("_ended", "is_started", "request_id", "sequences")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from workers.engine.core.step_input import ForwardInput, SamplingInput, StepHalf
-from workers.engine.core.tensor_pack import Parcel, unpack
+from workers.engine.core.tensor_pack import TensorPack, unpack
 
 _NUM_BUFFERS = 2
 """Half a step may still be on its way while the next step's is packed, never that of the step after."""
@@ -47,10 +47,10 @@ class StepBuffers:
 
     def pack(self, half: StepHalf) -> PackedStep:
         """Copy the tensors of half a step into the buffer that was used longer ago."""
-        parcel = Parcel(half)
-        buffer = self._turn(parcel.num_bytes)
-        parcel.write(buffer)
-        return PackedStep(parcel.skeleton, buffer[: parcel.num_bytes])
+        pack = TensorPack(half)
+        buffer = self._turn(pack.num_bytes)
+        pack.write(buffer)
+        return PackedStep(pack.skeleton, buffer[: pack.num_bytes])
 
     def _turn(self, num_bytes: int) -> Tensor:
         turn, self._next = self._next, (self._next + 1) % _NUM_BUFFERS

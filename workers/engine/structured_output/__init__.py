@@ -1,4 +1,4 @@
-"""Answers that must have a form: what may be asked for, compiled beside the loop, followed token by token."""
+"""Answers that must follow a grammar: compiled beside the loop, followed token by token."""
 
 from __future__ import annotations
 

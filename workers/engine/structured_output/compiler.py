@@ -1,4 +1,4 @@
-"""Compiles forms beside the engine's loop: each once, after a child process has shown that it can be."""
+"""Compiles grammars beside the engine's loop: each once, after a child process has shown that it can be."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from workers.engine.core.errors import InvalidParams
-from workers.engine.core.structured_outputs import FormSource, StructuredOutputsParams
+from workers.engine.core.structured_outputs import GrammarSpec, StructuredOutputsParams
 from workers.engine.structured_output.grammar import Grammar, first_line
-from workers.engine.structured_output.grammar_check import CPU_S, Vetter, VetterSetup
+from workers.engine.structured_output.grammar_check import CPU_S, GrammarCheck, GrammarCheckSetup
 
-MAX_CACHED_FORMS = 128
-MAX_WAITING_FORMS = 64
+MAX_CACHED_GRAMMARS = 128
+MAX_WAITING_GRAMMARS = 64
 LIMITS: dict[str, Any] = {
     "max_items_in_row": 2000,
     "initial_lexer_fuel": 1_000_000,
@@ -32,30 +32,30 @@ LIMITS: dict[str, Any] = {
 }
 """llguidance's own bounds; its defaults allow four times the work for one token."""
 _CLOSE_S = 5.0
-_Queue = SimpleQueue[tuple[FormSource, Future[LLMatcher]] | None]
+_Queue = SimpleQueue[tuple[GrammarSpec, Future[LLMatcher]] | None]
 _JSON_OPTIONS = {"whitespace_pattern": r"[ \n\t]{0,16}"}
 """A model could otherwise write spaces until its last token."""
 
 
 class GrammarCompiler:
-    """Forms by their text, the latest ones kept; one background thread, started with the first form.
+    """Grammars by their text, the latest ones kept; one background thread, started with the first grammar.
 
     `close`, garbage collection and exit all end the thread and its child: the thread holds no compiler.
-    A thread that died has said so on standard error; the form it had in hand fails, the next starts another.
+    A thread that died has said so on standard error; its grammar fails, and the next one starts another.
     """
 
     def __init__(self, tokenizer_file: Path, *, vocab_size: int, eos_token_ids: Iterable[int]) -> None:
         self._tokenizer_file = tokenizer_file
         self._vocab_size = vocab_size
         self._eos_token_ids = sorted(eos_token_ids) or None  # None: what the tokenizer itself says
-        self._forms: OrderedDict[FormSource, Future[LLMatcher]] = OrderedDict()
+        self._compiled: OrderedDict[GrammarSpec, Future[LLMatcher]] = OrderedDict()
         self._queue: _Queue = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._end: weakref.finalize[..., GrammarCompiler] | None = None
         self._tokenizer: LLTokenizer | None = None
         self._tokenizer_problem = ""
         try:
-            # Here and not at the first form: 128,000 tokens take seconds, and nothing else runs meanwhile.
+            # Here and not at the first grammar: 128,000 tokens take seconds, and nothing else runs meanwhile.
             self._tokenizer = LLTokenizer(
                 str(tokenizer_file), n_vocab=vocab_size, eos_token=self._eos_token_ids
             )
@@ -63,13 +63,13 @@ class GrammarCompiler:
             self._tokenizer_problem = first_line(str(error))
 
     def grammar(self, params: StructuredOutputsParams) -> Grammar:
-        """Return the state of a new completion with this form, which may still have to be compiled."""
+        """Return the state of a new completion with this grammar, which may still have to be compiled."""
         if self._tokenizer is None:
             raise InvalidParams(
-                f"this checkpoint's tokenizer cannot follow forms: {self._tokenizer_problem}; "
+                f"this checkpoint's tokenizer cannot follow grammars: {self._tokenizer_problem}; "
                 "leave structured_outputs out"
             )
-        return Grammar(self._form(params.source))
+        return Grammar(self._compiled_for(params.source))
 
     def close(self) -> None:
         """Stop compiling."""
@@ -77,30 +77,32 @@ class GrammarCompiler:
             self._end()
             self._thread.join(_CLOSE_S)
 
-    def _form(self, source: FormSource) -> Future[LLMatcher]:
-        if (known := self._forms.get(source)) is not None:
-            self._forms.move_to_end(source)
+    def _compiled_for(self, source: GrammarSpec) -> Future[LLMatcher]:
+        if (known := self._compiled.get(source)) is not None:
+            self._compiled.move_to_end(source)
             return known
-        if sum(not form.done() for form in self._forms.values()) >= MAX_WAITING_FORMS:
-            raise InvalidParams(f"{MAX_WAITING_FORMS} forms are waiting to be compiled; try again later")
-        form = self._forms[source] = Future()
-        if len(self._forms) > MAX_CACHED_FORMS:
-            self._forms.popitem(last=False)  # whoever waits for it holds it
-        self._queue.put((source, form))
+        if sum(not compiled.done() for compiled in self._compiled.values()) >= MAX_WAITING_GRAMMARS:
+            raise InvalidParams(
+                f"{MAX_WAITING_GRAMMARS} grammars are waiting to be compiled; try again later"
+            )
+        compiled = self._compiled[source] = Future()
+        if len(self._compiled) > MAX_CACHED_GRAMMARS:
+            self._compiled.popitem(last=False)  # whoever waits for it holds it
+        self._queue.put((source, compiled))
         self._start()
-        return form
+        return compiled
 
     def _start(self) -> None:
         if self._is_idle() and self._tokenizer is not None:
-            vetter, is_closed = Vetter(self._setup()), threading.Event()
+            check, is_closed = GrammarCheck(self._setup()), threading.Event()
             self._thread = threading.Thread(
                 target=_serve,
-                args=(self._queue, vetter, self._tokenizer, is_closed),
+                args=(self._queue, check, self._tokenizer, is_closed),
                 name="grammars",
                 daemon=True,
             )
             self._thread.start()
-            self._end = weakref.finalize(self, _end, self._queue, vetter, is_closed)
+            self._end = weakref.finalize(self, _end, self._queue, check, is_closed)
 
     def _is_idle(self) -> bool:
         """Whether a thread is wanting: none was started, or it died without being told to."""
@@ -108,8 +110,8 @@ class GrammarCompiler:
             return True
         return self._end.alive and not self._thread.is_alive()
 
-    def _setup(self) -> VetterSetup:
-        return VetterSetup(
+    def _setup(self) -> GrammarCheckSetup:
+        return GrammarCheckSetup(
             tokenizer_file=str(self._tokenizer_file),
             vocab_size=self._vocab_size,
             eos_token_ids=self._eos_token_ids,
@@ -118,41 +120,41 @@ class GrammarCompiler:
         )
 
 
-def _serve(queue: _Queue, vetter: Vetter, tokenizer: LLTokenizer, is_closed: threading.Event) -> None:
+def _serve(queue: _Queue, check: GrammarCheck, tokenizer: LLTokenizer, is_closed: threading.Event) -> None:
     try:
         while (job := queue.get()) is not None and not is_closed.is_set():
-            source, form = job
+            source, compiled = job
             try:
-                form.set_result(_compile(vetter, tokenizer, source))
+                compiled.set_result(_compile(check, tokenizer, source))
             except InvalidParams as error:
-                form.set_exception(error)
+                compiled.set_exception(error)
             except BaseException as error:
                 # Whatever it is, the request must hear of it.
-                form.set_exception(InvalidParams(f"the {source.kind} cannot be compiled: {error}"))
+                compiled.set_exception(InvalidParams(f"the {source.kind} cannot be compiled: {error}"))
                 if not isinstance(error, Exception):
                     raise
     finally:
-        vetter.close()
+        check.close()
 
 
-def _end(queue: _Queue, vetter: Vetter, is_closed: threading.Event) -> None:
+def _end(queue: _Queue, check: GrammarCheck, is_closed: threading.Event) -> None:
     is_closed.set()
     queue.put(None)
-    vetter.interrupt()
+    check.interrupt()
 
 
-def _compile(vetter: Vetter, tokenizer: LLTokenizer, source: FormSource) -> LLMatcher:
+def _compile(check: GrammarCheck, tokenizer: LLTokenizer, source: GrammarSpec) -> LLMatcher:
     try:
         grammar = llguidance_text(source)
     except ValueError as error:
         raise InvalidParams(f"the {source.kind} is refused: {first_line(str(error))}") from error
-    if (problem := vetter.problem(grammar)) is not None:
+    if (problem := check.problem(grammar)) is not None:
         raise InvalidParams(f"the {source.kind} is refused: {first_line(problem)}")
     return LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(**LIMITS))
 
 
-def llguidance_text(source: FormSource) -> str:
-    """Return a form as llguidance reads it."""
+def llguidance_text(source: GrammarSpec) -> str:
+    """Return a grammar as llguidance reads it."""
     kind, text = source
     if kind == "json":
         return LLMatcher.grammar_from_json_schema(text, overrides=_JSON_OPTIONS)  # type: ignore[arg-type]  # its stub names fewer options

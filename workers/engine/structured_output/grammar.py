@@ -1,4 +1,4 @@
-"""Which tokens may come next in one completion that must have a form."""
+"""Which tokens may come next in one completion that must follow a grammar."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ANY_TOKEN = -1
 
 
 class Grammar:
-    """The state behind one completion's form; mutable, advanced with each token."""
+    """The state behind one completion's grammar; mutable, advanced with each token."""
 
     __slots__ = ("_clock", "_compiled", "_matcher", "error")
 
@@ -31,7 +31,7 @@ class Grammar:
         """Why the request cannot go on."""
 
     def is_ready(self) -> bool:
-        """Whether the form has been compiled; raises `InvalidParams` where it cannot be."""
+        """Whether the grammar has been compiled; raises `InvalidParams` where it cannot be."""
         if self._matcher is None and self._compiled.done():
             self._matcher = self._compiled.result().deep_copy()
         return self._matcher is not None
@@ -44,7 +44,7 @@ class Grammar:
     def fill(self, mask: NDArray[np.int32]) -> None:
         """Set the bits of the tokens that may come next; `mask` is [ceil(vocab_size / 32)].
 
-        Where the form fails, all are allowed and `error` is set.
+        Where the grammar fails, all are allowed and `error` is set.
         """
         began_s = self._clock()
         if self.error is None:
@@ -61,16 +61,16 @@ class Grammar:
             self._check(began_s)
 
     def _ready_matcher(self) -> LLMatcher:
-        assert self._matcher is not None, "a request was served before its form was compiled"
+        assert self._matcher is not None, "a request was served before its grammar was compiled"
         return self._matcher
 
     def _check(self, began_s: float) -> None:
         matcher, took_s = self._ready_matcher(), self._clock() - began_s
         if matcher.is_error():
-            self.error = InvalidParams(f"the form cannot be followed: {first_line(matcher.get_error())}")
+            self.error = InvalidParams(f"the grammar cannot be followed: {first_line(matcher.get_error())}")
         elif took_s > MAX_TOKEN_S:
             self.error = InvalidParams(
-                f"the form took {took_s:.1f} s for one token, {MAX_TOKEN_S:g} s are given; simplify it"
+                f"the grammar took {took_s:.1f} s for one token, {MAX_TOKEN_S:g} s are given; simplify it"
             )
 
 

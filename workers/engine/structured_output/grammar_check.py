@@ -1,4 +1,4 @@
-"""The child process that compiles a form first: it may take too long, and then it alone dies of it."""
+"""The child process that compiles a grammar first: it may take too long, and then it alone dies of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workers.engine.core.child_process import ChildProcess
 from workers.engine.core.errors import InvalidParams
 
 CPU_S = 2
-"""Processor time a form may take to compile and to be tried; large ones of real use take 0.7 s."""
+"""Processor time a grammar may take to compile and to be tried; large ones of real use take 0.7 s."""
 MEMORY_BYTES = 2 << 30
 _WALL_S = 30.0
 """The child gives way to the engine, so that on a busy machine its seconds are long."""
@@ -27,7 +27,7 @@ runpy.run_path(sys.argv[3], run_name="__main__")
 
 
 @dataclass(frozen=True, slots=True)
-class VetterSetup:
+class GrammarCheckSetup:
     """What the child must know to compile as the engine does."""
 
     tokenizer_file: str
@@ -38,15 +38,15 @@ class VetterSetup:
     memory_bytes: int = MEMORY_BYTES
 
 
-class Vetter:
-    """One child for many forms, started anew where a form has killed it; used by one thread."""
+class GrammarCheck:
+    """One child for many grammars, started anew where a grammar has killed it; used by one thread."""
 
-    def __init__(self, setup: VetterSetup) -> None:
+    def __init__(self, setup: GrammarCheckSetup) -> None:
         self._setup = setup
         self._child: ChildProcess | None = None
 
     def problem(self, grammar: str) -> str | None:
-        """Return what is wrong with a form in llguidance's notation, None if it can be served.
+        """Return what is wrong with a grammar in llguidance's notation, None if it can be served.
 
         Raises `InvalidParams` where llguidance cannot use the checkpoint's tokenizer at all.
         """
@@ -60,7 +60,7 @@ class Vetter:
         return None if problem is None else str(problem)
 
     def interrupt(self) -> None:
-        """Have the form that is being tried fail now; may be called from another thread."""
+        """Have the grammar that is being tried fail now; may be called from another thread."""
         child = self._child
         if child is not None:
             child.signal_kill()
@@ -84,14 +84,14 @@ class Vetter:
         )
         answer = _ask(self._child, asdict(self._setup))
         if answer is None:
-            raise RuntimeError(f"the child that tries forms does not start: {sys.executable} {_CHILD}")
+            raise RuntimeError(f"the child that tries grammars does not start: {sys.executable} {_CHILD}")
         if (problem := json.loads(answer)["problem"]) is not None:
-            raise InvalidParams(f"this checkpoint's tokenizer cannot follow forms: {problem}")
+            raise InvalidParams(f"this checkpoint's tokenizer cannot follow grammars: {problem}")
         return self._child
 
 
 def _ask(child: ChildProcess, question: object) -> str | None:
-    """Send one line and return the child's answer, None where it dies or takes too long."""
+    """Send one line and return the child's answer, None if it dies or takes too long."""
     with suppress(OSError, ValueError):  # ValueError: another thread has closed its pipes
         child.stdin.write(json.dumps(question) + "\n")
         child.stdin.flush()

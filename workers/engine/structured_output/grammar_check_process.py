@@ -1,4 +1,4 @@
-"""What the vetter's child runs: compile each form, write a few tokens by it, and answer what was wrong.
+"""What the check's child runs: compile each grammar, write a few tokens by it, and answer what was wrong.
 
 A script of its own that loads nothing of the engine; it limits its own time and memory.
 """

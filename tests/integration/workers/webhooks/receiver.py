@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(slots=True)
 class Receiver:
-    """Answers each request with the next status of the script, and with the last one for ever after."""
+    """Answers each request with the next status of the script, and with the last one forever after."""
 
     statuses: list[int] = field(default_factory=lambda: [204])
     headers: dict[str, str] = field(default_factory=dict)

@@ -43,7 +43,7 @@ class Case:
     values: Tensor
     cos: Tensor
     sin: Tensor
-    spans: Tensor
+    sequence_rows: Tensor
     block_tables: Tensor
     scale: float
     window: int | None = None
@@ -91,12 +91,12 @@ def make_case(
         table[: len(mine)] = mine
     starts = torch.tensor([0, *(rows for rows, _ in chunks)]).cumsum(0)[:-1].tolist()
     num_tokens = sum(rows for rows, _ in chunks) + num_padding
-    spans = torch.tensor([(start, *chunk) for start, chunk in zip(starts, chunks, strict=True)])
+    sequence_rows = torch.tensor([(start, *chunk) for start, chunk in zip(starts, chunks, strict=True)])
     cache_shape = (int(order.max()) + 1, num_kv_heads, block_size, head_dim)
     cos, sin = (random(num_tokens, rotary_dim or head_dim) for _ in range(2))
     qkv = random(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim)
     caches = random(*cache_shape), random(*cache_shape)
-    return Case(qkv, *caches, cos, sin, spans.int(), tables, head_dim**-0.5)
+    return Case(qkv, *caches, cos, sin, sequence_rows.int(), tables, head_dim**-0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -190,7 +190,7 @@ def test_chunks_neighbours_and_threads_change_no_bit(
         chunked.qkv, chunked.cos, chunked.sin = (
             part[start:end].clone() for part in (whole.qkv, whole.cos, whole.sin)
         )
-        chunked.spans = torch.tensor([[0, end - start, start]], dtype=torch.int32)
+        chunked.sequence_rows = torch.tensor([[0, end - start, start]], dtype=torch.int32)
         torch.set_num_threads(1 + start % 2)
         pieces.append(chunked.run(kernel))
 
@@ -220,8 +220,8 @@ def test_what_the_kernel_cannot_read_is_left_to_torch(level: Level) -> None:
 
 def test_a_span_outside_its_batch_or_table_is_refused(kernel: PagedAttention) -> None:
     beyond_batch, beyond_table = make_case([(3, 0)]), make_case([(3, 0)])
-    beyond_batch.spans[0, 1] = 4
-    beyond_table.spans[0, 2] = 16
+    beyond_batch.sequence_rows[0, 1] = 4
+    beyond_table.sequence_rows[0, 2] = 16
 
     with pytest.raises(RuntimeError, match="span 0 leaves the batch"):
         beyond_batch.run(kernel)

@@ -17,5 +17,5 @@ def test_a_duration_is_a_number_with_its_unit(text: str, seconds: float) -> None
 
 @pytest.mark.parametrize("text", ["", "24", "h", "-1h", "0s", "1w", "1h30m", "nan", "9" * 30 + "d"])
 def test_anything_else_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(typer.BadParameter, match=r"is no duration: .* e.g. 24h"):
+    with pytest.raises(typer.BadParameter, match=r"is not a duration: .* e.g. 24h"):
         parse_duration(text)

@@ -45,7 +45,10 @@ def test_a_timeout_that_is_no_number_is_told_with_its_value(monkeypatch: pytest.
 
 
 def test_what_is_no_job_id_is_refused_with_its_value() -> None:
-    with Client("redis://127.0.0.1:1/0") as client, pytest.raises(InvalidJob, match="'job-7' is no job id"):
+    with (
+        Client("redis://127.0.0.1:1/0") as client,
+        pytest.raises(InvalidJob, match="'job-7' is not a valid job id"),
+    ):
         client.job("job-7")
 
 

@@ -29,7 +29,7 @@ RECORDED_DEFAULTS = {
     "priority": "normal", "deadline_s": None, "tenant": "default", "callback_url": None,
     "idempotency_key": None, "metadata": {},
 }  # fmt: skip
-"""What is left out of a message means this for ever within version 1; add to it, change nothing."""
+"""What is left out of a message means this forever within version 1; add to it, change nothing."""
 
 
 def default_of(field: FieldInfo) -> Any:

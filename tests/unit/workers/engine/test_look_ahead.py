@@ -264,7 +264,7 @@ LOADS = st.lists(
 )
 
 
-class Yard:
+class EngineRig:
     """One engine that looks ahead, one that does not, and what the latter answers to each request alone."""
 
     def __init__(self, make: MakeEngine, loras: dict[str, AnyLoRA | None], changing: list[Path]) -> None:
@@ -308,9 +308,9 @@ class Yard:
 
 
 @pytest.fixture(scope="module")
-def yard(
+def rig(
     checkpoint: Path, adapters: dict[str, LoRARequest], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Yard]:
+) -> Iterator[EngineRig]:
     folder = tmp_path_factory.mktemp("look-ahead")
     two = [Path(adapters[name].lora_path) for name in ("attention", "one-module")]
     loras: dict[str, AnyLoRA | None] = {
@@ -327,10 +327,10 @@ def yard(
         config = EngineConfig(model=str(checkpoint), num_threads=1, **limits)  # type: ignore[arg-type]
         return LLMEngine(config, look_ahead=1)
 
-    yard = Yard(make, loras, two)
-    yield yard
-    yard.engine.close()
-    yard._lonely.close()
+    rig = EngineRig(make, loras, two)
+    yield rig
+    rig.engine.close()
+    rig._lonely.close()
 
 
 def agrees(output: RequestOutput, expected: RequestOutput) -> bool:
@@ -354,8 +354,8 @@ def agrees(output: RequestOutput, expected: RequestOutput) -> bool:
 class Traffic:
     """Requests that come, go and take over each other's ids, and what each of them was told."""
 
-    def __init__(self, yard: Yard, loads: list[Load]) -> None:
-        self._yard = yard
+    def __init__(self, rig: EngineRig, loads: list[Load]) -> None:
+        self._yard = rig
         self._coming = sorted(enumerate(loads), key=lambda item: item[1].arrives_at_step)
         self._aborts: list[tuple[int, str]] = []
         self.holders: dict[str, tuple[Load, list[RequestOutput]]] = {}
@@ -379,8 +379,8 @@ class Traffic:
         self._yard.engine.check_integrity()
 
     def _add(self, name: str, load: Load) -> None:
-        yard, lora = self._yard, self._yard.loras[ADAPTERS[load.adapter]]
-        yard.engine.add_request(name, yard.prompts[load.prompt], yard.params(load.kind), lora)
+        rig, lora = self._yard, self._yard.loras[ADAPTERS[load.adapter]]
+        rig.engine.add_request(name, rig.prompts[load.prompt], rig.params(load.kind), lora)
         self.holders[name] = (load, [])
 
     def _abort(self, name: str) -> None:
@@ -412,22 +412,22 @@ def check_stream(outputs: list[RequestOutput]) -> None:
     pace=st.lists(st.integers(0, 2), min_size=1, max_size=5),
 )
 def test_every_answer_is_that_of_an_engine_that_does_not_look_ahead(
-    yard: Yard, loads: list[Load], reload_at: set[int], pace: list[int]
+    rig: EngineRig, loads: list[Load], reload_at: set[int], pace: list[int]
 ) -> None:
-    yard.pace = pace
-    yard.reload(0)
-    traffic = Traffic(yard, loads)
+    rig.pace = pace
+    rig.reload(0)
+    traffic = Traffic(rig, loads)
 
     step = 0
     while traffic.goes_on:
         if step in reload_at:
-            yard.reload(step)
+            rig.reload(step)
         traffic.step(step)
         step += 1
         assert step < MAX_STEPS
 
     assert not traffic.holders
     for load, outputs in traffic.ended:
-        assert any(agrees(outputs[-1], expected) for expected in yard.allowed(load)), outputs[-1]
+        assert any(agrees(outputs[-1], expected) for expected in rig.allowed(load)), outputs[-1]
         check_stream(outputs)
-    assert yard.engine.stats().num_free_kv_blocks == 6
+    assert rig.engine.stats().num_free_kv_blocks == 6

@@ -61,7 +61,7 @@ def test_prompts_with_a_common_stem_give_the_tokens_they_give_alone(
     stats = engine.stats()
     assert (stats.num_prefix_hit_tokens, stats.num_prefix_query_tokens) == (144, 50 + sum(map(len, prompts)))
     assert stats.num_cached_kv_blocks > 0
-    assert stats.num_free_kv_blocks == engine.info.num_kv_blocks == engine.room().free_kv_blocks
+    assert stats.num_free_kv_blocks == engine.info.num_kv_blocks == engine.capacity().free_kv_blocks
     engine.check_integrity()
 
 

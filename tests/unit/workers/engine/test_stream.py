@@ -20,7 +20,7 @@ MakeEngine = Callable[..., LLMEngine]
 
 
 def run(engine: LLMEngine, asked: dict[str, tuple[list[int], SamplingParams]]) -> list[RequestOutput]:
-    """Serve requests to their end; answers everything that was told, in order."""
+    """Serve requests to their end; returns everything that was told, in order."""
     for request_id, (prompt, params) in asked.items():
         engine.add_request(request_id, prompt, params)
     told: list[RequestOutput] = []

@@ -1,4 +1,4 @@
-"""Answers keep the form that was asked for, whatever the model would rather say; neighbours see nothing."""
+"""Answers keep the grammar asked for, whatever the model would rather say; neighbours see nothing."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ DATE = r"(19|20)\d\d-(0[1-9]|1[0-2])"
 
 @pytest.fixture(scope="module")
 def engine(look_ahead: int) -> Iterator[LLMEngine]:
-    """The shipped model with room for three adapters, and little patience with forms."""
+    """The shipped model with room for three adapters, and little patience with grammars."""
     config = EngineConfig(
         model=str(TINY / "base"), enable_lora=True, max_loras=3, num_threads=1, enable_prefix_caching=False
     )
@@ -67,7 +67,7 @@ def engine(look_ahead: int) -> Iterator[LLMEngine]:
         engine.close()
 
 
-def form(**given: Any) -> StructuredOutputsParams:
+def grammar(**given: Any) -> StructuredOutputsParams:
     return StructuredOutputsParams(**given)
 
 
@@ -102,16 +102,18 @@ def is_tree_item(item: object) -> bool:
 
 
 FORMS = [
-    form(json=PERSON),
-    form(json=TREE),
-    form(regex=DATE),
-    form(choice=["yes", "no", 'it depends: "é" 世\n']),
-    form(grammar=SUM),
+    grammar(json=PERSON),
+    grammar(json=TREE),
+    grammar(regex=DATE),
+    grammar(choice=["yes", "no", 'it depends: "é" 世\n']),
+    grammar(grammar=SUM),
 ]
 
 
 @BOTH
-def test_answers_of_a_mixed_batch_keep_their_forms_and_neighbours_notice_nothing(engine: LLMEngine) -> None:
+def test_answers_of_a_mixed_batch_keep_their_grammars_and_neighbours_notice_nothing(
+    engine: LLMEngine,
+) -> None:
     adapters = [None, lora("upper", 1), lora("reverse", 2)]
     plain = [("hello>", params(None, temperature=0, max_tokens=12), adapters[n % 3]) for n in range(6)]
     formed = [
@@ -130,35 +132,35 @@ def test_answers_of_a_mixed_batch_keep_their_forms_and_neighbours_notice_nothing
 
 
 @BOTH
-def test_a_form_that_can_only_end_ends_without_another_token(engine: LLMEngine) -> None:
-    (output,) = engine.generate(["hello>"], params(form(regex="ab{2}"), temperature=0))
+def test_a_grammar_that_can_only_end_ends_without_another_token(engine: LLMEngine) -> None:
+    (output,) = engine.generate(["hello>"], params(grammar(regex="ab{2}"), temperature=0))
 
     assert (output.outputs[0].text, output.outputs[0].finish_reason) == ("abb", "stop")
     assert len(output.outputs[0].token_ids) == 3
 
 
 @BOTH
-def test_the_end_is_allowed_only_where_the_form_is_complete(engine: LLMEngine) -> None:
+def test_the_end_is_allowed_only_where_the_grammar_is_complete(engine: LLMEngine) -> None:
     (eos,) = (token for token in [2])
     bias = {eos: 100.0}
 
     outputs = engine.generate(
-        ["hello>"] * 2, [params(form(regex="a{3}b*"), logit_bias=bias, temperature=0)] * 2
+        ["hello>"] * 2, [params(grammar(regex="a{3}b*"), logit_bias=bias, temperature=0)] * 2
     )
 
     assert [output.outputs[0].text for output in outputs] == ["aaa", "aaa"]
     assert outputs[0].outputs[0].token_ids[-1] == eos
 
 
-def test_max_tokens_may_cut_a_form_short(engine: LLMEngine) -> None:
-    (output,) = engine.generate(["hello>"], params(form(json=PERSON), max_tokens=4))
+def test_max_tokens_may_cut_a_grammar_short(engine: LLMEngine) -> None:
+    (output,) = engine.generate(["hello>"], params(grammar(json=PERSON), max_tokens=4))
 
     assert output.outputs[0].finish_reason == "length"
 
 
 @BOTH
-def test_each_completion_follows_the_form_for_itself(engine: LLMEngine) -> None:
-    given = form(grammar=SUM)
+def test_each_completion_follows_the_grammar_for_itself(engine: LLMEngine) -> None:
+    given = grammar(grammar=SUM)
 
     (output,) = engine.generate(["hello>"], params(given, n=4))
 
@@ -172,7 +174,7 @@ def test_preemption_and_streams_do_not_lose_the_place_in_a_form(look_ahead: int)
     settings = {"num_kv_blocks": 10, "max_model_len": 128, "enable_prefix_caching": False}
     config = EngineConfig(model=str(TINY / "base"), num_threads=1, **settings)  # type: ignore[arg-type]
     small = LLMEngine(config, look_ahead=look_ahead)
-    given = form(regex="(ab|ba){20,30}")
+    given = grammar(regex="(ab|ba){20,30}")
     for number in range(4):
         asked = params(given, seed=number, max_tokens=80, output_kind=RequestOutputKind.DELTA)
         small.add_request(f"{number}", "hello>", asked)
@@ -200,10 +202,10 @@ def test_preemption_and_streams_do_not_lose_the_place_in_a_form(look_ahead: int)
         (slow(40), "of processor time or too much memory; simplify it"),
     ],
 )
-def test_a_hostile_or_wrong_form_fails_alone_while_others_go_on(
+def test_a_hostile_or_wrong_grammar_fails_alone_while_others_go_on(
     engine: LLMEngine, given: dict[str, Any], message: str
 ) -> None:
-    engine.add_request("bad", "hello>", params(form(**given)))
+    engine.add_request("bad", "hello>", params(grammar(**given)))
     engine.add_request("other", "hello>", params(None, max_tokens=3, ignore_eos=True))
     ended: dict[str, RequestOutput] = {}
     while "bad" not in ended:
@@ -216,12 +218,12 @@ def test_a_hostile_or_wrong_form_fails_alone_while_others_go_on(
     assert (error.code, error.retryable) == ("invalid_params", False)
     assert message in error.message
     assert ended["other"].error is None
-    (good,) = engine.generate(["hello>"], params(form(regex="ok")))
+    (good,) = engine.generate(["hello>"], params(grammar(regex="ok")))
     assert good.outputs[0].text == "ok"
 
 
-def test_others_go_on_while_a_form_is_compiled(engine: LLMEngine) -> None:
-    engine.add_request("slow", "hello>", params(form(**slow(41))))
+def test_others_go_on_while_a_grammar_is_compiled(engine: LLMEngine) -> None:
+    engine.add_request("slow", "hello>", params(grammar(**slow(41))))
 
     outputs = engine.generate(["hello>"] * 3, params(None, max_tokens=20, ignore_eos=True))
 

@@ -19,7 +19,7 @@ def allows(names: Sequence[str] | None, module: str) -> bool:
 
 
 def check_names(names: Sequence[str], modules: Iterable[str]) -> None:
-    """Raise ConfigError for a name that is no module of the base."""
+    """Raise ConfigError for a name that is not a module of the base."""
     every = list(modules)
     for name in names:
         if not any(_names(name, module) for module in every):

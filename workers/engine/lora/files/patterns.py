@@ -50,7 +50,7 @@ def _compile(pattern: str) -> Callable[[str], bool]:
 
 
 def _automaton(pattern: str) -> Callable[[str], bool] | None:
-    """Return a matcher by Rust's regex, which never backtracks; None where it knows no such pattern."""
+    """Return a matcher by Rust's regex, which never backtracks; None if it knows no such pattern."""
     plain = _ESCAPED.sub("x", pattern)
     in_classes = (found[1:-1].lstrip("^") for found in _CLASS.findall(plain))
     if _POSSESSIVE.search(_CLASS.sub("x", plain)) or any(map(_SET_OPERATION.search, in_classes)):
@@ -69,6 +69,6 @@ def _bounded(pattern: str, compiled: re.Pattern[str]) -> Callable[[str], bool]:
     if _REPEATED_GROUP.search(plain) or num_repeats > _MAX_BACKTRACKING_REPEATS:
         raise PatternError(
             f"with look-around or references it may repeat at most {_MAX_BACKTRACKING_REPEATS} times and no "
-            f"group, or matching it could take for ever; it repeats {num_repeats} times"
+            f"group, or matching it could take forever; it repeats {num_repeats} times"
         )
     return lambda text: compiled.fullmatch(text) is not None

@@ -22,7 +22,7 @@ class AdapterResolver(Protocol):
     """A place that knows adapters by name."""
 
     def find(self, name: str) -> Path | None:
-        """Return the folder of an adapter; None where the place knows no such name.
+        """Return the folder of an adapter; None if the place knows no such name.
 
         Raises an AdapterError where it knows the name but cannot give the files.
         """

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workers.engine.core.tensor_pack import Parcel, unpack
+from workers.engine.core.tensor_pack import TensorPack, unpack
 
 _HEADER = struct.Struct("<qq")  # bytes of tensors, bytes of the skeleton behind them
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -37,10 +37,10 @@ class Channel:
 
     def send(self, message: Any) -> None:
         """Hand a message over; raises OSError when the other side is gone."""
-        parcel = Parcel(message)
-        file = _write(parcel)
+        pack = TensorPack(message)
+        file = _write(pack)
         try:
-            header = _HEADER.pack(parcel.num_bytes, len(parcel.skeleton))
+            header = _HEADER.pack(pack.num_bytes, len(pack.skeleton))
             socket.send_fds(self._socket, [header], [file])
         finally:
             os.close(file)
@@ -70,12 +70,12 @@ class Channel:
         return socket.recv_fds(self._socket, _HEADER.size, 1, socket.MSG_CMSG_CLOEXEC)
 
 
-def _write(parcel: Parcel) -> int:
+def _write(pack: TensorPack) -> int:
     file = os.memfd_create("adapter", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        os.truncate(file, parcel.num_bytes + len(parcel.skeleton))
-        parcel.write(_map(file, parcel.num_bytes, shared=True))
-        os.pwrite(file, parcel.skeleton, parcel.num_bytes)
+        os.truncate(file, pack.num_bytes + len(pack.skeleton))
+        pack.write(_map(file, pack.num_bytes, shared=True))
+        os.pwrite(file, pack.skeleton, pack.num_bytes)
         # From here on neither side can change a byte, nor shrink the file under the other's feet.
         fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS)
     except BaseException:

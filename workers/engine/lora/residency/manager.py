@@ -158,7 +158,7 @@ class LoRAManager:
 
     @property
     def vocabulary(self) -> VocabularySlots | None:
-        """What the slots' adapters do to embedding and head; None where they cannot."""
+        """What the slots' adapters do to embedding and head; None if they cannot."""
         return self._tiers.vocabulary
 
     # What the engine's owner asks

@@ -66,7 +66,7 @@ class Tiers:
         """Count one more sequence on the slot of each of these host revisions.
 
         Without slots for all of them none is taken and the answer is None: sequences that each held a part
-        of what they need would wait for each other for ever.
+        of what they need would wait for each other forever.
         """
         if not self.slots.can_seat(revisions):
             return None

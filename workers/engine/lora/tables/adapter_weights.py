@@ -28,7 +28,7 @@ class EmbeddingLoRA:
 
 @dataclass(frozen=True, slots=True)
 class VocabularyWeights:
-    """What an adapter does to embedding and head; None where it leaves them alone."""
+    """What an adapter does to embedding and head; None if it leaves them alone."""
 
     embedding: EmbeddingLoRA | None = None
     head: PackedLoRA | None = None  # float32, as the logits are

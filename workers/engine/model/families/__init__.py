@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.engine.model.families.family import DenseMLP, Family, LayerNorms, LayerType, SparseMLP
+from workers.engine.model.families.family import DenseMLPNames, Family, LayerNorms, LayerType, SparseMLPNames
 from workers.engine.model.families.gemma import GEMMA2, GEMMA3
 from workers.engine.model.families.llama import LLAMA
 from workers.engine.model.families.mistral import MISTRAL
@@ -15,4 +15,4 @@ from workers.engine.model.families.qwen3_moe import QWEN3_MOE
 _ALL = (LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3, PHI3)
 FAMILIES = {family.architecture: family for family in _ALL}
 
-__all__ = ["FAMILIES", "DenseMLP", "Family", "LayerNorms", "LayerType", "SparseMLP"]
+__all__ = ["FAMILIES", "DenseMLPNames", "Family", "LayerNorms", "LayerType", "SparseMLPNames"]

@@ -13,7 +13,7 @@ LayerTypeOf = Callable[[RawConfig, int], LayerType]
 
 
 @dataclass(frozen=True, slots=True)
-class DenseMLP:
+class DenseMLPNames:
     """down(activation(gate) * up); the names are those below `mlp` in the file."""
 
     gate_up: tuple[str, ...] = ("gate_proj", "up_proj")  # one name where the file holds them fused
@@ -30,7 +30,7 @@ def always(_config: RawConfig) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class SparseMLP:
+class SparseMLPNames:
     """A router and, per token, the few gated MLPs it chooses; `parent` is their name below the layer."""
 
     parent: str = "mlp"
@@ -77,8 +77,8 @@ class Family:
     qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")  # one name where the file holds them fused
     has_qkv_bias: bool = False
     has_qk_norm: bool = False  # queries and keys are normed per head, before they are rotated
-    mlp: DenseMLP = DenseMLP()
-    sparse_mlp: SparseMLP | None = None  # where layers have experts; `mlp` is then that of the others
+    mlp: DenseMLPNames = DenseMLPNames()
+    sparse_mlp: SparseMLPNames | None = None  # where layers have experts; `mlp` is then that of the others
     activation_key: str = "hidden_act"
     activation: Activation = "silu"
     norms: LayerNorms = LayerNorms()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.engine.model.families.family import DenseMLP, Family
+from workers.engine.model.families.family import DenseMLPNames, Family
 from workers.engine.model.families.layer_types import all_sliding
 
 PHI3 = Family(
@@ -13,5 +13,5 @@ PHI3 = Family(
     rope_aliases={"su": "longrope", "yarn": "longrope"},
     layer_type=all_sliding,
     qkv=("qkv_proj",),
-    mlp=DenseMLP(gate_up=("gate_up_proj",)),
+    mlp=DenseMLPNames(gate_up=("gate_up_proj",)),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from workers.engine.model.families.family import RawConfig, SparseMLP
+from workers.engine.model.families.family import RawConfig, SparseMLPNames
 from workers.engine.model.families.qwen3 import QWEN3
 
 
@@ -30,5 +30,5 @@ QWEN3_MOE = replace(
         "mlp_only_layers": [],
         "norm_topk_prob": False,
     },
-    sparse_mlp=SparseMLP(normalizes=_normalizes, has_experts=_has_experts),
+    sparse_mlp=SparseMLPNames(normalizes=_normalizes, has_experts=_has_experts),
 )

@@ -14,7 +14,7 @@ class AdaptedLinear:
     """y = W x + bias + B(Ax), the last for the rows that have adapters."""
 
     def __init__(self, linear: AnyLinear, slots: LoRAModule | None, lora_add: LoRAAdd) -> None:
-        """`slots` is None where the engine serves no adapters."""
+        """`slots` is None if the engine serves no adapters."""
         self._lora_add = lora_add
         self._linear = linear
         self._slots = slots

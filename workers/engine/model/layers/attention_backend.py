@@ -78,7 +78,7 @@ class PagedBackend:
             *kv,
             rotation.cos,
             rotation.sin,
-            step.spans,
+            step.sequence_rows,
             step.block_tables,
             heads.scale,
             window=heads.window,
@@ -109,8 +109,8 @@ class GatheredBackend:
         q, k, v = rows.split((heads.num_heads, heads.num_kv_heads, heads.num_kv_heads), dim=1)
         if (norms := heads.norms) is not None:
             q, k = self._normed(q, norms.q, norms.eps), self._normed(k, norms.k, norms.eps)
-        store_kv(rotate(k, rotation), keys, step.write_rows)
-        store_kv(v, values, step.write_rows)
+        store_kv(rotate(k, rotation), keys, step.kv_write_rows)
+        store_kv(v, values, step.kv_write_rows)
         return gathered_attention(
             rotate(q, rotation),
             keys,

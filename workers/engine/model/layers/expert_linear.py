@@ -19,7 +19,7 @@ class ExpertLinear:
     """y = W_e x + B_e(A_e x) for rows sorted by expert e, the second for the rows that have adapters."""
 
     def __init__(self, linears: Sequence[AnyLinear], slots: LoRAModule | None, lora_add: LoRAAdd) -> None:
-        """`slots` has every expert's matrices; None where the engine serves no adapters."""
+        """`slots` has every expert's matrices; None if the engine serves no adapters."""
         self._linears = linears
         self._lora_add = lora_add
         self._slots = slots

@@ -14,11 +14,11 @@ from workers.engine.core.step_input import AttentionGroup
 def store_kv(
     new: Tensor,  # [num_tokens, num_kv_heads, head_dim]
     cache: Tensor,  # [num_blocks, num_kv_heads, block_size, head_dim]
-    write_rows: Tensor,  # [num_tokens * num_kv_heads] int64
+    kv_write_rows: Tensor,  # [num_tokens * num_kv_heads] int64
 ) -> None:
     """Write keys or values of this step's tokens to their places in the cache."""
     head_dim = cache.shape[-1]
-    cache.view(-1, head_dim).index_copy_(0, write_rows, new.reshape(-1, head_dim))
+    cache.view(-1, head_dim).index_copy_(0, kv_write_rows, new.reshape(-1, head_dim))
 
 
 def gathered_attention(

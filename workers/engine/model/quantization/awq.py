@@ -55,7 +55,7 @@ class AwqCheckpoint(BaseModel):
     def read_weight(
         self, reader: CheckpointReader, path: str, out_features: int, in_features: int
     ) -> QuantizedWeight | None:
-        """Return a module's weight, None where the checkpoint holds it unquantised."""
+        """Return a module's weight, None if the checkpoint holds it unquantised."""
         if not reader.has(f"{path}.qweight"):
             return None
         num_groups = in_features // group_size_of(self.group_size, in_features, path)

@@ -38,7 +38,7 @@ class BitsAndBytesCheckpoint(BaseModel):
     def read_weight(
         self, reader: CheckpointReader, path: str, out_features: int, in_features: int
     ) -> QuantizedWeight | None:
-        """Return a module's weight, None where the checkpoint holds it unquantised."""
+        """Return a module's weight, None if the checkpoint holds it unquantised."""
         if reader.has(f"{path}.weight.absmax"):
             return _read_4bit(reader, f"{path}.weight", out_features, in_features)
         if reader.has(f"{path}.SCB"):

@@ -20,7 +20,7 @@ _ADAPTER: TypeAdapter[QuantizedCheckpoint] = TypeAdapter(
 
 
 def quantization_of(raw: Mapping[str, Any], path: Path) -> QuantizedCheckpoint | None:
-    """Return how the checkpoint is quantised, None where it is not."""
+    """Return how the checkpoint is quantised, None if it is not."""
     given = raw.get("quantization_config")
     if given is None:
         return None

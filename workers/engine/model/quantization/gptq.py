@@ -53,7 +53,7 @@ class GptqCheckpoint(BaseModel):
     def read_weight(
         self, reader: CheckpointReader, path: str, out_features: int, in_features: int
     ) -> QuantizedWeight | None:
-        """Return a module's weight, None where the checkpoint holds it unquantised."""
+        """Return a module's weight, None if the checkpoint holds it unquantised."""
         if not reader.has(f"{path}.qweight"):
             return None
         per_word = 32 // self.bits
@@ -80,7 +80,7 @@ class GptqCheckpoint(BaseModel):
 def _read_columns(
     reader: CheckpointReader, path: str, in_features: int, num_groups: int
 ) -> Tensor | None:  # [in_features] int32
-    """Return the inputs sorted by their groups, None where they are so already."""
+    """Return the inputs sorted by their groups, None if they are so already."""
     name = f"{path}.g_idx"
     if not reader.has(name):
         return None

@@ -120,7 +120,7 @@ def test_answers_follow_a_schema(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere", "x"], "checkpoint: model 'nowhere' is no folder"),
+        (["nowhere", "x"], "checkpoint: model 'nowhere' is not a folder"),
         ([str(BASE_DIR), ""], "invalid_prompt: the prompt is empty"),
         ([str(BASE_DIR), "-"], "invalid_prompt: standard input holds no prompt"),
         ([str(BASE_DIR), "x", "--max-tokens", "0"], "invalid_params: max_tokens is 0"),

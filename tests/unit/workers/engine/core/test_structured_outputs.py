@@ -1,4 +1,4 @@
-"""One form, of bounded size, refused with value and remedy before anything is compiled."""
+"""One grammar, of bounded size, refused with value and remedy before anything is compiled."""
 
 from __future__ import annotations
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from kernels.lora.tables import LoRASlice, PackedLoRA, Slice
-from workers.engine.core.tensor_pack import ALIGN_BYTES, Parcel, unpack
+from workers.engine.core.tensor_pack import ALIGN_BYTES, TensorPack, unpack
 from workers.engine.lora.tables.adapter_weights import AdapterWeights
 from workers.engine.lora.tables.packed_slots import PackedKey
 
 
 def _shipped(tree):
-    parcel = Parcel(tree)
-    buffer = torch.zeros(parcel.num_bytes, dtype=torch.uint8)
-    parcel.write(buffer)
-    return unpack(parcel.skeleton, buffer), buffer
+    pack = TensorPack(tree)
+    buffer = torch.zeros(pack.num_bytes, dtype=torch.uint8)
+    pack.write(buffer)
+    return unpack(pack.skeleton, buffer), buffer
 
 
 def _adapter() -> AdapterWeights:
@@ -71,17 +71,17 @@ def test_tensors_are_aligned_and_one_that_occurs_twice_is_stored_once():
 
 
 def test_a_buffer_too_small_is_refused_with_the_size_it_needs():
-    parcel = Parcel(torch.zeros(100))
+    pack = TensorPack(torch.zeros(100))
 
     with pytest.raises(ValueError, match="give at least 400 bytes"):
-        parcel.write(torch.zeros(10, dtype=torch.uint8))
+        pack.write(torch.zeros(10, dtype=torch.uint8))
 
 
 def test_a_skeleton_that_reaches_beyond_its_buffer_is_refused():
-    skeleton, buffer = Parcel(torch.ones(25, 4)).skeleton, torch.zeros(400, dtype=torch.uint8)
+    skeleton, buffer = TensorPack(torch.ones(25, 4)).skeleton, torch.zeros(400, dtype=torch.uint8)
 
     assert unpack(skeleton, buffer).shape == (25, 4)
-    with pytest.raises(pickle.UnpicklingError, match="a parcel of 399 bytes names a tensor at"):
+    with pytest.raises(pickle.UnpicklingError, match="a pack of 399 bytes names a tensor at"):
         unpack(skeleton, buffer[:399])
 
 

@@ -71,14 +71,14 @@ def name_a_missing_shard(folder: Path) -> None:
         (lambda folder: (folder / "model.safetensors").write_bytes(b"rubbish"), "cannot be opened"),
         (truncate, "cannot be opened: .*download the file again"),
         (name_a_missing_shard, "is missing, though the index names it"),
-        (lambda folder: (folder / "model.safetensors.index.json").write_text("{}"), "is no index"),
+        (lambda folder: (folder / "model.safetensors.index.json").write_text("{}"), "is not an index"),
         (set_config(architectures=["GPT2LMHeadModel"]), r"architectures is \['GPT2LMHeadModel'\]"),
         (set_config(hidden_act="gelu"), "hidden_act is 'gelu'"),
         (set_config(attention_bias=True), "attention_bias is True"),
         (set_config(quantization_config={"quant_method": "exl2"}), "quantization_config is .*'exl2'"),
         (set_config(rope_parameters={"rope_type": "longrope", "rope_theta": 1e4}), "rope_type is 'longrope'"),
         (set_config(hidden_size=-8), "hidden_size: .*greater than or equal to 1"),
-        (set_config(num_key_value_heads=3), "is no multiple of num_key_value_heads"),
+        (set_config(num_key_value_heads=3), "is not a multiple of num_key_value_heads"),
         (
             set_config(vocab_size=260),
             r"embed_tokens.weight' has shape \(259, 64\), config.json implies \(260, 64\)",
@@ -104,7 +104,7 @@ def test_damage_is_named(folder: Path, damage: Change, message: str) -> None:
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nowhere' is no folder"):
+    with pytest.raises(CheckpointError, match="nowhere' is not a folder"):
         load(tmp_path / "nowhere")
 
 

@@ -27,7 +27,7 @@ def expected(llama: LlamaForCausalLM, token_ids: list[int]) -> Tensor:  # [num_t
 
 
 def assert_positions(found: list, token_ids: list[int], logprobs: Tensor, num_likeliest: int) -> None:
-    """Every entry is the token and the likeliest ones, each with its log-probability and rank."""
+    """Every entry is the token and the most likely ones, each with its log-probability and rank."""
     assert len(found) == len(token_ids) == len(logprobs)
     for entry, token_id, row in zip(found, token_ids, logprobs, strict=True):
         likeliest = row.argsort(descending=True)[:num_likeliest].tolist()

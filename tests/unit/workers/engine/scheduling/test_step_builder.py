@@ -98,7 +98,7 @@ def test_rows_carry_their_tokens_positions_and_places_in_the_cache() -> None:
 
     assert step.token_ids.tolist() == [114, 115, 116, 117]
     assert step.positions.tolist() == [14, 15, 16, 17]
-    places = step.write_rows.view(-1, NUM_KV_HEADS).tolist()
+    places = step.kv_write_rows.view(-1, NUM_KV_HEADS).tolist()
     assert places == [
         [(block * NUM_KV_HEADS + head) * 16 + offset for head in range(NUM_KV_HEADS)]
         for block, offset in [(7, 14), (7, 15), (3, 0), (3, 1)]
@@ -110,7 +110,7 @@ def test_small_steps_are_padded_with_rows_that_reach_nothing() -> None:
     step, sampling, _ = build((sequence("one", 5, 4, [2], slot=0), 1))
 
     assert step.num_tokens == MIN_ROWS
-    assert step.write_rows.tolist()[NUM_KV_HEADS:] == [0, 16] * 3  # the scratch block
+    assert step.kv_write_rows.tolist()[NUM_KV_HEADS:] == [0, 16] * 3  # the scratch block
     assert step.segments is not None
     assert (step.segments.num_rows, step.segments.passes[0].runs) == (MIN_ROWS, (Run(0, 1, 0),))
     assert (sampling.num_rows, sampling.rows.tolist()) == (1, [0, 0, 0, 0])

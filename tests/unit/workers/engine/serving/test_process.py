@@ -105,7 +105,7 @@ def test_the_limits_of_the_engine_are_told_at_the_start(checkpoint: Path) -> Non
 def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
     process = EngineProcess(EngineConfig(model=str(tmp_path / "nowhere")))
 
-    with pytest.raises(EngineStartError, match=r"checkpoint: model .*nowhere' is no folder"):
+    with pytest.raises(EngineStartError, match=r"checkpoint: model .*nowhere' is not a folder"):
         process.start(DEADLINE_S)
 
     wait_until_gone(process.pid)

@@ -1,4 +1,4 @@
-"""Forms are compiled once, and refused where they cannot be."""
+"""Grammars are compiled once, and refused where they cannot be."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def compiler() -> Iterator[GrammarCompiler]:
     compiler.close()
 
 
-def test_completions_with_the_same_form_share_its_compilation_and_nothing_else(
+def test_completions_with_the_same_grammar_share_its_compilation_and_nothing_else(
     compiler: GrammarCompiler,
 ) -> None:
     one, other = (compiler.grammar(StructuredOutputsParams(regex="ab")) for _ in range(2))
-    eventually(lambda: one.is_ready() and other.is_ready(), what="the compiled form")
+    eventually(lambda: one.is_ready() and other.is_ready(), what="the compiled grammar")
 
     token_a, token_b = (ord(letter) - ord("a") + 335 for letter in "ab")
     one.advance(token_a)
@@ -38,18 +38,18 @@ def test_completions_with_the_same_form_share_its_compilation_and_nothing_else(
     assert len(compiler._forms) == 1
 
 
-def test_too_many_forms_at_once_are_refused(compiler: GrammarCompiler) -> None:
+def test_too_many_grammars_at_once_are_refused(compiler: GrammarCompiler) -> None:
     def ask_for(number: int) -> None:
         for size in range(number):
             compiler.grammar(StructuredOutputsParams(regex=f"a{{{size}}}"))
 
-    with pytest.raises(InvalidParams, match="64 forms are waiting to be compiled; try again later"):
+    with pytest.raises(InvalidParams, match="64 grammars are waiting to be compiled; try again later"):
         ask_for(200)
 
 
 def test_a_token_that_takes_too_long_ends_its_request(compiler: GrammarCompiler) -> None:
     grammar = compiler.grammar(StructuredOutputsParams(regex="ab"))
-    eventually(grammar.is_ready, what="the compiled form")
+    eventually(grammar.is_ready, what="the compiled grammar")
     times_s = iter([0.0, 0.6])
     grammar._clock = lambda: next(times_s)
 
@@ -59,11 +59,11 @@ def test_a_token_that_takes_too_long_ends_its_request(compiler: GrammarCompiler)
     assert "took 0.6 s for one token" in str(grammar.error)
 
 
-def test_a_tokenizer_that_cannot_follow_forms_is_named(tmp_path: Path) -> None:
+def test_a_tokenizer_that_cannot_follow_grammars_is_named(tmp_path: Path) -> None:
     vocab = {f"word{number}": number for number in range(400)}
     path = tmp_path / "tokenizer.json"
     tokenizers.Tokenizer(models.WordLevel(vocab=vocab, unk_token="word0")).save(str(path))
     compiler = GrammarCompiler(path, vocab_size=365, eos_token_ids=[2])
 
-    with pytest.raises(InvalidParams, match="tokenizer cannot follow forms"):
+    with pytest.raises(InvalidParams, match="tokenizer cannot follow grammars"):
         compiler.grammar(StructuredOutputsParams(regex="ab"))

@@ -98,7 +98,7 @@ TURNS = [
 
 
 def tokenizers(checkpoint: Path, folder: Path, source: str) -> tuple[Tokenizer, PreTrainedTokenizerFast]:
-    """Save a template beside a tokenizer; answers ours and transformers' reading of it."""
+    """Save a template beside a tokenizer; returns ours and transformers' reading of it."""
     (folder / "tokenizer.json").write_bytes((checkpoint / "tokenizer.json").read_bytes())
     config = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "chat_template": source}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

@@ -184,7 +184,7 @@ def test_a_broken_regular_expression_is_refused(key: str, tmp_path: Path) -> Non
 def test_a_regular_expression_that_could_take_for_ever_is_refused(key: str, tmp_path: Path) -> None:
     write_adapter(tmp_path, config=config_of(**{key: r"(?!x)(.*)*_proj"}))
 
-    _refused(tmp_path, AdapterConfigError, "or matching it could take for ever.*; correct it, or name")
+    _refused(tmp_path, AdapterConfigError, "or matching it could take forever.*; correct it, or name")
 
 
 def test_layers_beside_a_regular_expression_have_no_meaning(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kernels.lora.tables import LoRASlice, PackedLoRA, Slice
-from workers.engine.core.tensor_pack import Parcel
+from workers.engine.core.tensor_pack import TensorPack
 from workers.engine.lora.loading.channel import Channel, _write, channel_pair
 from workers.engine.lora.tables.adapter_weights import AdapterWeights
 
@@ -69,7 +69,7 @@ def test_the_memory_is_free_when_the_last_tensor_upon_it_is_and_no_file_stays_op
 
 
 def test_what_was_sent_can_neither_be_changed_nor_cut_short_by_its_sender() -> None:
-    file = _write(Parcel(_weights()))
+    file = _write(TensorPack(_weights()))
 
     with pytest.raises(PermissionError):
         os.pwrite(file, b"x", 0)

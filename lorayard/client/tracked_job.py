@@ -31,8 +31,8 @@ class IntakePlace(NamedTuple):
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
-class JobWatch:
-    """The mutable picture of one job; changed only under its board's lock."""
+class TrackedJob:
+    """The mutable picture of one job; changed only under its tracker's lock."""
 
     job_id: UUID
     state: JobState | None = None

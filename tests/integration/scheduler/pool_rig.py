@@ -66,7 +66,7 @@ class RunningScheduler:
         assert not self._thread.is_alive(), "the scheduler did not stop"
 
 
-class Yard:
+class PoolRig:
     """One pool with everything around its scheduler."""
 
     def __init__(self, redis_url: str, database_url: str, folder: Path) -> None:
@@ -117,13 +117,13 @@ class Yard:
         assert appended.refusal is None, appended.refusal
 
     def submit(self, number: int = 1, **fields: Any) -> list[UUID]:
-        """Submit jobs; answers their ids."""
+        """Submit jobs; returns their ids."""
         envelopes = [self.envelope(**fields) for _ in range(number)]
         self.send(*envelopes)
         return [envelope.job_id for envelope in envelopes]
 
     def ask(self, kind: Any, job_id: UUID) -> UUID:
-        """Ask the leader; answers the request's id."""
+        """Ask the leader; returns the request's id."""
         message = ControlMessage(kind=kind, job_id=job_id, reply_to=CLIENT, request_id=uuid4())
         self.redis.xadd(self.keys.control, message.to_entry())
         assert message.request_id is not None
@@ -170,7 +170,7 @@ class Yard:
         return entries == 0 and int(cast("bytes", self.redis.get(self.keys.intake_bytes)) or 0) == 0
 
     def add_adapter(self, name: str, digest: str | None = None, rank: int = 4) -> str:
-        """Enter an adapter into the catalogue; answers its revision."""
+        """Enter an adapter into the catalogue; returns its revision."""
         revision = RevisionRow(digest or f"sha256:{name}", rank, ("q_proj",), 1000)
         self.database.run(lambda c: AdapterRepository(c).add_revision(self.pool, name, revision))
         return revision.digest

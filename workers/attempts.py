@@ -34,7 +34,7 @@ class StopReason(Enum):
 
 
 @dataclass(slots=True)
-class HeldAttempt:
+class ActiveAttempt:
     """One attempt in hand; `deadline_at` and `started_at` are on the worker's monotonic clock."""
 
     job: BatchJob
@@ -53,17 +53,17 @@ class HeldAttempt:
         return JobAttempt(self.job.job_id, self.job.attempt)
 
 
-class HoldingTable:
+class AttemptTable:
     """All attempts from arrival until their end is settled in the ledger; every method is thread-safe."""
 
     def __init__(self, on_task_settled: Callable[[str], None]) -> None:
         self._lock = threading.RLock()
-        self._held: dict[JobAttempt, HeldAttempt] = {}
+        self._held: dict[JobAttempt, ActiveAttempt] = {}
         self._settled: OrderedDict[JobAttempt, None] = OrderedDict()
         self._open: Counter[str] = Counter()
         self._on_task_settled = on_task_settled
 
-    def take(self, task_id: str, jobs: Iterable[BatchJob], now: float) -> list[HeldAttempt]:
+    def take(self, task_id: str, jobs: Iterable[BatchJob], now: float) -> list[ActiveAttempt]:
         """Take the attempts not seen before; an attempt held or settled already is left out."""
         with self._lock:
             taken = [held for job in jobs if (held := self._take_one(task_id, job, now)) is not None]
@@ -71,16 +71,16 @@ class HoldingTable:
                 self._open[task_id] += len(taken)
         return taken
 
-    def _take_one(self, task_id: str, job: BatchJob, now: float) -> HeldAttempt | None:
+    def _take_one(self, task_id: str, job: BatchJob, now: float) -> ActiveAttempt | None:
         key = JobAttempt(job.job_id, job.attempt)
         if key in self._held or key in self._settled:
             return None
         within_s = job.first_token_within_s
-        held = HeldAttempt(job, task_id, now, None if within_s is None else now + within_s)
+        held = ActiveAttempt(job, task_id, now, None if within_s is None else now + within_s)
         self._held[key] = held
         return held
 
-    def start(self, key: JobAttempt, now: float) -> HeldAttempt | None:
+    def start(self, key: JobAttempt, now: float) -> ActiveAttempt | None:
         """Note that the engine has begun an attempt; None when it is not held."""
         with self._lock:
             held = self._held.get(key)
@@ -88,7 +88,7 @@ class HoldingTable:
                 held.phase, held.started_at = Phase.RUNNING, now
             return held
 
-    def stop(self, key: JobAttempt, reason: StopReason) -> HeldAttempt | None:
+    def stop(self, key: JobAttempt, reason: StopReason) -> ActiveAttempt | None:
         """Note why an attempt is being stopped; None when it has ended or has a reason already."""
         with self._lock:
             held = self._held.get(key)
@@ -97,7 +97,7 @@ class HoldingTable:
             held.stop_reason = reason
             return held
 
-    def end(self, key: JobAttempt) -> HeldAttempt | None:
+    def end(self, key: JobAttempt) -> ActiveAttempt | None:
         """Note that the engine is done with an attempt; None when it is not held or has ended before."""
         with self._lock:
             held = self._held.get(key)
@@ -134,7 +134,7 @@ class HoldingTable:
         with self._lock:
             return task_id in self._open
 
-    def get(self, key: JobAttempt) -> HeldAttempt | None:
+    def get(self, key: JobAttempt) -> ActiveAttempt | None:
         """Look one attempt up; None when it is not held."""
         with self._lock:
             return self._held.get(key)
@@ -147,7 +147,9 @@ class HoldingTable:
                 for key, held in self._held.items()
             ]
 
-    def live(self, job_ids: Collection[UUID] | None = None, task_id: str | None = None) -> list[HeldAttempt]:
+    def live(
+        self, job_ids: Collection[UUID] | None = None, task_id: str | None = None
+    ) -> list[ActiveAttempt]:
         """List attempts that have not ended: all, of some jobs, or of one Celery task."""
         with self._lock:
             return [
@@ -158,7 +160,7 @@ class HoldingTable:
                 and (task_id is None or held.task_id == task_id)
             ]
 
-    def overdue(self, now: float) -> list[HeldAttempt]:
+    def overdue(self, now: float) -> list[ActiveAttempt]:
         """List attempts that have no token yet although their deadline has passed."""
         with self._lock:
             return [

@@ -10,7 +10,7 @@ from lorayard.contract.keys import POOLS_KEY
 from lorayard.contract.pool import PoolInfo
 from scheduler.catalogue import Catalogue
 from scheduler.fleet import Fleet
-from scheduler.office import Office
+from scheduler.leader_context import LeaderContext
 from scheduler.queue_feed import QueueFeed
 from scheduler.settings import SchedulerSettings
 
@@ -21,12 +21,12 @@ MIN_RETRY_S: Final = 1.0
 MAX_RETRY_S: Final = 60.0
 
 
-class Publisher:
+class AdmissionPublisher:
     """The publications of one term; raises redis-py's errors, DatabaseUnavailable and Deposed."""
 
     def __init__(
         self,
-        office: Office,
+        context: LeaderContext,
         settings: SchedulerSettings,
         info: PoolInfo,
         catalogue: Catalogue,
@@ -34,15 +34,15 @@ class Publisher:
         queue: QueueFeed,
         clock: Callable[[], float],
     ) -> None:
-        self._office = office
+        self._context = context
         self._settings = settings
         self._info = info
         self._catalogue = catalogue
         self._fleet = fleet
         self._queue = queue
         self._clock = clock
-        self._figures = office.redis.register_script(_lua("publish_figures"))
-        self._mirror = office.redis.register_script(_lua("mirror_catalogue"))
+        self._figures = context.redis.register_script(_lua("publish_figures"))
+        self._mirror = context.redis.register_script(_lua("mirror_catalogue"))
 
     def publish(self) -> None:
         """Publish the figures, and the catalogue where Redis has another version of it than the ledger."""
@@ -50,9 +50,9 @@ class Publisher:
         if mirrored != self._catalogue.version:
             self._mirror_catalogue()
 
-    def introduce(self) -> None:
+    def publish_pool(self) -> None:
         """Publish the pool; a name that a former life of Redis forgot comes back with the next one."""
-        self._office.redis.hset(POOLS_KEY, self._info.pool, self._info.model_dump_json())
+        self._context.redis.hset(POOLS_KEY, self._info.pool, self._info.model_dump_json())
 
     def retry_after_s(self) -> float:
         """Predict when a full backlog will have room."""
@@ -61,26 +61,26 @@ class Publisher:
         return min(MAX_RETRY_S, max(MIN_RETRY_S, wanted / rate)) if rate > 0 else MIN_RETRY_S
 
     def _publish_figures(self) -> int:
-        keys = self._office.keys
+        keys = self._context.keys
         settings = self._settings
         arguments: list[Any] = [
-            self._office.term,
+            self._context.term,
             max(0, settings.max_backlog - self._queue.depth()),
             settings.max_intake_entries,
             settings.max_intake_bytes,
             f"{self.retry_after_s():.3f}",
         ]
         term, version = self._figures(keys=[keys.term, keys.admission], args=arguments)
-        self._office.heard_of_term(int(term))
+        self._context.heard_of_term(int(term))
         return int(version)
 
     def _mirror_catalogue(self) -> None:
-        keys = self._office.keys
-        arguments: list[Any] = [self._office.term, self._catalogue.version]
+        keys = self._context.keys
+        arguments: list[Any] = [self._context.term, self._catalogue.version]
         for entry in self._catalogue.offered:
             arguments += (entry.name, entry.model_dump_json())
         term = self._mirror(keys=[keys.term, keys.catalogue, keys.admission], args=arguments)
-        self._office.heard_of_term(int(term))
+        self._context.heard_of_term(int(term))
 
 
 def _lua(name: str) -> str:

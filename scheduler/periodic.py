@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Every:
+class PeriodicTask:
     """Mutable: due at once, then each time the period has passed."""
 
     def __init__(self, period_s: float) -> None:

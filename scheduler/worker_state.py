@@ -33,7 +33,7 @@ class Outstanding:
 
 
 @dataclass(slots=True)
-class WorkerSlot:
+class WorkerState:
     """Mutable: one start of one worker; times are monotonic seconds of this process."""
 
     incarnation: str
@@ -59,7 +59,7 @@ class WorkerSlot:
         self._count(job, 1)
 
     def take_back(self, pair: JobAttempt) -> bool:
-        """Forget a job; False where it was not here at that attempt."""
+        """Forget a job; False if it was not here at that attempt."""
         held = self.outstanding.get(pair.job_id)
         if held is None or held.attempt != pair.attempt:
             return False
@@ -79,7 +79,7 @@ class WorkerSlot:
         self.rate.observe(num_ended, now)
 
     def reconcile(self, held: Iterable[HeldJob], now: float) -> list[JobAttempt]:
-        """Compare with the worker's own list; answers what it has not got and will not get."""
+        """Compare with the worker's own list; returns what it has not got and will not get."""
         listed = {(job.job_id, job.attempt) for job in held}
         missing = []
         for job_id, job in self.outstanding.items():

@@ -9,7 +9,7 @@ from scheduler.policies.overcommit import low_water
 from scheduler.policies.types import PendingJob, PlannedBatch, Revision, WorkerView
 
 
-class Tier(IntEnum):
+class AdapterTier(IntEnum):
     """How near an adapter is; the base model is always on the device."""
 
     DEVICE = 0
@@ -17,7 +17,7 @@ class Tier(IntEnum):
     COLD = 2
 
 
-class Room:
+class WorkerBudget:
     """Mutable: one worker's free sequences, tokens and slots, and what the round has planned there."""
 
     def __init__(self, view: WorkerView, max_batch_jobs: int) -> None:
@@ -77,11 +77,11 @@ class Room:
         """Estimate what the job will hold in the KV cache at its end."""
         return min(job.prompt_tokens + job.max_tokens, self.view.capacity.max_model_len)
 
-    def tier(self, revision: Revision) -> Tier:
+    def tier(self, revision: Revision) -> AdapterTier:
         """Tell how near an adapter is; what was dispatched counts as on the device."""
         if revision is None or revision in self.revisions or revision in self.view.device:
-            return Tier.DEVICE
-        return Tier.HOST if revision in self.view.host else Tier.COLD
+            return AdapterTier.DEVICE
+        return AdapterTier.HOST if revision in self.view.host else AdapterTier.COLD
 
     def place(self, job: PendingJob) -> None:
         """Plan the job here."""
@@ -100,11 +100,13 @@ class Room:
         return PlannedBatch(self.view.incarnation, tuple(self.planned))
 
 
-def best_room(rooms: Iterable[Room], job: PendingJob, worst_tier: Tier = Tier.COLD) -> Room | None:
+def best_worker(
+    workers: Iterable[WorkerBudget], job: PendingJob, worst_tier: AdapterTier = AdapterTier.COLD
+) -> WorkerBudget | None:
     """Choose the worker for a job: its adapter nearest, then the most room, then by name."""
-    fitting = [room for room in rooms if room.tier(job.revision) <= worst_tier and room.fits(job)]
+    fitting = [worker for worker in workers if worker.tier(job.revision) <= worst_tier and worker.fits(job)]
     return min(
         fitting,
-        key=lambda room: (room.tier(job.revision), -room.free_seqs, room.view.incarnation),
+        key=lambda worker: (worker.tier(job.revision), -worker.free_seqs, worker.view.incarnation),
         default=None,
     )

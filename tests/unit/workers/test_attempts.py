@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from tests.unit.workers.batch_jobs import batch_job
-from workers.holding import HoldingTable, Phase, StopReason
+from workers.attempts import AttemptTable, Phase, StopReason
 
 
-def _table() -> tuple[HoldingTable, list[str]]:
+def _table() -> tuple[AttemptTable, list[str]]:
     settled: list[str] = []
-    return HoldingTable(settled.append), settled
+    return AttemptTable(settled.append), settled
 
 
 def test_an_attempt_is_taken_once_while_held_and_after_it_is_settled() -> None:

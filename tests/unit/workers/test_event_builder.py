@@ -8,8 +8,8 @@ from db.records import FinishedJob
 from lorayard.contract.messages import HeldJob, Residency
 from lorayard.contract.result import JobResult
 from lorayard.contract.states import JobState
-from workers.bulletin import Bulletin, Reporter
-from workers.vitals import Room, Vitals
+from workers.engine_status import Capacity, EngineStatus
+from workers.event_builder import WorkerEventBuilder, WorkerUpdate
 
 DEVICE = Residency(revision="sha256:aa", tier="device")
 HOST = Residency(revision="sha256:bb", tier="host")
@@ -23,19 +23,19 @@ def _finished() -> FinishedJob:
     )
 
 
-def _reporter() -> Reporter:
-    vitals = Vitals(Room(8, 80))
-    vitals.update(Room(5, 50), 3, [DEVICE, HOST])
-    return Reporter("me", vitals)
+def _builder() -> WorkerEventBuilder:
+    status = EngineStatus(Capacity(8, 80))
+    status.update(Capacity(5, 50), 3, [DEVICE, HOST])
+    return WorkerEventBuilder("me", status)
 
 
 def test_ends_go_with_changes_and_a_heartbeat_with_the_whole() -> None:
-    reporter = _reporter()
+    builder = _builder()
     job = _finished()
 
-    (ends,) = reporter.events(Bulletin([job]))
-    reporter.vitals.update(Room(5, 50), 4, [GONE])
-    change, beat = reporter.events(Bulletin(held=(HeldJob(job_id=job.job_id, attempt=1, running=True),)))
+    (ends,) = builder.events(WorkerUpdate([job]))
+    builder.status.update(Capacity(5, 50), 4, [GONE])
+    change, beat = builder.events(WorkerUpdate(held=(HeldJob(job_id=job.job_id, attempt=1, running=True),)))
 
     assert [end.job_id for end in ends.ended] == [job.job_id]
     assert (ends.residency_epoch, ends.residency, ends.held) == (3, (DEVICE, HOST), None)
@@ -47,14 +47,14 @@ def test_ends_go_with_changes_and_a_heartbeat_with_the_whole() -> None:
 
 
 def test_without_news_there_is_nothing_to_tell() -> None:
-    assert Reporter("me", Vitals(Room(1, 1))).events(Bulletin()) == []
+    assert WorkerEventBuilder("me", EngineStatus(Capacity(1, 1))).events(WorkerUpdate()) == []
 
 
 def test_a_draining_worker_has_no_room() -> None:
-    reporter = _reporter()
-    reporter.draining = True
+    builder = _builder()
+    builder.draining = True
 
-    (event,) = reporter.events(Bulletin([_finished()]))
+    (event,) = builder.events(WorkerUpdate([_finished()]))
 
     assert event.draining
     assert (event.free_seqs, event.free_kv_blocks) == (0, 0)
@@ -62,24 +62,24 @@ def test_a_draining_worker_has_no_room() -> None:
 
 def test_untold_news_merges_and_is_trimmed_from_its_old_end() -> None:
     first, second, third = _finished(), _finished(), _finished()
-    bulletin = Bulletin([first], held=())
-    bulletin.merge(Bulletin([second, third]))
+    update = WorkerUpdate([first], held=())
+    update.merge(WorkerUpdate([second, third]))
 
-    dropped = bulletin.trim(2)
+    dropped = update.trim(2)
 
     assert dropped == 1
-    assert bulletin.finished == [second, third]
-    assert bulletin.held == ()
+    assert update.finished == [second, third]
+    assert update.held == ()
 
 
 def test_a_worker_that_takes_no_work_looks_like_a_draining_one_until_it_does() -> None:
-    reporter = _reporter()
+    builder = _builder()
     fits: list[bool] = []
-    reporter.takes_work = lambda: bool(fits)
+    builder.takes_work = lambda: bool(fits)
 
-    (refusing,) = reporter.events(Bulletin([_finished()]))
+    (refusing,) = builder.events(WorkerUpdate([_finished()]))
     fits.append(True)
-    (taking,) = reporter.events(Bulletin([_finished()]))
+    (taking,) = builder.events(WorkerUpdate([_finished()]))
 
     assert (refusing.draining, refusing.free_seqs) == (True, 0)
     assert (taking.draining, taking.free_seqs) == (False, 5)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from db.records import FinishedJob
 from lorayard.contract.messages import AdapterFailure, EndedJob, HeldJob, WorkerEvent
-from workers.vitals import ResidencyNews, Room, Vitals
+from workers.engine_status import Capacity, EngineStatus, ResidencyNews
 
 
 @dataclass(slots=True)
-class Bulletin:
+class WorkerUpdate:
     """News not yet told; it grows while Redis is away and shrinks to its newest `limit` ends."""
 
     finished: list[FinishedJob] = field(default_factory=list)
@@ -21,7 +21,7 @@ class Bulletin:
     def __bool__(self) -> bool:
         return bool(self.finished or self.failures or self.held is not None)
 
-    def merge(self, later: Bulletin) -> None:
+    def merge(self, later: WorkerUpdate) -> None:
         """Append what happened after this."""
         self.finished += later.finished
         self.failures += later.failures
@@ -35,36 +35,36 @@ class Bulletin:
 
 
 @dataclass(slots=True)
-class Reporter:
-    """Renders bulletins for one incarnation."""
+class WorkerEventBuilder:
+    """Renders updates for one incarnation."""
 
     incarnation: str
-    vitals: Vitals
+    status: EngineStatus
     takes_work: Callable[[], bool] = lambda: True
     draining: bool = False
 
-    def events(self, bulletin: Bulletin) -> list[WorkerEvent]:
+    def events(self, update: WorkerUpdate) -> list[WorkerEvent]:
         """Render ends with residency's changes, and a heartbeat with the whole of it."""
         events = []
-        if bulletin.finished or bulletin.failures or self.vitals.has_news:
-            events.append(self._event(self.vitals.take_changes(), bulletin))
-        if bulletin.held is not None:
-            heartbeat = Bulletin(held=bulletin.held)
-            events.append(self._event(self.vitals.whole(), heartbeat))
+        if update.finished or update.failures or self.status.has_news:
+            events.append(self._event(self.status.take_changes(), update))
+        if update.held is not None:
+            heartbeat = WorkerUpdate(held=update.held)
+            events.append(self._event(self.status.whole(), heartbeat))
         return events
 
-    def _event(self, news: ResidencyNews, bulletin: Bulletin) -> WorkerEvent:
+    def _event(self, news: ResidencyNews, update: WorkerUpdate) -> WorkerEvent:
         draining = self.draining or not self.takes_work()
-        room = Room(0, 0) if draining else self.vitals.room
+        capacity = Capacity(0, 0) if draining else self.status.capacity
         return WorkerEvent(
             incarnation=self.incarnation,
-            free_seqs=room.free_seqs,
-            free_kv_blocks=room.free_kv_blocks,
+            free_seqs=capacity.free_seqs,
+            free_kv_blocks=capacity.free_kv_blocks,
             residency_epoch=news.epoch,
             residency=news.residency,
-            ended=ended_jobs(bulletin.finished),
-            held=bulletin.held,
-            failures=tuple(bulletin.failures),
+            ended=ended_jobs(update.finished),
+            held=update.held,
+            failures=tuple(update.failures),
             draining=draining,
         )
 

@@ -18,7 +18,7 @@ from lorayard.process.service_thread import OnBroken, ServiceThread
 from lorayard.server.flower_events import JobEvents
 from lorayard.server.flower_notes import FlowerNotes
 from lorayard.server.replies import announce
-from workers.bulletin import Bulletin, Reporter
+from workers.event_builder import WorkerEventBuilder, WorkerUpdate
 
 MAX_UNTOLD = 10_000
 TICK_S = 0.2
@@ -29,28 +29,28 @@ EVENTS_KEPT = 100_000
 logger = structlog.get_logger(__name__)
 
 
-class Announcer:
+class EventPublisher:
     """One thread with connections of its own: an outage of Redis delays news, and nothing else."""
 
     def __init__(
         self,
         redis: Redis,
         events_stream: str,
-        reporter: Reporter,
+        builder: WorkerEventBuilder,
         flower: JobEvents,
         *,
         on_broken: OnBroken,
     ) -> None:
         self._redis = redis
         self._events_stream = events_stream
-        self._reporter = reporter
+        self._builder = builder
         self._flower = flower
         self._wake = threading.Condition()
-        self._untold = Bulletin()
+        self._untold = WorkerUpdate()
         self._notes = FlowerNotes(flower)
         self._busy = False
         self._thread = ServiceThread(
-            "announcer", self._step, on_broken=on_broken, outages=(RedisError,), wake=self._rouse
+            "event-publisher", self._step, on_broken=on_broken, outages=(RedisError,), wake=self._rouse
         )
 
     def start(self) -> None:
@@ -80,22 +80,22 @@ class Announcer:
         """Tell of ends that are in the ledger; only of those."""
         for job in finished:
             self._note(job.job_id, partial(self._show_end, job))
-        self._tell(Bulletin(list(finished), list(failures)))
+        self._tell(WorkerUpdate(list(finished), list(failures)))
 
     def heartbeat(self, held: Sequence[HeldJob]) -> None:
         """Tell what is held, with the whole of residency."""
-        self._tell(Bulletin(held=tuple(held)))
+        self._tell(WorkerUpdate(held=tuple(held)))
 
     def _note(self, job_id: UUID, show: Callable[[], None], *, is_first: bool = False) -> None:
         with self._wake:
             self._notes.add(job_id, show, is_first=is_first)
             self._wake.notify_all()
 
-    def _tell(self, bulletin: Bulletin) -> None:
+    def _tell(self, update: WorkerUpdate) -> None:
         with self._wake:
-            self._untold.merge(bulletin)
+            self._untold.merge(update)
             if dropped := self._untold.trim(MAX_UNTOLD):
-                logger.warning("announcer.dropped", replies=dropped)
+                logger.warning("event_publisher.dropped", replies=dropped)
             self._wake.notify_all()
 
     def _step(self) -> None:
@@ -103,18 +103,18 @@ class Announcer:
             self._wake.wait_for(lambda: self._untold or self._notes or self._thread.stopping.is_set(), TICK_S)
             if self._thread.stopping.is_set():
                 return
-            bulletin, self._untold = self._untold, Bulletin()
+            update, self._untold = self._untold, WorkerUpdate()
             self._busy = True
         told = False
         try:
-            told = self._publish(bulletin)
+            told = self._publish(update)
             self._notes.show(self._thread.item)
         finally:
-            self._put_back(None if told else bulletin)
+            self._put_back(None if told else update)
         if not told:
             self._thread.stopping.wait(RETRY_S)
 
-    def _put_back(self, untold: Bulletin | None) -> None:
+    def _put_back(self, untold: WorkerUpdate | None) -> None:
         with self._wake:
             if untold is not None:
                 untold.merge(self._untold)
@@ -122,36 +122,36 @@ class Announcer:
             self._busy = False
             self._wake.notify_all()
 
-    def _publish(self, bulletin: Bulletin) -> bool:
+    def _publish(self, update: WorkerUpdate) -> bool:
         """Tell all of it; False while Redis does not take it."""
         try:
             try:
-                self._send(bulletin)
+                self._send(update)
             except RedisError:
                 raise
             except Exception as error:  # noqa: BLE001 - one end that cannot be told must not hold the others up
-                logger.warning("announcer.told_apart", untold=len(bulletin.finished), error=repr(error))
-                self._send_apart(bulletin)
+                logger.warning("event_publisher.told_apart", untold=len(update.finished), error=repr(error))
+                self._send_apart(update)
         except RedisError as error:
-            logger.warning("announcer.redis_unavailable", untold=len(bulletin.finished), error=str(error))
+            logger.warning("event_publisher.redis_unavailable", untold=len(update.finished), error=str(error))
             return False
         return True
 
-    def _send_apart(self, bulletin: Bulletin) -> None:
-        for job in bulletin.finished:
+    def _send_apart(self, update: WorkerUpdate) -> None:
+        for job in update.finished:
             with self._thread.item(job_id=str(job.job_id), attempt=job.attempt):
-                self._send(Bulletin([job]))
-        bulletin.finished = []  # told, or untellable
-        self._send(bulletin)
+                self._send(WorkerUpdate([job]))
+        update.finished = []  # told, or untellable
+        self._send(update)
 
-    def _send(self, bulletin: Bulletin) -> None:
-        events = self._reporter.events(bulletin)
-        if not bulletin.finished and not events:
+    def _send(self, update: WorkerUpdate) -> None:
+        events = self._builder.events(update)
+        if not update.finished and not events:
             return
         pipeline = self._redis.pipeline(transaction=False)
         for event in events:
             pipeline.xadd(self._events_stream, event.to_entry(), maxlen=EVENTS_KEPT, approximate=True)
-        announce(pipeline, [job for job in bulletin.finished if job.state.is_terminal])
+        announce(pipeline, [job for job in update.finished if job.state.is_terminal])
         pipeline.execute()
 
     def _show_end(self, job: FinishedJob) -> None:

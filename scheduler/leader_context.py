@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Office:
+class LeaderContext:
     """The right to lead one pool for one term, with what it is exercised on."""
 
     pool: str

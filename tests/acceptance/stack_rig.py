@@ -34,7 +34,7 @@ class Usage:
     completion_tokens: int
 
 
-class Yard:
+class StackRig:
     """A stack with every shipped adapter added, and a client of it."""
 
     def __init__(self, stack: Stack, client: Client) -> None:

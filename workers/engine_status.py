@@ -1,4 +1,4 @@
-"""Keeps the engine's last word on its room and its adapters, for events and heartbeats."""
+"""Keeps the engine's last word on its capacity and its adapters, for events and heartbeats."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from lorayard.contract.messages import Residency
 
 
-class Room(NamedTuple):
+class Capacity(NamedTuple):
     """What an engine could still take."""
 
     free_seqs: int
@@ -23,21 +23,21 @@ class ResidencyNews(NamedTuple):
     residency: tuple[Residency, ...]
 
 
-class Vitals:
-    """Room and residency of one engine; written by its pump, read by the announcer."""
+class EngineStatus:
+    """Capacity and residency of one engine; written by its pump, read by the publisher."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, capacity: Capacity) -> None:
         self._lock = threading.Lock()
-        self._room = room
+        self._capacity = capacity
         self._epoch = 0
         self._resident: dict[str, Residency] = {}
         self._changed: dict[str, Residency] = {}
 
     @property
-    def room(self) -> Room:
-        """The room after the last step."""
+    def capacity(self) -> Capacity:
+        """The capacity after the last step."""
         with self._lock:
-            return self._room
+            return self._capacity
 
     @property
     def has_news(self) -> bool:
@@ -45,10 +45,10 @@ class Vitals:
         with self._lock:
             return bool(self._changed)
 
-    def update(self, room: Room, epoch: int, changes: Iterable[Residency]) -> None:
+    def update(self, capacity: Capacity, epoch: int, changes: Iterable[Residency]) -> None:
         """Note what a step left behind."""
         with self._lock:
-            self._room = room
+            self._capacity = capacity
             self._epoch = max(self._epoch, epoch)
             for change in changes:
                 self._changed[change.revision] = change

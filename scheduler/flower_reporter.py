@@ -16,7 +16,7 @@ from lorayard.server.flower_notes import FlowerNotes
 TICK_S: Final = 0.1
 
 
-class FlowerDesk:
+class FlowerReporter:
     """Queues notes for `JobEvents`; an observer, so that its failures are nobody else's."""
 
     def __init__(self, events: JobEvents) -> None:
