@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from lorayard.local import Stack
@@ -21,6 +22,11 @@ _TEMPLATE = "lorayard_template"
 # Database 0 is left to whoever looks at the server by hand.
 _REDIS_DATABASES = itertools.cycle(range(1, 64))
 _NUMBERS = itertools.count(1)
+
+
+# How fast a busy machine draws and runs an example says nothing about the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ from workers.requests import AdapterIds
 from workers.service import Parts, WorkerEnd, WorkerService
 from workers.settings import WorkerSettings
 from workers.spill import Spill
-from workers.tasks import MicroBatchDesk, define_tasks
+from workers.tasks import define_tasks
 from workers.token_writer import TokenWriter
 
 STATEMENTS_PER_LEASE = 5
@@ -208,7 +208,7 @@ def _wire(
         heartbeat=service.on_heartbeat,
         on_lost=lambda: service.end(WorkerEnd.LEASE_LOST),
     )
-    define_tasks(app, MicroBatchDesk(settings.pool, incarnation, host))
+    define_tasks(app, host, pool=settings.pool, incarnation=incarnation)
     celery = CeleryWorker(
         app, incarnation, hostname, host, max_num_seqs=info.max_num_seqs, on_ready=lease.start
     )

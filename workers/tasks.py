@@ -1,4 +1,4 @@
-"""The shells of the Celery tasks; what they do is in plain classes that tests call."""
+"""The shells of the Celery tasks; what they do is in plain functions that tests call."""
 
 from __future__ import annotations
 
@@ -24,32 +24,24 @@ class Joinable(Protocol):
         ...
 
 
-class MicroBatchDesk:
-    """Accepts the micro-batches meant for this incarnation and ignores all others."""
+def join_micro_batch(
+    engine: Joinable, task_id: str, body: Any, *, pool: str, incarnation: str
+) -> dict[str, Any]:
+    """Let a micro-batch join if it is meant for this incarnation; raises pydantic's ValidationError.
 
-    def __init__(self, pool: str, incarnation: str, engine: Joinable) -> None:
-        self._pool = pool
-        self._incarnation = incarnation
-        self._engine = engine
-
-    def accept(self, task_id: str, body: Any) -> dict[str, Any]:
-        """Let a micro-batch join; raises pydantic's ValidationError when it is not one.
-
-        Its jobs are read one by one: one that is none is left to the leader, which misses it in what this
-        worker says it holds.
-        """
-        apart = isinstance(body, dict) and isinstance(body.get("jobs"), list)
-        batch = MicroBatch.model_validate({**body, "jobs": ()} if apart else body)
-        if (batch.pool, batch.incarnation) != (self._pool, self._incarnation):
-            logger.warning(
-                "micro_batch.not_ours", batch_id=str(batch.batch_id), incarnation=batch.incarnation
-            )
-            return {"batch_id": str(batch.batch_id), "joined": 0, "not_ours": True}
-        sent = body["jobs"]
-        jobs = [job for one in sent if (job := _readable(one, batch.batch_id)) is not None]
-        joined = self._engine.join(task_id, jobs)
-        logger.info("micro_batch.joined", batch_id=str(batch.batch_id), jobs=len(sent), new=joined)
-        return {"batch_id": str(batch.batch_id), "joined": joined}
+    Its jobs are read one by one: one that cannot be read is left to the leader, which misses it in what this
+    worker says it holds.
+    """
+    apart = isinstance(body, dict) and isinstance(body.get("jobs"), list)
+    batch = MicroBatch.model_validate({**body, "jobs": ()} if apart else body)
+    if (batch.pool, batch.incarnation) != (pool, incarnation):
+        logger.warning("micro_batch.not_ours", batch_id=str(batch.batch_id), incarnation=batch.incarnation)
+        return {"batch_id": str(batch.batch_id), "joined": 0, "not_ours": True}
+    sent = body["jobs"]
+    jobs = [job for one in sent if (job := _readable(one, batch.batch_id)) is not None]
+    joined = engine.join(task_id, jobs)
+    logger.info("micro_batch.joined", batch_id=str(batch.batch_id), jobs=len(sent), new=joined)
+    return {"batch_id": str(batch.batch_id), "joined": joined}
 
 
 def _readable(job: Any, batch_id: UUID) -> BatchJob | None:
@@ -60,9 +52,9 @@ def _readable(job: Any, batch_id: UUID) -> BatchJob | None:
         return None
 
 
-def define_tasks(app: Celery, desk: MicroBatchDesk) -> None:
+def define_tasks(app: Celery, engine: Joinable, *, pool: str, incarnation: str) -> None:
     """Register the worker's tasks under their wire names."""
 
     @app.task(name=RUN_MICRO_BATCH, bind=True, ignore_result=True, acks_late=False)
     def run_micro_batch(self: Task, batch: Any) -> dict[str, Any]:
-        return desk.accept(self.request.id, batch)
+        return join_micro_batch(engine, self.request.id, batch, pool=pool, incarnation=incarnation)

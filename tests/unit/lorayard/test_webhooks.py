@@ -103,10 +103,10 @@ def test_a_body_that_is_no_text_is_refused() -> None:
         verify(b"\xff\xfe", headers, SECRET)
 
 
-def test_a_signed_body_that_is_no_event_is_refused() -> None:
+def test_a_signed_body_that_is_not_an_event_is_refused() -> None:
     headers = signed_headers("msg-1", datetime.now(UTC), '{"hello": 1}', [SECRET])
 
-    with pytest.raises(InvalidSignature, match="no event"):
+    with pytest.raises(InvalidSignature, match="not an event"):
         verify('{"hello": 1}', headers, SECRET)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 
 from lorayard.contract.messages import BatchJob, MicroBatch
 from tests.unit.workers.batch_jobs import batch_job
-from workers.tasks import MicroBatchDesk
+from workers.tasks import join_micro_batch
 
 
 class Joined:
@@ -24,6 +25,10 @@ class Joined:
         return len(self.jobs)
 
 
+def _join(engine: Joined, body: object) -> dict[str, Any]:
+    return join_micro_batch(engine, "task", body, pool="pool", incarnation="me")
+
+
 def _body(pool: str = "pool", incarnation: str = "me") -> dict[str, object]:
     batch = MicroBatch(batch_id=uuid4(), pool=pool, incarnation=incarnation, term=1, jobs=(batch_job(),))
     return batch.model_dump(mode="json")
@@ -32,7 +37,7 @@ def _body(pool: str = "pool", incarnation: str = "me") -> dict[str, object]:
 def test_a_batch_for_this_incarnation_joins() -> None:
     joined = Joined()
 
-    answer = MicroBatchDesk("pool", "me", joined).accept("task", _body())
+    answer = _join(joined, _body())
 
     assert answer["joined"] == len(joined.jobs) == 1
 
@@ -41,7 +46,7 @@ def test_a_batch_for_this_incarnation_joins() -> None:
 def test_a_batch_for_another_is_left_alone(changes: dict[str, str]) -> None:
     joined = Joined()
 
-    answer = MicroBatchDesk("pool", "me", joined).accept("task", _body(**changes))
+    answer = _join(joined, _body(**changes))
 
     assert answer["not_ours"]
     assert joined.jobs == []
@@ -49,7 +54,7 @@ def test_a_batch_for_another_is_left_alone(changes: dict[str, str]) -> None:
 
 def test_what_is_no_batch_is_refused() -> None:
     with pytest.raises(ValidationError):
-        MicroBatchDesk("pool", "me", Joined()).accept("task", {"v": 2})
+        _join(Joined(), {"v": 2})
 
 
 def test_a_job_that_cannot_be_read_does_not_keep_its_neighbours_out() -> None:
@@ -57,9 +62,7 @@ def test_a_job_that_cannot_be_read_does_not_keep_its_neighbours_out() -> None:
     good, of_later = (batch_job().model_dump(mode="json") for _ in range(2))
     of_later["of_later"] = 1
 
-    answer = MicroBatchDesk("pool", "me", joined).accept(
-        "task", _body() | {"jobs": [good, {"job_id": "no uuid"}, of_later, None]}
-    )
+    answer = _join(joined, _body() | {"jobs": [good, {"job_id": "no uuid"}, of_later, None]})
 
     assert answer["joined"] == 2
     assert [str(job.job_id) for job in joined.jobs] == [good["job_id"], of_later["job_id"]]
@@ -68,10 +71,10 @@ def test_a_job_that_cannot_be_read_does_not_keep_its_neighbours_out() -> None:
 @pytest.mark.parametrize("changes", [{"jobs": None}, {"batch_id": "x"}, {"v": 2}])
 def test_a_batch_that_is_wrong_itself_is_refused_whole(changes: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        MicroBatchDesk("pool", "me", Joined()).accept("task", _body() | changes)
+        _join(Joined(), _body() | changes)
 
 
 def test_what_a_later_release_adds_to_a_batch_is_passed_over() -> None:
     joined = Joined()
 
-    assert MicroBatchDesk("pool", "me", joined).accept("task", _body() | {"of_later": 1})["joined"] == 1
+    assert _join(joined, _body() | {"of_later": 1})["joined"] == 1

@@ -405,7 +405,11 @@ def check_stream(outputs: list[RequestOutput]) -> None:
         assert part.text.startswith("".join(one.text for one in told))
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     loads=LOADS,
     reload_at=st.sets(st.integers(0, 25), max_size=3),

@@ -98,7 +98,11 @@ def serve(
     return outputs
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     loads=LOADS,
     num_blocks=st.sampled_from([5, 7, 20]),
