@@ -21,7 +21,7 @@ Composition = tuple[Member, ...]
 """All adapters upon a request, in order; empty for the base model."""
 
 
-class Seat(NamedTuple):
+class AcquiredSlot(NamedTuple):
     """Where a member was found when its sequence joined the batch."""
 
     revision: str
@@ -41,11 +41,11 @@ def unscaled(lora: LoRARequest) -> LoRARequest:
     return lora if lora.scale == 1.0 else replace(lora, scale=1.0)
 
 
-def pinned(composition: Composition, seats: Sequence[Seat]) -> Composition:
+def pinned(composition: Composition, acquired: Sequence[AcquiredSlot]) -> Composition:
     """Return the composition as found: it keeps its revisions though files change while it gives way."""
     return tuple(
-        member._replace(lora=replace(member.lora, revision=seat.revision))
-        for member, seat in zip(composition, seats, strict=True)
+        member._replace(lora=replace(member.lora, revision=one.revision))
+        for member, one in zip(composition, acquired, strict=True)
     )
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from kernels.lora.segments import SlotScale, SlotScales
 from workers.engine.core.adapter_stats import RevisionStats
-from workers.engine.core.composition import Seat, composition_of, pinned
+from workers.engine.core.composition import AcquiredSlot, composition_of, pinned
 from workers.engine.core.lora_request import AnyLoRA
 from workers.engine.core.output_stream import OutputStream
 from workers.engine.core.outputs import RequestMetrics, TopLogprobs
@@ -125,20 +125,20 @@ class Sequence:
         self.adapter_use = RevisionStats()
 
     @property
-    def is_seated(self) -> bool:
+    def has_slots(self) -> bool:
         """Whether all its adapters are in slots that count it; the base model needs none."""
         return len(self.slots) == len(self.composition)
 
     @property
     def kv_identity(self) -> KVIdentity:
-        """What its keys and values depend on beside base and tokens; known once its adapters were seated."""
+        """What its keys and values depend on beside base and tokens; known once it holds its slots."""
         return tuple((member.lora.revision, member.scale) for member in self.composition)
 
-    def seat(self, seats: ListLike[Seat]) -> None:
+    def take_slots(self, acquired: ListLike[AcquiredSlot]) -> None:
         """Give it its adapters' slots; from now on it means the revisions found there, and no others."""
-        self.composition = pinned(self.composition, seats)
+        self.composition = pinned(self.composition, acquired)
         self.slots = tuple(
-            SlotScale(seat.slot, member.scale) for seat, member in zip(seats, self.composition, strict=True)
+            SlotScale(one.slot, member.scale) for one, member in zip(acquired, self.composition, strict=True)
         )
 
     @property

@@ -137,6 +137,6 @@ class PrefixCache:
         return kv_identity(self._base, self._dtype, members, sequence.cache_salt)
 
     def _changes_kv(self, revision: str | None, _scale: float) -> bool:
-        assert revision is not None, "a sequence was looked up before it was seated"
+        assert revision is not None, "a sequence was looked up before it had its slots"
         assert self._adapters is not None, "a request with an adapter was let in without LoRA"
         return self._adapters.changes_kv(revision)

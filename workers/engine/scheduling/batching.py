@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as ListLike
 from typing import NamedTuple, Protocol
 
-from workers.engine.core.composition import Composition, Seat
+from workers.engine.core.composition import AcquiredSlot, Composition
 from workers.engine.core.errors import AdapterError, EngineError, RequestError
 from workers.engine.core.lora_request import LoRARequest
 from workers.engine.core.sequence import Sequence, Span
@@ -21,8 +21,8 @@ MAX_SLOT_WAIT_STEPS = 64
 class AdapterSlots(Protocol):
     """The part of the adapter manager that admission needs."""
 
-    def acquire_all(self, requests: ListLike[LoRARequest]) -> tuple[Seat, ...] | None:
-        """Return all adapters' seats, in use by one sequence more, or None and none used while one lacks."""
+    def acquire_all(self, requests: ListLike[LoRARequest]) -> tuple[AcquiredSlot, ...] | None:
+        """Return all adapters' slots, in use by one sequence more, or None and none used while one lacks."""
         ...
 
     def release(self, request: LoRARequest) -> None:
@@ -66,11 +66,11 @@ class Batcher:
     from the youngest, and the oldest is a victim only when it is alone; then all blocks are its own, and one
     sequence of maximal length fits. Each schedule thus computes something of the oldest one, or leaves it
     out because the step in flight ends it. A waiting sequence holds slots at most, never a block: it waits
-    for running ones to give back blocks or to finish a prompt that begins like its own, or for running and
-    seated ones and steps in flight to give back slots. A step in flight waits for nobody, and is settled
-    before the schedule after the next one. With nothing running, all blocks are free (cached ones without
-    users are) and none is underway, so that the first seated sequence joins; with nothing seated or in
-    flight either, all slots are free.
+    for running ones to give back blocks or to finish a prompt that begins like its own, or for sequences
+    that hold slots, and steps in flight, to give back slots. A step in flight waits for nobody, and is
+    settled before the schedule after the next one. With nothing running, all blocks are free (cached ones
+    without users are) and none is underway, so that the first sequence with its slots joins; with no slots
+    held and nothing in flight either, all slots are free.
 
     Blocks are given out again at once, even while a step in flight writes them: whoever gets them writes
     later, for the device runs its steps in order. Slots, whose adapters the host may move, wait for it.
@@ -308,16 +308,16 @@ class _Admission:
 
     def take_slot(self, sequence: Sequence) -> bool:
         """Whether the sequence may join; its adapters' slots are then in use by it."""
-        if sequence.is_seated:
+        if sequence.has_slots:
             return True
         if self._is_closed or sequence.composition in self._not_ready:
             return False
         assert self._adapters is not None, "a request with an adapter was let in without LoRA"
-        seats = self._adapters.acquire_all([member.lora for member in sequence.composition])
-        if seats is None:
+        acquired = self._adapters.acquire_all([member.lora for member in sequence.composition])
+        if acquired is None:
             self._pass_over(self._adapters, sequence)
             return False
-        sequence.seat(seats)
+        sequence.take_slots(acquired)
         sequence.num_slot_waits = 0
         return True
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence as ListLike
 
 from workers.engine import LoRAMix, LoRARequest, SamplingParams
-from workers.engine.core.composition import Seat
+from workers.engine.core.composition import AcquiredSlot
 from workers.engine.core.errors import AdapterNotFound
 from workers.engine.core.sequence import Sequence
 from workers.engine.kv.kv_cache import BlockAllocator
@@ -23,7 +23,7 @@ class Slots:
         self.loaded = loaded
         self.uses: Counter[str] = Counter()
 
-    def acquire_all(self, requests: ListLike[LoRARequest]) -> tuple[Seat, ...] | None:
+    def acquire_all(self, requests: ListLike[LoRARequest]) -> tuple[AcquiredSlot, ...] | None:
         names = [request.lora_name for request in requests]
         if "missing" in names:
             raise AdapterNotFound("no such adapter")
@@ -32,7 +32,7 @@ class Slots:
         if len({*+self.uses, *names}) > self.num_slots:
             return None
         self.uses.update(names)
-        return tuple(Seat(name, sorted(+self.uses).index(name)) for name in names)
+        return tuple(AcquiredSlot(name, sorted(+self.uses).index(name)) for name in names)
 
     def release(self, request: LoRARequest) -> None:
         self.uses[request.lora_name] -= 1

@@ -11,17 +11,17 @@ import torch
 from kernels.lora.tables import LoRAModule
 from kernels.registry import Kernels, build
 from workers.engine.core.adapter_stats import AdapterStats, RevisionStats
-from workers.engine.core.composition import Seat
+from workers.engine.core.composition import AcquiredSlot
 from workers.engine.core.errors import AdapterInUse, AllSlotsPinned, ConfigError
 from workers.engine.core.lora_request import LoRARequest
 from workers.engine.lora.files.base import BaseDescription, ModuleShape, Vocabulary
 from workers.engine.lora.loading import DEFAULT_TIMEOUT_S, Loader, LoaderChild, LoadSpec
+from workers.engine.lora.residency.fetcher import AdapterFetcher
 from workers.engine.lora.residency.identities import Identities
-from workers.engine.lora.residency.intake import Intake
 from workers.engine.lora.residency.loads import DEFAULT_MAX_QUEUED, Loads
 from workers.engine.lora.residency.residency_log import ResidencyChange, Tier
-from workers.engine.lora.residency.seating import Seating
 from workers.engine.lora.residency.tiers import Tiers
+from workers.engine.lora.tables.adapter_weights import check_mixable
 from workers.engine.lora.tables.dora import DoraTerms
 from workers.engine.lora.tables.packed_slots import PackedLayout
 from workers.engine.lora.tables.vocabulary_slots import VocabularySlots
@@ -90,40 +90,54 @@ class LoRAManager:
         self._identities = Identities()
         self._retired: set[str] = set()
         self._loads = Loads(Loader(spec, loader_child), max_queued=max_queued_lora_loads, clock=clock)
-        self._intake = Intake(self._loads, self._tiers, self._identities, clock=clock)
-        self._seating = Seating(self._tiers, self._identities, self._loads, self._intake.start_if_room)
+        self._fetcher = AdapterFetcher(self._loads, self._tiers, self._identities, clock=clock)
 
     # What the engine asks for its sequences
 
     def acquire(self, request: LoRARequest) -> int | None:
         """Take in what has been loaded and return one adapter's slot; see `acquire_all`."""
-        self._intake.collect()
-        seats = self.acquire_all([request])
-        return None if seats is None else seats[0].slot
+        self._fetcher.collect()
+        acquired = self.acquire_all([request])
+        return None if acquired is None else acquired[0].slot
 
-    def acquire_all(self, requests: Sequence[LoRARequest]) -> tuple[Seat, ...] | None:
-        """Return the adapters' seats, all now counted in use; None, and none counted, while one lacks.
+    def acquire_all(self, requests: Sequence[LoRARequest]) -> tuple[AcquiredSlot, ...] | None:
+        """Return the adapters' slots, all now counted in use; None, and none counted, while one lacks.
 
         Ask again then, after the next `collect`. Raises the AdapterError for which an adapter cannot be
         served, or the RequestError for which these cannot be served together.
         """
-        return self._seating.take(requests)
+        found = [revision for request in requests if (revision := self._on_host(request)) is not None]
+        if len(found) < len(requests):
+            return None
+        check_mixable([self._tiers.host.peek(revision) for revision in found], requests)
+        slots = self._tiers.use_all(found)
+        if slots is None:
+            return None
+        for request, revision in zip(requests, found, strict=True):
+            self._identities.hold(request, revision)
+        return tuple(map(AcquiredSlot, found, slots))
 
     def is_loaded(self, request: LoRARequest) -> bool:
         """Tell whether an adapter is in memory and lacks nothing but a place on the host or a slot."""
-        return self._seating.is_loaded(request)
+        revision = self._identities.revision_of(request)
+        return (revision is not None and revision in self._tiers) or self._loads.has_arrived(request)
 
     def release(self, request: LoRARequest) -> None:
         """Count one sequence less on the adapter; call it once for each acquisition that gave a slot."""
-        self._seating.give_back(request)
+        revision = self._identities.revision_of(request)
+        if revision is None:
+            raise ValueError(f"adapter {request.lora_name!r} runs nowhere; release only what was acquired")
+        self._tiers.slots.release(revision)
+        if self._tiers.slots.num_uses(revision) == 0:
+            self._identities.let_go(revision)
 
     def prefetch(self, request: LoRARequest) -> None:
         """Start loading an adapter into host memory if there is a place; `acquire` tells if that failed."""
-        self._intake.prefetch(request)
+        self._fetcher.prefetch(request)
 
     def collect(self) -> None:
         """Take in what has been loaded and go on with what is hinted at; costs next to nothing otherwise."""
-        self._intake.collect()
+        self._fetcher.collect()
 
     def is_loading(self, request: LoRARequest) -> bool:
         """Tell whether an adapter's load is queued, running, or has arrived and waits for a place."""
@@ -131,7 +145,7 @@ class LoRAManager:
 
     def cancel_load(self, request: LoRARequest) -> bool:
         """Take back a load that nobody waits for any more; False if it has begun or is hinted at."""
-        return self._intake.cancel(request)
+        return self._fetcher.cancel(request)
 
     def count_non_finite(self, request: LoRARequest) -> None:
         """Note that a request with this adapter ended in NaN or infinity."""
@@ -169,11 +183,11 @@ class LoRAManager:
         `load_inplace` reads its files once more, whatever is known of them. What they hold takes the id over
         in one go: sequences that run keep the revision they began with, all later ones have the new one.
         """
-        self._intake.collect()
+        self._fetcher.collect()
         before = self._identities.revision_by_id(request.lora_int_id)
         revision = None if load_inplace else self._identities.revision_of(request)
         if revision is None or revision not in self._tiers:
-            load = self._intake.reload_now if load_inplace else self._intake.load_now
+            load = self._fetcher.reload_now if load_inplace else self._fetcher.load_now
             revision = load(request)
         self._identities.register(request.lora_int_id, revision)
         if before is not None and before != revision and before in self._tiers:
@@ -186,7 +200,7 @@ class LoRAManager:
 
     def remove(self, lora_int_id: int) -> bool:
         """Drop an adapter from slot and host, pinned or not; False if unknown, AdapterInUse while it runs."""
-        self._intake.collect()
+        self._fetcher.collect()
         revision = self._identities.revision_by_id(lora_int_id)
         if revision is None:
             return False
@@ -203,7 +217,7 @@ class LoRAManager:
 
     def pin(self, lora_int_id: int) -> bool:
         """Keep an adapter in a slot, giving it one; ValueError if unknown, AllSlotsPinned if none is free."""
-        self._intake.collect()
+        self._fetcher.collect()
         revision = self._identities.revision_by_id(lora_int_id)
         if revision is None:
             raise ValueError(f"adapter id {lora_int_id} is not loaded; add it before pinning it")
@@ -218,7 +232,7 @@ class LoRAManager:
         Wanted ones are loaded ahead while nothing else is, into places that no earlier one of them needs.
         Those to drop leave first when a place is wanted. Both may be named by revision once they are here.
         """
-        self._intake.follow(wanted, drop)
+        self._fetcher.follow(wanted, drop)
 
     @property
     def retired(self) -> frozenset[str]:
@@ -239,7 +253,7 @@ class LoRAManager:
 
     def list(self) -> set[int]:
         """Return the ids of the adapters in host memory."""
-        self._intake.collect()
+        self._fetcher.collect()
         return self._identities.ids()
 
     @property
@@ -249,12 +263,12 @@ class LoRAManager:
 
     def drain_changes(self) -> builtins.list[ResidencyChange]:
         """Return the residency changes since the last call, oldest first."""
-        self._intake.collect()
+        self._fetcher.collect()
         return self._tiers.residency.drain()
 
     def residency(self) -> dict[str, Tier]:
         """Return the tier of every revision on host or device."""
-        self._intake.collect()
+        self._fetcher.collect()
         return self._tiers.residency.tiers()
 
     def tier_of(self, revision: str) -> Tier:
@@ -268,12 +282,23 @@ class LoRAManager:
 
     def stats(self) -> AdapterStats:
         """Return what loading and keeping adapters has cost so far."""
-        self._intake.collect()
+        self._fetcher.collect()
         return self._tiers.stats(num_loading=self._loads.num_underway)
 
     def close(self) -> None:
         """End the loader; the manager is of no use afterwards."""
         self._loads.close()
+
+    def _on_host(self, request: LoRARequest) -> str | None:
+        """Return an adapter's revision if it is on the host, and keep it there; else see to its load."""
+        revision = self._identities.revision_of(request)
+        if revision is not None and revision in self._tiers:
+            self._identities.register(request.lora_int_id, revision)
+            self._tiers.host.want(revision)
+            return revision
+        self._loads.raise_failure(request)
+        self._fetcher.start_if_room(request)
+        return None
 
     def _retire(self, revision: str, successor: LoRARequest) -> None:
         """Keep a revision that gave its id to another only for those who run with it; its pin goes over."""

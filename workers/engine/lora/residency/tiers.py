@@ -68,7 +68,7 @@ class Tiers:
         Without slots for all of them none is taken and the answer is None: sequences that each held a part
         of what they need would wait for each other forever.
         """
-        if not self.slots.can_seat(revisions):
+        if not self.slots.can_hold(revisions):
             return None
         for revision in revisions:
             if revision in self.slots:  # counted first: the newcomers must not take their slots

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from kernels.lora.tables import NUM_DORA_TERMS, RANK_MULTIPLE, LoRASlice, PackedLoRA, Slice
-from workers.engine.core.errors import AdapterFileError
+from workers.engine.core.errors import AdapterFileError, RequestError
+from workers.engine.core.lora_request import LoRARequest
 from workers.engine.lora.files.base import EMBEDDING, HEAD, ModuleShape
 from workers.engine.lora.files.kv_effect import changes_kv
 from workers.engine.lora.files.peft_file import LoRAPair
@@ -192,3 +193,15 @@ def _check_range(path: str, a: Tensor, b_t: Tensor, adapter: CheckedAdapter) -> 
             f"{adapter.label}: the weights of {path}, scaled by {adapter.scaling_of(path):g}, are too "
             f"large for {a.dtype}; correct lora_alpha, or serve the base in float32"
         )
+
+
+def check_mixable(weights: Sequence[AdapterWeights], loras: Sequence[LoRARequest]) -> None:
+    """Raise RequestError for an adapter that must be alone upon its request and is not."""
+    if len(loras) < 2:
+        return
+    for one, lora in zip(weights, loras, strict=True):
+        if one.unmixable is not None:
+            raise RequestError(
+                f"adapter {lora.lora_name!r} cannot be in a LoRAMix: {one.unmixable}; ask for it alone, "
+                "with a scale if need be"
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from workers.engine.core.composition import Member, Seat, composition_of, describe, pinned
+from workers.engine.core.composition import AcquiredSlot, Member, composition_of, describe, pinned
 from workers.engine.core.lora_request import LoRAMix, LoRARequest
 
 SQL, CODE = LoRARequest("sql", 1, "a"), LoRARequest("code", 2, "b", scale=0.5)
@@ -29,7 +29,7 @@ def test_scales_are_what_the_kernels_make_of_them() -> None:
 def test_a_pinned_composition_names_the_revisions_that_were_found() -> None:
     composition = composition_of(LoRAMix([(SQL, 1.0), (CODE, 1.0)]))
 
-    found = pinned(composition, [Seat("sha256:0", 3), Seat("sha256:1", 0)])
+    found = pinned(composition, [AcquiredSlot("sha256:0", 3), AcquiredSlot("sha256:1", 0)])
 
     assert [(member.lora.revision, member.scale) for member in found] == [
         ("sha256:0", 1.0),

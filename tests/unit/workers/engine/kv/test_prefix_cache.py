@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from workers.engine import LoRAMix, LoRARequest, SamplingParams
-from workers.engine.core.composition import Seat
+from workers.engine.core.composition import AcquiredSlot
 from workers.engine.core.lora_request import AnyLoRA
 from workers.engine.core.sequence import Sequence
 from workers.engine.kv.kv_cache import BlockAllocator
@@ -32,7 +32,7 @@ class Cache:
 
     def admit(self, sequence: Sequence) -> int:
         """Start a sequence; returns how many of its tokens it found computed."""
-        sequence.seat([Seat(member.lora.lora_path, 0) for member in sequence.composition])
+        sequence.take_slots([AcquiredSlot(member.lora.lora_path, 0) for member in sequence.composition])
         self.prefixes.adopt(sequence, self.prefixes.find(sequence))
         num_blocks = -(-sequence.num_tokens // SIZE) - len(sequence.block_table)
         sequence.block_table.extend(self.allocator.allocate(num_blocks))

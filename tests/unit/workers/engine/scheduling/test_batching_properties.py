@@ -178,5 +178,5 @@ def test_nobody_starves_beside_traffic_that_never_ends(
             load.add("popular", Request(step, length, 1, num_new, adapters, None), step)
         load.step(step)
         step += 1
-        # It is passed over in so many admissions, and a seat falls free every 128 steps or sooner.
+        # It is passed over in so many admissions, and a place falls free every 128 steps or sooner.
         assert step < MAX_SLOT_WAIT_STEPS * 128

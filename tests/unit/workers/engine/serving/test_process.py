@@ -65,7 +65,7 @@ def wait_until_gone(pid: int) -> None:
 
 @pytest.fixture
 def process(checkpoint: Path) -> Iterator[EngineProcess]:
-    """A running engine process with eight seats."""
+    """A running engine process that serves eight at once."""
     process = EngineProcess(EngineConfig(model=str(checkpoint), max_num_seqs=8, num_threads=1))
     process.start(DEADLINE_S)
     yield process

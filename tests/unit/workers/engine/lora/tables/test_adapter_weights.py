@@ -11,9 +11,10 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from tests.unit.workers.engine.lora.adapter_writer import BASE, config_of, tensors_of, write_adapter
-from workers.engine.core.errors import AdapterFileError
+from workers.engine.core.errors import AdapterFileError, RequestError
+from workers.engine.core.lora_request import LoRARequest
 from workers.engine.lora.files.validate import CheckedAdapter, check_adapter
-from workers.engine.lora.tables.adapter_weights import AdapterWeights, pack_adapter
+from workers.engine.lora.tables.adapter_weights import AdapterWeights, check_mixable, pack_adapter
 from workers.engine.lora.tables.packed_slots import PackedKey
 
 LAYOUT = BASE.layout
@@ -135,3 +136,15 @@ def test_weights_that_overflow_when_scaled_are_refused_with_module_and_scale(tmp
         AdapterFileError, match=r"'sql' .*layers.1.self_attn.q_proj, scaled by 4, are too large"
     ):
         _pack(checked)
+
+
+SQL, CODE = LoRARequest("sql", 1, "a"), LoRARequest("code", 2, "b", scale=0.5)
+
+
+def test_an_adapter_that_must_be_alone_is_refused_in_a_mix_by_name() -> None:
+    plain, odd = AdapterWeights("0", 4, {}), AdapterWeights("1", 4, {}, unmixable="it is odd")
+
+    check_mixable([odd], [CODE])
+    check_mixable([plain, plain], [SQL, CODE])
+    with pytest.raises(RequestError, match="'code' cannot be in a LoRAMix: it is odd; ask for it alone"):
+        check_mixable([plain, odd], [SQL, CODE])

@@ -19,7 +19,7 @@ from workers.engine.lora.tables.adapter_weights import AdapterWeights
 log = structlog.get_logger(__name__)
 
 
-class Intake:
+class AdapterFetcher:
     """Takes adapters in; nothing is given up for one before it has been read and found good."""
 
     def __init__(
