@@ -14,17 +14,24 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from db.errors import DatabaseError
 from db.repositories.adapters import AdapterRepository
+from lorayard.process.service_thread import ServiceThread
 from lorayard.server.adapter_store import revision_folder
 from scheduler.leader_context import LeaderContext
 
 SET_ASIDE: Final = ".collected-"
 """Before a folder's name while it is being removed: nobody who reads the store sees half of a revision."""
 
+CLOSE_S: Final = 1.0
+"""A store that hangs must not keep the office from its next holder."""
+
+PASSING: Final = (OSError, DatabaseError, SQLAlchemyError)
+"""Rows stay as they are: the next sweep tries again."""
+
 logger = structlog.get_logger(__name__)
 
 
 class AdapterCollector:
-    """Mutable: the thread of the present sweep. `sweep` raises DatabaseUnavailable and Deposed.
+    """Mutable: what the present sweep removes. `sweep` raises DatabaseUnavailable and Deposed.
 
     A revision goes through three sweeps: found unused, found unused for long enough (`collecting`), and then,
     under a lock that admission and `adapters add` take as well, out of the store (`collected`). The files are
@@ -35,13 +42,27 @@ class AdapterCollector:
         self._context = context
         self._store = store
         self._retention_s = retention_s
-        self._thread: threading.Thread | None = None
+        self._wake = threading.Condition()
+        self._digests: Sequence[str] | None = None
+        """What to remove; None between sweeps."""
+        self._thread = ServiceThread(
+            "adapter-files", self._step, on_broken=None, outages=PASSING, wake=self._notify
+        )
+
+    @property
+    def is_collecting(self) -> bool:
+        """Whether the files of a sweep are still being removed."""
+        return self._digests is not None
+
+    def close(self) -> None:
+        """Remove nothing more; the next leader goes on with what is left."""
+        self._thread.close(CLOSE_S)
 
     def sweep(self) -> None:
         """Have what earlier sweeps marked removed, and mark what may go with the next one."""
         if self._retention_s == 0 or self._store is None:
             return
-        if self._thread is not None and self._thread.is_alive():
+        if self.is_collecting:
             logger.warning("adapters.still_collecting", store=str(self._store))
             return
         pool = self._context.pool
@@ -55,20 +76,34 @@ class AdapterCollector:
             return
         for digest in marked:
             logger.info("adapter.collecting", revision=digest)
-        self._thread = threading.Thread(
-            target=self._collect, args=(self._store, digests), name="adapter-files", daemon=True
-        )
+        with self._wake:
+            self._digests = digests
+            self._wake.notify_all()
         self._thread.start()
 
-    def _collect(self, store: Path, digests: Sequence[str]) -> None:
+    def _notify(self) -> None:
+        with self._wake:
+            self._wake.notify_all()
+
+    def _step(self) -> None:
+        with self._wake:
+            self._wake.wait_for(lambda: self.is_collecting or self._thread.stopping.is_set())
+        if self._store is None or self._digests is None:
+            return
         try:
-            # What a leader that died had set aside is dealt with like the rest.
-            left_over = [path.name.removeprefix(SET_ASIDE) for path in store.glob(f"{SET_ASIDE}*")]
-            for digest in sorted({*digests, *(f"sha256:{name}" for name in left_over)}):
+            self._collect(self._store, self._digests)
+        except PASSING as error:
+            logger.warning("adapters.not_collected", store=str(self._store), error=str(error))
+        self._digests = None
+
+    def _collect(self, store: Path, digests: Sequence[str]) -> None:
+        # What a leader that died had set aside is dealt with like the rest.
+        left_over = [path.name.removeprefix(SET_ASIDE) for path in store.glob(f"{SET_ASIDE}*")]
+        for digest in sorted({*digests, *(f"sha256:{name}" for name in left_over)}):
+            if self._thread.stopping.is_set():
+                return
+            with self._thread.item(revision=digest):
                 self.collect(store, digest)
-        except (OSError, DatabaseError, SQLAlchemyError) as error:
-            # Rows stay as they are: the next sweep tries again.
-            logger.warning("adapters.not_collected", store=str(store), error=str(error))
 
     def collect(self, store: Path, digest: str) -> bool:
         """Remove the files of one revision unless somebody uses it; raises OSError, DatabaseError."""

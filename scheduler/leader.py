@@ -121,6 +121,10 @@ class Leader:
                 retry_s = min(LAST_RETRY_S, retry_s * 2)
         return True
 
+    def close(self) -> None:
+        """Stop what goes on beside the loop."""
+        self.collector.close()
+
     def recover(self) -> None:
         """Build the picture anew from the ledger, and take over what was read but never acknowledged."""
         self.context.enter()

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Final
 from uuid import uuid4
 
@@ -144,8 +145,9 @@ class Scheduler:
         logger.info("leader.took_office", pool=self.info.pool, term=keeper.term, holder=self._holder)
         keeper.start()
         try:
-            if not self._leader(keeper).lead(stopping, self._touch_ready_file):
-                self._give_up(stopping)
+            with closing(self._leader(keeper)) as leader:
+                if not leader.lead(stopping, self._touch_ready_file):
+                    self._give_up(stopping)
         finally:
             keeper.close(resign=True)
         logger.info("leader.left_office", pool=self.info.pool, term=keeper.term)

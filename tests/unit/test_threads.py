@@ -13,18 +13,19 @@ MAKERS = {
     "lorayard/client/listener.py": "in a producer's process, not ours to drain; waiters hear of a failure",
     "workers/engine/core/child_process.py": "outlives a child; the engine imports nothing of lorayard",
     "workers/engine/structured_output/compiler.py": "the engine is fenced; a form starts another",
-    "workers/committer.py": "not yet a ServiceThread",
-    "workers/lease.py": "not yet a ServiceThread",
 }
 """Files that may construct a thread, and why."""
 
 SERVICE_THREADS = {
     "workers/event_publisher.py": "event-publisher",
     "workers/commands.py": "commands",
+    "workers/committer.py": "committer",
     "workers/engine_host.py": "engine-pump",
     "workers/feeder.py": "feeder",
+    "workers/lease.py": "lease",
     "workers/service.py": "drain",
     "workers/token_writer.py": "token-writer",
+    "scheduler/adapter_collector.py": "adapter-files",
     "scheduler/flower_reporter.py": "flower",
     "scheduler/revokes.py": "revokes",
     "scheduler/term.py": "term",

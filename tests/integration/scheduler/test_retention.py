@@ -140,11 +140,7 @@ def collecting(rig: PoolRig, context: LeaderContext, store: Path, *names: str) -
 def sweep(collector: AdapterCollector) -> None:
     """Make one sweep, files included."""
     collector.sweep()
-    eventually(lambda: threads() == 0, what="the end of the sweep")
-
-
-def threads() -> int:
-    return sum(thread.name == "adapter-files" for thread in threading.enumerate())
+    eventually(lambda: not collector.is_collecting, what="the end of the sweep")
 
 
 def admit(rig: PoolRig, digest: str) -> UUID:

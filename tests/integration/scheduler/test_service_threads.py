@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from db.repositories.adapters import AdapterRepository
 from lorayard.contract.states import JobState
 from lorayard.process.service_thread import ServiceThread
+from lorayard.server.adapter_store import revision_folder
 from scheduler.control import Control
 from scheduler.housekeeping import Housekeeping
 from scheduler.leader import Leader
@@ -17,7 +21,7 @@ from tests.integration.scheduler.pool_rig import PoolRig
 from tests.integration.scheduler.scripted_worker import ScriptedWorker
 from tests.polling import eventually
 
-OBSERVERS = ("flower", "revokes")
+OBSERVERS = ("adapter-files", "flower", "revokes")
 
 
 class Fault:
@@ -59,9 +63,11 @@ def thread_fault(fault: Callable[..., Fault], thread: str, times: float) -> Faul
 
 
 @pytest.mark.parametrize("thread", ["term", *OBSERVERS])
-def test_a_thread_that_fails_once_goes_on(rig: PoolRig, fault: Callable[..., Fault], thread: str) -> None:
+def test_a_thread_that_fails_once_goes_on(
+    rig: PoolRig, fault: Callable[..., Fault], tmp_path: Path, thread: str
+) -> None:
     failing = thread_fault(fault, thread, 1)
-    with rig.scheduler(), ScriptedWorker(rig):
+    with rig.scheduler(adapter_store=tmp_path), ScriptedWorker(rig):
         eventually(lambda: failing.num_raised == 1, 20.0, "the failure")
 
         rig.wait_for(JobState.SUCCEEDED, *rig.submit(3))
@@ -69,14 +75,31 @@ def test_a_thread_that_fails_once_goes_on(rig: PoolRig, fault: Callable[..., Fau
 
 @pytest.mark.parametrize("thread", OBSERVERS)
 def test_an_observer_that_fails_for_ever_ends_nothing(
-    rig: PoolRig, fault: Callable[..., Fault], thread: str
+    rig: PoolRig, fault: Callable[..., Fault], tmp_path: Path, thread: str
 ) -> None:
     failing = thread_fault(fault, thread, float("inf"))
-    with rig.scheduler() as scheduler, ScriptedWorker(rig):
+    with rig.scheduler(adapter_store=tmp_path) as scheduler, ScriptedWorker(rig):
         eventually(lambda: failing.num_raised >= 4, 20.0, "the last restart")
 
         rig.wait_for(JobState.SUCCEEDED, *rig.submit(3))
         assert scheduler.is_running
+
+
+def test_adapter_files_are_removed_although_their_thread_failed_once(
+    rig: PoolRig, fault: Callable[..., Fault], tmp_path: Path
+) -> None:
+    digest = rig.add_adapter("old")
+    folder = revision_folder(tmp_path, digest)
+    folder.mkdir()
+    rig.database.run(lambda c: AdapterRepository(c).remove(rig.pool, "old"))
+    rig.sql("UPDATE adapter_revisions SET state = 'collecting', unused_since = now() - interval '31 days'")
+    failing = thread_fault(fault, "adapter-files", 1)
+
+    with rig.scheduler(adapter_store=tmp_path):
+        eventually(lambda: not folder.exists(), 20.0, "the end of the sweep")
+
+    assert failing.num_raised == 1
+    assert not any(thread.name == "adapter-files" for thread in threading.enumerate())
 
 
 def test_a_term_that_cannot_be_kept_ends_the_scheduler(rig: PoolRig, fault: Callable[..., Fault]) -> None:
