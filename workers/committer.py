@@ -8,7 +8,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
@@ -20,6 +21,7 @@ from db.repositories.finish import FinishRepository
 from lorayard.contract.messages import AdapterFailure
 from lorayard.contract.result import JobError
 from lorayard.contract.states import JobState
+from lorayard.process.service_thread import OnBroken, ServiceThread
 from workers.attempts import AttemptTable
 from workers.ledger_health import LedgerHealth
 from workers.outcomes import Outcome
@@ -67,11 +69,21 @@ class PostgresLedger:
         return self._database.run(lambda c: FinishRepository(c).read_back(self._incarnation, ended))
 
 
-class Group(NamedTuple):
-    """Ends for one transaction; suspects were refused before for no known reason, and get one try."""
+@dataclass(slots=True)
+class Group:
+    """Mutable: ends for one transaction, under the number that the ledger knows it by, and how far it is.
 
+    Suspects were refused before for no known reason, and get one try.
+    """
+
+    seq: int
     outcomes: Sequence[Outcome]
-    are_suspects: bool = False
+    are_suspects: bool
+    began_at: float
+    tried_at: float = 0.0
+    retry_s: float = FIRST_RETRY_S
+    finished: list[FinishedJob] | None = None
+    """What the ledger moved, once it has taken the group."""
 
 
 class Committer:
@@ -80,6 +92,9 @@ class Committer:
     What the ledger refuses is judged by `db.judge`: a bad row is found by halving the group, and fails alone.
     A group that is refused for `suspect_after_s` for any other reason, although the lease is renewed, is
     halved as well, behind all others; what is refused alone is spilled, and tried again now and then.
+
+    A step is one try of one group, which stays in flight until its jobs are settled and announced: a step
+    that raises leaves it there, under its number, for the next one to finish before anything else.
     """
 
     def __init__(
@@ -91,6 +106,7 @@ class Committer:
         health: LedgerHealth,
         spill: Spill,
         max_uncommitted: int,
+        on_broken: OnBroken,
         suspect_after_s: float = SUSPECT_AFTER_S,
     ) -> None:
         self._ledger = ledger
@@ -99,24 +115,26 @@ class Committer:
         self._health = health
         self._spill = spill
         self._max_uncommitted = max_uncommitted
+        self._on_broken = on_broken
         self._suspect_after_s = suspect_after_s
         self._wake = threading.Condition()
+        self._in_flight: Group | None = None
+        self._parts: deque[Sequence[Outcome]] = deque()
+        """Of a group with a bad row; they go before all others."""
         self._waiting: deque[Outcome] = deque()
         self._suspects: deque[Sequence[Outcome]] = deque()
         self._spilled: dict[JobAttempt, Outcome] = {}
         self._spilled_due_at = 0.0
-        self._in_flight = 0
         self._last_were_suspects = False
+        self._is_broken = False
         self._seq = itertools.count(1)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+        self._thread = ServiceThread("committer", self._step, on_broken=self._give_up, wake=self._notify)
 
     @property
     def has_room(self) -> bool:
         """Whether more results can be kept; when not, no further request goes to the engine."""
         with self._wake:
-            suspects = sum(map(len, self._suspects))
-            kept = len(self._waiting) + self._in_flight + suspects + len(self._spilled)
+            kept = self._num_unwritten() + len(self._spilled)
         return kept < self._max_uncommitted and self._health.takes_work
 
     def start(self) -> None:
@@ -130,167 +148,177 @@ class Committer:
             self._wake.notify_all()
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until everything put so far is in the ledger or spilled; False when that took too long."""
+        """Wait until everything put so far is in the ledger or spilled; False when that took too long.
+
+        A committer that has given up writes nothing more, so that nobody waits for it.
+        """
         with self._wake:
             self._spilled_due_at = 0.0
             self._wake.notify_all()
-            return self._wake.wait_for(
-                lambda: not self._waiting and not self._in_flight and not self._suspects, timeout_s
-            )
+            self._wake.wait_for(lambda: self._is_broken or not self._num_unwritten(), timeout_s)
+            return not self._num_unwritten()
 
     def close(self) -> None:
         """Stop committing; what is uncommitted stays leased and is requeued by the leader."""
-        self._closed.set()
+        self._thread.close()
+
+    def _num_unwritten(self) -> int:
+        in_flight = 0 if self._in_flight is None else len(self._in_flight.outcomes)
+        return in_flight + len(self._waiting) + sum(map(len, self._parts)) + sum(map(len, self._suspects))
+
+    def _notify(self) -> None:
         with self._wake:
             self._wake.notify_all()
-        self._thread.join(timeout=5.0)
 
-    def _run(self) -> None:
-        while (group := self._next_group()) is not None:
-            try:
-                self._commit(group)
-            except Exception:
-                logger.exception("committer.failed", kept=len(group.outcomes))
-                self._try_later([outcome for outcome in group.outcomes if self._is_unsettled(_key(outcome))])
-                self._closed.wait(LAST_RETRY_S)
-            with self._wake:
-                self._in_flight = 0
-                self._wake.notify_all()
+    def _give_up(self, thread: str) -> None:
+        with self._wake:
+            self._is_broken = True
+            self._wake.notify_all()
+        self._on_broken(thread)
+
+    def _step(self) -> None:
+        group = self._in_flight or self._next_group()
+        if group is None:
+            return
+        if group.finished is None and (error := self._try(group)) is not None:
+            self._judge(group, error)
+        else:
+            self._settle(group)
 
     def _next_group(self) -> Group | None:
+        if not self._parts:
+            with self._wake:
+                self._wake.wait_for(self._has_work, LAST_RETRY_S if self._spilled else None)
+            self._thread.stopping.wait(GATHER_S)
         with self._wake:
-            self._wake.wait_for(self._has_work, LAST_RETRY_S if self._spilled else None)
-        self._closed.wait(GATHER_S)
-        with self._wake:
-            if self._closed.is_set():
-                return None
-            group = self._take()
-            self._in_flight = len(group.outcomes)
-            return group
+            if not self._thread.stopping.is_set():
+                outcomes, are_suspects = self._take()
+                if outcomes:
+                    self._in_flight = Group(next(self._seq), outcomes, are_suspects, time.monotonic())
+            return self._in_flight
 
     def _has_work(self) -> bool:
-        return bool(self._waiting or self._suspects or self._closed.is_set())
+        return bool(self._waiting or self._suspects or self._thread.stopping.is_set())
 
-    def _take(self) -> Group:
-        """Take a fresh group and one of suspects by turns."""
+    def _take(self) -> tuple[Sequence[Outcome], bool]:
+        """Take a fresh group and one of suspects by turns; tells which it is."""
+        if self._parts:
+            return self._parts.popleft(), False
         if self._spilled and time.monotonic() >= self._spilled_due_at:
             self._suspects += [[outcome] for outcome in self._spilled.values()]
             self._spilled.clear()
         are_suspects = bool(self._suspects) and not (self._waiting and self._last_were_suspects)
         self._last_were_suspects = are_suspects
         if are_suspects:
-            return Group(self._suspects.popleft(), are_suspects)
-        return Group([self._waiting.popleft() for _ in range(min(MAX_GROUP, len(self._waiting)))])
+            return self._suspects.popleft(), are_suspects
+        return [self._waiting.popleft() for _ in range(min(MAX_GROUP, len(self._waiting)))], are_suspects
 
-    def _commit(self, group: Group) -> None:
-        if group.are_suspects:
-            self._write_suspects(group.outcomes)
-        elif group.outcomes:
-            self._write(group.outcomes)
+    def _try(self, group: Group) -> Exception | None:
+        """Write a group once; returns what the ledger had against it.
 
-    def _write(self, outcomes: Sequence[Outcome]) -> None:
-        """Write until the ledger takes the group, a row is to blame, or nothing else is refused for long."""
-        began_at, retry_s = time.monotonic(), FIRST_RETRY_S
-        # A commit of unknown fate is repeated under its own number, which the ledger then knows.
-        seq = next(self._seq)
-        while not self._closed.is_set():
-            error = self._try(seq, outcomes)
-            if error is None:
-                return
-            fault = fault_of(error)
-            if fault in (Fault.ROW, Fault.REPEAT):
-                self._isolate(outcomes, error, fault)
-                return
-            is_outage = isinstance(error, DatabaseUnavailable)
-            event = "commit.database_unavailable" if is_outage else "commit.waits"
-            logger.warning(event, kept=len(outcomes), fault=fault.value, error=explain(error))
-            if time.monotonic() - began_at >= self._suspect_after_s and self._are_alone_refused(fault):
-                self._suspect(outcomes, error)
-                return
-            self._closed.wait(retry_s)
-            retry_s = min(LAST_RETRY_S, retry_s * 2)
-
-    def _write_suspects(self, outcomes: Sequence[Outcome]) -> None:
-        """Write rows that are suspected, in one try, so that others have their turn."""
-        error = self._try(next(self._seq), outcomes)
-        if error is None:
-            return
-        fault = fault_of(error)
-        if fault in (Fault.ROW, Fault.REPEAT):
-            self._isolate(outcomes, error, fault)
-        elif self._are_alone_refused(fault):
-            self._suspect(outcomes, error)
-        else:
-            self._try_later(outcomes)
-        self._closed.wait(FIRST_RETRY_S)
-
-    def _try(self, seq: int, outcomes: Sequence[Outcome]) -> Exception | None:
-        """Write one group once; returns what the ledger had against it."""
-        began_at = time.monotonic()
+        A commit of unknown fate is repeated under its own number, which the ledger then knows.
+        """
+        group.tried_at = time.monotonic()
         try:
-            finished = self._ledger.finish(seq, [outcome.ended for outcome in outcomes])
+            group.finished = self._ledger.finish(group.seq, [outcome.ended for outcome in group.outcomes])
         except Exception as error:  # noqa: BLE001 - whatever it is, the judge tells what to do about it
             self._health.failed("commits", error)
             return error
         self._health.served("commits")
-        self._settle(outcomes, finished, began_at)
         return None
 
-    def _settle(self, outcomes: Sequence[Outcome], finished: list[FinishedJob], began_at: float) -> None:
-        for outcome in outcomes:
+    def _settle(self, group: Group) -> None:
+        finished = group.finished or []
+        for outcome in group.outcomes:
             if outcome.was_spilled:
                 self._spill.forget(outcome.ended)
-        self._attempts.settle(map(_key, outcomes))
-        self._announce(finished, [outcome.failure for outcome in outcomes if outcome.failure is not None])
+        self._attempts.settle(map(_key, group.outcomes))
+        failures = [outcome.failure for outcome in group.outcomes if outcome.failure is not None]
+        self._announce(finished, failures)
+        self._let_go()
         logger.info(
             "jobs.committed",
-            ended=len(outcomes),
+            ended=len(group.outcomes),
             recorded=len(finished),
-            commit_ms=round((time.monotonic() - began_at) * 1000, 1),
+            commit_ms=round((time.monotonic() - group.tried_at) * 1000, 1),
         )
+
+    def _let_go(
+        self, *, parts: Sequence[Sequence[Outcome]] = (), suspects: Sequence[Sequence[Outcome]] = ()
+    ) -> None:
+        """End the flight of a group: what is left of it goes before all others, or is suspected."""
+        with self._wake:
+            self._parts.extendleft(reversed(parts))
+            self._suspects += suspects
+            self._in_flight = None
+            self._wake.notify_all()
+
+    def _judge(self, group: Group, error: Exception) -> None:
+        """Keep a group in flight until the ledger takes it, a row is to blame, or it alone is refused."""
+        fault = fault_of(error)
+        if fault in (Fault.ROW, Fault.REPEAT):
+            self._isolate(group, error, fault)
+            return
+        if group.are_suspects:
+            # One try, so that others have their turn.
+            if self._are_alone_refused(fault):
+                self._suspect(group, error)
+            else:
+                self._let_go(suspects=[group.outcomes])
+            self._thread.stopping.wait(FIRST_RETRY_S)
+            return
+        is_outage = isinstance(error, DatabaseUnavailable)
+        event = "commit.database_unavailable" if is_outage else "commit.waits"
+        logger.warning(event, kept=len(group.outcomes), fault=fault.value, error=explain(error))
+        waited_s = time.monotonic() - group.began_at
+        if waited_s >= self._suspect_after_s and self._are_alone_refused(fault):
+            self._suspect(group, error)
+            return
+        self._thread.stopping.wait(group.retry_s)
+        group.retry_s = min(LAST_RETRY_S, group.retry_s * 2)
 
     def _are_alone_refused(self, fault: Fault) -> bool:
         return fault is Fault.SERVER and self._health.has_renewed_within(RECENTLY_S)
 
-    def _isolate(self, outcomes: Sequence[Outcome], error: Exception, fault: Fault) -> None:
+    def _isolate(self, group: Group, error: Exception, fault: Fault) -> None:
         """Find the row to blame by halves; good ones are written on the way."""
-        if len(outcomes) > 1:
-            for half in _halves(outcomes):
-                self._write(half)
+        if len(group.outcomes) > 1:
+            self._let_go(parts=_halves(group.outcomes))
             return
-        (one,) = outcomes
+        (one,) = group.outcomes
         if fault is Fault.REPEAT:
-            self._read_back(one, error)
+            self._read_back(group, error)
             return
         logger.error("commit.refused", **_names(one), error=reason_of(error))
         if one.refused is not None:
             # Not even the refusal can be written, so it was not the result that was wrong.
             self._set_aside(dataclasses.replace(one, ended=one.refused, refused=None), error)
             return
-        self._write([dataclasses.replace(one, ended=_refused(one.ended, error), refused=one.ended)])
+        refused = dataclasses.replace(one, ended=_refused(one.ended, error), refused=one.ended)
+        self._let_go(parts=[[refused]])
 
-    def _read_back(self, one: Outcome, error: Exception) -> None:
+    def _read_back(self, group: Group, error: Exception) -> None:
         """Settle what is in the ledger already."""
-        began_at = time.monotonic()
+        (one,) = group.outcomes
         try:
             finished = self._ledger.read_back([one.ended])
         except Exception as refusal:  # noqa: BLE001 - it is tried again with the row itself
             self._health.failed("commits", refusal)
-            self._try_later([one])
+            self._let_go(suspects=[group.outcomes])
             return
         if finished:
-            self._settle([one], finished, began_at)
+            group.finished = finished
+            self._settle(group)
         else:
             self._set_aside(one, error)
 
-    def _suspect(self, outcomes: Sequence[Outcome], error: Exception) -> None:
+    def _suspect(self, group: Group, error: Exception) -> None:
         """Have halves tried behind all others; set aside what stands alone."""
-        if len(outcomes) == 1:
-            self._set_aside(outcomes[0], error)
+        if len(group.outcomes) == 1:
+            self._set_aside(group.outcomes[0], error)
             return
-        logger.error("commit.suspects", suspects=len(outcomes), error=reason_of(error))
-        for half in _halves(outcomes):
-            self._try_later(half)
+        logger.error("commit.suspects", suspects=len(group.outcomes), error=reason_of(error))
+        self._let_go(suspects=_halves(group.outcomes))
 
     def _set_aside(self, one: Outcome, error: Exception) -> None:
         """Spill one result; its job stays leased, so that nobody computes it again meanwhile."""
@@ -298,14 +326,7 @@ class Committer:
         with self._wake:
             self._spilled[_key(one)] = dataclasses.replace(one, was_spilled=True)
             self._spilled_due_at = time.monotonic() + self._suspect_after_s
-
-    def _is_unsettled(self, key: JobAttempt) -> bool:
-        return key not in self._spilled and self._attempts.get(key) is not None
-
-    def _try_later(self, outcomes: Sequence[Outcome]) -> None:
-        if outcomes:
-            with self._wake:
-                self._suspects.append(outcomes)
+            self._let_go()
 
 
 def _key(outcome: Outcome) -> JobAttempt:

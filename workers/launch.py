@@ -169,6 +169,7 @@ def _wire(
         health=health,
         spill=Spill(settings.spill_dir, incarnation),
         max_uncommitted=settings.max_uncommitted,
+        on_broken=service.give_up,
         suspect_after_s=settings.suspect_after_s,
     )
     host = EngineHost(
@@ -207,6 +208,7 @@ def _wire(
         on_registered=service.on_registered,
         heartbeat=service.on_heartbeat,
         on_lost=lambda: service.end(WorkerEnd.LEASE_LOST),
+        on_broken=service.give_up,
     )
     define_tasks(app, host, pool=settings.pool, incarnation=incarnation)
     celery = CeleryWorker(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -10,6 +9,7 @@ import structlog
 
 from db.judge import explain, fault_of
 from lorayard.contract.messages import HeldJob
+from lorayard.process.service_thread import OnBroken, ServiceThread
 from workers.attempts import AttemptTable
 from workers.engine_host import EngineHost
 from workers.ledger_health import LedgerHealth
@@ -25,7 +25,7 @@ class LeaseKeeper:
     """A thread of its own with a connection of its own: no commit or load may delay a renewal.
 
     Each beat is three transactions. Whatever the first raises is a failed beat, soon tried again; the others
-    may fail as long as they like.
+    may fail as long as they like. A loop that begins anew renews; it registers once in its life.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class LeaseKeeper:
         on_registered: Callable[[], None],
         heartbeat: Callable[[Sequence[HeldJob]], None],
         on_lost: Callable[[], None],
+        on_broken: OnBroken,
     ) -> None:
         self._registration = registration
         self._attempts = attempts
@@ -46,42 +47,39 @@ class LeaseKeeper:
         self._on_registered = on_registered
         self._heartbeat = heartbeat
         self._on_lost = on_lost
-        self._closed = threading.Event()
+        self._is_registered = False
+        self._has_told = False
+        """Whether `on_registered` went through."""
+        self._next_at = time.monotonic()
         self._failing: set[str] = set()
-        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+        self._thread = ServiceThread("lease", self._step, on_broken=on_broken)
 
     def start(self) -> None:
         """Register, for as long as that takes, then begin to renew; starting twice does nothing."""
-        if not self._thread.is_alive() and not self._closed.is_set():
-            self._thread.start()
+        self._thread.start()
 
     def close(self) -> None:
         """Stop renewing."""
-        self._closed.set()
-        if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(timeout=5.0)
+        self._thread.close()
 
-    def _run(self) -> None:
-        retry_s = self._registration.lease_s / RETRIES_PER_LEASE
-        while not self._attempt("registration", self._register):
-            if self._closed.wait(retry_s):
-                return
-        next_at = time.monotonic()
-        while not self._closed.wait(max(0.0, next_at - time.monotonic())):
-            began_at = time.monotonic()
-            if self._beat():
-                next_at = began_at + self._registration.lease_s / RENEWALS_PER_LEASE
-            else:
-                next_at = time.monotonic() + retry_s
-
-    def _register(self) -> None:
-        self._registration.enter()
-        self._on_registered()
+    def _step(self) -> None:
+        """Wait for the next beat and do it; the first one that goes through registers."""
+        if self._thread.stopping.wait(max(0.0, self._next_at - time.monotonic())):
+            return
+        began_at = time.monotonic()
+        if not self._is_registered:
+            self._is_registered = self._attempt("registration", self._registration.enter)
+        if self._is_registered and self._beat():
+            self._next_at = began_at + self._registration.lease_s / RENEWALS_PER_LEASE
+        else:
+            self._next_at = time.monotonic() + self._registration.lease_s / RETRIES_PER_LEASE
 
     def _beat(self) -> bool:
-        """Renew before all else; returns whether that went through."""
+        """Renew before all else but the word that the worker is there; returns whether that went through."""
+        if not self._has_told:
+            self._has_told = self._attempt("readiness", self._on_registered)
         renewed = self._attempt("renewal", self._renew)
-        if self._closed.is_set():
+        if self._thread.stopping.is_set():
             return renewed
         self._attempt("heartbeat", lambda: self._heartbeat(self._attempts.report()))
         if renewed:
@@ -110,7 +108,7 @@ class LeaseKeeper:
             self._health.renewed()
             return
         logger.error("lease.lost", held=len(self._attempts))
-        self._closed.set()
+        self._thread.stop()
         self._on_lost()
 
     def _abort(self) -> None:

@@ -51,6 +51,7 @@ class Desk:
             health=AlwaysRenewed(),
             spill=Spill(self.spill, "w1"),
             max_uncommitted=1000,
+            on_broken=lambda thread: pytest.fail(f"{thread} gave up"),
             suspect_after_s=0.3,
         )
 

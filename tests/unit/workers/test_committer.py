@@ -60,6 +60,7 @@ class CommitterRig:
         self.announced: list[FinishedJob] = []
         self.failures: list[AdapterFailure] = []
         self.settled: list[str] = []
+        self.broken: list[str] = []
         self.attempts = AttemptTable(self.settled.append)
         self.health = LedgerHealth()
         self.spilled_to = folder / "spill"
@@ -70,6 +71,7 @@ class CommitterRig:
             health=self.health,
             spill=Spill(self.spilled_to, "w1"),
             max_uncommitted=3,
+            on_broken=self.broken.append,
             suspect_after_s=0.05,
         )
 
@@ -286,10 +288,47 @@ def test_a_fault_of_our_own_ends_neither_the_thread_nor_a_result(rig: CommitterR
         announce(finished, failures)
 
     rig.committer._announce = fail_once
-    rig.put()
+    first = rig.put()
     rig.committer.start()
     eventually(lambda: not faults)
-    rig.put()
+    second = rig.put()
 
     assert rig.committer.flush(10)
-    assert len(rig.ledger.groups) == 2
+    assert rig.ledger.tries == [1, 2], "what the ledger has taken is not written again"
+    assert [job.job_id for job in rig.announced] == [held.key.job_id for held in first + second]
+    assert rig.broken == []
+
+
+def test_a_group_in_flight_is_finished_first_and_under_its_own_number(
+    rig: CommitterRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised = threading.Event()
+
+    def failed(part: str, error: Exception) -> None:
+        if not raised.is_set():
+            rig.put(2)
+            raised.set()
+            raise RuntimeError("a bug")
+
+    monkeypatch.setattr(rig.health, "failed", failed)
+    rig.ledger.refuses = lambda _group: DatabaseUnavailable("gone") if len(rig.ledger.tries) < 3 else None
+    rig.put()
+    rig.committer.start()
+    eventually(raised.is_set)
+
+    assert rig.committer.flush(10)
+    assert rig.ledger.tries == [1, 1, 1, 2]
+    assert [(seq, len(group)) for seq, group in rig.ledger.groups] == [(1, 1), (2, 2)]
+
+
+def test_a_committer_that_fails_for_ever_says_so_and_keeps_nobody_waiting(rig: CommitterRig) -> None:
+    def fail(finished: Sequence[FinishedJob], failures: Sequence[AdapterFailure]) -> None:
+        raise RuntimeError("a bug")
+
+    rig.committer._announce = fail
+    rig.put()
+    rig.committer.start()
+
+    assert not rig.committer.flush(600)
+    assert rig.broken == ["committer"]
+    assert rig.ledger.tries == [1]

@@ -73,6 +73,7 @@ class Bench:
         self.registration, self.host, self.health = ScriptedRegistration(), ScriptedHost(), LedgerHealth()
         self.registered: list[bool] = []
         self.lost: list[bool] = []
+        self.broken: list[str] = []
         self.heartbeats: list[Sequence[HeldJob]] = []
         self.keeper = LeaseKeeper(
             cast("Registration", self.registration),
@@ -82,6 +83,7 @@ class Bench:
             on_registered=lambda: self.registered.append(True),
             heartbeat=self.heartbeats.append,
             on_lost=lambda: self.lost.append(True),
+            on_broken=self.broken.append,
         )
 
     def count(self, call: str) -> int:
@@ -175,3 +177,54 @@ def test_a_schema_of_another_release_stops_new_work_until_it_fits(bench: Bench, 
     bench.registration.raises.clear()
 
     eventually(lambda: bench.health.takes_work)
+
+
+def test_a_loop_that_begins_anew_renews_and_registers_no_second_time(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, faults = bench.health.served, [RuntimeError("a bug")]
+
+    def fail_once(part: str) -> None:
+        if part == "renewal" and faults:
+            raise faults.pop()
+        served(part)
+
+    monkeypatch.setattr(bench.health, "served", fail_once)
+    bench.keeper.start()
+
+    eventually(lambda: not faults and bench.count("renew") >= 3)
+
+    assert bench.count("enter") == 1
+    assert bench.registered == [True]
+    assert bench.broken == []
+
+
+def test_a_ready_file_that_cannot_be_written_keeps_no_lease_from_being_renewed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = [OSError("disk full")] * 3
+
+    def tell() -> None:
+        if faults:
+            raise faults.pop()
+        bench.registered.append(True)
+
+    monkeypatch.setattr(bench.keeper, "_on_registered", tell)
+    bench.keeper.start()
+
+    eventually(lambda: bench.registered)
+
+    assert bench.count("enter") == 1
+    assert bench.count("renew") >= 3
+
+
+def test_a_lease_that_cannot_be_kept_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(part: str) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(bench.health, "served", fail)
+    bench.keeper.start()
+
+    eventually(lambda: bench.broken)
+
+    assert bench.broken == ["lease"]
