@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -128,19 +129,19 @@ def unused_for(rig: PoolRig, days: float) -> None:
 def collecting(rig: PoolRig, context: LeaderContext, store: Path, *names: str) -> list[str]:
     """Bring unused revisions to the brink."""
     digests = [unused(rig, store, name) for name in names]
-    collector = AdapterCollector(context, store, 30 * DAY_S)
-    sweep(collector)
+    sweep(context, store)
     unused_for(rig, 31)
-    sweep(collector)
+    sweep(context, store)
     assert {revision_states(rig)[digest] for digest in digests} == {("collecting", True)}
     assert all(revision_folder(store, digest).exists() for digest in digests)
     return digests
 
 
-def sweep(collector: AdapterCollector) -> None:
+def sweep(context: LeaderContext, store: Path) -> None:
     """Make one sweep, files included."""
-    collector.sweep()
-    eventually(lambda: not collector.is_collecting, what="the end of the sweep")
+    with closing(AdapterCollector(context, store, 30 * DAY_S)) as collector:
+        collector.sweep()
+        eventually(lambda: not collector.is_collecting, what="the end of the sweep")
 
 
 def admit(rig: PoolRig, digest: str) -> UUID:
@@ -156,7 +157,7 @@ def test_files_leave_one_sweep_after_their_revision_was_unused_for_long_enough(
     revision_folder(tmp_path, used).mkdir()
     (digest,) = collecting(rig, context, tmp_path, "old")
 
-    sweep(AdapterCollector(context, tmp_path, 30 * DAY_S))
+    sweep(context, tmp_path)
 
     assert revision_states(rig)[digest][0] == "collected"
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("ready")] == ["used"]
@@ -234,7 +235,7 @@ def test_what_a_dead_leader_had_set_aside_is_removed_or_put_back(
         folder.rename(tmp_path / f"{SET_ASIDE}{folder.name}")
     admit(rig, needed)
 
-    sweep(AdapterCollector(context, tmp_path, 30 * DAY_S))
+    sweep(context, tmp_path)
 
     assert revision_states(rig)[gone][0] == "collected"
     assert not list(tmp_path.glob(f"{SET_ASIDE}*"))

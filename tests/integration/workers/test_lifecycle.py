@@ -24,7 +24,7 @@ StartWorker = Callable[..., WorkerProcess]
 def test_a_drain_lets_running_jobs_end_and_gives_the_others_back(
     leader: ScriptedLeader, start_worker: StartWorker
 ) -> None:
-    with start_worker(max_num_seqs=1, drain_grace_s=20) as worker, TaskEvents(leader.redis_url) as events:
+    with start_worker(max_num_seqs=1, drain_grace_s=120) as worker, TaskEvents(leader.redis_url) as events:
         incarnation = worker.incarnation(leader)
         running, waiting = leader.dispatch(
             incarnation, [ENDLESS.model_copy(update={"max_tokens": 2500}), questions(1)[0].spec]
@@ -32,7 +32,7 @@ def test_a_drain_lets_running_jobs_end_and_gives_the_others_back(
         # A heartbeat would tell as well, but the job may have ended before the next one.
         events.await_event("task-started", running)
 
-        assert worker.terminate() == 0
+        assert worker.terminate(timeout_s=150) == 0
 
     assert leader.states([running, waiting]) == ["succeeded", "queued"]
     assert [row.ended for row in leader.attempts(waiting)] == ["released"]
