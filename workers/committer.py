@@ -259,21 +259,15 @@ class Committer:
         if fault in (Fault.ROW, Fault.REPEAT):
             self._isolate(group, error, fault)
             return
-        if group.are_suspects:
-            # One try, so that others have their turn.
-            if self._are_alone_refused(fault):
-                self._suspect(group, error)
-            else:
-                self._let_go(suspects=[group.outcomes])
-            self._thread.stopping.wait(FIRST_RETRY_S)
-            return
         is_outage = isinstance(error, DatabaseUnavailable)
         event = "commit.database_unavailable" if is_outage else "commit.waits"
         logger.warning(event, kept=len(group.outcomes), fault=fault.value, error=explain(error))
         waited_s = time.monotonic() - group.began_at
-        if waited_s >= self._suspect_after_s and self._are_alone_refused(fault):
+        if (group.are_suspects or waited_s >= self._suspect_after_s) and self._are_alone_refused(fault):
             self._suspect(group, error)
-            return
+        elif group.are_suspects and not is_outage:
+            # Others have their turn; in an outage, nobody has one, and its fate may be unknown.
+            self._let_go(suspects=[group.outcomes])
         self._thread.stopping.wait(group.retry_s)
         group.retry_s = min(LAST_RETRY_S, group.retry_s * 2)
 

@@ -249,6 +249,25 @@ def test_what_is_refused_alone_for_no_known_reason_is_spilled_and_holds_up_no_ot
     eventually(lambda: not list(rig.spilled_to.iterdir()))
 
 
+def test_suspects_of_unknown_fate_are_repeated_under_their_number(rig: CommitterRig) -> None:
+    outages = [DatabaseUnavailable("gone")]
+
+    def refuse(group: Sequence[EndedAttempt]) -> Exception | None:
+        if len(group) == 2:
+            rig.health.renewed()
+            return _database_error("XX000")
+        rig.health._renewed_at = float("-inf")
+        return outages.pop() if outages else None
+
+    rig.ledger.refuses = refuse
+    rig.put(2)
+    rig.committer.start()
+
+    assert rig.committer.flush(10)
+    assert [seq for seq in rig.ledger.tries if seq > 1] == [2, 2, 3]
+    assert len(rig.announced) == 2
+
+
 def test_a_row_that_is_there_already_is_read_back(rig: CommitterRig) -> None:
     mine, other = rig.put(2)
     mine_ended = EndedAttempt(*mine.key, JobState.SUCCEEDED, output="x")
