@@ -56,7 +56,7 @@ def test_a_restart_of_postgres_loses_no_result(
 def test_a_worker_drains_without_redis(
     rig: Stack, leader: ScriptedLeader, start_worker: Callable[..., WorkerProcess]
 ) -> None:
-    with start_worker() as worker:
+    with start_worker(drain_grace_s=120) as worker:
         incarnation = worker.incarnation(leader)
         (running,) = leader.admit([ENDLESS.model_copy(update={"max_tokens": 1500})])
         batch = leader.send(incarnation, leader.lease(incarnation, [running]))
@@ -64,7 +64,7 @@ def test_a_worker_drains_without_redis(
 
         rig.redis.stop()
         try:
-            status = worker.terminate()
+            status = worker.terminate(timeout_s=150)
         finally:
             rig.redis.start()
 
