@@ -66,13 +66,13 @@ def test_a_job_that_expires_shows_as_revoked(
 def test_a_micro_batch_that_a_drain_finishes_shows_its_end(
     leader: ScriptedLeader, start_worker: Callable[..., WorkerProcess], task_events: TaskEvents
 ) -> None:
-    with start_worker(drain_grace_s=20) as worker:
+    with start_worker(drain_grace_s=120) as worker:
         incarnation = worker.incarnation(leader)
         job_ids = leader.admit([ENDLESS.model_copy(update={"max_tokens": 2500})])
         task_id = leader.send(incarnation, leader.lease(incarnation, job_ids))
         task_events.await_event("task-started", job_ids[0])
 
-        assert worker.terminate() == 0
+        assert worker.terminate(timeout_s=150) == 0
 
     assert task_events.await_event("task-succeeded", job_ids[0])
     assert task_events.await_event("task-succeeded", task_id)
