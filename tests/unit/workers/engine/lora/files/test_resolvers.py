@@ -13,7 +13,7 @@ from tests.polling import eventually
 from tests.unit.workers.engine.lora.adapter_writer import BASE, write_adapter
 from tests.unit.workers.engine.lora.manager_fixtures import acquired, new_manager
 from workers.engine.core.errors import AdapterFileError, AdapterNotFound, AdapterRankError
-from workers.engine.lora import resolvers
+from workers.engine.lora.files import resolvers
 from workers.engine.lora.files.digest import adapter_digest
 from workers.engine.lora.files.resolvers import FolderResolver, ResolverChain
 
