@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from workers.engine.lora import residency
-from workers.engine.lora.residency.residency_log import ResidencyChange, ResidencyLog
+from workers.engine.lora.residency.residency_log import ResidencyChange, ResidencyLog, residency_log
 
 
 def test_moves_are_numbered_from_one_and_drained_once() -> None:
@@ -42,10 +41,10 @@ def test_leaving_removes_the_revision_and_epochs_go_on() -> None:
 
 def test_an_owner_that_never_drains_costs_bounded_memory_and_sees_the_newest() -> None:
     log = ResidencyLog()
-    for number in range(3 * residency._MAX_UNDRAINED):
+    for number in range(3 * residency_log._MAX_UNDRAINED):
         log.record(f"r{number % 7}", "host" if number // 7 % 2 == 0 else "device")
 
     changes = log.drain()
-    assert len(changes) <= residency._MAX_UNDRAINED + 1
+    assert len(changes) <= residency_log._MAX_UNDRAINED + 1
     assert [change.epoch for change in changes] == sorted(change.epoch for change in changes)
     assert {change.revision: change.tier for change in changes} == log.tiers()
