@@ -227,4 +227,4 @@ class Span(NamedTuple):
     @property
     def is_complete(self) -> bool:
         """Whether nothing of the sequence is left to compute, so that its next token can be chosen."""
-        return self.start + self.num_rows == self.sequence.num_tokens
+        return self.start + self.num_rows == len(self.sequence.token_ids)

@@ -34,6 +34,9 @@ _UNKNOWN_TOKEN = 0
 
 Ints = NDArray[np.int64]
 
+_Run = tuple[int, SlotScales]
+"""How many rows follow one another, and the slots of their adapters."""
+
 
 class BuiltStep(NamedTuple):
     """The first half of a step, and whose rows are where."""
@@ -74,6 +77,7 @@ class StepBuilder:
         self._gathers_kv = gathers_kv
         self._windows = windows
         self._heads = np.arange(num_kv_heads, dtype=np.int64)
+        self._latest_segments: tuple[list[_Run], Segments] | None = None
 
     def build(self, schedule: Schedule) -> BuiltStep:
         """Lay out the scheduled rows, decode rows first, and by adapters within decode and prefill."""
@@ -91,7 +95,7 @@ class StepBuilder:
             block_tables=_block_tables(spans),
             fresh_blocks=_tensor(schedule.fresh_blocks) if schedule.fresh_blocks else None,
             groups=self._groups(spans, num_tokens, positions) if self._gathers_kv else (),
-            segments=_segments(
+            segments=self._segments(
                 [(span.num_rows, span.sequence.slots) for span in spans], num_tokens - num_real
             ),
             carried=_carried(spans),
@@ -109,7 +113,7 @@ class StepBuilder:
             [span.sequence for span in sampled],
             _tensor(rows + rows[-1:] * num_padding),
             self._vocab_size,
-            segments=_segments([(1, span.sequence.slots) for span in sampled], num_padding),
+            segments=self._segments([(1, span.sequence.slots) for span in sampled], num_padding),
             prompts=tuple(piece for _, piece in prompts),
         )
         return BuiltSampling(sampling, sampled, [sequence for sequence, _ in prompts])
@@ -179,6 +183,18 @@ class StepBuilder:
             is_hidden |= kv_positions <= limits - window
         return torch.zeros(is_hidden.shape, dtype=self._dtype).masked_fill_(is_hidden, float("-inf"))
 
+    def _segments(self, runs: list[_Run], num_padding: int) -> Segments | None:
+        """Return the segments of runs of rows, given by their lengths and slots; None if none has any.
+
+        The latest are kept: a step that only decodes has those of its head, and of the step before as well.
+        """
+        if not any(slots for _, slots in runs):
+            return None
+        runs = [*runs, (num_padding, ())]
+        if self._latest_segments is None or self._latest_segments[0] != runs:
+            self._latest_segments = (runs, Segments.from_runs(runs))
+        return self._latest_segments[1]
+
     def _prompt_rows(self, span: Span) -> list[PromptRows]:
         return prompt_rows(span, vocab_size=self._vocab_size, num_padded=self._num_padded)
 
@@ -205,13 +221,6 @@ def _block_tables(spans: list[Span]) -> Tensor:
     for row, table in zip(filled, tables, strict=True):
         row[: len(table)] = table
     return torch.from_numpy(filled)
-
-
-def _segments(runs: list[tuple[int, SlotScales]], num_padding: int) -> Segments | None:
-    """Return the segments of runs of rows, given by their lengths and slots; None if none has any."""
-    if not any(slots for _, slots in runs):
-        return None
-    return Segments.from_runs([*runs, (num_padding, ())])
 
 
 def _carried(spans: list[Span]) -> CarriedTokens | None:
