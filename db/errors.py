@@ -6,7 +6,8 @@ DatabaseError
 ├── Deposed               another leader has a higher term: this one must stop at once
 ├── UnknownWorker         an incarnation that was never registered wants to write
 ├── SecretUnreadable      a webhook secret was encrypted with a key that is not at hand
-└── SchemaLocked          the migration could not get its locks in time
+├── SchemaLocked          the migration could not get its locks in time
+└── DowngradeRefused      the schema before cannot hold what is in the ledger, or is none of ours
 """
 
 from __future__ import annotations
@@ -38,3 +39,7 @@ class SecretUnreadable(DatabaseError):
 
 class SchemaLocked(DatabaseError):
     """The migration could not get its locks in time; nothing was changed."""
+
+
+class DowngradeRefused(DatabaseError):
+    """The schema cannot go back there; nothing was changed."""

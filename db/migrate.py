@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
 from db.database import Database
-from db.errors import DatabaseError, SchemaLocked
+from db.errors import DatabaseError, DowngradeRefused, SchemaLocked
 from db.settings import DatabaseSettings
 from lorayard.process.environment import readable_settings
 
@@ -21,29 +24,43 @@ OTHER_MIGRATOR_TIMEOUT_S: Final = 120
 TABLE_LOCK_TIMEOUT_S: Final = 10
 """Waiting longer for a table would queue every other statement on it behind us."""
 
-LOCK_NOT_AVAILABLE: Final = "55P03"
+LOCK_TROUBLE: Final = ("55P03", "40P01")
+"""Not available in time, or a deadlock with whoever locks in another order."""
 
 
 class Migration(NamedTuple):
-    """What an upgrade did: the revision before (None: an empty database) and after."""
+    """What was done: the revision before (None: an empty database) and after."""
 
     before: str | None
-    after: str
+    after: str | None
 
     def __str__(self) -> str:
         if self.before == self.after:
             return f"schema is up to date at {self.after}"
-        return f"schema upgraded from {self.before or 'nothing'} to {self.after}"
+        way = "upgraded" if (self.before or "") < (self.after or "") else "downgraded"
+        return f"schema {way} from {self.before or 'nothing'} to {self.after or 'nothing'}"
 
 
 def upgrade(url: str) -> Migration:
     """Bring the schema to the newest revision; raises DatabaseUnavailable or SchemaLocked."""
+    return _migrate(url, lambda config: command.upgrade(config, "head"))
+
+
+def downgrade(url: str, revision: str) -> Migration:
+    """Take the schema back to an earlier revision; raises DowngradeRefused too, and then changes nothing."""
+    try:
+        return _migrate(url, lambda config: command.downgrade(config, revision))
+    except CommandError as error:
+        raise DowngradeRefused(f"the schema cannot go back to {revision!r}: {error}") from error
+
+
+def _migrate(url: str, walk: Callable[[Config], None]) -> Migration:
     database = Database(url, pool_size=1, statement_timeout_ms=0, name="lorayard-migrate")
     try:
         with database.transaction() as connection:
-            return _upgrade(connection)
+            return _walk_alone(connection, walk)
     except OperationalError as error:
-        if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+        if getattr(error.orig, "sqlstate", None) not in LOCK_TROUBLE:
             raise
         raise SchemaLocked(
             f"the schema of {database.safe_url} is locked by another session: "
@@ -53,15 +70,13 @@ def upgrade(url: str) -> Migration:
         database.dispose()
 
 
-def _upgrade(connection: Connection) -> Migration:
+def _walk_alone(connection: Connection, walk: Callable[[Config], None]) -> Migration:
     _wait_at_most(connection, OTHER_MIGRATOR_TIMEOUT_S)
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_KEY})
     _wait_at_most(connection, TABLE_LOCK_TIMEOUT_S)
     before = current_revision(connection)
-    command.upgrade(alembic_config(connection), "head")
-    after = current_revision(connection)
-    assert after is not None, "there is at least one migration"
-    return Migration(before, after)
+    walk(alembic_config(connection))
+    return Migration(before, current_revision(connection))
 
 
 def current_revision(connection: Connection) -> str | None:
@@ -84,12 +99,20 @@ def _wait_at_most(connection: Connection, seconds: int) -> None:
     )
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Migrate the database that the environment names, and say what was done."""
+    parser = argparse.ArgumentParser(prog="python -m db.migrate", description=main.__doc__)
+    parser.add_argument(
+        "--down-to",
+        metavar="REVISION",
+        help="take the schema back to this revision, for an earlier release (docs/upgrading.md)",
+    )
+    down_to: str | None = parser.parse_args(arguments).down_to
     with readable_settings("db.migrate"):
         settings = DatabaseSettings()
+    url = settings.database_url.get_secret_value()
     try:
-        done = upgrade(settings.database_url.get_secret_value())
+        done = upgrade(url) if down_to is None else downgrade(url, down_to)
     except DatabaseError as error:
         print(f"db.migrate: {error}", file=sys.stderr)  # noqa: T201
         return 1

@@ -1,6 +1,6 @@
 """Leases in a table of their own, which a renewal alone touches.
 
-Stop schedulers and workers first: those of earlier releases renew in `workers`.
+Stop schedulers and workers first: those of earlier releases renew in `workers` (docs/upgrading.md).
 """
 
 from __future__ import annotations
@@ -14,11 +14,19 @@ down_revision = "0004"
 branch_labels = None
 depends_on = None
 
+# This revision, 0006 and 0007 run in one transaction and would lock `jobs` twice, weakly first: whoever has read it
+# and is about to write would then wait for them, and they for him. So all tables that the three change are locked
+# at once, in the order in which live transactions lock them.
+_LOCK_ALL = (
+    "LOCK TABLE workers, adapter_revisions, intake_rejects, jobs, job_inputs IN ACCESS EXCLUSIVE MODE"
+)
+
 TIMESTAMP = postgresql.TIMESTAMP(timezone=True)
 
 
 def upgrade() -> None:
     """Move every worker's lease; who was lost stays lost."""
+    op.execute(_LOCK_ALL)
     op.create_table(
         "worker_leases",
         sa.Column("incarnation", sa.Text(), nullable=False),

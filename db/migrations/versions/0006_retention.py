@@ -19,7 +19,7 @@ def upgrade() -> None:
     Not CONCURRENTLY: that cannot run in the one transaction in which all migrations succeed or fail together,
     and waits for every open transaction, a second migrator's included. A plain build holds writers to `jobs`
     back for as long as it takes to read the table (5 s for 1,000,000 rows on two busy cores), which admission,
-    dispatch and commits ride out: no process needs to stop for this migration. Whoever cannot spare that builds
+    dispatch and commits ride out: this migration by itself stops no process. Whoever cannot spare that builds
     it beforehand by hand (docs/retention.md). `jobs` comes last, as it does in admission: no deadlock.
     """
     op.add_column("adapter_revisions", sa.Column("unused_since", sa.TIMESTAMP(timezone=True), nullable=True))

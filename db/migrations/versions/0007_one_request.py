@@ -1,6 +1,6 @@
 """What a job asks for as one JSON value, and beside its state what it is scheduled and announced by.
 
-Schedulers, workers and relays of the release before cannot work on this schema: stop them first.
+Schedulers, workers and relays of the release before cannot work on this schema: stop them first (docs/upgrading.md).
 """
 
 from __future__ import annotations
@@ -8,10 +8,18 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from db.errors import DowngradeRefused
+
 revision = "0007"
 down_revision = "0006"
 branch_labels = None
 depends_on = None
+
+# On the way up 0005 has locked these and more; on the way down this one comes first.
+_LOCK_ALL = (
+    "LOCK TABLE worker_leases, workers, adapter_revisions, intake_rejects, jobs, job_inputs "
+    "IN ACCESS EXCLUSIVE MODE"
+)
 
 # The texts of JSON values are joined, not jsonb's: numbers and the order of keys stay as they were given.
 # What has its default is left out, as writers do; concat_ws passes NULLs over.
@@ -96,10 +104,11 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Spread the requests over columns again; refused while a job waits that asks for more than they hold."""
+    op.execute(_LOCK_ALL)
     known = [*_OLD_COLUMNS, *_SAMPLING, "max_tokens"]
     jobs, field = op.get_bind().execute(_OF_LATER_RELEASES, {"known": known}).one()
     if jobs:
-        raise RuntimeError(
+        raise DowngradeRefused(
             f"{jobs} unfinished jobs ask for what the schema before cannot hold, for one {field}: "
             "let them end or cancel them, then downgrade"
         )

@@ -117,19 +117,32 @@ def test_a_schema_that_stays_locked_is_an_error_that_says_so(
 
 
 def test_the_command_says_what_it_did_and_what_is_missing(empty_database_url: str) -> None:
-    def migrate(url: str | None) -> subprocess.CompletedProcess[str]:
+    def migrate(url: str | None, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if name != "LORAYARD_DATABASE_URL"}
         if url is not None:
             environment["LORAYARD_DATABASE_URL"] = url
         return subprocess.run(
-            [sys.executable, "-m", "db.migrate"], env=environment, capture_output=True, text=True, timeout=60
+            [sys.executable, "-m", "db.migrate", *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
 
     nowhere = parse_url(empty_database_url).set(port=1).render_as_string(hide_password=False)
     done, unset, unreachable = migrate(empty_database_url), migrate(None), migrate(nowhere)
+    back, nonsense = (
+        migrate(empty_database_url, "--down-to", "0004"),
+        migrate(empty_database_url, "--down-to", "9"),
+    )
 
     newest = upgrade(empty_database_url).after
     assert (done.returncode, done.stdout) == (0, f"db.migrate: schema upgraded from nothing to {newest}\n")
+    assert (back.returncode, back.stdout) == (0, f"db.migrate: schema downgraded from {newest} to 0004\n")
+    assert (nonsense.returncode, nonsense.stderr) == (
+        1,
+        "db.migrate: the schema cannot go back to '9': Can't locate revision identified by '9'\n",
+    )
     assert unset.returncode == 2
     assert "LORAYARD_DATABASE_URL" in unset.stderr
     assert unreachable.returncode == 1

@@ -8,12 +8,10 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from alembic import command
-from alembic.script import ScriptDirectory
 from sqlalchemy.exc import IntegrityError
 
-from db import Database
-from db.migrate import alembic_config, upgrade
+from db.errors import DowngradeRefused
+from db.migrate import downgrade, upgrade
 from db.repositories.jobs import JobRepository
 from lorayard.contract.request import GenerationRequest
 from lorayard.local import plain_url
@@ -48,14 +46,7 @@ def inputs_of(url: str) -> dict[UUID, dict[str, Any]]:
 
 def before_0007(url: str) -> None:
     """Take the schema back to what it was before."""
-    database = Database(url)
-    try:
-        with database.transaction() as connection:
-            config = alembic_config(connection)
-            script = ScriptDirectory.from_config(config).get_revision("0007")
-            command.downgrade(config, str(script.down_revision))
-    finally:
-        database.dispose()
+    downgrade(url, "0006")
 
 
 def test_every_request_means_what_its_columns_said(recorded: str) -> None:
@@ -118,7 +109,7 @@ def test_a_downgrade_refuses_to_forget_what_a_waiting_job_asks_for(ledger: Ledge
     request = json.dumps({"prompt": "a", "of_later": 1})
     ledger.sql("UPDATE job_inputs SET request = CAST(:r AS json)", r=request)
 
-    with pytest.raises(RuntimeError, match="cannot hold, for one of_later: let them end or cancel"):
+    with pytest.raises(DowngradeRefused, match="cannot hold, for one of_later: let them end or cancel"):
         before_0007(database_url)
 
     ledger.run(JobRepository, "cancel", job_id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -9,12 +11,13 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from db.migrate import upgrade
+from db.migrate import Migration, downgrade, upgrade
 from db.models import Table
 from lorayard.contract.reading import read_request
 from lorayard.contract.states import JobState
 from lorayard.local import plain_url
 from tests.integration.db.ledger import Ledger
+from tests.polling import eventually
 
 DUMP = Path(__file__).parents[2] / "recorded" / "ledger" / "0004.sql"
 
@@ -71,6 +74,56 @@ def test_rows_come_through_the_migrations_intact(recorded: str) -> None:
         kept = set(before[table][0]) & set(after[table][0])
         assert kept, table
         assert project(after[table], kept) == project(before[table], kept), table
+
+
+def test_the_way_back_leads_to_the_rows_of_the_old_ledger(recorded: str) -> None:
+    before = read_all(recorded)
+    upgrade(recorded)
+
+    undone = downgrade(recorded, "0004")
+
+    assert str(undone) == "schema downgraded from 0007 to 0004"
+    after = read_all(recorded)
+    assert set(after) == set(before)
+    for table, rows in before.items():
+        assert set(after[table][0]) == set(rows[0]), table
+        if table != "job_inputs":  # JSON may be spaced otherwise: test_one_request.py compares what it means
+            assert project(after[table], set(rows[0])) == project(rows, set(rows[0])), table
+    assert upgrade(recorded).before == "0004"
+
+
+@pytest.mark.parametrize(
+    ("migrate", "read", "write"),
+    [
+        (upgrade, "jobs", "UPDATE jobs SET strikes = strikes"),
+        (upgrade, "workers", "UPDATE jobs SET strikes = strikes"),
+        (upgrade, "adapter_revisions", "UPDATE jobs SET strikes = strikes"),
+        (lambda url: downgrade(url, "0004"), "jobs", "UPDATE job_inputs SET metadata = metadata"),
+        (lambda url: downgrade(url, "0004"), "worker_leases", "UPDATE workers SET commit_seq = commit_seq"),
+    ],
+)
+def test_whoever_locks_as_a_live_process_does_finishes_before_the_migration(
+    recorded: str, migrate: Callable[[str], Migration], read: str, write: str
+) -> None:
+    if migrate is not upgrade:
+        upgrade(recorded)
+
+    with ThreadPoolExecutor(1) as thread, psycopg.connect(plain_url(recorded)) as connection:
+        connection.execute(f"SELECT FROM {read}")  # type: ignore[arg-type]
+        migration = thread.submit(migrate, recorded)
+        wait_until_somebody_waits_for_a_lock(recorded)
+        connection.execute(write)  # type: ignore[arg-type]
+        connection.commit()
+
+        done = migration.result(timeout=60)
+
+    assert {done.before, done.after} == {"0004", "0007"}
+
+
+def wait_until_somebody_waits_for_a_lock(url: str) -> None:
+    waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with psycopg.connect(plain_url(url), autocommit=True) as connection:
+        eventually(lambda: connection.execute(waiting).fetchall(), 30, "a migration that waits for a lock")
 
 
 def project(rows: list[dict[str, Any]], names: set[str]) -> list[tuple[Any, ...]]:
