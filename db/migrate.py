@@ -10,12 +10,13 @@ from typing import Final, NamedTuple
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
 from db.database import Database
-from db.errors import DatabaseError, DowngradeRefused, SchemaLocked
+from db.errors import DatabaseError, DowngradeRefused, SchemaLocked, UnknownSchema
 from db.settings import DatabaseSettings
 from lorayard.process.environment import readable_settings
 
@@ -42,7 +43,7 @@ class Migration(NamedTuple):
 
 
 def upgrade(url: str) -> Migration:
-    """Bring the schema to the newest revision; raises DatabaseUnavailable or SchemaLocked."""
+    """Bring the schema to the newest revision; raises DatabaseUnavailable, SchemaLocked or UnknownSchema."""
     return _migrate(url, lambda config: command.upgrade(config, "head"))
 
 
@@ -74,8 +75,15 @@ def _walk_alone(connection: Connection, walk: Callable[[Config], None]) -> Migra
     _wait_at_most(connection, OTHER_MIGRATOR_TIMEOUT_S)
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_KEY})
     _wait_at_most(connection, TABLE_LOCK_TIMEOUT_S)
-    before = current_revision(connection)
-    walk(alembic_config(connection))
+    config, before = alembic_config(connection), current_revision(connection)
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if before is not None and before not in known:
+        raise UnknownSchema(
+            f"the database is at schema revision {before!r}, which this release does not know "
+            f"(it knows {min(known)} to {max(known)}): migrate with the later release that made it, "
+            "or, if it belongs to another application, give Lorayard a database of its own"
+        )
+    walk(config)
     return Migration(before, current_revision(connection))
 
 

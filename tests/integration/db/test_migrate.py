@@ -15,8 +15,8 @@ from sqlalchemy import Connection, text
 
 from db import Database
 from db.database import parse_url
-from db.errors import SchemaLocked
-from db.migrate import alembic_config, upgrade
+from db.errors import SchemaLocked, UnknownSchema
+from db.migrate import alembic_config, current_revision, upgrade
 from db.models import Table
 from db.repositories.leases import LeaseRepository
 from tests.integration.db.ledger import Ledger
@@ -113,6 +113,20 @@ def test_a_schema_that_stays_locked_is_an_error_that_says_so(
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": 0x6C6F72617961})
         with pytest.raises(SchemaLocked, match="let long transactions end"):
             upgrade(empty_database_url)
+    database.dispose()
+
+
+def test_a_schema_of_somebody_else_is_left_alone_and_told(empty_database_url: str) -> None:
+    database = Database(empty_database_url)
+    with database.transaction() as connection:
+        connection.execute(text("CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)"))
+        connection.execute(text("INSERT INTO alembic_version VALUES ('d259a9bca9e7')"))
+
+    with pytest.raises(UnknownSchema, match=r"at schema revision 'd259a9bca9e7'.* a database of its own"):
+        upgrade(empty_database_url)
+
+    with database.transaction() as connection:
+        assert current_revision(connection) == "d259a9bca9e7"
     database.dispose()
 
 
