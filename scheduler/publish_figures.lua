@@ -1,4 +1,5 @@
--- Publish the leader's view of the room left, unless a later leader writes.
+-- Publish the leader's view of the room left, unless a later leader writes. `ledger_room` need not count what
+-- waits in the streams: the guard does, and keeps `guard_epoch` and `guard_taken` beside the figures.
 --
 -- KEYS  1 term   2 admission
 -- ARGV  1 our term   2 ledger_room   3 max_entries   4 max_bytes   5 retry_after_s

@@ -163,7 +163,7 @@ class Client:
             # Under a key only the ledger can tell whether this submission is the job or in conflict with it.
             confirm_ledger=confirm == "ledger" or spec.idempotency_key is not None,
         )
-        return _Ready(envelope, pool.pool, IntakeEntry(spec.priority, spec.tenant, envelope.to_body()))
+        return _Ready(envelope, pool.pool, IntakeEntry(spec.priority, envelope.to_body()))
 
     def _send(self, chunk: Sequence[_Ready], handles: list[JobHandle]) -> None:
         """Append a chunk of one pool; handles of what went in are added before a refusal is raised."""

@@ -28,7 +28,6 @@ class IntakeEntry:
     """One job ready to be appended."""
 
     priority: Priority
-    tenant: str
     body: bytes
 
 
@@ -52,8 +51,8 @@ class SubmitGuard:
             DEFAULT_MAX_ENTRIES, DEFAULT_MAX_BYTES, STALE_AFTER_MS, DEFAULT_RETRY_AFTER_S, RELEASE,
         ]  # fmt: skip
         for entry in entries:
-            arguments += (PRIORITIES.index(entry.priority) + 1, entry.tenant, entry.body)
-        names = [keys.intake_bytes, keys.admission, keys.tenant_room, *keys.all_jobs]
+            arguments += (PRIORITIES.index(entry.priority) + 1, entry.body)
+        names = [keys.intake_bytes, keys.admission, *keys.all_jobs]
         reply: list[Any] = self._script(keys=names, args=arguments)
         return Appended(tuple(reply[0]), _refusal(reply[1:]) if len(reply) > 1 else None)
 
@@ -65,7 +64,6 @@ def _refusal(parts: Sequence[bytes]) -> QueueFull:
         "entries": f"{figure} jobs wait to be admitted, at most {limit} may",
         "bytes": f"the intake would hold {figure} bytes, at most {limit} may wait",
         "ledger": f"{figure} jobs wait for admission and the ledger has room for {limit}",
-        "tenant": f"tenant {figure!r} has all the jobs it may have unfinished",
     }[reason]
     return QueueFull(f"the queue is full: {meaning}; submit again in {retry_after_s:g} s", retry_after_s)
 

@@ -1,8 +1,8 @@
 -- Append jobs to the intake streams of one pool while the backlog has room; stop at the first without.
 --
--- KEYS  1 intake-bytes   2 admission   3 tenant-room   4.. intake streams, most urgent first
+-- KEYS  1 intake-bytes   2 admission   3.. intake streams, most urgent first
 -- ARGV  1 max entries and 2 max bytes where the leader published none   3 age in ms from which its figures
---       are stale   4 retry_after_s where it published none   5 the client's release; then three per job: stream number, tenant, body
+--       are stale   4 retry_after_s where it published none   5 the client's release; then two per job: stream number, body
 -- Reply {entry ids of the jobs appended}, and for a refusal: reason, figure, limit, retry_after_s
 local first_job = 6
 
@@ -17,7 +17,7 @@ local published = figures[5]
 local fresh = published and figures[1] and now_ms - tonumber(published) <= tonumber(ARGV[3])
 
 local entries = 0
-for stream = 4, #KEYS do
+for stream = 3, #KEYS do
   entries = entries + redis.call('XLEN', KEYS[stream])
 end
 -- An empty intake holds no bytes: a counter that drifted is put right here.
@@ -31,36 +31,21 @@ if fresh and figures[6] == published then
 end
 local ledger_room = tonumber(figures[1] or 0)
 
-local rooms = {}
-local function tenant_room(tenant)
-  if rooms[tenant] == nil then
-    local published_room = redis.call('HGET', KEYS[3], tenant)
-    rooms[tenant] = published_room and tonumber(published_room) or false
-  end
-  return rooms[tenant]
-end
-
-local function refusal(tenant, size)
+local function refusal(size)
   if entries >= max_entries then return 'entries', entries, max_entries end
   if bytes + size > max_bytes then return 'bytes', bytes + size, max_bytes end
-  if not fresh then return nil end
-  if taken >= ledger_room then return 'ledger', taken, ledger_room end
-  local room = tenant_room(tenant)
-  if room and room <= 0 then return 'tenant', tenant, room end
+  if fresh and taken >= ledger_room then return 'ledger', taken, ledger_room end
   return nil
 end
 
 local ids = {}
 local reason, figure, limit
-for job = first_job, #ARGV, 3 do
-  local tenant, body = ARGV[job + 1], ARGV[job + 2]
-  reason, figure, limit = refusal(tenant, #body)
+for job = first_job, #ARGV, 2 do
+  local body = ARGV[job + 1]
+  reason, figure, limit = refusal(#body)
   if reason then break end
-  ids[#ids + 1] = redis.call('XADD', KEYS[3 + tonumber(ARGV[job])], '*', 'body', body, 'writer', ARGV[5])
+  ids[#ids + 1] = redis.call('XADD', KEYS[2 + tonumber(ARGV[job])], '*', 'body', body, 'writer', ARGV[5])
   entries, bytes, taken = entries + 1, bytes + #body, taken + 1
-  if fresh and rooms[tenant] then
-    rooms[tenant] = redis.call('HINCRBY', KEYS[3], tenant, -1)
-  end
 end
 
 if #ids > 0 then

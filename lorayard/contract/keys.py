@@ -49,16 +49,8 @@ class PoolKeys:
 
     @property
     def admission(self) -> str:
-        """Hash of `AdmissionFigures` fields, published by the leader."""
+        """Hash: the room left, which `publish_figures.lua` writes for the leader and `submit.lua` reads."""
         return self._key("admission")
-
-    @property
-    def tenant_room(self) -> str:
-        """Hash: tenant -> jobs it may still have admitted, counted down by the guard until published again.
-
-        A tenant not named has no limit of its own.
-        """
-        return self._key("tenant-room")
 
     @property
     def catalogue(self) -> str:

@@ -242,18 +242,3 @@ class CatalogueEntry(Report):
     revision: str
     rank: int
     state: Literal["active", "quarantined", "removed"]
-
-
-class AdmissionFigures(Report):
-    """The leader's view of the room left, published every 500 ms; the client's guard reads the same fields.
-
-    Written as plain hash fields (`ledger_room`, `max_entries`, `max_bytes`, `retry_after_s`, `published_ms`)
-    by HSET, as the guard keeps `guard_epoch` and `guard_taken` beside them. `ledger_room` need not count what
-    waits in the streams: the guard does.
-    """
-
-    ledger_room: int
-    max_entries: int
-    max_bytes: int
-    retry_after_s: float
-    published_ms: int = Field(description="Redis clock")

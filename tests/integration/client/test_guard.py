@@ -120,22 +120,9 @@ def test_a_drifted_byte_counter_heals_when_the_intake_is_empty(client: Client, p
 
 def test_stale_figures_leave_only_the_bounds_of_the_streams(client: Client, pool_url: str) -> None:
     publish(pool_url, age_ms=STALE_AFTER_MS + 1_000, ledger_room=0, max_entries=3)
-    connect(pool_url).hset(KEYS.tenant_room, "default", 0)
 
     with pytest.raises(QueueFull, match="at most 3 may"):
         client.submit_many([{"prompt": "hello"}] * 5)
-
-    assert waiting(pool_url) == 3
-
-
-def test_a_tenant_without_room_is_refused_and_others_are_not(client: Client, pool_url: str) -> None:
-    publish(pool_url)
-    connect(pool_url).hset(KEYS.tenant_room, "small", 2)
-
-    client.submit_many([{"prompt": "hello", "tenant": "small"}] * 2)
-    with pytest.raises(QueueFull, match="tenant 'small' has all the jobs it may have"):
-        client.submit("hello", tenant="small")
-    client.submit("hello", tenant="other")
 
     assert waiting(pool_url) == 3
 
@@ -166,7 +153,7 @@ def test_nonsense_for_a_retry_time_becomes_the_default(client: Client, pool_url:
 def test_a_flushed_script_cache_is_filled_again(pool_url: str) -> None:
     server = connect(pool_url)
     guard = SubmitGuard(server)
-    entry = IntakeEntry("normal", "default", b"{}")
+    entry = IntakeEntry("normal", b"{}")
     guard.append(KEYS, [entry])
     server.script_flush()
 

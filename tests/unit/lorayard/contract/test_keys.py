@@ -9,7 +9,7 @@ KEYS = PoolKeys("p" * 16)
 
 def every_key() -> list[str]:
     return [
-        *KEYS.all_jobs, KEYS.intake_bytes, KEYS.admission, KEYS.tenant_room, KEYS.catalogue, KEYS.control,
+        *KEYS.all_jobs, KEYS.intake_bytes, KEYS.admission, KEYS.catalogue, KEYS.control,
         KEYS.worker_events, KEYS.term, KEYS.commands("i"),
     ]  # fmt: skip
 
