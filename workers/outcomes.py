@@ -113,6 +113,7 @@ def _ended(
         loads=use.loads,
         load_ms=use.load_ms,
         hits=use.hits,
+        evictions=use.evictions,
     )
 
 

@@ -14,7 +14,7 @@ from db.records.jobs import (
 )
 from db.records.leases import LostJobs, Released
 from db.records.tenants import TenantRow
-from db.records.usage import UsageDelta, UsageRow
+from db.records.usage import UsageRow
 from db.records.webhooks import Delivery, DeliveryRow
 from db.records.workers import Aborts, WorkerLimits, WorkerRow, WorkerState
 
@@ -36,7 +36,6 @@ __all__ = [
     "WorkerRow",
     "Aborts",
     "WorkerState",
-    "UsageDelta",
     "UsageRow",
     "RevisionRow",
     "ListedAdapter",

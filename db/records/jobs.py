@@ -76,6 +76,7 @@ class EndedAttempt:
     loads: int = 0
     load_ms: float = 0.0
     hits: int = 0
+    evictions: int = 0
 
 
 @dataclass(frozen=True, slots=True)

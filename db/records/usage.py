@@ -1,22 +1,8 @@
-"""Usage, as a worker reports it and as people read it."""
+"""Usage, as people read it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-
-@dataclass(frozen=True, slots=True)
-class UsageDelta:
-    """Usage that belongs to no single job's end; `adapter=None` is the base model."""
-
-    tenant: str
-    adapter: str | None
-    loads: int = 0
-    load_ms: float = 0.0
-    hits: int = 0
-    evictions: int = 0
-    failures: int = 0
-    wasted_device_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

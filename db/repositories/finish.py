@@ -9,7 +9,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, text
 
 from db.errors import UnknownWorker
-from db.records import EndedAttempt, FinishedJob, UsageDelta
+from db.records import EndedAttempt, FinishedJob
 from db.repositories.endings import lock_jobs, write_outbox
 from db.repositories.results import fetch_finished
 from lorayard.contract.states import TRANSITIONS, JobState
@@ -40,10 +40,10 @@ _FINISH = text("""
             CAST(:completion_tokens AS integer[]), CAST(:queue_ms AS float8[]), CAST(:run_ms AS float8[]),
             CAST(:device_ms AS float8[]), CAST(:error_code AS text[]), CAST(:error_message AS text[]),
             CAST(:revision AS text[]), CAST(:loads AS integer[]), CAST(:load_ms AS float8[]),
-            CAST(:hits AS integer[])
+            CAST(:hits AS integer[]), CAST(:evictions AS integer[])
         ) AS r(
             job_id, attempt, state, output, finish_reason, prompt_tokens, completion_tokens, queue_ms, run_ms,
-            device_ms, error_code, error_message, revision, loads, load_ms, hits
+            device_ms, error_code, error_message, revision, loads, load_ms, hits, evictions
         )
     ), ended AS (
         SELECT r.*, CASE WHEN r.state = 'queued' AND c.job_id IS NOT NULL THEN 'cancelled' ELSE r.state END
@@ -94,17 +94,9 @@ _FINISH = text("""
             CASE WHEN counts THEN completion_tokens ELSE 0 END AS completion_tokens,
             CASE WHEN wasted THEN 0 ELSE device_ms END AS device_ms,
             CASE WHEN counts THEN coalesce(queue_ms, 0) ELSE 0 END AS queue_ms,
-            loads, load_ms, hits, 0 AS evictions, CASE WHEN failed THEN 1 ELSE 0 END AS failures,
+            loads, load_ms, hits, evictions, CASE WHEN failed THEN 1 ELSE 0 END AS failures,
             CASE WHEN wasted THEN device_ms ELSE 0 END AS wasted_device_ms
         FROM spent
-        UNION ALL
-        SELECT tenant, adapter, 0, 0, 0, 0, 0, loads, load_ms, hits, evictions, failures, wasted_device_ms
-        FROM unnest(
-            CAST(:extra_tenant AS text[]), CAST(:extra_adapter AS text[]), CAST(:extra_loads AS integer[]),
-            CAST(:extra_load_ms AS float8[]), CAST(:extra_hits AS integer[]),
-            CAST(:extra_evictions AS integer[]), CAST(:extra_failures AS integer[]),
-            CAST(:extra_wasted_device_ms AS float8[])
-        ) AS x(tenant, adapter, loads, load_ms, hits, evictions, failures, wasted_device_ms)
     ), used AS (
         INSERT INTO usage_deltas (
             incarnation, seq, part, pool, tenant, adapter, jobs, prompt_tokens, completion_tokens, device_ms,
@@ -125,13 +117,7 @@ class FinishRepository:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def finish(
-        self,
-        incarnation: str,
-        seq: int,
-        ended: Sequence[EndedAttempt],
-        extra: Sequence[UsageDelta] = (),
-    ) -> list[FinishedJob]:
+    def finish(self, incarnation: str, seq: int, ended: Sequence[EndedAttempt]) -> list[FinishedJob]:
         """Write one commit group; returns the jobs that it moved, in the order given.
 
         Only a job still leased to this incarnation at this attempt moves; of any other the device time is
@@ -143,11 +129,11 @@ class FinishRepository:
         pool = self._connection.execute(_OPEN_GROUP, {"incarnation": incarnation, "seq": seq}).scalar()
         if pool is None:
             return self.read_back(incarnation, reports)
-        if not reports and not extra:
+        if not reports:
             return []
         lock_jobs(self._connection, {report.job_id for report in reports})
         values = {"incarnation": incarnation, "seq": seq, "pool": pool}
-        moved = set(self._connection.execute(_FINISH, values | _columns(reports) | _extra(extra)).scalars())
+        moved = set(self._connection.execute(_FINISH, values | _columns(reports)).scalars())
         in_order = list(dict.fromkeys(report.job_id for report in reports if report.job_id in moved))
         write_outbox(self._connection, in_order)
         return fetch_finished(self._connection, in_order)
@@ -188,11 +174,3 @@ def _columns(reports: Sequence[EndedAttempt]) -> dict[str, list[Any]]:
         "error_code": [report.error.code if report.error else None for report in reports],
         "error_message": [report.error.message if report.error else None for report in reports],
     }
-
-
-def _extra(deltas: Sequence[UsageDelta]) -> dict[str, list[Any]]:
-    columns = {
-        f"extra_{field.name}": [getattr(delta, field.name) for delta in deltas]
-        for field in fields(UsageDelta)
-    }
-    return columns | {"extra_adapter": [delta.adapter or "" for delta in deltas]}

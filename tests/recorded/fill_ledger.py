@@ -8,7 +8,7 @@ from uuid import UUID
 
 from cryptography.fernet import Fernet
 
-from db.records import Delivery, EndedAttempt, FinishedJob, RevisionRow, UsageDelta
+from db.records import Delivery, EndedAttempt, FinishedJob, RevisionRow
 from db.repositories.adapters import AdapterRepository
 from db.repositories.admission import AdmissionRepository
 from db.repositories.jobs import JobRepository
@@ -53,8 +53,8 @@ class _Filler:
     def lease(self, incarnation: str, count: int = 1, **fields: Any) -> list[BatchJob]:
         return self.ledger.lease(incarnation, *self.admit(count, **fields))
 
-    def finish(self, incarnation: str, *reports: EndedAttempt, extra: tuple[UsageDelta, ...] = ()) -> None:
-        self.finished += self.ledger.finish(incarnation, *reports, extra=extra)
+    def finish(self, incarnation: str, *reports: EndedAttempt) -> None:
+        self.finished += self.ledger.finish(incarnation, *reports)
 
 
 def fill(url: str) -> Filled:
@@ -138,7 +138,15 @@ def _ends(filler: _Filler) -> None:
     filler.finish(worker, ended(plain, output="HELLO", finish_reason="stop"))
     filler.finish(
         worker,
-        ended(adapted, output="SELECT 1\n", finish_reason="length", revision=revision, loads=1, load_ms=3.5),
+        ended(
+            adapted,
+            output="SELECT 1\n",
+            finish_reason="length",
+            revision=revision,
+            loads=1,
+            load_ms=3.5,
+            evictions=1,
+        ),
         ended(long, output="é" * 5000, finish_reason="length"),
         ended(huge, output="x" * 70_000, finish_reason="length", hits=1),
         ended(failed, JobState.FAILED, error=JobError(code="engine_error", message="it broke: ü")),
@@ -146,10 +154,6 @@ def _ends(filler: _Filler) -> None:
         ended(late, JobState.EXPIRED, error=JobError(code="deadline_passed", message="too late")),
         ended(cancelled, JobState.CANCELLED),
         ended(given_back, JobState.QUEUED),
-        extra=(
-            UsageDelta("acme", "sql", loads=2, load_ms=7.25, evictions=1),
-            UsageDelta("acme", None, hits=3),
-        ),
     )
     (again,) = filler.ledger.lease(worker, given_back.job_id)
     filler.finish(worker, ended(again, output="second try", finish_reason="stop"))

@@ -75,6 +75,17 @@ def test_usage_is_summed_per_adapter_and_per_tenant(lorayard: Command, ledger: L
     assert {row["tenant"]: row["jobs"] for row in by_tenant} == {"acme": 1, "umbrella": 1}
 
 
+def test_usage_shows_what_keeping_an_adapter_cost(lorayard: Command, ledger: Ledger) -> None:
+    job = ledger.leased(ledger.worker(), adapter="sql")
+    ledger.finish("w1", ended(job, loads=2, load_ms=3.5, hits=5, evictions=1))
+
+    shown = json.loads(lorayard("usage", "--json").out)
+
+    assert (shown["adapter"], shown["loads"], shown["load_ms"], shown["hits"], shown["evictions"]) == (
+        "sql", 2, 3.5, 5, 1,
+    )  # fmt: skip
+
+
 def test_no_usage_is_told_as_such(lorayard: Command) -> None:
     assert lorayard("usage", "--since", "7d").out == "nothing was used in the last 7d\n"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import count
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import text
 
 from db import Database
-from db.records import Admitted, EndedAttempt, FinishedJob, NewJob, UsageDelta, WorkerLimits
+from db.records import Admitted, EndedAttempt, FinishedJob, NewJob, WorkerLimits
 from db.repositories.admission import AdmissionRepository
 from db.repositories.finish import FinishRepository
 from db.repositories.jobs import JobRepository
@@ -100,11 +100,10 @@ class Ledger:
         incarnation: str,
         *reports: EndedAttempt,
         seq: int | None = None,
-        extra: Sequence[UsageDelta] = (),
     ) -> list[FinishedJob]:
         """Write one commit group."""
         number = next(self._seq) if seq is None else seq
-        return self.database.run(lambda c: FinishRepository(c).finish(incarnation, number, reports, extra))
+        return self.database.run(lambda c: FinishRepository(c).finish(incarnation, number, reports))
 
     def get(self, job_id: UUID) -> JobResult:
         """Read a job that is there."""

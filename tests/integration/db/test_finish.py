@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 
 from db.errors import UnknownWorker
-from db.records import EndedAttempt, UsageDelta
+from db.records import EndedAttempt
 from db.repositories.jobs import JobRepository
 from lorayard.contract.result import JobError
 from lorayard.contract.states import JobState
@@ -127,14 +127,22 @@ def test_a_fenced_job_does_not_hold_back_its_neighbours(ledger: Ledger) -> None:
     assert [entry.result.output for entry in done] == ["fine"]
 
 
-def test_usage_of_no_job_is_added_to_that_of_jobs(ledger: Ledger) -> None:
-    job = ledger.leased(ledger.worker(), adapter="sql", tenant="acme")
-    extra = [UsageDelta("acme", "sql", evictions=2, hits=1), UsageDelta("acme", None, loads=1)]
+def test_what_adapters_cost_is_added_up_per_adapter_and_tenant(ledger: Ledger) -> None:
+    jobs = ledger.lease(ledger.worker(), *ledger.admitted(2, adapter="sql", tenant="acme"))
+    base = ledger.leased("w1", tenant="acme")
 
-    ledger.finish("w1", ended(job, hits=1), extra=extra)
+    ledger.finish("w1", ended(jobs[0], hits=1), ended(jobs[1], evictions=2, loads=1), ended(base))
 
     rows = ledger.sql("SELECT adapter, jobs, hits, evictions, loads FROM usage_deltas ORDER BY adapter")
-    assert rows == [("", 0, 0, 0, 1), ("sql", 1, 2, 2, 0)]
+    assert rows == [("", 1, 0, 0, 0), ("sql", 2, 1, 2, 1)]
+
+
+def test_evictions_of_a_job_that_is_given_back_count_too(ledger: Ledger) -> None:
+    job = ledger.leased(ledger.worker(), adapter="sql")
+
+    ledger.finish("w1", ended(job, JobState.QUEUED, evictions=1))
+
+    assert ledger.sql("SELECT jobs, evictions FROM usage_deltas") == [(0, 1)]
 
 
 def test_a_worker_cannot_call_a_job_dead(ledger: Ledger) -> None:

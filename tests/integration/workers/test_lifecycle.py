@@ -141,3 +141,23 @@ def test_a_dead_engine_gives_its_jobs_up_at_once_with_a_strike(
 def _state_of(leader: ScriptedLeader, incarnation: str) -> str:
     row = leader.database.run(lambda c: WorkerRepository(c).get(incarnation))
     return "" if row is None else row.state
+
+
+def test_an_adapter_that_was_evicted_is_charged_with_it_when_it_comes_back(
+    leader: ScriptedLeader, start_worker: StartWorker
+) -> None:
+    asked = {question.spec.adapter: question.spec for question in questions(22)}
+    first, second = list(asked.values())[:2]
+    with start_worker(max_loras=1, max_cpu_loras=1) as worker:
+        incarnation = worker.incarnation(leader)
+        for spec in (first, second, first):
+            leader.ended(leader.dispatch(incarnation, [spec.model_copy(update={"tenant": "evicting"})]))
+
+    used = leader.sql(
+        "SELECT adapter, sum(loads) AS loads, sum(evictions) AS evictions FROM usage_deltas"
+        " WHERE tenant = 'evicting' GROUP BY adapter"
+    )
+    assert {row.adapter: (row.loads, row.evictions) for row in used} == {
+        first.adapter: (2, 1),
+        second.adapter: (1, 0),
+    }

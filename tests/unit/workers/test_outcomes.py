@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lorayard.contract.states import JobState
 from tests.unit.workers.batch_jobs import REVISION, batch_job, engine_output
 from workers.attempts import ActiveAttempt, StopReason
-from workers.engine.core.outputs import RequestFailure
+from workers.engine.core.adapter_stats import RevisionStats
+from workers.engine.core.outputs import FinishReason, RequestFailure
 from workers.outcomes import outcome_of, outcome_unrun, storable
 from workers.requests import request_id
 
@@ -28,6 +31,18 @@ def test_a_finished_request_succeeds_with_its_times_and_counts() -> None:
     assert (ended.prompt_tokens, ended.completion_tokens, ended.device_ms) == (2, 3, 7.0)
     assert (ended.queue_ms, ended.run_ms) == (510.0, 500.0)
     assert ended.revision == REVISION
+
+
+@pytest.mark.parametrize("finish_reason", ["stop", "abort"])
+def test_what_its_adapters_cost_goes_with_the_end(finish_reason: FinishReason) -> None:
+    held = _held()
+    output = engine_output(request_id(held.key), finish_reason)
+    use = RevisionStats(loads=2, load_ms=3.5, hits=1, evictions=4)
+    output = replace(output, metrics=replace(output.metrics, adapter_use=use))
+
+    ended = outcome_of(held, output, now=101.0).ended
+
+    assert (ended.loads, ended.load_ms, ended.hits, ended.evictions) == (2, 3.5, 1, 4)
 
 
 @pytest.mark.parametrize(

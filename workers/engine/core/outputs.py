@@ -72,7 +72,10 @@ class RequestMetrics:
     device_ms: float
     num_preemptions: int
     adapter_use: RevisionStats = field(default_factory=RevisionStats)
-    """What its adapters have cost since the last requests with them ended: each load is charged once."""
+    """What its adapters have cost since the last requests with them ended: each load is charged once.
+
+    An eviction is charged to the next request with the adapter; one that nobody asks for again, to no one.
+    """
     num_cached_tokens: int = 0
     """Prompt tokens whose keys and values were there already when the request started."""
 

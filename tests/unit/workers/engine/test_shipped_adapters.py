@@ -119,6 +119,9 @@ def test_every_load_is_charged_to_one_request(questions: list[Question]) -> None
     assert sum(use.loads for use in uses) == counted.loads >= len(TASKS)
     assert sum(use.load_ms for use in uses) == pytest.approx(counted.load_ms)
     assert sum(use.hits for use in uses) == counted.hits
+    # Each of the last evictions would be charged to the next request with that adapter.
+    left_for_good = len(TASKS) - counted.num_on_host
+    assert sum(use.evictions for use in uses) == counted.evictions - left_for_good
     assert not any(
         use.loads for use, question in zip(uses, questions, strict=True) if question.adapter is None
     )
