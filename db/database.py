@@ -115,11 +115,6 @@ class Database:
                 time.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311
         raise AssertionError("the last try either returns or raises")
 
-    def ping(self) -> None:
-        """Ask for one row; raises DatabaseUnavailable."""
-        with self.transaction() as connection:
-            connection.execute(text("SELECT 1"))
-
     def dispose(self) -> None:
         """Close every idle connection."""
         self._engine.dispose()

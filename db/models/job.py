@@ -11,7 +11,7 @@ moves a row names in its WHERE the state it comes from:
                    LeaseRepository.release, .lose_worker, FinishRepository.finish  from leased
     to expired     JobRepository.expire_due                                     from queued
                    FinishRepository.finish                                      from leased
-    to rejected    JobRepository.reject_queued, AdapterRepository.reject_quarantined  from queued
+    to rejected    AdapterRepository.reject_quarantined                         from queued
                    FinishRepository.finish                                      from leased
     to dead        LeaseRepository.lose_worker                                  from leased
 

@@ -1,7 +1,7 @@
 """What leaves the ledger: frozen values, never a row that still hangs on a session."""
 
 from db.records.adapters import ListedAdapter, RevisionRow
-from db.records.backlog import BacklogRow, LeasedRow, PendingRow
+from db.records.backlog import LeasedRow, PendingRow
 from db.records.jobs import (
     Admitted,
     CancelOutcome,
@@ -28,7 +28,6 @@ __all__ = [
     "JobStatus",
     "DeletedJobs",
     "PendingRow",
-    "BacklogRow",
     "LeasedRow",
     "Released",
     "LostJobs",

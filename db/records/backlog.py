@@ -28,18 +28,6 @@ class PendingRow:
 
 
 @dataclass(frozen=True, slots=True)
-class BacklogRow:
-    """One lane of the backlog: what is queued for a class, tenant and adapter."""
-
-    priority: Priority
-    tenant: str
-    adapter: str | None
-    jobs: int
-    est_tokens: int
-    oldest_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class LeasedRow:
     """A job in some worker's hand."""
 

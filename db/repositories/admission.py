@@ -10,10 +10,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from db.records import Admitted, FinishedJob, NewJob
+from db.records import Admitted, NewJob
 from db.repositories.adapters import AdapterRepository
 from db.repositories.endings import write_endings
-from db.repositories.results import fetch_finished
 from lorayard.contract.ids import is_same_payload
 from lorayard.contract.job import PRIORITIES
 from lorayard.contract.states import JobState
@@ -103,11 +102,6 @@ class AdmissionRepository:
             is_repeat = is_same_payload(sha256, job.payload_sha256, job.spec)
             outcomes.append(Admitted(job.job_id, "repeat" if is_repeat else "conflict", state))
         return outcomes
-
-    def born_finished(self, admitted: Sequence[Admitted]) -> list[FinishedJob]:
-        """Answer the results of those that were born rejected or cancelled, to announce after the commit."""
-        from_birth = [a.job_id for a in admitted if a.outcome == "new" and a.state and a.state.is_terminal]
-        return fetch_finished(self._connection, from_birth)
 
     def put_aside(self, pool: str, stream: str, entry_id: str, body: bytes, error: str) -> None:
         """Keep a stream entry that cannot be admitted; the same entry again changes nothing."""

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
-from db.records import BacklogRow, LeasedRow, PendingRow
+from db.records import LeasedRow, PendingRow
 from lorayard.contract.job import PRIORITIES
 
 _HEADER = """
@@ -37,13 +37,6 @@ _LEASED = text("""
     SELECT job_id, attempt, incarnation, revision, tenant, adapter, est_prompt_tokens, max_tokens, strikes,
         extract(epoch FROM now() - leased_at)::float8 AS leased_s
     FROM jobs WHERE pool = :pool AND state = 'leased' ORDER BY admit_seq
-""")
-
-_LANES = text("""
-    SELECT priority, tenant, adapter, count(*) AS jobs, sum(est_prompt_tokens + max_tokens) AS est_tokens,
-        extract(epoch FROM now() - min(submitted_at))::float8 AS oldest_s
-    FROM jobs WHERE pool = :pool AND state = 'queued'
-    GROUP BY priority, tenant, adapter ORDER BY priority, tenant, adapter
 """)
 
 
@@ -77,21 +70,6 @@ class BacklogRepository:
                 max_tokens=row.max_tokens,
                 strikes=row.strikes,
                 leased_s=row.leased_s,
-            )
-            for row in rows
-        ]
-
-    def lanes(self, pool: str) -> list[BacklogRow]:
-        """Sum up the backlog by class, tenant and adapter."""
-        rows = self._connection.execute(_LANES, {"pool": pool})
-        return [
-            BacklogRow(
-                priority=PRIORITIES[row.priority],
-                tenant=row.tenant,
-                adapter=row.adapter,
-                jobs=row.jobs,
-                est_tokens=int(row.est_tokens),
-                oldest_s=row.oldest_s,
             )
             for row in rows
         ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from uuid import UUID
 
 from sqlalchemy import Connection, text
@@ -10,7 +9,7 @@ from sqlalchemy import Connection, text
 from db.records import CancelOutcome, FinishedJob, JobStatus
 from db.repositories.endings import write_endings
 from db.repositories.results import RESULT_COLUMNS, RESULT_TABLES, fetch_rows, to_result
-from lorayard.contract.result import JobError, JobResult
+from lorayard.contract.result import JobResult
 from lorayard.contract.states import JobState
 
 _LOCK_ONE = text("SELECT state, incarnation FROM jobs WHERE job_id = :job_id FOR UPDATE")
@@ -37,19 +36,6 @@ _EXPIRE = text("""
         queue_ms = 1000 * extract(epoch FROM now() - submitted_at)::float8
     FROM due WHERE j.job_id = due.job_id AND j.state = 'queued'
     RETURNING j.job_id, extract(epoch FROM deadline_at - submitted_at)::float8 AS deadline_s
-""")
-
-_REJECT = text("""
-    WITH chosen AS MATERIALIZED (
-        SELECT job_id FROM jobs
-        WHERE pool = :pool AND job_id = ANY(CAST(:ids AS uuid[])) AND state = 'queued'
-        ORDER BY job_id FOR UPDATE
-    )
-    UPDATE jobs j
-    SET state = 'rejected', ended_at = now(), error_code = :code,
-        queue_ms = 1000 * extract(epoch FROM now() - submitted_at)::float8
-    FROM chosen WHERE j.job_id = chosen.job_id AND j.state = 'queued'
-    RETURNING j.job_id
 """)
 
 _FORGET = text("""
@@ -111,14 +97,6 @@ class JobRepository:
             for row in rows
         ]
         return write_endings(self._connection, [row.job_id for row in rows], messages)
-
-    def reject_queued(self, pool: str, job_ids: Sequence[UUID], error: JobError) -> list[FinishedJob]:
-        """End queued jobs that no worker of the pool could ever run; others are passed over."""
-        if not job_ids:
-            return []
-        rejected = self._connection.execute(_REJECT, {"pool": pool, "ids": list(job_ids), "code": error.code})
-        ids = list(rejected.scalars())
-        return write_endings(self._connection, ids, [error.message] * len(ids))
 
     def forget_cancellations(self, older_than_s: float) -> int:
         """Drop old wishes of jobs that have ended or never came; returns how many."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
-import pytest
-
 from db.repositories.admission import AdmissionRepository
 from db.repositories.backlog import BacklogRepository
 from db.repositories.jobs import JobRepository
@@ -125,12 +123,12 @@ def test_a_rejected_job_is_born_ended_with_its_reason_and_its_webhook(ledger: Le
 
     admitted = ledger.admit(good, bad)
 
-    finished = ledger.run(AdmissionRepository, "born_finished", admitted)
-    assert [(job.job_id, job.state, job.reply_to) for job in finished] == [
-        (bad.job_id, JobState.REJECTED, "client-1")
+    assert [(entry.job_id, entry.outcome, entry.state) for entry in admitted] == [
+        (good.job_id, "new", JobState.QUEUED),
+        (bad.job_id, "new", JobState.REJECTED),
     ]
-    assert finished[0].result.error == error
-    assert finished[0].result.metadata == {"n": 1}
+    born = ledger.get(bad.job_id)
+    assert (born.state, born.error, born.metadata) == (JobState.REJECTED, error, {"n": 1})
     assert ledger.sql("SELECT job_id, event_type, host FROM webhook_deliveries") == [
         (bad.job_id, "job.rejected", "example.com")
     ]
@@ -168,8 +166,5 @@ def test_an_entry_put_aside_keeps_its_bytes_and_is_kept_once(ledger: Ledger) -> 
     ]
 
 
-@pytest.mark.parametrize("method", ["admit", "born_finished"])
-def test_an_empty_block_is_no_error(ledger: Ledger, method: str) -> None:
-    arguments = (POOL, []) if method == "admit" else ([],)
-
-    assert ledger.run(AdmissionRepository, method, *arguments) == []
+def test_an_empty_block_is_no_error(ledger: Ledger) -> None:
+    assert ledger.admit() == []

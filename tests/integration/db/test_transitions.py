@@ -12,7 +12,6 @@ from db.repositories.adapters import AdapterRepository
 from db.repositories.finish import FINISH_STATES
 from db.repositories.jobs import JobRepository
 from db.repositories.leases import LeaseRepository
-from lorayard.contract.result import JobError
 from lorayard.contract.states import TRANSITIONS, JobState
 from tests.integration.db.ledger import POOL, Ledger
 
@@ -52,11 +51,6 @@ def expire(ledger: Ledger, job_id: UUID) -> None:
     ledger.run(JobRepository, "expire_due", POOL, 10)
 
 
-def reject(ledger: Ledger, job_id: UUID) -> None:
-    error = JobError(code="too_long", message="no worker takes 600 tokens")
-    ledger.run(JobRepository, "reject_queued", POOL, [job_id], error)
-
-
 def quarantine(ledger: Ledger, job_id: UUID) -> None:
     ledger.run(AdapterRepository, "add_revision", POOL, "sql", RevisionRow(REVISION, 8, ("q_proj",), 10))
     ledger.run(AdapterRepository, "quarantine", POOL, REVISION, "truncated")
@@ -76,7 +70,6 @@ MOVES: dict[str, tuple[Callable[[Ledger, UUID], None], dict[JobState, JobState]]
     "cancel": (cancel, {Q: JobState.CANCELLED}),
     "release after a cancel": (cancel_then_release, {L: JobState.CANCELLED}),
     "expire_due": (expire, {Q: JobState.EXPIRED}),
-    "reject_queued": (reject, {Q: JobState.REJECTED}),
     "reject_quarantined": (quarantine, {Q: JobState.REJECTED}),
 } | {f"finish as {state}": (finish_as(state), {L: state}) for state in sorted(FINISH_STATES)}
 

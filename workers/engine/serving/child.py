@@ -20,7 +20,6 @@ from workers.engine.serving.messages import (
     PlanResidency,
     PrefetchAdapter,
     Ready,
-    ReportStats,
     Started,
     StartFailed,
     Stop,
@@ -81,7 +80,6 @@ class EngineServer:
         self._finished: list[RequestOutput] = []
         self._deltas: list[TokenDelta] = []
         self._is_stopped = False
-        self._owes_stats = False
         engine.on_started = self._tell_started
         self._obey: dict[type[Any], Callable[[Any], None]] = {
             AddRequest: self._add,
@@ -89,7 +87,6 @@ class EngineServer:
             PrefetchAdapter: self._prefetch,
             DropAdapter: self._drop,
             PlanResidency: self._plan,
-            ReportStats: self._report_stats,
             Stop: self._stop,
         }
 
@@ -135,7 +132,7 @@ class EngineServer:
     def _send_events(self) -> None:
         engine = self._engine
         residency = tuple(engine.drain_residency_changes())
-        if not (self._started or residency or self._finished or self._deltas or self._owes_stats):
+        if not (self._started or residency or self._finished or self._deltas):
             return
         started, self._started = tuple(self._started), []
         finished, self._finished = tuple(self._finished), []
@@ -150,10 +147,8 @@ class EngineServer:
             free_kv_blocks=capacity.free_kv_blocks,
             busy_ms=capacity.busy_ms,
             waiting=capacity.waiting,
-            stats=engine.stats() if self._owes_stats else None,
             deltas=deltas,
         )
-        self._owes_stats = False
         self._connection.send(events)
 
     def _add(self, command: AddRequest) -> None:
@@ -188,9 +183,6 @@ class EngineServer:
     def _plan(self, command: PlanResidency) -> None:
         with suppress(ConfigError):
             self._engine.plan_residency(command.wanted, command.drop)
-
-    def _report_stats(self, _: ReportStats) -> None:
-        self._owes_stats = True
 
     def _stop(self, _: Stop) -> None:
         self._is_stopped = True

@@ -10,7 +10,6 @@ from workers.engine.core.outputs import RequestOutput
 from workers.engine.core.sampling_params import SamplingParams
 from workers.engine.lora.residency.residency_log import ResidencyChange
 from workers.engine.serving.assembly import EngineInfo
-from workers.engine.serving.engine_counters import EngineStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +54,11 @@ class PlanResidency:
 
 
 @dataclass(frozen=True, slots=True)
-class ReportStats:
-    """Answer with an event that carries the engine's counters."""
-
-
-@dataclass(frozen=True, slots=True)
 class Stop:
     """End the process, whatever it holds."""
 
 
-Command = AddRequest | AbortRequest | PrefetchAdapter | DropAdapter | PlanResidency | ReportStats | Stop
+Command = AddRequest | AbortRequest | PrefetchAdapter | DropAdapter | PlanResidency | Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +90,6 @@ class EngineEvents:
     free_kv_blocks: int
     busy_ms: float  # since the start
     waiting: int
-    stats: EngineStats | None = None
     deltas: tuple[TokenDelta, ...] = ()  # in order; those of a request that finished come before its end
 
 

@@ -24,7 +24,6 @@ from workers.engine.serving.messages import (
     EngineEvents,
     PlanResidency,
     PrefetchAdapter,
-    ReportStats,
 )
 
 Greedy = Callable[[list[int], int], list[int]]
@@ -147,17 +146,6 @@ def test_an_idle_engine_says_nothing_and_burns_nothing(process: EngineProcess) -
 
     after = child.cpu_times()
     assert after.user + after.system - before.user - before.system < 0.1
-
-
-def test_counters_come_when_asked_for(process: EngineProcess, prompts: list[list[int]]) -> None:
-    process.send(add("one", prompts[0]))
-    receive_until(process, lambda events: bool(finished(events)))
-
-    process.send(ReportStats())
-
-    stats = receive_until(process, lambda events: any(event.stats for event in events))[-1].stats
-    assert stats is not None
-    assert (stats.num_prompt_tokens, stats.num_completion_tokens, stats.num_steps) == (len(prompts[0]), 8, 8)
 
 
 def test_a_killed_child_is_noticed_by_both_directions(
