@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 from db.errors import UnknownWorker
 from db.records import EndedAttempt, FinishedJob
 from db.repositories.endings import lock_jobs, write_outbox
-from db.repositories.results import fetch_finished
+from db.repositories.results import fetch_finished, fetch_just_finished
 from lorayard.contract.states import TRANSITIONS, JobState
 
 FINISH_STATES: Final = TRANSITIONS[JobState.LEASED] - {JobState.DEAD}
@@ -107,7 +107,7 @@ _FINISH = text("""
             sum(load_ms), sum(hits), sum(evictions), sum(failures), sum(wasted_device_ms)
         FROM parts GROUP BY tenant, adapter
     )
-    SELECT job_id FROM done
+    SELECT job_id, attempt, state FROM done
 """)
 
 
@@ -133,10 +133,15 @@ class FinishRepository:
             return []
         lock_jobs(self._connection, {report.job_id for report in reports})
         values = {"incarnation": incarnation, "seq": seq, "pool": pool}
-        moved = set(self._connection.execute(_FINISH, values | _columns(reports)).scalars())
-        in_order = list(dict.fromkeys(report.job_id for report in reports if report.job_id in moved))
-        write_outbox(self._connection, in_order)
-        return fetch_finished(self._connection, in_order)
+        moved = self._connection.execute(_FINISH, values | _columns(reports))
+        states = {(row.job_id, row.attempt): JobState(row.state) for row in moved}
+        outputs = {
+            report.job_id: report.output if states[report.job_id, report.attempt].is_terminal else None
+            for report in reports
+            if (report.job_id, report.attempt) in states
+        }
+        write_outbox(self._connection, list(outputs))
+        return fetch_just_finished(self._connection, outputs)
 
     def read_back(self, incarnation: str, reports: Sequence[EndedAttempt]) -> list[FinishedJob]:
         """Read those that the ledger has as ended by this incarnation at this attempt already."""

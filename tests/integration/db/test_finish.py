@@ -38,6 +38,28 @@ def test_a_finished_job_has_its_output_attempt_usage_and_webhook(ledger: Ledger)
     ]
 
 
+def test_what_is_announced_is_what_the_ledger_has(ledger: Ledger) -> None:
+    jobs = ledger.lease(ledger.worker(), *ledger.admitted(4, metadata={"row": 7}))
+    failed, given_back, unfit, good = jobs
+    wished = ledger.leased("w1")
+    ledger.run(JobRepository, "cancel", wished.job_id)
+    error = JobError(code="engine_error", message="broke: ü")
+
+    done = ledger.finish(
+        "w1",
+        ended(failed, JobState.FAILED, error=error),
+        ended(given_back, JobState.QUEUED, output="half"),
+        ended(unfit, JobState.REJECTED, output=None, error=error),
+        ended(good, output="é\n" * 5000),
+        ended(wished, JobState.QUEUED, output="half"),
+    )
+
+    assert [entry.result for entry in done] == [
+        ledger.get(job.job_id) for job in (failed, given_back, unfit, good, wished)
+    ]
+    assert [entry.result.output for entry in done] == [None, None, None, "é\n" * 5000, "half"]
+
+
 def test_a_failed_job_keeps_its_error_and_counts_as_a_failure(ledger: Ledger) -> None:
     job = ledger.leased(ledger.worker())
     error = JobError(code="out_of_memory", message="needs 9 GiB")

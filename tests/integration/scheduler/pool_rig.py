@@ -110,9 +110,7 @@ class PoolRig:
 
     def send(self, *envelopes: JobEnvelope) -> None:
         """Append submissions as a client does."""
-        entries = [
-            IntakeEntry(e.spec.priority, e.spec.tenant, e.model_dump_json().encode()) for e in envelopes
-        ]
+        entries = [IntakeEntry(e.spec.priority, e.model_dump_json().encode()) for e in envelopes]
         appended = self._guard.append(self.keys, entries)
         assert appended.refusal is None, appended.refusal
 
