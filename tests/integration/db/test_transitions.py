@@ -91,7 +91,10 @@ def test_a_method_moves_a_job_from_its_own_state_and_from_no_other(name: str, le
     move, moved = MOVES[name]
 
     for before in JobState:
-        ledger.sql("TRUNCATE jobs, job_inputs, job_outputs, job_keys, attempts, cancellations, workers")
+        ledger.sql(
+            "TRUNCATE jobs, job_inputs, job_outputs, job_keys, attempts, cancellations, workers,"
+            " worker_leases"
+        )
         job_id = put_in_state(ledger, before)
 
         move(ledger, job_id)

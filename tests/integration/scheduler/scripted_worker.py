@@ -6,7 +6,7 @@ import itertools
 import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from uuid import uuid4
 
 from kombu.connection import Connection
@@ -14,13 +14,15 @@ from kombu.entity import Queue
 from kombu.messaging import Consumer
 from redis import Redis
 
+from db.database import Database
 from db.records import EndedAttempt, WorkerLimits
 from db.repositories.finish import FinishRepository
 from db.repositories.workers import WorkerRepository
-from lorayard.contract.keys import worker_queue
+from lorayard.contract.keys import PoolKeys, worker_queue
 from lorayard.contract.messages import (
     AdapterFailure,
     BatchJob,
+    Command,
     EndedJob,
     HeldJob,
     MicroBatch,
@@ -29,7 +31,6 @@ from lorayard.contract.messages import (
 )
 from lorayard.contract.states import JobState
 from lorayard.server.replies import announce
-from tests.integration.scheduler.pool_rig import PoolRig
 
 LIMITS = WorkerLimits(
     max_num_seqs=8, num_kv_blocks=4096, block_size=16, max_model_len=1024, max_loras=4, max_lora_rank=16
@@ -59,12 +60,21 @@ def hold(job: BatchJob) -> EndedAttempt | None:
     return None
 
 
+class Place(Protocol):
+    """What a worker finds around it: a `PoolRig`, or a scripted leader."""
+
+    redis_url: str
+    database: Database
+    pool: str
+    keys: PoolKeys
+
+
 class ScriptedWorker:
     """One start of a worker, on threads of the test's process."""
 
     def __init__(
         self,
-        rig: PoolRig,
+        rig: Place,
         script: Script = succeed,
         *,
         limits: WorkerLimits = LIMITS,
@@ -83,6 +93,7 @@ class ScriptedWorker:
         self._stopping = threading.Event()
         self._seq = itertools.count()
         self._lock = threading.Lock()
+        self._last_command: bytes | str = "-"
         self.held: dict[Any, BatchJob] = {}
         self.batches: list[MicroBatch] = []
         self._threads = [threading.Thread(target=self._beat, name="beat")]
@@ -152,6 +163,18 @@ class ScriptedWorker:
             with self._yard.database.transaction() as transaction:
                 WorkerRepository(transaction).report(self.incarnation, held)
             self._tell(self._redis, held=tuple(held))
+            self._obey()
+
+    def _obey(self) -> None:
+        """End held jobs that are to be cancelled; other commands ask nothing of a worker without engine."""
+        entries: Any = self._redis.xrange(self._yard.keys.commands(self.incarnation), min=self._last_command)
+        for entry_id, fields in entries:
+            self._last_command = b"(" + entry_id
+            command = Command.from_entry(fields)
+            with self._lock:
+                held = [self.held[job_id] for job_id in command.job_ids if job_id in self.held]
+            if held and command.kind == "cancel":
+                self.end([EndedAttempt(job.job_id, job.attempt, JobState.CANCELLED) for job in held])
 
     def _consume(self) -> None:
         with Connection(self._yard.redis_url) as connection:  # type: ignore[no-untyped-call]

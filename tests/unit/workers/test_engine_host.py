@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -15,16 +14,14 @@ from lorayard.contract.messages import BatchJob
 from lorayard.contract.states import JobState
 from tests.polling import eventually
 from tests.unit.workers.batch_jobs import REVISION, batch_job, engine_output
+from tests.unit.workers.scripted_engine import ScriptedEngine
 from workers.attempts import AttemptTable
 from workers.engine.core.errors import EngineDied
-from workers.engine.core.outputs import RequestOutput
 from workers.engine.lora.residency.residency_log import ResidencyChange
 from workers.engine.serving.messages import (
     AbortRequest,
     AddRequest,
-    EngineEvents,
     PrefetchAdapter,
-    Started,
     TokenDelta,
 )
 from workers.engine.serving.process import EngineProcess
@@ -33,56 +30,6 @@ from workers.engine_status import Capacity, EngineStatus
 from workers.outcomes import Outcome
 from workers.requests import AdapterIds, request_id
 from workers.token_writer import Piece
-
-
-class ScriptedEngine:
-    """Takes commands and says what it is told to say."""
-
-    def __init__(self) -> None:
-        self.commands: list[Any] = []
-        self.events: queue.Queue[EngineEvents | EngineDied] = queue.Queue()
-        self.stopped = False
-
-    def send(self, command: Any) -> None:
-        self.commands.append(command)
-
-    def receive(self, timeout_s: float) -> EngineEvents | None:
-        try:
-            said = self.events.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
-        if isinstance(said, EngineDied):
-            raise said
-        return said
-
-    def stop(self) -> None:
-        self.stopped = True
-
-    def say(
-        self,
-        *finished: RequestOutput,
-        started: tuple[str, ...] = (),
-        residency: tuple[ResidencyChange, ...] = (),
-        deltas: tuple[TokenDelta, ...] = (),
-    ) -> None:
-        """Answer as if a step had ended."""
-        self.events.put(
-            EngineEvents(
-                started=tuple(map(Started, started)),
-                finished=finished,
-                residency=residency,
-                epoch=1,
-                free_seqs=3,
-                free_kv_blocks=30,
-                busy_ms=1.0,
-                waiting=0,
-                deltas=deltas,
-            )
-        )
-
-    def of_kind(self, kind: type[Any]) -> list[Any]:
-        """List the commands of one kind."""
-        return [command for command in self.commands if isinstance(command, kind)]
 
 
 class HostRig:
