@@ -186,7 +186,7 @@ def _losses(filler: _Filler) -> None:
         (job,) = ledger.lease(incarnation, killer)
         held = [HeldJob(job_id=job.job_id, attempt=job.attempt, running=True)]
         held.append(HeldJob(job_id=innocent.job_id, attempt=1, running=False))
-        ledger.run(WorkerRepository, "renew", incarnation, held, 1.0)
+        ledger.run(WorkerRepository, "report", incarnation, held)
         ledger.expire_lease(incarnation)
         filler.finished += ledger.run(LeaseRepository, "lose_worker", incarnation).finished
     for leaving in ("w-draining", "w-gone"):
@@ -198,7 +198,7 @@ def _losses(filler: _Filler) -> None:
     running = filler.lease("w-ready", 2, callback_url=URL, tenant="acme", stream=True)
     ledger.run(JobRepository, "cancel", running[0].job_id)
     beats = [HeldJob(job_id=job.job_id, attempt=job.attempt, running=True) for job in running]
-    ledger.run(WorkerRepository, "renew", "w-ready", beats, 3600.0)
+    ledger.run(WorkerRepository, "report", "w-ready", beats)
 
 
 def _deliveries(ledger: Ledger) -> list[Delivery]:

@@ -18,6 +18,7 @@ from lorayard.contract.states import JobState
 from lorayard.local import plain_url
 from tests.integration.db.ledger import Ledger
 from tests.polling import eventually
+from tests.recorded.fill_ledger import fill
 
 DUMP = Path(__file__).parents[2] / "recorded" / "ledger" / "0004.sql"
 
@@ -60,6 +61,13 @@ def test_the_dump_holds_rows_of_every_table_and_jobs_in_every_state(recorded: st
     assert {job["state"] for job in rows["webhook_deliveries"]} == {"pending", "delivered", "dead"}
     assert {worker["state"] for worker in rows["workers"]} == {"ready", "draining", "gone", "lost"}
     assert {one["ended"] for one in rows["attempts"]} >= {"released", "lost", "succeeded", "dead"}
+
+
+def test_a_ledger_of_today_can_be_filled_to_be_recorded(database_url: str) -> None:
+    filled = fill(database_url)
+
+    assert {job.state for job in filled.finished} >= {state for state in JobState if state.is_terminal}
+    assert {job["state"] for job in read_all(database_url)["jobs"]} == {state.value for state in JobState}
 
 
 def test_rows_come_through_the_migrations_intact(recorded: str) -> None:
