@@ -67,6 +67,7 @@ class PackedLoRA:
 
     @property
     def num_bytes(self) -> int:
+        """Count the bytes of both factors, every slice's included."""
         return self.a.nbytes + sum(tensor.nbytes for part in self.slices for tensor in part.tensors)
 
 

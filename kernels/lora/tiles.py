@@ -45,6 +45,7 @@ class DeviceTiles:
 
     @property
     def num_tiles(self) -> int:
+        """Count the tiles, unused ones at the end included."""
         return self.tiles.shape[0]
 
     def check(self, num_rows: int) -> None:

@@ -65,14 +65,17 @@ class Child:
 
     @property
     def name(self) -> str:
+        """Name the process as its log and errors do."""
         return self.spec.name
 
     @property
     def pid(self) -> int:
+        """Return the process's id, which stays after its end."""
         return self.identity.pid
 
     @property
     def alive(self) -> bool:
+        """Tell whether the process still runs."""
         return self.returncode is None
 
     @property

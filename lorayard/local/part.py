@@ -32,6 +32,7 @@ class Part(ABC):
 
     @property
     def alive(self) -> bool:
+        """Tell whether the part's process was launched and still runs."""
         return self._child is not None and self._child.alive
 
     def launch(self) -> Child:

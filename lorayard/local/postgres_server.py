@@ -57,6 +57,7 @@ class PostgresServer(Server):
         return f"postgresql+psycopg://{_ROLE}:{self._password}@{LOOPBACK}:{self.port}/{database}"
 
     def is_ready(self) -> bool:
+        """Tell whether the server answers a query."""
         return answers_select(self.url)
 
     def start(self) -> None:

@@ -53,6 +53,7 @@ class RedisServer(Server):
         return f"redis://:{self._password}@{LOOPBACK}:{self.port}/{database}"
 
     def is_ready(self) -> bool:
+        """Tell whether the server answers PING."""
         return answers_ping(self.url)
 
     def _spec(self) -> ChildSpec:

@@ -23,6 +23,7 @@ class ChildRegistry:
 
     @property
     def watchdog_pid(self) -> int:
+        """Return the id of the process that ends the children if this one dies."""
         return self._watchdog.pid
 
     def spawn(self, spec: ChildSpec) -> Child:

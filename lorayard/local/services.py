@@ -54,6 +54,7 @@ class Service(Part):
         self._ready_path = ready_path
 
     def is_ready(self) -> bool:
+        """Tell whether the process has written its ready file."""
         return self._ready_path.exists()
 
     def _spec(self) -> ChildSpec:
@@ -79,9 +80,11 @@ class FlowerServer(Server):
 
     @property
     def url(self) -> str:
+        """Return the page's address on this machine."""
         return f"http://{LOOPBACK}:{self.port}"
 
     def is_ready(self) -> bool:
+        """Tell whether Flower's health check succeeds."""
         return answers_healthcheck(self.url)
 
     def _spec(self) -> ChildSpec:

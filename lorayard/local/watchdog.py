@@ -27,6 +27,7 @@ class Watchdog:
 
     @property
     def pid(self) -> int:
+        """Return the watchdog's process id."""
         return self._process.pid
 
     def follow(self, leader: ProcessIdentity) -> None:

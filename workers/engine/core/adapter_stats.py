@@ -69,20 +69,25 @@ class AdapterCounters:
     _charged: dict[str, RevisionStats] = field(default_factory=dict)
 
     def loaded(self, revision: str, load_ms: float) -> None:
+        """Count a load and the time it took."""
         counts = self._by_revision[revision]
         counts.loads += 1
         counts.load_ms += load_ms
 
     def hit(self, revision: str) -> None:
+        """Count a sequence whose revision had a slot already."""
         self._by_revision[revision].hits += 1
 
     def evicted(self, revision: str) -> None:
+        """Count weights that left the host for others."""
         self._by_revision[revision].evictions += 1
 
     def failed(self, revision_or_path: str) -> None:
+        """Count a load that failed; without a revision, by the adapter's path."""
         self._by_revision[revision_or_path].failures += 1
 
     def non_finite(self, revision: str) -> None:
+        """Count a request with it that ended in NaN or infinite logits."""
         self._by_revision[revision].non_finite += 1
 
     def take_uncharged(self, revision: str) -> RevisionStats:

@@ -33,6 +33,7 @@ class Channel:
         self._socket = end
 
     def fileno(self) -> int:
+        """Return the socket's descriptor, so that the channel can be waited for."""
         return self._socket.fileno()
 
     def send(self, message: Any) -> None:
@@ -64,6 +65,7 @@ class Channel:
             os.close(file)
 
     def close(self) -> None:
+        """Close this end; the other side's next call fails."""
         self._socket.close()
 
     def _receive_datagram(self) -> tuple[bytes, list[int], int, Any]:

@@ -40,6 +40,7 @@ class LoaderChild:
 
     @property
     def pid(self) -> int:
+        """Return the loader's process id."""
         return self._process.pid
 
     @property

@@ -45,12 +45,15 @@ class Identities:
             del self._in_use[request]
 
     def register(self, lora_int_id: int, revision: str) -> None:
+        """Let an id stand for a revision from now on."""
         self._by_id[lora_int_id] = revision
 
     def revision_by_id(self, lora_int_id: int) -> str | None:
+        """Return the revision that an id stands for, None if it stands for none."""
         return self._by_id.get(lora_int_id)
 
     def unregister(self, lora_int_id: int) -> None:
+        """Drop an id; raises KeyError if it is not registered."""
         del self._by_id[lora_int_id]
 
     def forget(self, revision: str) -> None:
@@ -59,7 +62,9 @@ class Identities:
             del self._by_id[lora_int_id]
 
     def ids_of(self, revision: str) -> list[int]:
+        """List every id that stands for the revision."""
         return [lora_int_id for lora_int_id, held in self._by_id.items() if held == revision]
 
     def ids(self) -> set[int]:
+        """Return every registered id."""
         return set(self._by_id)

@@ -135,6 +135,7 @@ class Loads:
             del self._failures[request.lora_path, request.revision]
 
     def close(self) -> None:
+        """End the loader and whatever it still loads."""
         self._loader.close()
 
     def _settle(self, result: LoadResult) -> None:

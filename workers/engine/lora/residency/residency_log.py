@@ -48,6 +48,7 @@ class ResidencyLog:
         return drained
 
     def tier_of(self, revision: str) -> Tier:
+        """Return where a revision is; `none` if nowhere."""
         return self._tiers.get(revision, "none")
 
     def tiers(self) -> dict[str, Tier]:

@@ -42,10 +42,12 @@ class SlotTable:
         return len(self._occupied)
 
     def slot_of(self, revision: str) -> int | None:
+        """Return the slot a revision has, None if it has none."""
         held_slot = self._occupied.get(revision)
         return None if held_slot is None else held_slot.slot
 
     def num_uses(self, revision: str) -> int:
+        """Count the sequences that use the revision's slot."""
         held_slot = self._occupied.get(revision)
         return 0 if held_slot is None else held_slot.num_uses
 
@@ -55,6 +57,7 @@ class SlotTable:
         return held_slot is not None and held_slot.busy
 
     def is_pinned(self, revision: str) -> bool:
+        """Tell whether the revision is pinned to its slot."""
         held_slot = self._occupied.get(revision)
         return held_slot is not None and held_slot.pinned
 
@@ -104,6 +107,7 @@ class SlotTable:
         held_slot.num_uses -= 1
 
     def pin(self, revision: str) -> None:
+        """Keep a revision in its slot until `unpin`; raises KeyError if it has none."""
         self._occupied[revision].pinned = True
 
     def unpin(self, revision: str) -> bool:

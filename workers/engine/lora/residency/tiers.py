@@ -60,6 +60,7 @@ class Tiers:
         return revision in self.host
 
     def table(self, layer: int, module: str) -> LoRAModule:
+        """Return what a layer's module reads of every slot."""
         return self._table.module(module_name(layer, module))
 
     def use_all(self, revisions: Sequence[str]) -> list[int] | None:
