@@ -9,8 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from lorayard.contract.errors import InvalidSignature
-from lorayard.contract.states import JobState
+from lorayard import InvalidSignature, JobState
 from lorayard.webhooks import verify
 
 if TYPE_CHECKING:

@@ -10,9 +10,8 @@ from db.repositories.tenants import TenantRepository
 from db.secrets import SecretBox
 from examples.demo.workload import ADAPTERS_DIR, MODEL_DIR, TENANTS
 from examples.tiny.tasks import TASKS
-from lorayard import Client
+from lorayard import Client, UnknownPool
 from lorayard.cli.adapter_store import AdapterStore, add_adapter
-from lorayard.contract.errors import UnknownPool
 from lorayard.local import StackConfig
 
 MAX_RANK = 16
