@@ -15,8 +15,9 @@ from workers.engine.model.comm import Alone, Comm
 from workers.engine.model.config import ModelConfig
 from workers.engine.model.layers.adapted_linear import AdaptedLinear
 from workers.engine.model.layers.attention_backend import AttentionBackend
-from workers.engine.model.layers.decoder_layer import LayerParts, build_layer
+from workers.engine.model.layers.decoder_layer import LayerParts
 from workers.engine.model.layers.expert_linear import ExpertLinear
+from workers.engine.model.layers.layer_builders import build_layer
 from workers.engine.model.layers.ops import RotaryTable, look_up_shard
 from workers.engine.model.weights import DecoderWeights, LayerWeights
 

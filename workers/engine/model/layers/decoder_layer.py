@@ -1,11 +1,11 @@
 """What the decoder asks of a layer, the parts that layers are made of, and the block of most families.
 
-A family with another block names a builder in `LAYER_BUILDERS`; see docs/models.md.
+A family with another block implements `DecoderLayer` in a file of its own, named in `layer_builders.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -95,13 +95,3 @@ class SequentialLayer:
         if weights.post_mlp_norm is not None:
             delta = add_rms_norm(delta, None, weights.post_mlp_norm, eps)
         return delta
-
-
-LayerBuilder = Callable[[LayerParts], DecoderLayer]
-LAYER_BUILDERS: dict[str, LayerBuilder] = {}
-"""By architecture; what is not named here has the sequential block."""
-
-
-def build_layer(parts: LayerParts) -> DecoderLayer:
-    """Build one layer as its family's block."""
-    return LAYER_BUILDERS.get(parts.config.family.architecture, SequentialLayer)(parts)

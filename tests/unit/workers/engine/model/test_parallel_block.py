@@ -19,7 +19,8 @@ from workers.engine import EngineConfig, LLMEngine, LoRARequest, SamplingParams
 from workers.engine.core.step_input import ForwardInput
 from workers.engine.model.families import FAMILIES
 from workers.engine.model.families.family import Family, LayerNorms
-from workers.engine.model.layers.decoder_layer import LAYER_BUILDERS, LayerParts
+from workers.engine.model.layers.decoder_layer import LayerParts
+from workers.engine.model.layers.layer_builders import LAYER_BUILDERS
 from workers.engine.model.layers.ops import Rotation
 
 ARCHITECTURE = "ParallelForCausalLM"
