@@ -162,7 +162,7 @@ def _ends(filler: _Filler) -> None:
     _ends_without_a_worker(filler, callback)
 
 
-def _ends_without_a_worker(filler: _Filler, callback: dict[str, str]) -> None:
+def _ends_without_a_worker(filler: _Filler, callback: dict[str, Any]) -> None:
     ledger = filler.ledger
     (queued,) = filler.admit(**callback)
     filler.finished.append(ledger.run(JobRepository, "cancel", queued).finished)

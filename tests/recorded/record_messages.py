@@ -21,7 +21,6 @@ from typing import Any, Self
 from uuid import UUID
 
 import redis
-from scheduler.announce import state_reply
 
 from db import Database
 from db.migrate import upgrade
@@ -30,6 +29,7 @@ from lorayard import Client, JobHandle
 from lorayard.contract.keys import POOLS_KEY
 from lorayard.contract.messages import Command
 from lorayard.local import SERVERS, Stack, StackConfig
+from lorayard.server.replies import state_reply
 from tests.integration.workers.webhooks.receiver import Receiver, listening
 from tests.polling import eventually
 from tests.recorded.fill_ledger import fill
@@ -327,7 +327,7 @@ def render_the_rest(to: Recording) -> None:
                 )
                 to.put("webhook_event", name, render(delivery).encode())
     for kind in ("recall", "drain", "prefetch", "drop"):
-        command = Command(kind=kind, term=3, job_ids=(UUID(int=1), UUID(int=2)), revisions=("sha256:00ff",))  # type: ignore[arg-type]
+        command = Command(kind=kind, term=3, job_ids=(UUID(int=1), UUID(int=2)), revisions=("sha256:00ff",))
         to.put("command", kind, _body(command))
 
 

@@ -62,7 +62,9 @@ def test_a_job_comes_back_as_it_was_submitted(ledger: Ledger) -> None:
     assert request.stream
     assert request.structured_outputs is not None
     assert request.structured_outputs.json_schema == SCHEMA
-    assert list(request.structured_outputs.json_schema["properties"]) == ["b", "a"]
+    properties = request.structured_outputs.json_schema["properties"]
+    assert isinstance(properties, dict)
+    assert list(properties) == ["b", "a"]
     assert (request.temperature, request.top_p, request.seed) == (0.7, 0.9, 4611686018427387904)
     assert request.top_k == 2**31 - 1
     assert request.stop == ("\n", "END")

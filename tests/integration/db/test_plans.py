@@ -75,6 +75,7 @@ STATEMENTS = {
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_a_hot_statement_uses_its_index_and_scans_no_whole_table(name: str, full_ledger: Ledger) -> None:
     statement, values, index = STATEMENTS[name]
+    assert isinstance(values, dict)
 
     with full_ledger.database.transaction() as connection:
         connection.execute(text("SET LOCAL enable_seqscan = off"))

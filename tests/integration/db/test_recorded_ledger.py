@@ -40,7 +40,7 @@ def read_all(url: str) -> Rows:
                 ).fetchall()
             ]
             shown = ", ".join(f"{name}::text" for name in names)
-            values = connection.execute(f"SELECT {shown} FROM {table} ORDER BY {shown}").fetchall()  # type: ignore[arg-type]
+            values = connection.execute(f"SELECT {shown} FROM {table} ORDER BY {shown}").fetchall()
             rows[table] = [dict(zip(names, row, strict=True)) for row in values]
         return rows
 

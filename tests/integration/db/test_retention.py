@@ -112,7 +112,8 @@ def test_batches_are_bounded_and_go_by_what_has_to_stay(ledger: Ledger) -> None:
     kept = finished(ledger, 4, days_ago=40, **HOOK)
     gone = finished(ledger, 7, days_ago=35)
 
-    done, seen = [], None
+    done: list[DeletedJobs] = []
+    seen = None
     while not done or done[-1].examined >= 3:
         done.append(delete(ledger, limit=3, after=seen))
         seen = done[-1].last_ended_at

@@ -28,8 +28,10 @@ def bystander() -> Iterator[subprocess.Popen[bytes]]:
 def write_record(state: StateDirectory, process: subprocess.Popen[bytes], **changes: object) -> None:
     identity = identify(process.pid)
     assert identity is not None
-    row = {"name": "old", "pid": process.pid, "start_ticks": identity.start_ticks, "stop_signal": 15}
-    record = {"boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(), "processes": [row]}
+    row: dict[str, object] = {"name": "old", "pid": process.pid, "start_ticks": identity.start_ticks}
+    row["stop_signal"] = 15
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    record: dict[str, object] = {"boot_id": boot_id, "processes": [row]}
     record.update({name: value for name, value in changes.items() if name in record})
     row.update({name: value for name, value in changes.items() if name in row})
     (state.path / "processes.json").write_text(json.dumps(record))

@@ -177,10 +177,10 @@ class ScriptedWorker:
                 self.end([EndedAttempt(job.job_id, job.attempt, JobState.CANCELLED) for job in held])
 
     def _consume(self) -> None:
-        with Connection(self._yard.redis_url) as connection:  # type: ignore[no-untyped-call]
-            queue = Queue(worker_queue(self.incarnation))  # type: ignore[no-untyped-call]
+        with Connection(self._yard.redis_url) as connection:
+            queue = Queue(worker_queue(self.incarnation))
             options = {"callbacks": [self._receive], "accept": ["json"], "no_ack": True}
-            consumer = Consumer(connection, [queue], **options)  # type: ignore[no-untyped-call]
+            consumer = Consumer(connection, [queue], **options)
             with consumer:
                 while not self._stopping.is_set():
                     try:

@@ -26,5 +26,5 @@ def _run_or_fail(thread: ServiceThread) -> None:
 
 
 if __name__ == "__main__":
-    ServiceThread.run_step = _run_or_fail  # type: ignore[method-assign]
+    ServiceThread.run_step = _run_or_fail  # type: ignore[assignment, method-assign]
     sys.exit(main())

@@ -125,7 +125,7 @@ class ScriptedLeader:
 
     def command(self, incarnation: str, kind: str, *, term: int | None = None, **fields: Any) -> None:
         """Send one command."""
-        command = Command(kind=kind, term=self.term if term is None else term, **fields)  # type: ignore[arg-type]
+        command = Command(kind=kind, term=self.term if term is None else term, **fields)
         self.redis.xadd(self.keys.commands(incarnation), command.to_entry())
 
     def revoke(self, task_id: str, *, terminate: bool = False) -> None:

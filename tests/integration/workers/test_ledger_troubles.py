@@ -57,7 +57,7 @@ class Pipeline:
     def sql(self, statement: str) -> list[Any]:
         """Run one statement as a superuser."""
         with self.connect() as connection:
-            cursor = connection.execute(statement)  # type: ignore[call-overload]
+            cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
     def incarnations(self) -> list[str]:
@@ -102,7 +102,7 @@ def passes(seconds: float) -> None:
 def locked(pipeline: Pipeline, table: str, mode: str = "ACCESS EXCLUSIVE") -> Iterator[None]:
     """Hold a lock on a table for longer than the pipeline bears."""
     with psycopg.connect(pipeline.url) as session:
-        session.execute(f"LOCK TABLE {table} IN {mode} MODE")  # type: ignore[call-overload]
+        session.execute(f"LOCK TABLE {table} IN {mode} MODE")
         yield
         passes(TROUBLE_S)
         session.rollback()
@@ -205,7 +205,7 @@ def set_read_only(pipeline: Pipeline, value: str) -> None:
     """Turn the server read-only or back, for old sessions as for new ones."""
     with pipeline.connect() as session:
         session.execute("SET default_transaction_read_only = off")
-        session.execute(f"ALTER SYSTEM SET default_transaction_read_only = {value}")  # type: ignore[call-overload]
+        session.execute(f"ALTER SYSTEM SET default_transaction_read_only = {value}")
         session.execute("SELECT pg_reload_conf()")
         session.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "

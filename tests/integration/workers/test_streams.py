@@ -39,8 +39,9 @@ def test_what_was_streamed_is_the_output(leader: ScriptedLeader, incarnation: st
 
         assert "".join(event.text for event in events) == question.answer
         assert {(event.attempt, event.is_restart) for event in events} == {(1, False)}
-        eventually(lambda job_id=job_id: leader.redis.xlen(tokens_key(job_id)) >= 2, what="text and its end")
-        assert 0 < leader.redis.ttl(tokens_key(job_id)) <= 600
+        key = tokens_key(job_id)
+        eventually(lambda key=key: leader.redis.xlen(key) >= 2, what="text and its end")  # type: ignore[misc]
+        assert 0 < leader.redis.ttl(key) <= 600
     leader.ended([quiet])
     assert not leader.redis.exists(tokens_key(quiet))
 

@@ -29,7 +29,7 @@ def config(tmp_path: Path) -> Any:
     engine.chmod(0o755)
 
     def run(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        command = [
+        command: list[str | Path] = [
             Path(sys.executable).with_name("podman-compose"),
             "-f",
             ROOT / "docker-compose.yml",

@@ -9,6 +9,7 @@ import pytest
 
 from examples import multilora_inference as example
 from examples.tiny.tasks import TASKS
+from workers.engine import LoRARequest
 
 ROOT = Path(__file__).parents[3]
 
@@ -30,6 +31,6 @@ def test_every_question_is_answered_though_the_adapters_take_turns(
     ]
 
 
-def right(prompt: str, lora: example.LoRARequest | None) -> str:
+def right(prompt: str, lora: LoRARequest | None) -> str:
     word = prompt.removesuffix(">")
     return word if lora is None else TASKS[lora.lora_name].answer(word)

@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.kernels.__main__ import main as benchmark
 from benchmarks.kernels.cases import CASES
 from kernels import registry
+from kernels.cpu import library
 from kernels.cpu.library import available_levels
 from kernels.linear.linear import Linear
 from kernels.linear.quantized_linear import QuantizedLinear
@@ -67,9 +68,9 @@ def test_two_levels_can_be_had_side_by_side() -> None:
 
 
 def test_without_a_level_it_is_the_one_in_force() -> None:
-    with registry.library.use_level("torch"):
+    with library.use_level("torch"):
         assert build("cpu", torch.float32).level == "torch"
-    assert build("cpu", torch.float32).level == registry.library.level()
+    assert build("cpu", torch.float32).level == library.level()
 
 
 def test_a_missing_implementation_is_an_error_that_names_op_device_dtype_and_level() -> None:
@@ -84,7 +85,7 @@ def test_a_missing_implementation_is_an_error_that_names_op_device_dtype_and_lev
 
 
 def test_a_level_that_this_machine_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry.library, "best_level", lambda: "torch")
+    monkeypatch.setattr(library, "best_level", lambda: "torch")
 
     with pytest.raises(ValueError, match=r"level 'avx2' is not to be had here; give one of \('torch',\)"):
         build("cpu", torch.float32, "avx2")

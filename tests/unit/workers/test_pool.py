@@ -46,7 +46,7 @@ class Request:
         self._failed = failed
         self.pid: int | None = None
         self.end: Traced | None = None
-        args = (name, task_id, {}, b"", "json", "utf-8")
+        args: tuple[Any, ...] = (name, task_id, {}, b"", "json", "utf-8")
         pool.on_apply(self._trace, args, {}, self._ended, self._accepted)
 
     def _trace(self, _name: str, task_id: str, *_: Any) -> tuple[int, Any, float]:
@@ -64,7 +64,7 @@ class Request:
 def _pool() -> tuple[TaskPool, Batches]:
     batches = Batches()
     pool = pool_for(batches)(4)
-    pool.register_with_event_loop(Hub())
+    pool.register_with_event_loop(Hub())  # type: ignore[arg-type]
     return pool, batches
 
 

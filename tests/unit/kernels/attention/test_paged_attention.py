@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -51,7 +52,10 @@ class Case:
     head_norms: HeadNorms | None = None
 
     def copied(self) -> Case:
-        return Case(*(part.clone() if isinstance(part, Tensor) else part for part in vars(self).values()))
+        parts: dict[str, Any] = {
+            name: part.clone() for name, part in vars(self).items() if isinstance(part, Tensor)
+        }
+        return replace(self, **parts)
 
     def run(self, kernel: PagedAttention) -> Tensor:
         return kernel(**vars(self))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import platform
 import shutil
 
 import pytest
@@ -20,7 +21,7 @@ def test_without_a_compiler_the_reason_is_given_and_nothing_fails(
 def test_another_processor_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(build.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
 
     assert build.build() is None
 

@@ -279,7 +279,7 @@ def test_bias_and_dora_terms_finish_the_rows_of_their_adapter_only(
     before = out.clone()
 
     runs = [(1, () if slot == -1 else (SlotScale(slot, scale),)) for slot in slots]
-    add_lora(out, x, Segments.from_runs(runs), make_module(adapters))
+    add_lora(out, x, Segments.from_runs(runs), make_module([*adapters]))
 
     assert torch.equal(out[5], before[5])
     for row, slot in enumerate(slots):

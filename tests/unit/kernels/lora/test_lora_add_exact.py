@@ -41,7 +41,9 @@ def expected_delta(x: Tensor, slots: list[int], module: LoRAModule) -> Tensor:
     delta = torch.zeros(x.shape[0], module.out_features, dtype=torch.float64)
     for row, slot in enumerate(slots):
         weights = module.weights(slot) if slot >= 0 else None
-        for columns, ranks, b_t, *_ in weights.slices if weights else ():
+        if weights is None:
+            continue
+        for columns, ranks, b_t, *_ in weights.slices:
             a = weights.a[ranks.start : ranks.end].double()
             delta[row, columns.start : columns.end] = x[row].double() @ a.T @ b_t.double()
     return delta

@@ -224,7 +224,7 @@ def test_a_report_is_written_with_no_word_that_the_recorded_release_does_not_kno
 
 def test_what_was_not_set_is_not_written() -> None:
     spec = JobSpec(prompt="a", tenant="acme")
-    envelope = JobEnvelope(job_id=ID, submission_id=ID, payload_sha256="x", spec=spec)  # type: ignore[arg-type]
+    envelope = JobEnvelope(job_id=ID, submission_id=ID, payload_sha256="x", spec=spec)
 
     assert json.loads(envelope.to_body()) == {
         "v": 1, "job_id": ID, "submission_id": ID, "payload_sha256": "x",

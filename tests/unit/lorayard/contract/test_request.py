@@ -20,7 +20,7 @@ from workers.engine.core import sampling_params as engine
 from workers.requests import NOT_SAMPLING, sampling_params
 
 ROOT = Path(__file__).parents[4]
-RECORDED_DEFAULTS = {
+RECORDED_DEFAULTS: dict[str, Any] = {
     "prompt": None, "messages": None, "adapter_scale": 1.0, "max_tokens": 128, "temperature": 0.0,
     "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": None, "stop": (), "stop_token_ids": (),
     "include_stop_str_in_output": False, "ignore_eos": False, "min_tokens": 0, "repetition_penalty": 1.0,
@@ -81,11 +81,11 @@ def loosened(annotation: Any) -> Any:
     if kind in (Union, types.UnionType):
         return {one for arm in arms for one in loosened(arm)}
     if kind is tuple:
-        return {Sequence[Message | Mapping[str, str]] if arms[0] is Message else Sequence[given(arms[0])]}
+        return {Sequence[Message | Mapping[str, str] if arms[0] is Message else given(arms[0])]}  # type: ignore[misc]
     if kind is dict:
         of_json = arms[0] is str
         return {
-            Mapping[str, Any] if of_json else Mapping[given(arms[0]), given(arms[1])],
+            Mapping[str, Any] if of_json else Mapping[given(arms[0]), given(arms[1])],  # type: ignore[misc]
             *([None] * of_json),
         }
     if annotation is StructuredOutputs:

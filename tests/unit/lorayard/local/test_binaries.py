@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def nowhere(name: str) -> None:
 
 
 def test_a_module_is_found_without_being_imported() -> None:
-    assert find_module_folder("json") == Path(__import__("json").__file__).parent
+    assert find_module_folder("json") == Path(json.__file__).parent
     assert find_module_folder("no_such_module") is None
 
 

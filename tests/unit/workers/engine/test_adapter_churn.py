@@ -58,7 +58,7 @@ def _files() -> int:
 
 def _check(output: RequestOutput) -> None:
     assert output.error is None
-    assert output.lora_request is not None
+    assert isinstance(output.lora_request, LoRARequest)
     assert output.outputs[0].token_ids == [output.lora_request.lora_int_id] * PARAMS.max_tokens
 
 

@@ -150,7 +150,12 @@ def test_a_scale_of_one_and_a_mix_of_one_change_no_bit(
     engine = make_engine(enable_lora=True, dtype=dtype)
     tap = LogitTap(engine)
     one = adapters["everything"]
-    asked = [one, scaled(one, 1.0), LoRAMix([(one, 1.0)]), LoRAMix([(scaled(one, 0.5), 2.0)])]
+    asked: list[LoRARequest | LoRAMix | None] = [
+        one,
+        scaled(one, 1.0),
+        LoRAMix([(one, 1.0)]),
+        LoRAMix([(scaled(one, 0.5), 2.0)]),
+    ]
 
     outputs = engine.generate(prompts[:1] * 4, GREEDY, lora_request=asked)
 

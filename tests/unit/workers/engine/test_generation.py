@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -34,8 +35,8 @@ def tokens(output: RequestOutput) -> list[int]:
     return output.outputs[0].token_ids
 
 
-def params(max_tokens: int = 24, **settings: object) -> SamplingParams:
-    return SamplingParams(max_tokens=max_tokens, **{"temperature": 0.0, "ignore_eos": True, **settings})  # type: ignore[arg-type]
+def params(max_tokens: int = 24, **settings: Any) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens, **({"temperature": 0.0, "ignore_eos": True} | settings))
 
 
 def next_logits(llama: LlamaForCausalLM, token_ids: list[int]) -> Tensor:  # [vocab_size] float64
@@ -147,7 +148,7 @@ def test_bad_words_of_several_tokens_are_never_completed(
 def test_nothing_ends_a_text_before_min_tokens(
     make_engine: MakeEngine, prompts: list[list[int]], ends: dict[str, object]
 ) -> None:
-    wants_to_end = {"logit_bias": {EOS_ID: 100.0}, **ends}
+    wants_to_end: dict[str, Any] = {"logit_bias": {EOS_ID: 100.0}, **ends}
 
     at_once, later = make_engine().generate(
         [prompts[0]] * 2, [params(**wants_to_end), params(min_tokens=7, **wants_to_end)]
@@ -184,7 +185,7 @@ def test_a_stop_string_is_cut_off_or_kept_and_waits_for_min_tokens(
 def test_a_stop_token_is_no_part_of_the_text_unless_asked_for(
     make_engine: MakeEngine, prompts: list[list[int]]
 ) -> None:
-    forced = {"logit_bias": {A_ID: 100.0}, "stop_token_ids": [A_ID]}
+    forced: dict[str, Any] = {"logit_bias": {A_ID: 100.0}, "stop_token_ids": [A_ID]}
 
     without, with_it = make_engine().generate(
         [prompts[0]] * 2, [params(**forced), params(include_stop_str_in_output=True, **forced)]
@@ -256,7 +257,7 @@ def test_no_parameter_of_one_request_reaches_another(
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(
-    make_engine: MakeEngine, prompts: list[list[int]], settings: dict[str, object], message: str
+    make_engine: MakeEngine, prompts: list[list[int]], settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises((InvalidParams, ValueError), match=message):
         make_engine().add_request("bad", prompts[0], params(**settings))

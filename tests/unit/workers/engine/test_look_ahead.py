@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import count, repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -186,9 +187,10 @@ def test_a_preempted_sequence_keeps_the_token_in_flight(
     make_engine: MakeEngine, prompts: list[list[int]], greedy: Greedy
 ) -> None:
     engine = make_engine(max_model_len=128, num_kv_blocks=12)
-    land, kept = engine._parts.batcher.land, []
+    land = engine._parts.batcher.land
+    kept: list[Any] = []
 
-    def watch(spans: list) -> None:  # type: ignore[type-arg]
+    def watch(spans: list) -> None:
         kept.extend(one for one in spans if not one.is_live and not one.sequence.has_ended)
         land(spans)
 

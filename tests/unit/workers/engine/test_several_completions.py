@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,10 +17,9 @@ MakeEngine = Callable[..., LLMEngine]
 EOS_ID = 1
 
 
-def params(n: int, **settings: object) -> SamplingParams:
-    return SamplingParams(
-        n=n, **{"max_tokens": 12, "temperature": 1.5, "seed": 7, "ignore_eos": True, **settings}
-    )  # type: ignore[arg-type]
+def params(n: int, **settings: Any) -> SamplingParams:
+    defaults = {"max_tokens": 12, "temperature": 1.5, "seed": 7, "ignore_eos": True}
+    return SamplingParams(n=n, **(defaults | settings))
 
 
 def texts(output: RequestOutput) -> list[list[int]]:

@@ -57,6 +57,7 @@ def test_every_dtype_shape_and_plain_value_survives():
 
     assert copy["plain"] == tree["plain"]
     for mine, theirs in zip(copy["tensors"], tree["tensors"], strict=True):
+        assert isinstance(theirs, torch.Tensor)
         assert mine.dtype is theirs.dtype
         assert torch.equal(mine, theirs)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,12 +154,10 @@ def test_a_mixed_batch_of_two_adapters_and_the_base_equals_peft(case: Case) -> N
 
 @pytest.mark.parametrize("case", ["mistral-sliding", "llama-dynamic", "gemma3"], indirect=True)
 def test_chunks_preemption_and_shared_prefixes_change_no_token(case: Case) -> None:
-    roomy, tight = (
-        LLMEngine(EngineConfig(str(case.folder), enable_lora=True, max_loras=2, num_threads=1, **settings))
-        for settings in (
-            {},
-            {"max_num_seqs": 3, "max_num_batched_tokens": 11, "max_model_len": 64, "num_kv_blocks": 7},
-        )
+    config = EngineConfig(str(case.folder), enable_lora=True, max_loras=2, num_threads=1)
+    roomy = LLMEngine(config)
+    tight = LLMEngine(
+        replace(config, max_num_seqs=3, max_num_batched_tokens=11, max_model_len=64, num_kv_blocks=7)
     )
 
     expected = _run(roomy, case)

@@ -199,7 +199,7 @@ def test_a_parallel_block_with_its_adapters_equals_a_plain_reference(
 
     for request_id, prompt, lora in work:
         engine.add_request(request_id, prompt, params, lora)
-    tokens = {}
+    tokens: dict[str, list[int]] = {}
     while engine.has_unfinished_requests():
         tokens |= {one.request_id: one.outputs[0].token_ids for one in engine.step() if one.finished}
     engine.close()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -112,7 +114,7 @@ def _named_as_in(base: BaseDescription, targets: tuple[str, ...]) -> tuple[str, 
 def _save_adapter(base: BaseDescription, targets: tuple[str, ...], rank: int, path: Path) -> None:
     """Write an adapter with a pair of matrices per expert, as PEFT did when experts were modules."""
     generator = torch.Generator().manual_seed(rank)
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for module, shape in base.shapes.items():
         # PEFT takes the names of experts' modules for those of experts only.
         is_dense = re.search(r"\.mlp\.\w+_proj$", module)
@@ -137,7 +139,7 @@ def _prompts() -> list[list[int]]:
     ]
 
 
-def _serve(case: Case, names: list[str | None], **limits: int) -> list[list[int]]:
+def _serve(case: Case, names: Sequence[str | None], **limits: Any) -> list[list[int]]:
     engine = LLMEngine(EngineConfig(str(case.folder), enable_lora=True, num_threads=1, **limits))
     outputs = engine.generate(
         _prompts()[: len(names)],

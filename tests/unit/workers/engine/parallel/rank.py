@@ -14,7 +14,7 @@ from kernels.lora.tables import LoRAModule, LoRATable, PackedShape
 from kernels.registry import build
 from workers.engine import SamplingParams
 from workers.engine.core.sequence import Sequence
-from workers.engine.core.step_input import StepHalf
+from workers.engine.core.step_input import ForwardInput, SamplingInput, StepHalf
 from workers.engine.kv.kv_cache import KVCache
 from workers.engine.lora import describe_base
 from workers.engine.lora.files.validate import check_adapter
@@ -66,7 +66,7 @@ class Tables:
 ATTENTION = choose_attention(build("cpu", torch.float32), 16)
 
 
-def describe_steps(config, windows) -> list[tuple[StepHalf, StepHalf]]:
+def describe_steps(config, windows) -> list[tuple[ForwardInput, SamplingInput]]:
     """Build a prefill of all prompts and two decode steps; the answers do not matter, so tokens are given."""
     builder = StepBuilder(
         block_size=16,
@@ -111,6 +111,8 @@ def main(base: str, adapter: str, meeting: str, rank: str, size: str) -> None:
     """Run the steps on one rank."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=int(size))
+    world = dist.group.WORLD
+    assert world is not None
     shard, whole = Shard(int(rank), int(size)), load_model_config(Path(base))
     description = describe_base(base)
     checked = check_adapter(adapter, base=description, max_rank=64)
@@ -122,7 +124,7 @@ def main(base: str, adapter: str, meeting: str, rank: str, size: str) -> None:
         max_model_len=64,
         adapters=Tables(cut_adapter(packed.modules, whole, shard), whole, shard),
         attention=ATTENTION,
-        comm=ProcessGroupComm(dist.group.WORLD),
+        comm=ProcessGroupComm(world),
     )
     cache = KVCache(
         num_layers=config.num_layers,
@@ -138,8 +140,10 @@ def main(base: str, adapter: str, meeting: str, rank: str, size: str) -> None:
     logits = []
     with torch.inference_mode():
         for forward, asked in steps:
-            hidden = decoder.forward(share(forward, buffers[0]), cache)
-            sampling = share(asked, buffers[1])
+            step, sampling = share(forward, buffers[0]), share(asked, buffers[1])
+            assert isinstance(step, ForwardInput)
+            assert isinstance(sampling, SamplingInput)
+            hidden = decoder.forward(step, cache)
             rows = decoder.logits(hidden, sampling.rows, sampling.segments)
             logits.append(rows[: sampling.num_rows].tolist())
     if shard.tp_rank == 0:

@@ -142,10 +142,10 @@ def test_prompt_and_answer_agree_under_an_adapter(
     assert_prompt(base, llama, 0)
     assert adapted.prompt_logprobs is not None
     assert alone.outputs[0].logprobs is not None
+    there = adapted.prompt_logprobs[9]
+    assert there is not None
     ninth = prompts[3][9]
-    assert alone.outputs[0].logprobs[0][ninth].logprob == pytest.approx(
-        adapted.prompt_logprobs[9][ninth].logprob, abs=1e-4
-    )
+    assert alone.outputs[0].logprobs[0][ninth].logprob == pytest.approx(there[ninth].logprob, abs=1e-4)
     engine.close()
 
 

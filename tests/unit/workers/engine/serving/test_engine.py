@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -186,8 +187,9 @@ def test_generation_ends_where_the_context_is_full(make_engine: MakeEngine, prom
 def test_text_and_messages_are_served_through_the_checkpoint_s_tokenizer(make_engine: MakeEngine) -> None:
     engine = make_engine()
     message = {"role": "user", "content": "hé"}
+    asked: list[str | list[int] | list[dict[str, Any]]] = ["hé", [message]]
 
-    from_text, from_messages = engine.generate(["hé", [message]], GREEDY_24)
+    from_text, from_messages = engine.generate(asked, GREEDY_24)
 
     assert len(from_text.prompt_token_ids) == 1 + len("hé".encode())
     assert from_messages.prompt == "<s>[user] hé\n[assistant] "

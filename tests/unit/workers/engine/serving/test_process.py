@@ -158,8 +158,13 @@ def test_a_killed_child_is_noticed_by_both_directions(
     with pytest.raises(EngineDied) as died:
         receive_until(process, lambda _: False)
     assert died.value.exitcode == -signal.SIGKILL
+
+    def send_late(_: object) -> bool:
+        process.send(add("late", prompts[0]))
+        return False
+
     with pytest.raises(EngineDied):
-        receive_until(process, lambda _: bool(process.send(add("late", prompts[0]))))
+        receive_until(process, send_late)
 
 
 def test_the_child_ignores_the_terminal_s_signals(process: EngineProcess, prompts: list[list[int]]) -> None:

@@ -71,6 +71,9 @@ def test_everything_of_a_step_arrives_from_one_buffer_for_each_half():
     first, second = StepBuffers().pack(step), StepBuffers().pack(sampling)
 
     arrived, asked = first.unpack(), second.unpack()
+    assert isinstance(arrived, ForwardInput)
+    assert isinstance(asked, SamplingInput)
+    assert asked.masks is not None
     _assert_same(step, arrived)
     _assert_same(sampling, asked)
     start, end = first.buffer.data_ptr(), first.buffer.data_ptr() + first.buffer.numel()

@@ -27,7 +27,7 @@ def _expert(expert: int, module: str) -> str:
 
 
 def _base() -> BaseDescription:
-    layout = {PackedKey(0, "router"): (_ROUTER,)}
+    layout: dict[PackedKey, tuple[str, ...]] = {PackedKey(0, "router"): (_ROUTER,)}
     shapes = {_ROUTER: ModuleShape(HIDDEN, NUM_EXPERTS)}
     for expert in range(NUM_EXPERTS):
         gate, down, up = (_expert(expert, module) for module in ("w1", "w2", "w3"))

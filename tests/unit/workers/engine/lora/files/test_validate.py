@@ -125,7 +125,7 @@ def test_a_missing_key_is_named(key: str, tmp_path: Path) -> None:
 def test_behaviour_10_an_impossible_value_is_named_with_its_key(
     key: str, value: object, tmp_path: Path
 ) -> None:
-    write_adapter(tmp_path, config=config_of(**{key: value}))
+    write_adapter(tmp_path, config=config_of() | {key: value})
 
     _refused(tmp_path, AdapterConfigError, f"adapter_config.json: {key}.* is ")
 
@@ -145,7 +145,7 @@ def test_behaviour_10_an_impossible_value_is_named_with_its_key(
 def test_behaviour_10_a_key_we_do_not_honour_is_refused_by_name_and_value(
     key: str, value: object, remedy: str, tmp_path: Path
 ) -> None:
-    write_adapter(tmp_path, config=config_of(**{key: value}))
+    write_adapter(tmp_path, config=config_of() | {key: value})
 
     with pytest.raises(AdapterConfigError) as raised:
         validate_adapter(tmp_path, base=BASE, max_rank=16, name="sql")
@@ -175,14 +175,14 @@ def test_starts_that_leave_the_base_alone_are_served(start: object, tmp_path: Pa
 
 @pytest.mark.parametrize("key", ["target_modules", "exclude_modules", "layers_pattern"])
 def test_a_broken_regular_expression_is_refused(key: str, tmp_path: Path) -> None:
-    write_adapter(tmp_path, config=config_of(**{key: "layers.(", "rank_pattern": {}}))
+    write_adapter(tmp_path, config=config_of() | {key: "layers.(", "rank_pattern": {}})
 
     _refused(tmp_path, AdapterConfigError, r"pattern 'layers.\(': it is not a regular expression")
 
 
 @pytest.mark.parametrize("key", ["target_modules", "exclude_modules", "layers_pattern"])
 def test_a_regular_expression_that_could_take_for_ever_is_refused(key: str, tmp_path: Path) -> None:
-    write_adapter(tmp_path, config=config_of(**{key: r"(?!x)(.*)*_proj"}))
+    write_adapter(tmp_path, config=config_of() | {key: r"(?!x)(.*)*_proj"})
 
     _refused(tmp_path, AdapterConfigError, "or matching it could take forever.*; correct it, or name")
 
@@ -219,7 +219,7 @@ def test_dora_and_lora_bias_together_are_refused(tmp_path: Path) -> None:
     ("key", "part"), [("use_dora", "lora_magnitude_vector"), ("lora_bias", "lora_B.bias")]
 )
 def test_bias_and_magnitudes_are_there_if_and_only_if_configured(key: str, part: str, tmp_path: Path) -> None:
-    write_adapter(tmp_path / "without", config=config_of(**{key: True}))
+    write_adapter(tmp_path / "without", config=config_of() | {key: True})
     stray = f"base_model.model.model.layers.0.self_attn.q_proj.{part}"
     write_adapter(tmp_path / "with", tensors={**tensors_of(), stray: torch.zeros(32)})
 

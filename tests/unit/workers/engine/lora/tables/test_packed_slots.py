@@ -8,8 +8,14 @@ from kernels.lora.tables import LoRASlice, LoRATable, PackedLoRA, Slice
 from tests.unit.workers.engine.lora.adapter_writer import BASE, write_adapter
 from workers.engine.lora.files.base import HEAD, ModuleShape, Vocabulary
 from workers.engine.lora.files.validate import check_adapter
-from workers.engine.lora.tables.adapter_weights import PackedAdapter, pack_adapter
-from workers.engine.lora.tables.packed_slots import PackedKey, adapter_lora, module_name, packed_shapes
+from workers.engine.lora.tables.adapter_weights import pack_adapter
+from workers.engine.lora.tables.packed_slots import (
+    PackedAdapter,
+    PackedKey,
+    adapter_lora,
+    module_name,
+    packed_shapes,
+)
 
 
 def _packed(folder: Path, rank: int, targets: tuple[str, ...]) -> PackedAdapter:
