@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install check-install check test test-unit test-stack test-levels demo bench up format clean
+.PHONY: help install check-install check test test-unit test-stack test-levels coverage demo bench up format clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,7 +20,7 @@ install: .venv/.installed ## Make .venv with everything, from the pinned constra
 check-install: install ## Resolve what users install for every Python, on the public index
 	UV=$(BIN)/uv .ci/check-install
 
-check: install ## Lint, types and the arrows between rooms
+check: install ## Lint, types (of the tests too) and the arrows between rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -39,6 +39,9 @@ test-stack: install
 test-levels: install ## Run the numeric tests with better instructions of the processor held back
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.levels
 
+coverage: install ## Run the unit tests and show which lines they leave out
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --cov --cov-report=term
+
 demo: install ## Run the whole pipeline on this machine and check every answer
 	$(BIN)/python -m examples.demo
 
@@ -53,4 +56,4 @@ format: install ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 
 clean: ## Remove the environment and caches
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage *.egg-info build
