@@ -23,6 +23,10 @@ _TEMPLATE = "lorayard_template"
 _REDIS_DATABASES = itertools.cycle(range(1, 64))
 _NUMBERS = itertools.count(1)
 
+# How fast the machine is decides nothing: a test that hangs is ended by pytest's own limit.
+settings.register_profile("lorayard", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("lorayard")
+
 
 # How fast a busy machine draws and runs an example says nothing about the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
