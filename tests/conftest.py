@@ -28,11 +28,6 @@ settings.register_profile("lorayard", deadline=None, suppress_health_check=[Heal
 settings.load_profile("lorayard")
 
 
-# How fast a busy machine draws and runs an example says nothing about the code.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("any machine")
-
-
 @pytest.fixture(scope="session")
 def new_state_dir() -> Iterator[Callable[[], Path]]:
     """Make state directories for stacks that outlive a test; they go with the run."""

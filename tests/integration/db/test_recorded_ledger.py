@@ -117,10 +117,10 @@ def test_whoever_locks_as_a_live_process_does_finishes_before_the_migration(
         upgrade(recorded)
 
     with ThreadPoolExecutor(1) as thread, psycopg.connect(plain_url(recorded)) as connection:
-        connection.execute(f"SELECT FROM {read}")  # type: ignore[arg-type]
+        connection.execute(f"SELECT FROM {read}")
         migration = thread.submit(migrate, recorded)
         wait_until_somebody_waits_for_a_lock(recorded)
-        connection.execute(write)  # type: ignore[arg-type]
+        connection.execute(write)
         connection.commit()
 
         done = migration.result(timeout=60)

@@ -140,7 +140,7 @@ class Dispatching:
     """A leader with two verbs: give the worker a job, and cancel it."""
 
     dispatch: Callable[[str, JobSpec], UUID]
-    cancel: Callable[[str, UUID], None]
+    cancel: Callable[[str, UUID], object]
 
 
 @contextmanager
@@ -162,7 +162,7 @@ def dispatching_scheduler(rig: PoolRig, store: Path) -> Iterator[Dispatching]:
     with rig.scheduler():
         yield Dispatching(
             lambda _, spec: rig.submit(**spec.model_dump(exclude_unset=True))[0],
-            lambda _, job_id: ask(rig, "cancel", job_id) and None,
+            lambda _, job_id: ask(rig, "cancel", job_id),
         )
 
 

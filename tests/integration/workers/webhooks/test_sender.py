@@ -11,18 +11,18 @@ import pytest
 
 from tests.integration.workers.webhooks.receiver import Receiver, listening
 from workers.webhooks.addresses import AddressPolicy
-from workers.webhooks.schedule import Attempt
+from workers.webhooks.schedule import DeliveryAttempt
 from workers.webhooks.sender import Sender
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
-async def post(url: str, timeout_s: float = 5.0) -> Attempt:
+async def post(url: str, timeout_s: float = 5.0) -> DeliveryAttempt:
     async with Sender(AddressPolicy([ip_network("127.0.0.0/8")]), timeout_s) as sender:
         return await sender.post(url, "{}", {"webhook-id": "1"})
 
 
-async def post_to(answer: Answer, timeout_s: float) -> Attempt:
+async def post_to(answer: Answer, timeout_s: float) -> DeliveryAttempt:
     """Post to a server that answers in its own way until it is hung up on."""
     answered = asyncio.Event()
 
@@ -69,7 +69,7 @@ def test_a_host_that_drips_its_answer_is_cut_off() -> None:
 
     attempt = asyncio.run(post_to(drip, timeout_s=0.5))
 
-    assert attempt == Attempt(None, "no whole answer within 0.5 s")
+    assert attempt == DeliveryAttempt(None, "no whole answer within 0.5 s")
 
 
 def test_of_an_endless_answer_only_the_start_is_read() -> None:

@@ -155,7 +155,7 @@ def test_a_row_whose_token_is_still_being_chosen_says_where_it_will_be_found() -
     assert step.carried is not None
     assert (step.carried.rows.tolist(), step.carried.places.tolist()) == ([0], [7])
     assert (step.token_ids.tolist()[1], step.positions.tolist()[:2]) == (104, [20, 4])
-    assert step.spans.tolist() == [[0, 1, 20], [1, 1, 4]]
+    assert step.sequence_rows.tolist() == [[0, 1, 20], [1, 1, 4]]
     assert build((known, 1)).step.carried is None
 
 

@@ -35,7 +35,7 @@ def test_completions_with_the_same_grammar_share_its_compilation_and_nothing_els
 
     assert one.is_complete
     assert not other.is_complete
-    assert len(compiler._forms) == 1
+    assert len(compiler._compiled) == 1
 
 
 def test_too_many_grammars_at_once_are_refused(compiler: GrammarCompiler) -> None:

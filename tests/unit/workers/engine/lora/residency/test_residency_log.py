@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from workers.engine.lora.residency.residency_log import ResidencyChange, ResidencyLog, residency_log
+from workers.engine.lora.residency import residency_log
+from workers.engine.lora.residency.residency_log import ResidencyChange, ResidencyLog
 
 
 def test_moves_are_numbered_from_one_and_drained_once() -> None:
