@@ -133,7 +133,7 @@ def test_a_leader_that_fails_for_ever_ends_the_scheduler(rig: PoolRig, fault: Ca
         rig.wait_for(JobState.QUEUED, *rig.submit())
 
 
-@pytest.mark.parametrize(("owner", "name"), [(Housekeeping, "tidy"), (WorkerEvents, "_take")])
+@pytest.mark.parametrize(("owner", "name"), [(Housekeeping, "fold_usage"), (WorkerEvents, "_take")])
 def test_a_chore_or_an_entry_that_fails_keeps_nothing_else_from_its_turn(
     rig: PoolRig, fault: Callable[..., Fault], owner: type[Any], name: str
 ) -> None:
