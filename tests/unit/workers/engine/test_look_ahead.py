@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import count, repeat
+from itertools import count, product, repeat
 from pathlib import Path
 from typing import Any
 
@@ -297,10 +297,18 @@ class EngineRig:
         self.engine.add_lora(lora, load_inplace=True)
 
     def allowed(self, load: Load) -> list[RequestOutput]:
-        """The outputs that a request may have: one, but for the adapter that changes meanwhile."""
+        """The outputs that a request may have: one, but for the adapter that changes meanwhile.
+
+        Each completion keeps the revision with which it joins, and two of one request may join on either
+        side of a reload.
+        """
         name = ADAPTERS[load.adapter]
         names = [name] if name != "changing" else ["changing-0", "changing-1"]
-        return [self.answer(load.prompt, load.kind, one) for one in names]
+        answers = [self.answer(load.prompt, load.kind, one) for one in names]
+        return [
+            replace(answers[0], outputs=list(parts))
+            for parts in product(*zip(*(answer.outputs for answer in answers), strict=True))
+        ]
 
     def _answer(self, prompt: int, kind: int, name: str) -> RequestOutput:
         params = replace(self.params(kind), output_kind=RequestOutputKind.FINAL_ONLY)
@@ -357,7 +365,7 @@ class Traffic:
     """Requests that come, go and take over each other's ids, and what each of them was told."""
 
     def __init__(self, rig: EngineRig, loads: list[Load]) -> None:
-        self._yard = rig
+        self._rig = rig
         self._coming = sorted(enumerate(loads), key=lambda item: item[1].arrives_at_step)
         self._aborts: list[tuple[int, str]] = []
         self.holders: dict[str, tuple[Load, list[RequestOutput]]] = {}
@@ -365,7 +373,7 @@ class Traffic:
 
     @property
     def goes_on(self) -> bool:
-        return bool(self._coming) or self._yard.engine.has_unfinished_requests()
+        return bool(self._coming) or self._rig.engine.has_unfinished_requests()
 
     def step(self, step: int) -> None:
         """Let come and go whoever does so before this step, then take the step."""
@@ -376,17 +384,17 @@ class Traffic:
                 self._aborts.append((step + load.aborted_after_steps, str(number)))
         for name in [name for at, name in self._aborts if at == step and name in self.holders]:
             self._abort(name)
-        for output in self._yard.engine.step():
+        for output in self._rig.engine.step():
             self._take(output)
-        self._yard.engine.check_integrity()
+        self._rig.engine.check_integrity()
 
     def _add(self, name: str, load: Load) -> None:
-        rig, lora = self._yard, self._yard.loras[ADAPTERS[load.adapter]]
+        rig, lora = self._rig, self._rig.loras[ADAPTERS[load.adapter]]
         rig.engine.add_request(name, rig.prompts[load.prompt], rig.params(load.kind), lora)
         self.holders[name] = (load, [])
 
     def _abort(self, name: str) -> None:
-        load, output = self.holders[name][0], self._yard.engine.abort_request(name)
+        load, output = self.holders[name][0], self._rig.engine.abort_request(name)
         assert output is not None
         self._take(output)
         if load.takes_over:
