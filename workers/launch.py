@@ -26,8 +26,8 @@ from workers.celery_worker import CeleryWorker, is_revoked
 from workers.commands import CommandReader
 from workers.committer import Committer, PostgresLedger
 from workers.engine.core.config import EngineConfig
+from workers.engine.core.engine_info import EngineInfo
 from workers.engine.core.errors import EngineStartError
-from workers.engine.serving.assembly import EngineInfo
 from workers.engine.serving.process import EngineProcess
 from workers.engine_host import EngineHost
 from workers.engine_status import Capacity, EngineStatus

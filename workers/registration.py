@@ -14,7 +14,7 @@ from db.judge import explain
 from db.records import Aborts, WorkerLimits
 from db.repositories.workers import WorkerRepository
 from lorayard.contract.messages import HeldJob
-from workers.engine.serving.assembly import EngineInfo
+from workers.engine.core.engine_info import EngineInfo
 
 LAST_WORD_S = 5.0
 RETRY_S = 0.2

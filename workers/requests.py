@@ -15,8 +15,8 @@ from lorayard.contract.request import GenerationRequest
 from lorayard.server.adapter_store import revision_folder
 from workers.engine.core.lora_request import LoRARequest
 from workers.engine.core.sampling_params import RequestOutputKind, SamplingParams
+from workers.engine.core.structured_outputs import StructuredOutputsParams
 from workers.engine.serving.process import AddRequest
-from workers.engine.structured_output import StructuredOutputsParams
 
 
 def request_id(key: JobAttempt) -> str:

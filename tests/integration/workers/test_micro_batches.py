@@ -11,9 +11,10 @@ from db.repositories.leases import LeaseRepository
 from db.repositories.workers import WorkerRepository
 from lorayard.contract.job import JobSpec
 from lorayard.contract.states import JobState
+from lorayard.contract.structured_outputs import StructuredOutputs
 from tests.integration.workers.questions import questions
 from tests.integration.workers.scripted_leader import ENDLESS, TINY, ScriptedLeader
-from tests.integration.workers.worker_process import WorkerProcess
+from tests.integration.workers.worker_process import WorkerProcess, packages_in
 from tests.polling import eventually
 
 
@@ -37,6 +38,22 @@ def test_jobs_over_all_adapters_succeed_with_right_answers_and_are_told(
     assert [replies[job_id].result for job_id in job_ids] == results
     told = leader.told_ends(incarnation)
     assert {told[JobAttempt(job_id, 1)] for job_id in job_ids} == {"succeeded"}
+
+
+def test_what_the_engine_computes_with_never_comes_into_the_worker_itself(
+    leader: ScriptedLeader, worker: WorkerProcess, incarnation: str
+) -> None:
+    adapted = questions(1)[0].spec
+    choice = StructuredOutputs(choice=("yes", "no"))
+    chosen = JobSpec(prompt="hello>", max_tokens=12, stream=True, structured_outputs=choice)
+    refused = JobSpec(prompt="a" * 30_000, max_tokens=12)
+
+    leader.ended(leader.dispatch(incarnation, [adapted, chosen, refused]))
+
+    (engine,) = worker.engine_pids()
+    computing = {"torch", "numpy", "tokenizers", "safetensors", "llguidance"}
+    assert packages_in(engine) >= computing
+    assert packages_in(worker.process.pid).isdisjoint(computing)
 
 
 def test_usage_adds_up_to_what_the_jobs_report(leader: ScriptedLeader, incarnation: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from workers.engine.core.errors import EngineDied
 from workers.engine.core.outputs import RequestOutput
-from workers.engine.lora.residency.residency_log import ResidencyChange
+from workers.engine.core.residency_change import ResidencyChange
 from workers.engine.serving.messages import EngineEvents, Started, TokenDelta
 
 

@@ -17,7 +17,7 @@ from tests.unit.workers.batch_jobs import REVISION, batch_job, engine_output
 from tests.unit.workers.scripted_engine import ScriptedEngine
 from workers.attempts import AttemptTable
 from workers.engine.core.errors import EngineDied
-from workers.engine.lora.residency.residency_log import ResidencyChange
+from workers.engine.core.residency_change import ResidencyChange
 from workers.engine.serving.messages import (
     AbortRequest,
     AddRequest,

@@ -13,8 +13,8 @@ from workers.engine.core.config import EngineConfig
 from workers.engine.core.errors import InvalidParams, InvalidPrompt, RequestError
 from workers.engine.core.lora_request import AnyLoRA, LoRAMix, LoRARequest
 from workers.engine.core.sampling_params import RequestOutputKind, SamplingParams
+from workers.engine.core.structured_outputs import StructuredOutputsParams
 from workers.engine.serving.input_processor import Prompt
-from workers.engine.structured_output import StructuredOutputsParams
 
 _DESCRIPTION = """\
 Answer prompts with a checkpoint and LoRA adapters, without any broker: one answer a line, in order.

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from workers.engine.core.adapter_stats import AdapterStats, RevisionStats
 from workers.engine.core.lora_request import AnyLoRA, LoRAMix, LoRARequest
+from workers.engine.core.residency_change import ResidencyChange, Tier
 from workers.engine.lora.files.base import BaseDescription, ModuleShape, describe_base
 from workers.engine.lora.files.digest import adapter_digest
 from workers.engine.lora.files.hub_resolver import HubResolver
 from workers.engine.lora.files.resolvers import AdapterResolver, FolderResolver, ResolverChain
 from workers.engine.lora.files.validate import AdapterDescription, validate_adapter
-from workers.engine.lora.residency.manager import LoRAManager
-from workers.engine.lora.residency.residency_log import ResidencyChange, Tier
 
 __all__ = [
     "LoRARequest",
     "LoRAMix",
     "AnyLoRA",
-    "LoRAManager",
     "ModuleShape",
     "BaseDescription",
     "describe_base",

@@ -8,10 +8,10 @@ from collections.abc import Sequence as ListLike
 from workers.engine.core.composition import unscaled
 from workers.engine.core.errors import ConfigError
 from workers.engine.core.lora_request import LoRARequest
+from workers.engine.core.residency_change import ResidencyChange, Tier
 from workers.engine.core.sequence import Sequence
 from workers.engine.lora.residency.loads import load_key
 from workers.engine.lora.residency.manager import LoRAManager
-from workers.engine.lora.residency.residency_log import ResidencyChange, Tier
 from workers.engine.serving.assembly import EngineParts
 
 

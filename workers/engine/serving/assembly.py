@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 
 from kernels.registry import Kernels, build
 from workers.engine.core.config import EngineConfig
+from workers.engine.core.engine_info import EngineInfo
 from workers.engine.core.errors import ConfigError
 from workers.engine.kv.kv_cache import BlockAllocator, KVCache
 from workers.engine.kv.prefix_cache import PrefixCache
@@ -34,27 +35,6 @@ from workers.engine.text.tokenizer import Tokenizer
 
 _DEFAULT_MAX_MODEL_LEN = 2048
 _DEFAULT_KV_CACHE_BYTES = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class EngineInfo:
-    """The limits an engine ended up with, for those who send it work."""
-
-    model: str
-    served_model_name: str
-    dtype: str
-    vocab_size: int
-    max_model_len: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    block_size: int
-    num_kv_blocks: int
-    max_loras: int  # 0 = LoRA is off
-    max_lora_rank: int
-    quantization: str | None  # "bitsandbytes", "awq", "gptq" or "int8"; None: the linear modules are plain
-    quant_storage: str  # "keep" or "dequantize"
-    linear_bytes: int  # what the linear modules of the layers hold
-    cpu_kernels: str  # "avx512_bf16", "avx2", or "torch" where none are compiled
 
 
 class EngineParts(NamedTuple):

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from workers.engine.core.config import EngineConfig
+from workers.engine.core.engine_info import EngineInfo
 from workers.engine.core.errors import EngineError, NonFiniteLogits, RequestError
 from workers.engine.core.lora_request import AnyLoRA
 from workers.engine.core.outputs import RequestOutput
@@ -17,7 +18,7 @@ from workers.engine.core.sampling_params import SamplingParams
 from workers.engine.core.sequence import Sequence, Span
 from workers.engine.scheduling.batching import Refusal, Schedule
 from workers.engine.serving.adapter_controls import AdapterControls
-from workers.engine.serving.assembly import EngineInfo, assemble
+from workers.engine.serving.assembly import assemble
 from workers.engine.serving.engine_counters import Capacity, EngineCounters, EngineStats
 from workers.engine.serving.executor import InFlightStep, SampledStep
 from workers.engine.serving.input_processor import Prompt

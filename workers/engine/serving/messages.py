@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from workers.engine.core.engine_info import EngineInfo
 from workers.engine.core.lora_request import AnyLoRA, LoRARequest
 from workers.engine.core.outputs import RequestOutput
+from workers.engine.core.residency_change import ResidencyChange
 from workers.engine.core.sampling_params import SamplingParams
-from workers.engine.lora.residency.residency_log import ResidencyChange
-from workers.engine.serving.assembly import EngineInfo
 
 
 @dataclass(frozen=True, slots=True)

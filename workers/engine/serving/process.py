@@ -11,8 +11,8 @@ from multiprocessing.connection import Connection
 
 from workers.engine.core.child_process import ChildProcess
 from workers.engine.core.config import EngineConfig
+from workers.engine.core.engine_info import EngineInfo
 from workers.engine.core.errors import EngineDied, EngineStartError
-from workers.engine.serving.assembly import EngineInfo
 from workers.engine.serving.messages import (
     AbortRequest,
     AddRequest,

@@ -20,7 +20,7 @@ MEMORY_BYTES = 2 << 30
 _WALL_S = 30.0
 """The child gives way to the engine, so that on a busy machine its seconds are long."""
 _CHILD = Path(__file__).with_name("grammar_check_process.py")
-# By its path: as a module it would load the whole engine first.
+# By its path: as a module it would load its room first, and it needs nothing of the engine.
 _PROGRAM = """
 runpy.run_path(sys.argv[3], run_name="__main__")
 """

@@ -14,12 +14,12 @@ from workers.engine.core.adapter_stats import AdapterStats, RevisionStats
 from workers.engine.core.composition import AcquiredSlot
 from workers.engine.core.errors import AdapterInUse, AllSlotsPinned, ConfigError
 from workers.engine.core.lora_request import LoRARequest
+from workers.engine.core.residency_change import ResidencyChange, Tier
 from workers.engine.lora.files.base import BaseDescription, ModuleShape, Vocabulary
 from workers.engine.lora.loading import DEFAULT_TIMEOUT_S, Loader, LoaderChild, LoadSpec
 from workers.engine.lora.residency.fetcher import AdapterFetcher
 from workers.engine.lora.residency.identities import Identities
 from workers.engine.lora.residency.loads import DEFAULT_MAX_QUEUED, Loads
-from workers.engine.lora.residency.residency_log import ResidencyChange, Tier
 from workers.engine.lora.residency.tiers import Tiers
 from workers.engine.lora.tables.adapter_weights import check_mixable
 from workers.engine.lora.tables.dora import DoraTerms

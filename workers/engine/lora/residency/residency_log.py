@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
-Tier = Literal["device", "host", "none"]
+from workers.engine.core.residency_change import ResidencyChange, Tier
 
 # An owner that never drains must not make the list grow without end: then only each revision's newest stays.
 _MAX_UNDRAINED = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class ResidencyChange:
-    """A revision moved to `tier`; epochs count from 1 and never repeat."""
-
-    epoch: int
-    revision: str
-    tier: Tier
 
 
 class ResidencyLog:

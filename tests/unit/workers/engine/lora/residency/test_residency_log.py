@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+from workers.engine.core.residency_change import ResidencyChange
 from workers.engine.lora.residency import residency_log
-from workers.engine.lora.residency.residency_log import ResidencyChange, ResidencyLog
+from workers.engine.lora.residency.residency_log import ResidencyLog
 
 
 def test_moves_are_numbered_from_one_and_drained_once() -> None:
