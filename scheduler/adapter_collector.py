@@ -22,7 +22,7 @@ SET_ASIDE: Final = ".collected-"
 """Before a folder's name while it is being removed: nobody who reads the store sees half of a revision."""
 
 CLOSE_S: Final = 1.0
-"""A store that hangs must not keep the office from its next holder."""
+"""A store that hangs must not keep the next leader waiting."""
 
 logger = structlog.get_logger(__name__)
 

@@ -1,4 +1,4 @@
-"""One term in office: everything the leader does to ledger and Redis is done under its term."""
+"""One term of leadership: everything the leader does to ledger and Redis is done under its term."""
 
 from __future__ import annotations
 

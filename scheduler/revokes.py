@@ -18,7 +18,7 @@ from scheduler.outages import is_outage
 MAX_BATCHES: Final = 20_000
 MAX_WAITING: Final = 10_000
 MEMORY_S: Final = 60.0
-"""A revoke heard as a follower counts if office is taken soon after: its leader may have died of it."""
+"""A revoke heard as a follower counts if it becomes leader soon after: the one before may have died of it."""
 
 POLL_S: Final = 0.5
 
