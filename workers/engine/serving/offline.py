@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence as ListLike
+from collections.abc import Sequence
 from typing import Any
 
 from workers.engine.core.errors import InvalidPrompt
@@ -25,9 +25,9 @@ class OfflineServing(ABC):
 
     def generate(
         self,
-        prompts: Prompt | ListLike[Prompt],
-        params: SamplingParams | ListLike[SamplingParams] | None = None,
-        lora_request: AnyLoRA | ListLike[AnyLoRA | None] | None = None,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        lora_request: AnyLoRA | Sequence[AnyLoRA | None] | None = None,
         *,
         use_tqdm: UseTqdm = True,
     ) -> list[RequestOutput]:
@@ -51,9 +51,9 @@ class OfflineServing(ABC):
 
     def chat(
         self,
-        messages: Conversation | ListLike[Conversation],
-        params: SamplingParams | ListLike[SamplingParams] | None = None,
-        lora_request: AnyLoRA | ListLike[AnyLoRA | None] | None = None,
+        messages: Conversation | Sequence[Conversation],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        lora_request: AnyLoRA | Sequence[AnyLoRA | None] | None = None,
         *,
         use_tqdm: UseTqdm = True,
     ) -> list[RequestOutput]:
