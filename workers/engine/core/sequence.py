@@ -178,7 +178,7 @@ class SequenceState:
         return self.token_ids[self.num_prompt_tokens :]
 
     def append(self, token_id: int, now_s: float, logprobs: TopLogprobs | None = None) -> None:
-        """Add a token generated just now, with its log-probabilities where the request asked for them."""
+        """Add a token generated just now, with its log-probabilities if the request asked for them."""
         self.token_ids.append(token_id)
         if self.first_token_time_s is None:
             self.first_token_time_s = now_s

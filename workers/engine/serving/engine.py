@@ -97,7 +97,7 @@ class LLMEngine(AdapterControls, OfflineServing):
         """Run one step and return the outputs of the requests that ended with it.
 
         Those that stream (`SamplingParams.output_kind`) have one for each token as well, not `finished`.
-        Where the executor looks ahead, this call launches a step that the next one settles, and the outputs
+        If the executor looks ahead, this call launches a step that the next one settles, and the outputs
         are those of the step before.
         """
         try:

@@ -37,7 +37,7 @@ class InputProcessor:
         eos_token_ids: Iterable[int],
         grammars: GrammarCompiler,
     ) -> None:
-        """`max_loras` is 0 where LoRA is off."""
+        """`max_loras` is 0 if LoRA is off."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len

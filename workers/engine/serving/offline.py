@@ -35,7 +35,7 @@ class OfflineServing(ABC):
 
         A prompt is text, token ids or chat messages; `params` and `lora_request` are one for all or one each.
         Several adapters upon one prompt are a `LoRAMix`; a list is always one entry per prompt.
-        A progress bar is shown where stderr is a terminal, unless `use_tqdm` is False; a callable makes
+        A progress bar is shown if stderr is a terminal, unless `use_tqdm` is False; a callable makes
         another bar. What interrupts this call ends its requests.
         """
         all_prompts = as_prompts(prompts)
