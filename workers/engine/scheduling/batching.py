@@ -4,33 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from workers.engine.core.composition import AcquiredSlot, Composition
 from workers.engine.core.errors import AdapterError, EngineError, RequestError
-from workers.engine.core.lora_request import LoRARequest
 from workers.engine.core.sequence import SequenceState, Span
 from workers.engine.kv.kv_cache import BlockAllocator
 from workers.engine.kv.prefix_cache import PrefixCache
-
-MAX_SLOT_WAIT_STEPS = 64
-"""Steps for which a loaded adapter may be passed over for want of a slot."""
-
-
-class AdapterSlots(Protocol):
-    """The part of the adapter manager that admission needs."""
-
-    def acquire_all(self, requests: Sequence[LoRARequest]) -> tuple[AcquiredSlot, ...] | None:
-        """Return all adapters' slots, in use by one sequence more, or None and none used while one lacks."""
-        ...
-
-    def release(self, request: LoRARequest) -> None:
-        """Give up one use of the adapter's slot."""
-        ...
-
-    def is_loaded(self, request: LoRARequest) -> bool:
-        """Whether the adapter is in memory, so that it lacks nothing but a place."""
-        ...
+from workers.engine.scheduling.admission import AdapterSlots, Admission
 
 
 class ScheduledRows(NamedTuple):
@@ -75,7 +55,7 @@ class Batcher:
     later, for the device runs its steps in order. Slots, whose adapters the host may move, wait for it.
 
     No one waits forever: the queue is served in order, what gave way goes back to its head, and passed over
-    are only those whose adapters are not there, so many times at most (`_Admission`), and those whose next
+    are only those whose adapters are not there, so many times at most (`Admission`), and those whose next
     blocks are underway: they find more each time, or are the next to compute them.
     """
 
@@ -213,14 +193,14 @@ class Batcher:
     def _admit_waiting(self, schedule: Schedule, budget: int) -> None:
         if not self.waiting or budget <= 0 or len(self.running) >= self._max_num_seqs:
             return
-        admission = _Admission(self._adapters)
+        admission = Admission(self._adapters)
         for sequence in list(self.waiting):
             if budget <= 0 or len(self.running) >= self._max_num_seqs:
                 break
             if sequence.num_steps_in_flight:
                 break  # preempted just now: it comes back when its token is here
             try:
-                is_ready = _may_begin(sequence) and admission.take_slot(sequence)
+                is_ready = admission.may_begin(sequence)
             except (AdapterError, RequestError) as error:
                 self.waiting.remove(sequence)
                 sequence.has_ended = True
@@ -285,43 +265,3 @@ class Batcher:
         for sequence in [one for one in self._leaving if not one.num_steps_in_flight]:
             self._leaving.remove(sequence)
             self._release_slots(sequence)
-
-
-def _may_begin(sequence: SequenceState) -> bool:
-    """Whether the form of its answer, if it must have one, is compiled; raises `InvalidParams`."""
-    return sequence.grammar is None or sequence.grammar.is_ready()
-
-
-class _Admission:
-    """One pass over the waiting sequences: who gets its adapters' slots, all of them or none.
-
-    A sequence whose adapters are still loading is passed over. One that only lacks free slots is passed
-    over as well, but not forever: after `MAX_SLOT_WAIT_STEPS` no younger adapter request may join, so
-    that the slots in use run empty and enough become free.
-    """
-
-    def __init__(self, adapters: AdapterSlots | None) -> None:
-        self._adapters = adapters
-        self._not_ready: set[Composition] = set()
-        self._is_closed = False
-
-    def take_slot(self, sequence: SequenceState) -> bool:
-        """Whether the sequence may join; its adapters' slots are then in use by it."""
-        if sequence.has_slots:
-            return True
-        if self._is_closed or sequence.composition in self._not_ready:
-            return False
-        assert self._adapters is not None, "a request with an adapter was let in without LoRA"
-        acquired = self._adapters.acquire_all([member.lora for member in sequence.composition])
-        if acquired is None:
-            self._pass_over(self._adapters, sequence)
-            return False
-        sequence.take_slots(acquired)
-        sequence.num_slot_waits = 0
-        return True
-
-    def _pass_over(self, adapters: AdapterSlots, sequence: SequenceState) -> None:
-        self._not_ready.add(sequence.composition)
-        if all(adapters.is_loaded(member.lora) for member in sequence.composition):
-            sequence.num_slot_waits += 1
-            self._is_closed = sequence.num_slot_waits > MAX_SLOT_WAIT_STEPS

@@ -13,7 +13,8 @@ from tests.unit.workers.engine.batches import sequence as new_sequence
 from workers.engine.core.sequence import SequenceState, Span
 from workers.engine.kv.kv_cache import BlockAllocator
 from workers.engine.kv.prefix_cache import PrefixCache
-from workers.engine.scheduling.batching import MAX_SLOT_WAIT_STEPS, Batcher, Schedule
+from workers.engine.scheduling.admission import MAX_SLOT_WAIT_STEPS
+from workers.engine.scheduling.batching import Batcher, Schedule
 
 MAX_NUM_SEQS = 4
 MAX_LEN = 128
