@@ -16,9 +16,10 @@ from lorayard.contract.states import JobState
 from tests.integration.db.ledger import Ledger, ended
 from tests.polling import eventually
 from workers.attempts import AttemptTable
-from workers.committer import Committer, PostgresLedger
+from workers.committer import Committer
 from workers.ledger_health import LedgerHealth
 from workers.outcomes import Outcome
+from workers.result_ledger import PostgresLedger
 from workers.spill import Spill
 
 REFUSE = """
