@@ -84,7 +84,7 @@ class Plan:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the report, and write it where asked; returns the exit status."""
+    """Measure, print the report, and write it if asked to; returns the exit status."""
     options = _parser().parse_args(arguments)
     plan = _plan(options)
     load_before = load_average()

@@ -24,7 +24,7 @@ _RESULTS = Path(__file__).parent / "results"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the report, and write it where asked; returns the exit status."""
+    """Measure, print the report, and write it if asked to; returns the exit status."""
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the rivals are stopped then, too
     entries = make_entries(

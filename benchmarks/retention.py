@@ -226,7 +226,7 @@ def report(empty: Side, full: Side, index_s: float, jobs: int, facts: dict[str, 
 
 
 def main() -> int:
-    """Run and print, and write the report where asked to."""
+    """Run and print, and write the report if asked to."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.retention", description=__doc__)
     parser.add_argument("--jobs", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=30)

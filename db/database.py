@@ -104,7 +104,7 @@ class Database:
             raise
 
     def run(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` in a transaction of its own, again where Postgres reports a deadlock or a conflict."""
+        """Run `work` in a transaction of its own, again if Postgres reports a deadlock or a conflict."""
         for attempt in range(1, MAX_TRIES + 1):
             try:
                 with self.transaction() as connection:

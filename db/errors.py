@@ -27,7 +27,7 @@ class InvalidDatabaseUrl(DatabaseError, ValueError):
 
 
 class Deposed(DatabaseError):
-    """Another leader has taken office: nothing of this transaction may be kept."""
+    """Another scheduler has become leader: nothing of this transaction may be kept."""
 
 
 class UnknownWorker(DatabaseError):

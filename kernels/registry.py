@@ -87,7 +87,7 @@ def _compiled(
 def _plain(
     kernel: Any, name: str = "torch", *, dtypes: tuple[torch.dtype, ...] = DTYPES, compiled_too: bool = False
 ) -> Implementation:
-    """Wrap an implementation in plain torch, which serves compiled levels only where nothing is compiled."""
+    """Wrap an implementation in plain torch, which serves compiled levels only if nothing is compiled."""
     levels: tuple[Level, ...] = ("torch", "meta", *(("avx512_bf16", "avx2") if compiled_too else ()))
     return Implementation(name, lambda _level: kernel, ("cpu", "meta"), levels, dtypes)
 

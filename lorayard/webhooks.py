@@ -33,8 +33,8 @@ def verify(payload: bytes | str, headers: Mapping[str, str], secret: str | Itera
     """Check a delivery before anything in it is believed, and return what it says.
 
     `payload` is the body exactly as received; `secret` is the tenant's `whsec_...`, or several of which one
-    must match. Raises InvalidSignature where headers, time (5 minutes) or signature do not hold, ValueError
-    where a secret is none.
+    must match. Raises InvalidSignature if headers, time (5 minutes) or signature do not hold, ValueError
+    if a secret is not valid.
     """
     verifiers = [_webhook(one) for one in ([secret] if isinstance(secret, str) else secret)]
     if not verifiers:

@@ -12,20 +12,17 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from db.errors import DatabaseError
 from db.repositories.adapters import AdapterRepository
 from lorayard.process.service_thread import ServiceThread
 from lorayard.server.adapter_store import revision_folder
 from scheduler.leader_context import LeaderContext
+from scheduler.outages import is_passing
 
 SET_ASIDE: Final = ".collected-"
 """Before a folder's name while it is being removed: nobody who reads the store sees half of a revision."""
 
 CLOSE_S: Final = 1.0
-"""A store that hangs must not keep the office from its next holder."""
-
-PASSING: Final = (OSError, DatabaseError, SQLAlchemyError)
-"""Rows stay as they are: the next sweep tries again."""
+"""A store that hangs must not keep the next leader waiting."""
 
 logger = structlog.get_logger(__name__)
 
@@ -46,7 +43,7 @@ class AdapterCollector:
         self._digests: Sequence[str] | None = None
         """What to remove; None between sweeps."""
         self._thread = ServiceThread(
-            "adapter-files", self._step, on_broken=None, outages=PASSING, wake=self._notify
+            "adapter-files", self._step, on_broken=None, is_outage=_ends_sweep, wake=self._notify
         )
 
     @property
@@ -92,7 +89,9 @@ class AdapterCollector:
             return
         try:
             self._collect(self._store, self._digests)
-        except PASSING as error:
+        except Exception as error:
+            if not _ends_sweep(error):
+                raise
             logger.warning("adapters.not_collected", store=str(self._store), error=str(error))
         self._digests = None
 
@@ -130,6 +129,11 @@ class AdapterCollector:
         if is_collected:
             logger.info("adapter.collected", revision=digest)
         return is_collected
+
+
+def _ends_sweep(error: BaseException) -> bool:
+    """Whether the store, the ledger or the term is to blame: rows stay as they are for the next sweep."""
+    return isinstance(error, OSError) or is_passing(error)
 
 
 def _move(source: Path, target: Path) -> None:

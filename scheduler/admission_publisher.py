@@ -45,7 +45,7 @@ class AdmissionPublisher:
         self._mirror = context.redis.register_script(_lua("mirror_catalogue"))
 
     def publish(self) -> None:
-        """Publish the figures, and the catalogue where Redis has another version of it than the ledger."""
+        """Publish the figures, and the catalogue if Redis has another version of it than the ledger."""
         mirrored = self._publish_figures()
         if mirrored != self._catalogue.version:
             self._mirror_catalogue()

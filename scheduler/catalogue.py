@@ -24,7 +24,7 @@ class Catalogue:
         self.quarantined: frozenset[str] = frozenset()
 
     def refresh(self, connection: Connection) -> bool:
-        """Read the catalogue anew where it has changed; returns whether it had."""
+        """Read the catalogue anew if it has changed; returns whether it had."""
         adapters = AdapterRepository(connection)
         version = adapters.version(self._pool)
         if version == self.version:

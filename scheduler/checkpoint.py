@@ -12,13 +12,13 @@ from lorayard.contract.request import MAX_PROMPT_BYTES
 DEFAULT_MODEL_LEN: Final = 2048
 MIN_BYTES_OF_LONGEST_TOKEN: Final = 16
 UNKNOWN_LONGEST_TOKEN: Final = 256
-"""Assumed where the vocabulary cannot be read: no common one has a longer token."""
+"""Assumed if the vocabulary cannot be read: no common one has a longer token."""
 
 
 def describe_pool(
     model: Path, dtype: str, max_model_len: int | None, served_model_name: str | None = None
 ) -> PoolInfo:
-    """Describe the pool of a checkpoint; raises FileNotFoundError where there is none.
+    """Describe the pool of a checkpoint; raises FileNotFoundError if there is none.
 
     `max_prompt_bytes` refuses only what cannot be served: a prompt of more bytes than the longest token of
     the vocabulary, repeated, could hold. The worker counts exactly.

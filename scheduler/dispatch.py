@@ -10,9 +10,7 @@ import structlog
 from celery import Celery
 from kombu.entity import Exchange, Queue
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
 
-from db.errors import DatabaseError
 from db.judge import explain
 from db.repositories.leases import LeaseRepository
 from lorayard.contract.ids import uuid7
@@ -21,6 +19,7 @@ from lorayard.contract.messages import BatchJob, MicroBatch
 from lorayard.contract.tasks import RUN_MICRO_BATCH
 from scheduler.fleet import Fleet
 from scheduler.leader_context import LeaderContext
+from scheduler.outages import is_passing
 from scheduler.policies import PendingJob, PlannedBatch
 from scheduler.worker_state import Outstanding
 
@@ -127,7 +126,9 @@ class Dispatcher:
         logger.warning("micro_batches.not_published", batches=len(batches))
         try:
             self._context.transact(lambda connection: self._release_in(connection, batches))
-        except (DatabaseError, SQLAlchemyError) as error:
+        except Exception as error:
+            if not is_passing(error):
+                raise
             logger.warning("micro_batches.not_released", batches=len(batches), error=explain(error))
 
     def _release_in(self, connection: Connection, batches: Sequence[MicroBatch]) -> None:

@@ -33,7 +33,7 @@ class Fleet:
         return worker
 
     def find(self, incarnation: str) -> WorkerState | None:
-        """Find a worker, and think nothing of it where it is not known."""
+        """Find a worker, and think nothing of it if it is not known."""
         return self._workers.get(incarnation)
 
     def take_roll(self, ready: Sequence[WorkerRow]) -> None:

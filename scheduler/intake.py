@@ -42,7 +42,7 @@ class Offer(NamedTuple):
 
 
 class IntakeVerdict(NamedTuple):
-    """What became of one offer; `known` is the job as the ledger has it, where there is more to tell."""
+    """What became of one offer; `known` is the job as the ledger has it, if there is more to tell."""
 
     offer: Offer
     job: NewJob
@@ -86,7 +86,7 @@ class Intake:
                 yield Offer(entry, envelope, refusal)
 
     def _commit(self, offers: Sequence[Offer], now_ms: int) -> list[IntakeVerdict]:
-        """Admit in one transaction; where Postgres refuses a job, halve until it stands alone."""
+        """Admit in one transaction; if Postgres refuses a job, halve until it stands alone."""
         if not offers:
             return []
         try:
@@ -181,7 +181,7 @@ class Intake:
 
 
 def _reply(verdict: IntakeVerdict) -> JobReply | None:
-    """Tell a caller what became of its submission, where it must know or wants to."""
+    """Tell a caller what became of its submission, if it must know or wants to."""
     job_id, submission_id = verdict.job.job_id, verdict.job.submission_id
     if verdict.admitted.outcome == "conflict":
         error = JobError(

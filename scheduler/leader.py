@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
-from db.errors import DatabaseError, Deposed
-from db.judge import Fault, explain, fault_of
+from db.errors import Deposed
+from db.judge import Fault, explain, fault_of, is_ledger_outage
 from db.repositories.backlog import BacklogRepository
 from db.repositories.leases import LeaseRepository
 from lorayard.process.restarts import RestartBudget
@@ -219,8 +218,7 @@ class Leader:
         return WAITING_BLOCK_MS if len(self.queue.backlog) else IDLE_BLOCK_MS
 
     def _note_failure(self, error: Exception) -> None:
-        is_of_ledger = isinstance(error, (DatabaseError, SQLAlchemyError))
-        if is_of_ledger and fault_of(error) is Fault.SERVER:
+        if is_ledger_outage(error) and fault_of(error) is Fault.SERVER:
             self.keeper.contact_lost()
         logger.error(
             "leader.failed", term=self.context.term, error=explain(error), exc_info=not is_outage(error)

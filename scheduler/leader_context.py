@@ -1,4 +1,4 @@
-"""One term in office: everything the leader does to ledger and Redis is done under its term."""
+"""One term of leadership: everything the leader does to ledger and Redis is done under its term."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class LeaderContext:
         return self.database.run(under_term)
 
     def heard_of_term(self, stored: int) -> None:
-        """Compare the term that a guarded write found in Redis; raises Deposed where it is not ours."""
+        """Compare the term that a guarded write found in Redis; raises Deposed if it is not ours."""
         if stored != self.term:
             raise Deposed(
                 f"Redis has term {stored} of pool {self.pool}, ours is {self.term}: stop acting for it"

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from kombu.exceptions import OperationalError as BrokerError
-from redis.exceptions import RedisError
 
 from db.errors import Deposed
 from db.judge import is_ledger_outage
+from lorayard.transport.outages import is_redis_outage
 
 
 def is_outage(error: BaseException) -> bool:
     """Whether an error says nothing of the item or the part in which it was met."""
-    return isinstance(error, (RedisError, BrokerError)) or is_ledger_outage(error)
+    return is_redis_outage(error) or is_ledger_outage(error) or isinstance(error, BrokerError)
 
 
 def is_passing(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""A scheduler process: follows until it can take office, leads until it must not, and begins again."""
+"""A scheduler process: follows until it becomes the leader, leads until it must not, and begins again."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Scheduler:
         return not self._is_broken
 
     def _follow(self, stopping: StopRequest) -> float:
-        """Try to take office and lead; returns how long to wait before the next try."""
+        """Lead if no other scheduler does; returns how long to wait before the next try."""
         try:
             keeper = TermKeeper.take(
                 self._terms,
@@ -142,7 +142,7 @@ class Scheduler:
         if keeper is None:
             self._touch_ready_file()
             return FOLLOWER_POLL_S
-        logger.info("leader.took_office", pool=self.info.pool, term=keeper.term, holder=self._holder)
+        logger.info("leader.elected", pool=self.info.pool, term=keeper.term, holder=self._holder)
         keeper.start()
         try:
             with closing(self._leader(keeper)) as leader:
@@ -150,7 +150,7 @@ class Scheduler:
                     self._give_up(stopping)
         finally:
             keeper.close(resign=True)
-        logger.info("leader.left_office", pool=self.info.pool, term=keeper.term)
+        logger.info("leader.stepped_down", pool=self.info.pool, term=keeper.term)
         return FOLLOWER_POLL_S
 
     def _give_up(self, stopping: StopRequest) -> None:

@@ -53,7 +53,7 @@ class QueueFeed:
         self.backlog = Backlog(self._policy)
 
     def fill(self) -> None:
-        """Read the next window of queued jobs, where there may be one and there is room."""
+        """Read the next window of queued jobs, if there may be one and there is room."""
         if not self.has_more or len(self.backlog) >= MAX_JOBS_IN_MEMORY:
             return
         pool, cursor = self._context.pool, self._cursor
@@ -66,7 +66,7 @@ class QueueFeed:
         self._add(rows)
 
     def verify(self) -> None:
-        """Compare with the ledger's count, and read all anew where jobs are missing here at two looks.
+        """Compare with the ledger's count, and read all anew if jobs are missing here at two looks.
 
         Jobs come back by what workers say of them, and a word can be lost; at one look it may be on its way.
         """
@@ -92,7 +92,7 @@ class QueueFeed:
         return self.depth_in_ledger() if self.has_more else len(self.backlog)
 
     def depth_in_ledger(self) -> int:
-        """Count the queued jobs where they are true."""
+        """Count the queued jobs in the ledger, where every admission is."""
         return self._context.transact(lambda connection: JobRepository(connection).depth(self._context.pool))
 
     def _add(self, rows: Sequence[PendingRow]) -> int:

@@ -10,16 +10,15 @@ from uuid import UUID
 
 import structlog
 from celery import Celery
-from kombu.exceptions import OperationalError
 from kombu.pidbox import Node
-from redis.exceptions import RedisError
 
 from lorayard.process.service_thread import ServiceThread
+from scheduler.outages import is_outage
 
 MAX_BATCHES: Final = 20_000
 MAX_WAITING: Final = 10_000
 MEMORY_S: Final = 60.0
-"""A revoke heard as a follower counts if office is taken soon after: its leader may have died of it."""
+"""A revoke heard as a follower counts if it becomes leader soon after: the one before may have died of it."""
 
 POLL_S: Final = 0.5
 
@@ -53,9 +52,7 @@ class RevokeNode:
         self._app = app
         self._hostname = hostname
         self._heard: deque[tuple[float, UUID]] = deque(maxlen=MAX_WAITING)
-        # OSError has the errors of connections among it.
-        outages = (OperationalError, RedisError, OSError)
-        self._thread = ServiceThread("revokes", self._listen, on_broken=None, outages=outages)
+        self._thread = ServiceThread("revokes", self._listen, on_broken=None, is_outage=_is_broker_outage)
 
     def start(self) -> None:
         """Begin to listen."""
@@ -101,3 +98,8 @@ class RevokeNode:
                 self._heard.append((time.monotonic(), UUID(task_id)))
             except ValueError:
                 logger.debug("revokes.not_ours", task_id=task_id)
+
+
+def _is_broker_outage(error: BaseException) -> bool:
+    # What a socket raises comes through kombu as it is: an OSError.
+    return is_outage(error) or isinstance(error, OSError)

@@ -60,7 +60,7 @@ class LeaderStreams:
         self._acknowledge = self._redis.register_script(source)
 
     def ensure_groups(self) -> None:
-        """Make the consumer groups where they are missing, from the first entry on."""
+        """Make the consumer groups if they are missing, from the first entry on."""
         for stream in self._all:
             try:
                 self._redis.xgroup_create(stream, INTAKE_GROUP, id="0", mkstream=True)
@@ -79,7 +79,7 @@ class LeaderStreams:
         return self._sort(self._reclaim_one(stream) for stream in self._all)
 
     def acknowledge(self, entries: Sequence[StreamEntry]) -> None:
-        """Take entries off for good; raises Deposed where another leader writes."""
+        """Take entries off for good; raises Deposed if another leader writes."""
         by_stream = sorted(entries, key=lambda entry: entry.stream)
         for stream, group in groupby(by_stream, key=lambda entry: entry.stream):
             counted = stream in self._jobs

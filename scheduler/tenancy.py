@@ -1,4 +1,4 @@
-"""Who may submit: the tenants of the ledger, and newcomers where they are welcome."""
+"""Who may submit: the tenants of the ledger, and newcomers if they are welcome."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Tenancy:
         self._known: set[str] = set()
 
     def admit(self, connection: Connection, names: Collection[str]) -> set[str]:
-        """Tell which of some names may submit; enters the others where newcomers are welcome.
+        """Tell which of some names may submit; enters the others if newcomers are welcome.
 
         A name just entered is remembered only once it is read back, because this transaction may yet fail.
         """

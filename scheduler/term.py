@@ -19,7 +19,7 @@ logger = structlog.get_logger(__name__)
 
 
 class TermKeeper:
-    """Mutable: one term. One that ran out may still be renewed, until somebody else takes office."""
+    """Mutable: one term. One that ran out may still be renewed, until another scheduler becomes leader."""
 
     def __init__(
         self, database: Database, pool: str, holder: str, term: int, ttl_s: float, *, on_broken: OnBroken
@@ -38,7 +38,7 @@ class TermKeeper:
     def take(
         cls, database: Database, pool: str, holder: str, ttl_s: float, *, on_broken: OnBroken
     ) -> TermKeeper | None:
-        """Take office where nobody holds it; None while another leads."""
+        """Become the leader if nobody is; None while another leads."""
         term = database.run(lambda connection: TermRepository(connection).take(pool, holder, ttl_s))
         return None if term is None else cls(database, pool, holder, term, ttl_s, on_broken=on_broken)
 
@@ -48,7 +48,7 @@ class TermKeeper:
 
     @property
     def is_valid(self) -> bool:
-        """Whether nobody else can have taken office yet, by this process's clock."""
+        """Whether nobody else can have become leader yet, by this process's clock."""
         return time.monotonic() < self._valid_until and not self.deposed.is_set()
 
     def contact_s(self) -> float:
@@ -60,7 +60,7 @@ class TermKeeper:
         self._contact_since = time.monotonic()
 
     def close(self, *, resign: bool) -> None:
-        """Stop renewing; give the office up at once where asked to."""
+        """Stop renewing; with `resign`, end the term at once."""
         self._thread.close(timeout_s=10.0)
         if resign and not self.deposed.is_set():
             self._resign()
@@ -88,7 +88,7 @@ class TermKeeper:
                     self._pool, self._holder, self.term, self._ttl_s
                 )
             )
-        except Exception as error:  # noqa: BLE001 - a thread that died of one would take the office with it
+        except Exception as error:  # noqa: BLE001 - a thread that died of one would lose the leadership
             self.contact_lost()
             logger.warning("term.not_renewed", term=self.term, error=explain(error))
             return True

@@ -72,7 +72,7 @@ class CeleryWorker:
             pool.wake()
 
     def delete_queue(self) -> None:
-        """Remove the queue with whatever still lies in it; the leader does so where this fails."""
+        """Remove the queue with whatever still lies in it; the leader does so if this fails."""
         try:
             with self._app.connection_for_write() as connection:
                 connection.ensure_connection(max_retries=1, interval_start=0, timeout=CONNECT_S)

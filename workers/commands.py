@@ -7,10 +7,10 @@ from typing import Any
 
 import structlog
 from redis import Redis
-from redis.exceptions import RedisError
 
 from lorayard.contract.messages import Command
 from lorayard.process.service_thread import OnBroken, ServiceThread
+from lorayard.transport.outages import is_redis_outage
 from workers.engine_host import EngineHost
 
 BLOCK_MS = 500
@@ -37,7 +37,9 @@ class CommandReader:
         self._on_drain = on_drain
         self._term = 0
         self._last_id: bytes | str = "0"
-        self._thread = ServiceThread("commands", self._read_once, on_broken=on_broken, outages=(RedisError,))
+        self._thread = ServiceThread(
+            "commands", self._read_once, on_broken=on_broken, is_outage=is_redis_outage
+        )
 
     def start(self) -> None:
         """Begin to listen."""

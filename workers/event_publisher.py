@@ -18,6 +18,7 @@ from lorayard.process.service_thread import OnBroken, ServiceThread
 from lorayard.server.flower_events import JobEvents
 from lorayard.server.flower_notes import FlowerNotes
 from lorayard.server.replies import announce
+from lorayard.transport.outages import is_redis_outage
 from workers.event_builder import WorkerEventBuilder, WorkerUpdate
 
 MAX_UNTOLD = 10_000
@@ -50,7 +51,7 @@ class EventPublisher:
         self._notes = FlowerNotes(flower)
         self._busy = False
         self._thread = ServiceThread(
-            "event-publisher", self._step, on_broken=on_broken, outages=(RedisError,), wake=self._rouse
+            "event-publisher", self._step, on_broken=on_broken, is_outage=is_redis_outage, wake=self._rouse
         )
 
     def start(self) -> None:

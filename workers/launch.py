@@ -8,6 +8,7 @@ import socket
 import sys
 import uuid
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import NoReturn
 
 import structlog
@@ -24,7 +25,7 @@ from workers.app import app
 from workers.attempts import AttemptTable
 from workers.celery_worker import CeleryWorker, is_revoked
 from workers.commands import CommandReader
-from workers.committer import Committer, PostgresLedger
+from workers.committer import Committer
 from workers.engine.core.config import EngineConfig
 from workers.engine.core.engine_info import EngineInfo
 from workers.engine.core.errors import EngineStartError
@@ -37,6 +38,7 @@ from workers.lease import LeaseKeeper
 from workers.ledger_health import LedgerHealth
 from workers.registration import Registration, limits_of
 from workers.requests import AdapterIds
+from workers.result_ledger import PostgresLedger
 from workers.service import Parts, WorkerEnd, WorkerService
 from workers.settings import WorkerSettings
 from workers.spill import Spill
@@ -130,95 +132,149 @@ def _build(
         ready_file=settings.ready_file,
         drain_grace_s=settings.drain_grace_s,
         flush_s=settings.flush_s,
-        build=lambda service: _wire(settings, incarnation, engine, info, service),
+        build=lambda service: _Wiring(settings, incarnation, info, service).parts(engine),
     )
 
 
-def _wire(
-    settings: WorkerSettings,
-    incarnation: str,
-    engine: EngineProcess,
-    info: EngineInfo,
-    service: WorkerService,
-) -> Parts:
-    """Put the parts together; everything that calls upwards does so through `service` or a late look-up."""
-    hostname = f"{settings.worker_name}-{incarnation[:8]}@{socket.gethostname()}"
-    keys = PoolKeys(settings.pool)
-    redis = Redis.from_url(settings.redis_url, **BROKER_SOCKETS)
-    status = EngineStatus(Capacity(info.max_num_seqs, info.num_kv_blocks))
-    health = LedgerHealth()
-    builder = WorkerEventBuilder(incarnation, status, lambda: health.takes_work)
-    publisher = EventPublisher(
-        redis, keys.worker_events, builder, JobEvents(app, hostname), on_broken=service.give_up
-    )
-    tokens = TokenWriter(Redis.from_url(settings.redis_url, **BROKER_SOCKETS))
-    attempts = AttemptTable(lambda _task_id: celery.wake())
-    committer = Committer(
-        PostgresLedger(
-            Database(
-                settings.database_url,
-                pool_size=1,
-                statement_timeout_ms=settings.statement_timeout_ms,
-                lock_timeout_ms=MAX_HOLD_MS,
-                name="lorayard-commits",
-            ),
-            incarnation,
-        ),
-        attempts,
-        publisher.committed,
-        health=health,
-        spill=Spill(settings.spill_dir, incarnation),
-        max_uncommitted=settings.max_uncommitted,
-        on_broken=service.give_up,
-        suspect_after_s=settings.suspect_after_s,
-    )
-    host = EngineHost(
-        engine,
-        attempts,
-        committer,
-        publisher,
-        AdapterIds(settings.adapter_store),
-        status,
-        is_revoked=is_revoked,
-        on_died=lambda _error: service.end(WorkerEnd.ENGINE_DIED),
-        on_broken=service.give_up,
-        caches_by_tenant=settings.prefix_cache == "tenant",
-        on_text=tokens.put,
-    )
-    lease_ms = settings.worker_lease_s * 1000
-    registration = Registration(
-        Database(
+@dataclass(frozen=True)
+class _Wiring:
+    """Puts the parts of one incarnation together: what calls upwards does so through `service`."""
+
+    settings: WorkerSettings
+    incarnation: str
+    info: EngineInfo
+    service: WorkerService
+
+    @property
+    def hostname(self) -> str:
+        """The name of the Celery node."""
+        return f"{self.settings.worker_name}-{self.incarnation[:8]}@{socket.gethostname()}"
+
+    @property
+    def keys(self) -> PoolKeys:
+        """The Redis names of the pool."""
+        return PoolKeys(self.settings.pool)
+
+    def parts(self, engine: EngineProcess) -> Parts:
+        """Make all of them, each after those that it is given."""
+        redis = self._redis()
+        status = EngineStatus(Capacity(self.info.max_num_seqs, self.info.num_kv_blocks))
+        health = LedgerHealth()
+        builder = WorkerEventBuilder(self.incarnation, status, lambda: health.takes_work)
+        publisher = self._publisher(redis, builder)
+        tokens = TokenWriter(self._redis())
+        attempts = AttemptTable(lambda _task_id: celery.wake())  # nothing wakes it before it is there
+        committer = self._committer(attempts, publisher, health)
+        host = self._host(engine, attempts, committer, publisher, tokens, status)
+        registration = self._registration()
+        lease = self._lease(registration, attempts, host, health)
+        celery = self._celery(host, lease)
+        commands = self._commands(redis, host)
+        return Parts(
+            attempts, host, committer, builder, publisher, tokens, registration, lease, commands, celery
+        )
+
+    def _redis(self) -> Redis:
+        return Redis.from_url(self.settings.redis_url, **BROKER_SOCKETS)
+
+    def _publisher(self, redis: Redis, builder: WorkerEventBuilder) -> EventPublisher:
+        events = JobEvents(app, self.hostname)
+        return EventPublisher(redis, self.keys.worker_events, builder, events, on_broken=self.service.give_up)
+
+    def _committer(
+        self, attempts: AttemptTable, publisher: EventPublisher, health: LedgerHealth
+    ) -> Committer:
+        settings = self.settings
+        database = Database(
+            settings.database_url,
+            pool_size=1,
+            statement_timeout_ms=settings.statement_timeout_ms,
+            lock_timeout_ms=MAX_HOLD_MS,
+            name="lorayard-commits",
+        )
+        return Committer(
+            PostgresLedger(database, self.incarnation),
+            attempts,
+            publisher.committed,
+            health=health,
+            spill=Spill(settings.spill_dir, self.incarnation),
+            max_uncommitted=settings.max_uncommitted,
+            on_broken=self.service.give_up,
+            suspect_after_s=settings.suspect_after_s,
+        )
+
+    def _host(
+        self,
+        engine: EngineProcess,
+        attempts: AttemptTable,
+        committer: Committer,
+        publisher: EventPublisher,
+        tokens: TokenWriter,
+        status: EngineStatus,
+    ) -> EngineHost:
+        return EngineHost(
+            engine,
+            attempts,
+            committer,
+            publisher,
+            AdapterIds(self.settings.adapter_store),
+            status,
+            is_revoked=is_revoked,
+            on_died=lambda _error: self.service.end(WorkerEnd.ENGINE_DIED),
+            on_broken=self.service.give_up,
+            caches_by_tenant=self.settings.prefix_cache == "tenant",
+            on_text=tokens.put,
+        )
+
+    def _registration(self) -> Registration:
+        settings = self.settings
+        lease_ms = settings.worker_lease_s * 1000
+        database = Database(
             settings.database_url,
             pool_size=2,  # a drain has its word between beats
             statement_timeout_ms=round(lease_ms / STATEMENTS_PER_LEASE),
             lock_timeout_ms=min(MAX_HOLD_MS, round(lease_ms / LOCKS_PER_LEASE)),
             name="lorayard-lease",
-        ),
-        incarnation,
-        settings.pool,
-        hostname,
-        limits_of(info),
-        lease_s=settings.worker_lease_s,
-    )
-    lease = LeaseKeeper(
-        registration,
-        attempts,
-        host,
-        health=health,
-        on_registered=service.on_registered,
-        heartbeat=service.on_heartbeat,
-        on_lost=lambda: service.end(WorkerEnd.LEASE_LOST),
-        on_broken=service.give_up,
-    )
-    define_tasks(app, host, pool=settings.pool, incarnation=incarnation)
-    celery = CeleryWorker(
-        app, incarnation, hostname, host, max_num_seqs=info.max_num_seqs, on_ready=lease.start
-    )
-    commands = CommandReader(
-        redis,
-        keys.commands(incarnation),
-        host,
-        on_drain=service.drain,
-        on_broken=service.give_up,
-    )
-    return Parts(attempts, host, committer, builder, publisher, tokens, registration, lease, commands, celery)
+        )
+        return Registration(
+            database,
+            self.incarnation,
+            settings.pool,
+            self.hostname,
+            limits_of(self.info),
+            lease_s=settings.worker_lease_s,
+        )
+
+    def _lease(
+        self, registration: Registration, attempts: AttemptTable, host: EngineHost, health: LedgerHealth
+    ) -> LeaseKeeper:
+        return LeaseKeeper(
+            registration,
+            attempts,
+            host,
+            health=health,
+            on_registered=self.service.on_registered,
+            heartbeat=self.service.on_heartbeat,
+            on_lost=lambda: self.service.end(WorkerEnd.LEASE_LOST),
+            on_broken=self.service.give_up,
+        )
+
+    def _celery(self, host: EngineHost, lease: LeaseKeeper) -> CeleryWorker:
+        define_tasks(app, host, pool=self.settings.pool, incarnation=self.incarnation)
+        return CeleryWorker(
+            app,
+            self.incarnation,
+            self.hostname,
+            host,
+            max_num_seqs=self.info.max_num_seqs,
+            on_ready=lease.start,
+        )
+
+    def _commands(self, redis: Redis, host: EngineHost) -> CommandReader:
+        return CommandReader(
+            redis,
+            self.keys.commands(self.incarnation),
+            host,
+            on_drain=self.service.drain,
+            on_broken=self.service.give_up,
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from db.records import EndedAttempt
+from db.records import EndedAttempt, JobAttempt
 from lorayard.contract.messages import AdapterFailure
 from lorayard.contract.reading import UnreadableRequest
 from lorayard.contract.result import JobError
@@ -35,6 +35,11 @@ class Outcome:
     refused: EndedAttempt | None = None
     """The end as it was before the ledger refused a value of it."""
     was_spilled: bool = False
+
+    @property
+    def key(self) -> JobAttempt:
+        """Whose end it is."""
+        return JobAttempt(self.ended.job_id, self.ended.attempt)
 
 
 def outcome_of(held: ActiveAttempt, output: RequestOutput, now: float) -> Outcome:

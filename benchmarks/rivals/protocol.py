@@ -23,7 +23,7 @@ class Job:
     adapters: list[str]  # folders; as many as the workload uses
     workload: Workload
     num_threads: int
-    is_compiled: bool = False  # where a system has the choice
+    is_compiled: bool = False  # if a system has the choice
 
     def to_json(self) -> str:
         """Return the job as one line."""

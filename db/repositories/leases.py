@@ -129,7 +129,7 @@ class LeaseRepository:
         """Lease queued jobs to a ready worker; returns those it got, in the order given.
 
         Jobs no longer queued, cancelled or past their deadline are passed over; an unready worker gets none.
-        Raises Deposed where the term is over.
+        Raises Deposed if the term is over.
         """
         TermRepository(self._connection).check(pool, term)
         worker = {"incarnation": incarnation, "pool": pool}
@@ -147,8 +147,8 @@ class LeaseRepository:
     def lose_worker(self, incarnation: str, running: Collection[tuple[UUID, int]] | None = None) -> LostJobs:
         """Call a worker lost and take its jobs back, with a strike for each that was on the device.
 
-        `running` defaults to what the worker's last heartbeat said. Acts only where the lease is really over,
-        or where the worker has left and forgot jobs. Locks its lease, then its row, then its jobs.
+        `running` defaults to what the worker's last heartbeat said. Acts only if the lease is really over,
+        or if the worker has left and forgot jobs. Locks its lease, then its row, then its jobs.
         """
         self._connection.execute(_ENTER_VERDICTS)
         if self._connection.execute(_VERDICT, {"incarnation": incarnation}).one_or_none() is None:

@@ -68,7 +68,7 @@ class TenantRepository:
         return sorted(self._connection.execute(_INSERT, {"names": missing, "secrets": secrets}).scalars())
 
     def ensure(self, name: str, seal: Callable[[], bytes] | None = None) -> TenantRow:
-        """Enter a tenant where it is not there yet, and give one without a secret its first."""
+        """Enter a tenant if it is not there yet, and give one without a secret its first."""
         self.ensure_all([name], seal)
         tenant = self.get(name)
         assert tenant is not None, "a tenant just ensured is there"

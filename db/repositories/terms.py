@@ -38,14 +38,14 @@ class TermRepository:
         self._connection = connection
 
     def take(self, pool: str, holder: str, ttl_s: float) -> int | None:
-        """Take office where nobody holds it; returns the new term, or None while another leads."""
+        """Become the leader if nobody is; returns the new term, or None while another leads."""
         found = self._connection.execute(_TAKE, {"pool": pool, "holder": holder, "ttl_s": ttl_s})
         return cast("int | None", found.scalar_one_or_none())
 
     def renew(self, pool: str, holder: str, term: int, ttl_s: float) -> bool:
-        """Stay in office; False means that another has taken it.
+        """Stay the leader; False means that another leads.
 
-        An expired term may be renewed as long as nobody else has taken office since.
+        An expired term may be renewed as long as nobody else has become leader since.
         """
         found = self._connection.execute(
             _RENEW, {"pool": pool, "holder": holder, "term": term, "ttl_s": ttl_s}
@@ -53,10 +53,10 @@ class TermRepository:
         return found.one_or_none() is not None
 
     def check(self, pool: str, term: int) -> None:
-        """Hold the term until this transaction ends, so that nobody takes office under it; raises Deposed."""
+        """Hold the term until this transaction ends, so that nobody else leads meanwhile; raises Deposed."""
         if self._connection.execute(_CHECK, {"pool": pool, "term": term}).one_or_none() is None:
             raise Deposed(f"term {term} of pool {pool} is over: another scheduler leads, stop acting for it")
 
     def resign(self, pool: str, holder: str, term: int) -> None:
-        """Leave office at once, so that the next need not wait."""
+        """End the term at once, so that the next need not wait."""
         self._connection.execute(_RESIGN, {"pool": pool, "holder": holder, "term": term})

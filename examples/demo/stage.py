@@ -60,7 +60,7 @@ def _served(client: Client) -> list[str]:
     try:
         return client.adapters()
     except UnknownPool:
-        return []  # the scheduler has not taken office yet
+        return []  # the scheduler does not lead yet
 
 
 def webhook_secrets(database: Database, env: dict[str, str]) -> dict[str, str]:

@@ -20,7 +20,7 @@ _forced: list[Level] = []
 
 
 def level() -> Level:
-    """Return the level at which kernels are resolved where none is asked for."""
+    """Return the level at which kernels are resolved if none is asked for."""
     return _forced[-1] if _forced else best_level()
 
 

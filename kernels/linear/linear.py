@@ -62,7 +62,7 @@ class Linear:
         return self._multiply(x, self._weight, self.bias)
 
     def dense(self) -> Tensor:  # [out_features, in_features]
-        """Return the weight in its plain layout; a copy where it is packed."""
+        """Return the weight in its plain layout; a copy if it is packed."""
         return self.kernel.unpack(self._weight)
 
 
@@ -83,7 +83,7 @@ PLAIN = LinearKernel("F.linear", _as_it_is, linear_reference, _as_it_is)
 
 
 def bfloat16_on_cpu() -> LinearKernel:
-    """Return oneDNN's packed product where it has one, else the one that widens the weights as it goes."""
+    """Return oneDNN's packed product if it has one, else the one that widens the weights as it goes."""
     if can_pack():
         return LinearKernel("oneDNN, packed", _pack, _multiply_packed, Tensor.to_dense)
     return LinearKernel("widened", _as_it_is, _multiply_widened, _as_it_is)

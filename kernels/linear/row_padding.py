@@ -21,6 +21,6 @@ def num_padded_rows(num_rows: int, dtype: torch.dtype) -> int:
 def padded_rows(
     x: Tensor,  # [num_rows, in_features]
 ) -> Tensor:  # [num_rows rounded up, in_features]
-    """Return x with rows of zeros below, where its dtype and row count need them."""
+    """Return x with rows of zeros below, if its dtype and row count need them."""
     missing = num_padded_rows(x.shape[0], x.dtype) - x.shape[0]
     return F.pad(x, (0, 0, 0, missing)) if missing else x

@@ -40,7 +40,7 @@ def expand_kernel(  # type: ignore[no-untyped-def]
 ):
     """out[row, s] += sum over r of shrunk[s, row, r] B[slot(row), s][r]; program (tile, columns, s).
 
-    EXTRAS: then the adapter's bias and DoRA gain, where its table entry has their addresses. ALIGNED: slices
+    EXTRAS: then the adapter's bias and DoRA gain, if its table entry has their addresses. ALIGNED: slices
     start and end at multiples of 16 columns, so that 16 bytes are read and written at a time.
     """
     tile_ptr = tiles_ptr + tl.program_id(0) * 4

@@ -1,4 +1,4 @@
-"""LoRA in plain torch, run by run: what kernels are compared with, and what serves where none is compiled."""
+"""LoRA in plain torch, run by run: what kernels are compared with, and what serves if none is compiled."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Run(NamedTuple):
     start: int
     end: int
     slot: int
-    expert: int = 0  # whose matrices of the slot's adapter, where a module has experts
+    expert: int = 0  # whose matrices of the slot's adapter, if a module has experts
 
 
 class Tiles(NamedTuple):

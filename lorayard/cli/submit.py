@@ -25,13 +25,13 @@ def submit(
     callback_url: Annotated[str | None, typer.Option(help="Receives a signed webhook at the end.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key is the same job.")] = None,
     metadata: Annotated[str, typer.Option(help="A JSON object that comes back with the result.")] = "{}",
-    model: Annotated[str | None, typer.Option(help="The model or pool, where there are several.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model or pool, if there are several.")] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end.")] = True,
     timeout: Annotated[float | None, typer.Option(help="Wait at most so many seconds.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     **request: Any,
 ) -> None:
-    """Submit one job and print its output; status 1 where it does not succeed."""
+    """Submit one job and print its output; status 1 if it does not succeed."""
     fields: dict[str, Any] = chosen(request) | {
         "adapter": adapter, "priority": priority, "deadline_s": deadline_s, "tenant": tenant,
         "callback_url": callback_url, "idempotency_key": idempotency_key,

@@ -34,7 +34,7 @@ class PoolDirectory:
         self._entries: dict[tuple[str, str], tuple[CatalogueEntry, float]] = {}
 
     def pools(self) -> tuple[PoolInfo, ...]:
-        """List the pools that a job of this client may go to; raises UnknownPool where there is none."""
+        """List the pools that a job of this client may go to; raises UnknownPool if there is none."""
         with self._lock:
             if self._clock() < self._pools_until:
                 return self._pools
@@ -44,7 +44,7 @@ class PoolDirectory:
         return pools
 
     def resolve(self, adapter: str | None) -> PoolInfo:
-        """Find the one pool that serves an adapter, or the base model where adapter is None."""
+        """Find the one pool that serves an adapter, or the base model if adapter is None."""
         pools = self.pools()
         if adapter is None:
             return self._only(pools, "the base model")

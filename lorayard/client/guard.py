@@ -15,7 +15,7 @@ from lorayard.contract.job import PRIORITIES, Priority
 from lorayard.contract.keys import PoolKeys
 from lorayard.contract.version import RELEASE
 
-# Where no leader has published its own bounds: what a Redis with 1 GB to spare holds without harm.
+# Used if no leader has published its own bounds: what a Redis with 1 GB to spare holds without harm.
 DEFAULT_MAX_ENTRIES = 100_000
 DEFAULT_MAX_BYTES = 512 * 1024 * 1024
 DEFAULT_RETRY_AFTER_S = 1.0

@@ -60,7 +60,7 @@ class JobHandle:
     def result(self, timeout: float | None = None, *, raise_on_failure: bool = True) -> JobResult:
         """Wait for the job's end, at most `timeout` seconds.
 
-        Raises JobFailed where it did not succeed (unless `raise_on_failure` is False), ResultTimeout,
+        Raises JobFailed if it did not succeed (unless `raise_on_failure` is False), ResultTimeout,
         IdempotencyConflict, UnknownJob. A Redis that restarts meanwhile only delays the answer.
         """
         self._wait(lambda: self.is_settled, timeout, "has not ended")
@@ -86,11 +86,11 @@ class JobHandle:
         yield from tokens.rest(self.result(left))
 
     def status(self) -> JobState:
-        """Ask for the job's state; raises ResultTimeout where no scheduler answers within the timeout."""
+        """Ask for the job's state; raises ResultTimeout if no scheduler answers within the timeout."""
         return self._tracked.result.state if self._tracked.result else self._ask("lookup")
 
     def cancel(self) -> JobState:
-        """Ask for the job's end; returns the state found, the final one where the job has ended.
+        """Ask for the job's end; returns the state found, the final one if the job has ended.
 
         A running job ends a moment later: `result(raise_on_failure=False)` waits for that.
         """
@@ -148,7 +148,7 @@ class JobHandle:
         return result
 
     def _raise_if_void(self) -> None:
-        """Raise where there is no job behind this handle."""
+        """Raise if there is no job behind this handle."""
         conflict = self._tracked.conflicts.get(self._submission_id) if self._submission_id else None
         if conflict is not None:
             raise IdempotencyConflict(f"job {self.id}: {conflict.message}")

@@ -1,4 +1,4 @@
-"""The one thread of a client that reads its reply stream and asks again where replies may be missing."""
+"""The one thread of a client that reads its reply stream and asks again if replies may be missing."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class ReplyListener:
             self._tracker.repair_all()
 
     def _rewind_if_recreated(self, redis: Redis) -> None:
-        """Begin anew where the stream's newest entry is older than what was read: it is another stream."""
+        """Begin anew if the stream's newest entry is older than what was read: it is another stream."""
         newest = cast("list[Any]", redis.xrevrange(self._key, count=1))
         if newest and _order(newest[0][0]) < _order(self._cursor):
             self._cursor = _BEGINNING

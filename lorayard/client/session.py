@@ -59,7 +59,7 @@ class Session:
             return self._control.ask(self.link.commands, kind, [tracked])[0]
 
     def raise_if_deaf(self) -> None:
-        """Raise where no reply can come any more."""
+        """Raise if no reply can come any more."""
         self.check_usable()
         if self.tracker.failure is not None:
             raise LorayardError(

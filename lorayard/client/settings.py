@@ -7,7 +7,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class ClientSettings(BaseSettings):
-    """`LORAYARD_REDIS_URL`, or `REDIS_URL` where only that is set; `LORAYARD_CLIENT_TIMEOUT_S`."""
+    """`LORAYARD_REDIS_URL`, or `REDIS_URL` if only that is set; `LORAYARD_CLIENT_TIMEOUT_S`."""
 
     model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True)
 

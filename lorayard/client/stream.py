@@ -59,7 +59,7 @@ class TokenStream:
                     return
 
     def rest(self, result: JobResult) -> Iterator[StreamEvent]:
-        """Yield what the result has beyond what was told, all of it where that was something else."""
+        """Yield what the result has beyond what was told, all of it if that was something else."""
         output = result.output or ""
         is_same = not self._is_stale and output.startswith(self._text)
         new_text = output[len(self._text) :] if is_same else output

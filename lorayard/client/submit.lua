@@ -1,8 +1,8 @@
 -- Append jobs to the intake streams of one pool while the backlog has room; stop at the first without.
 --
 -- KEYS  1 intake-bytes   2 admission   3.. intake streams, most urgent first
--- ARGV  1 max entries and 2 max bytes where the leader published none   3 age in ms from which its figures
---       are stale   4 retry_after_s where it published none   5 the client's release; then two per job: stream number, body
+-- ARGV  1 max entries and 2 max bytes if the leader published none   3 age in ms from which its figures
+--       are stale   4 retry_after_s if it published none   5 the client's release; then two per job: stream number, body
 -- Reply {entry ids of the jobs appended}, and for a refusal: reason, figure, limit, retry_after_s
 local first_job = 6
 

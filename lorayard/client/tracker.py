@@ -80,7 +80,7 @@ class JobTracker:
                 self._awaited[job.job_id] = (job, waiters - 1)
 
     def apply(self, reply: JobReply) -> TrackedJob | None:
-        """Take in one reply; returns the job where the intake must be looked into as well."""
+        """Take in one reply; returns the job if the intake must be looked into as well."""
         with self._lock:
             self._last_news_at = now = self._clock()
             job = self._tracked.get(reply.job_id)

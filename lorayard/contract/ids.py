@@ -24,7 +24,7 @@ def uuid7() -> UUID:
 
 
 def job_id_for(spec: JobSpec) -> UUID:
-    """Name a job: derived from tenant and idempotency key where there is one, else fresh."""
+    """Name a job: derived from tenant and idempotency key if there is one, else fresh."""
     if spec.idempotency_key is None:
         return uuid7()
     return uuid5(JOB_NAMESPACE, f"{spec.tenant}\n{spec.idempotency_key}")

@@ -23,7 +23,7 @@ def pool_id(model_dir: Path, dtype: str, quantization: str | None = None) -> str
     """Name the pool of a checkpoint: digest config, safetensors headers, sizes, dtype and quantisation.
 
     Headers and sizes stand for the weights, so that a 100 GB checkpoint is named in milliseconds.
-    Raises FileNotFoundError where the directory holds no config.json or no safetensors file.
+    Raises FileNotFoundError if the directory holds no config.json or no safetensors file.
     """
     digest = hashlib.sha256(f"{dtype}\n{quantization}\n".encode())
     digest.update(_read_config(model_dir))

@@ -87,7 +87,7 @@ def _both(writer: str | None) -> str:
 
 
 def _without(unknown: Sequence[tuple[int | str, ...]], body: dict[str, Any]) -> JobEnvelope:
-    """Read what is known of a job; where that makes no request, keep how the job is routed."""
+    """Read what is known of a job; if that makes no request, keep how the job is routed."""
     try:
         for path in unknown:
             holder: Any = body

@@ -22,7 +22,7 @@ class JobResult(BaseModel):
     """A job's state with all that is known of its outcome.
 
     `queue_ms` runs from submission to the start of the last attempt, `run_ms` from there to the end.
-    `output` is None until the job has succeeded, and where a reply was too large to carry it.
+    `output` is None until the job has succeeded, and if a reply was too large to carry it.
     """
 
     model_config = ConfigDict(frozen=True)

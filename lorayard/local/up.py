@@ -59,7 +59,7 @@ class _StopSwitch:
             self._phase = "stopping"
 
     def pause(self, seconds: float) -> None:
-        """Wait; raises `_BreakOff` where a wish came that must not wait for what is going on."""
+        """Wait; raises `_BreakOff` if a wish came that must not wait for what is going on."""
         if not self._has_new_wish(seconds) or self._phase in ("running", "killing"):
             return
         # A start that is broken off is followed by an orderly stop, and that by force.

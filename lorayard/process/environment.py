@@ -16,7 +16,7 @@ BAD_ENVIRONMENT = 2
 
 @contextmanager
 def readable_settings(program: str) -> Iterator[None]:
-    """End the process with one clear line where the settings read in the block are missing or wrong."""
+    """End the process with one clear line if the settings read in the block are missing or wrong."""
     try:
         yield
     except ValidationError as error:

@@ -44,17 +44,17 @@ class ServiceThread:
         step: Callable[[], None],
         *,
         on_broken: OnBroken | None,
-        outages: tuple[type[Exception], ...] = (),
+        is_outage: Callable[[BaseException], bool] = lambda _error: False,
         wake: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] | None = None,
     ) -> None:
-        """`on_broken` None makes it an observer; `pause` takes seconds, and by default ends with `stop`."""
+        """Without `on_broken` it is an observer; `pause` takes seconds, and by default ends with `stop`."""
         self.name = name
         self.stopping = threading.Event()
         self._step = step
         self._on_broken = on_broken
-        self._outages = outages
+        self._is_outage = is_outage
         self._wake = wake
         self._budget = RestartBudget(clock)
         self._pause = pause or self._wait
@@ -96,7 +96,7 @@ class ServiceThread:
 
     def item(self, **ids: object) -> AbstractContextManager[None]:
         """Let one item fail alone, logged with its ids; outages are the loop's affair and pass through."""
-        return one_item(self.name, lambda error: isinstance(error, self._outages), **ids)
+        return one_item(self.name, self._is_outage, **ids)
 
     def run_step(self) -> None:
         """Do one step: the one place to wrap where tests make a loop fail."""
@@ -106,11 +106,11 @@ class ServiceThread:
         while not self.stopping.is_set():
             try:
                 self.run_step()
-            except self._outages as error:
-                logger.warning("service.outage", thread=self.name, error=_worded(error))
-                self._pause(OUTAGE_PAUSE_S)
             except BaseException as error:  # noqa: BLE001 - no thread ends unseen
-                if not self._begins_anew(error):
+                if self._is_outage(error):
+                    logger.warning("service.outage", thread=self.name, error=_worded(error))
+                    self._pause(OUTAGE_PAUSE_S)
+                elif not self._begins_anew(error):
                     return
 
     def _begins_anew(self, error: BaseException) -> bool:

@@ -45,7 +45,7 @@ class RedisLink:
 
     @contextmanager
     def reaching(self, *, sends: bool) -> Iterator[None]:
-        """Turn every redis-py error below into `Unavailable`; `sends` where a job or question goes out."""
+        """Turn every redis-py error below into `Unavailable`; `sends` if a job or question goes out."""
         try:
             yield
         except redis_errors.RedisError as error:

@@ -1,6 +1,6 @@
 """The first policy: jobs grouped by adapter, resident adapters first, oldest first, nobody starved.
 
-One round goes through the backlog in this order, and stops where no worker has worker:
+One round goes through the backlog in this order, and stops when no worker has room:
 
 1. jobs with a strike, each alone on an empty worker;
 2. jobs that waited longer than their class may, the longest overdue first, whatever their adapter;
@@ -18,7 +18,7 @@ from scheduler.policies.worker_budget import AdapterTier, WorkerBudget, best_wor
 
 
 def plan(backlog: Backlog, views: Sequence[WorkerView], now: float) -> list[PlannedBatch]:
-    """Take jobs out of the backlog for every worker with worker; at most one micro-batch each.
+    """Take jobs out of the backlog for every worker with room; at most one micro-batch each.
 
     `now` is the monotonic clock that the jobs' `waiting_since` was read from.
     """
@@ -55,7 +55,7 @@ def _plan_struck(backlog: Backlog, workers: Sequence[WorkerBudget]) -> None:
 
 
 def _plan_overdue(backlog: Backlog, workers: Sequence[WorkerBudget], now: float) -> None:
-    """Give lanes with overdue jobs their turns; where one finds no room, make some before others get it."""
+    """Give lanes with overdue jobs their turns; if one finds no room, make some before others get it."""
     aside: list[Lane] = []
     num_held_up = 0
     while any(worker.is_open for worker in workers) and num_held_up < backlog.config.max_set_aside:
@@ -75,7 +75,7 @@ def _plan_overdue(backlog: Backlog, workers: Sequence[WorkerBudget], now: float)
 
 
 def _take_turn(backlog: Backlog, workers: Sequence[WorkerBudget], lane: Lane, now: float) -> bool:
-    """Place a few overdue jobs of a lane; False if not even the first finds worker."""
+    """Place a few overdue jobs of a lane; False if not even the first finds room."""
     left = backlog.config.turn_jobs
 
     def choose(job: PendingJob) -> WorkerBudget | None:
@@ -148,7 +148,7 @@ def _plan_cold(backlog: Backlog, workers: Sequence[WorkerBudget], priority: int)
 
 
 def _is_admitted(workers: Iterable[WorkerBudget], job: PendingJob) -> bool:
-    """Whether a job waits for worker; one that no worker here could ever run must not hold up the others."""
+    """Whether a job waits for room; one that no worker here could ever run must not hold up the others."""
     return any(worker.admits(job) for worker in workers)
 
 

@@ -1,8 +1,8 @@
-"""Whether torch's products leave a row its bits here, and how nearly equal rows must be where they do not.
+"""Whether torch's products leave a row its bits here, and how nearly equal rows must be if they do not.
 
 Our compiled kernels compute a row alike in every batch. MKL's and oneDNN's products do so on some processors
 only: they choose the order of a sum by the shape of the whole product. So a test that goes through them asks
-for equal bits where a trial finds that they keep them, and for the tolerances below elsewhere.
+for equal bits if a trial finds that they keep them, and for the tolerances below elsewhere.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _batches(dtype: torch.dtype) -> Iterator[tuple[int, int]]:
 def assert_same_rows(
     one: Tensor, other: Tensor, *, multiplied_in: torch.dtype | None, size: float = 1.0
 ) -> None:
-    """Assert equal bits; nearly equal numbers where torch multiplied in a dtype whose rows it does not keep.
+    """Assert equal bits; nearly equal numbers if torch multiplied in a dtype whose rows it does not keep.
 
     `multiplied_in` is None if compiled kernels multiplied; `size` is that of what the rows are sums of.
     """
@@ -93,8 +93,8 @@ def assert_same_logits(
 ) -> None:
     """Assert that a model of this dtype, its linear layers being torch's, gave one request the same answer.
 
-    Logits have equal bits where products keep rows and attention is compiled. Elsewhere they are nearly equal
-    up to the first token that the two chose differently, as they only can where its two best logits are that
+    Logits have equal bits if products keep rows and attention is compiled. Elsewhere they are nearly equal
+    up to the first token that the two chose differently, as they only can if its two best logits are that
     near each other; what comes after it answers another text.
     """
     if engine_keeps_rows(dtype):

@@ -49,7 +49,7 @@ class Hosts:
             entry.closed_until = now + min(pause_s, MAX_PAUSE_S)
 
     def pause_left_s(self, host: str, now: float) -> float:
-        """How long a host is still left alone; 0 where it may be called."""
+        """How long a host is still left alone; 0 if it may be called."""
         return max(0.0, self._host(host).closed_until - now)
 
     def unavailable(self, now: float) -> list[str]:

@@ -87,7 +87,7 @@ class Relay:
         return not gave_up
 
     async def claim_and_start(self) -> int:
-        """Fill the free places; waits for one where there is none."""
+        """Fill the free places; waits for one if there is none."""
         if len(self._in_flight) >= self._config.concurrency:
             await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
         free = self._config.concurrency - len(self._in_flight)

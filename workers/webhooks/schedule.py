@@ -18,7 +18,7 @@ _THROTTLED = (429, 503)
 
 @dataclass(frozen=True, slots=True)
 class DeliveryAttempt:
-    """What came of one try; `status` is None if no answer came, `refused` where we would not even ask."""
+    """What came of one try; `status` is None if no answer came, `refused` if we would not even ask."""
 
     status: int | None
     error: str = ""
@@ -33,7 +33,7 @@ class DeliveryAttempt:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryVerdict:
-    """What to do with a delivery after a try; `in_s` is set where it is tried again."""
+    """What to do with a delivery after a try; `in_s` is set if it is tried again."""
 
     action: Literal["delivered", "retry", "dead"]
     in_s: float = 0.0

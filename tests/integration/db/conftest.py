@@ -11,7 +11,7 @@ from tests.integration.db.ledger import Ledger
 
 @pytest.fixture
 def ledger(database_url: str) -> Iterator[Ledger]:
-    """A migrated, empty ledger with a leader in office."""
+    """A migrated, empty ledger with a leader."""
     ledger = Ledger(database_url)
     yield ledger
     ledger.database.dispose()

@@ -60,7 +60,7 @@ def test_a_leader_whose_term_was_taken_follows_again(rig: PoolRig) -> None:
     with rig.scheduler(term_ttl_s=1.0):
         rig.wait_for(JobState.QUEUED, *rig.submit())
 
-        # Another one takes office for a moment, as after a long pause of this leader.
+        # Another one becomes leader for a moment, as after a long pause of this leader.
         rig.sql("UPDATE scheduler_terms SET expires_at = now()")
         taken = rig.database.run(lambda c: TermRepository(c).take(rig.pool, "usurper", 1.0))
         assert taken == 2

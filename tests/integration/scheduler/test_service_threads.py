@@ -110,7 +110,7 @@ def test_a_term_that_cannot_be_kept_ends_the_scheduler(rig: PoolRig, fault: Call
 
     failing.left = 0
     with rig.scheduler():
-        rig.wait_for(JobState.QUEUED, *rig.submit())  # the office was given back
+        rig.wait_for(JobState.QUEUED, *rig.submit())  # it has resigned
 
 
 def test_a_leader_that_fails_once_goes_on(rig: PoolRig, fault: Callable[..., Fault]) -> None:

@@ -36,7 +36,7 @@ ENDLESS = JobSpec(prompt="aaaa", max_tokens=19_000)
 
 
 class ScriptedLeader:
-    """One leader in office on a ledger, a Redis and an adapter store."""
+    """The leader on a ledger, a Redis and an adapter store."""
 
     def __init__(self, redis_url: str, database_url: str, store: Path, model: Path) -> None:
         self.database = Database(database_url, name="scripted-leader")

@@ -16,9 +16,10 @@ from lorayard.contract.states import JobState
 from tests.integration.db.ledger import Ledger, ended
 from tests.polling import eventually
 from workers.attempts import AttemptTable
-from workers.committer import Committer, PostgresLedger
+from workers.committer import Committer
 from workers.ledger_health import LedgerHealth
 from workers.outcomes import Outcome
+from workers.result_ledger import PostgresLedger
 from workers.spill import Spill
 
 REFUSE = """
@@ -34,7 +35,7 @@ REFUSE = """
 """
 
 
-class Desk:
+class CommitterRig:
     """A worker's committer on a real ledger, with a lease that is always just renewed."""
 
     def __init__(self, database_url: str, folder: Path) -> None:
@@ -83,14 +84,14 @@ class AlwaysRenewed(LedgerHealth):
 
 
 @pytest.fixture
-def desk(database_url: str, tmp_path: Path) -> Iterator[Desk]:
-    desk = Desk(database_url, tmp_path)
-    with desk.ledger.database.transaction() as connection:
+def rig(database_url: str, tmp_path: Path) -> Iterator[CommitterRig]:
+    rig = CommitterRig(database_url, tmp_path)
+    with rig.ledger.database.transaction() as connection:
         connection.exec_driver_sql(REFUSE)
-    yield desk
-    desk.committer.close()
-    desk.database.dispose()
-    desk.ledger.database.dispose()
+    yield rig
+    rig.committer.close()
+    rig.database.dispose()
+    rig.ledger.database.dispose()
 
 
 BAD_VALUES: list[dict[str, Any]] = [
@@ -102,85 +103,85 @@ BAD_VALUES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("bad", BAD_VALUES, ids=repr)
-def test_only_the_row_with_a_bad_value_fails(desk: Desk, bad: dict[str, Any]) -> None:
-    jobs = desk.leased(9)
-    desk.put(*(ended(job, **({"output": "good"} | (bad if job is jobs[4] else {}))) for job in jobs))
+def test_only_the_row_with_a_bad_value_fails(rig: CommitterRig, bad: dict[str, Any]) -> None:
+    jobs = rig.leased(9)
+    rig.put(*(ended(job, **({"output": "good"} | (bad if job is jobs[4] else {}))) for job in jobs))
 
-    desk.committer.start()
+    rig.committer.start()
 
-    assert desk.committer.flush(30)
-    assert desk.states(jobs) == ["succeeded"] * 4 + ["failed"] + ["succeeded"] * 4
-    error = desk.ledger.get(jobs[4].job_id).error
+    assert rig.committer.flush(30)
+    assert rig.states(jobs) == ["succeeded"] * 4 + ["failed"] + ["succeeded"] * 4
+    error = rig.ledger.get(jobs[4].job_id).error
     assert error is not None
     assert error.code == "result_refused"
-    assert len(desk.attempts) == 0
-    assert len(desk.announced) == 9
+    assert len(rig.attempts) == 0
+    assert len(rig.announced) == 9
 
 
-def test_a_row_whose_refusal_is_refused_too_is_spilled_as_it_came(desk: Desk) -> None:
-    good, bad = desk.leased(2)
-    desk.put(ended(good, output="good"), ended(bad, output="private", revision="r\x00"))
+def test_a_row_whose_refusal_is_refused_too_is_spilled_as_it_came(rig: CommitterRig) -> None:
+    good, bad = rig.leased(2)
+    rig.put(ended(good, output="good"), ended(bad, output="private", revision="r\x00"))
 
-    desk.committer.start()
+    rig.committer.start()
 
-    (path,) = eventually(lambda: list(desk.spill.glob("*.json")), 20.0)
-    eventually(lambda: desk.states([good, bad]) == ["succeeded", "leased"])
+    (path,) = eventually(lambda: list(rig.spill.glob("*.json")), 20.0)
+    eventually(lambda: rig.states([good, bad]) == ["succeeded", "leased"])
     assert json.loads(path.read_text())["output"] == "private"
 
 
 @pytest.mark.parametrize("sqlstate", ["57014", "25006", "40001", "26000", "0A000", "55P03", "53100", "42703"])
-def test_what_is_not_the_rows_fault_is_waited_out(desk: Desk, sqlstate: str) -> None:
-    desk.committer._suspect_after_s = 60.0
-    jobs = desk.leased(3)
-    desk.refuse(jobs[1], sqlstate)
-    desk.put(*(ended(job, output="good") for job in jobs))
-    tries = counted(desk.database)
+def test_what_is_not_the_rows_fault_is_waited_out(rig: CommitterRig, sqlstate: str) -> None:
+    rig.committer._suspect_after_s = 60.0
+    jobs = rig.leased(3)
+    rig.refuse(jobs[1], sqlstate)
+    rig.put(*(ended(job, output="good") for job in jobs))
+    tries = counted(rig.database)
 
-    desk.committer.start()
+    rig.committer.start()
     eventually(lambda: len(tries) >= 2, 20.0)
-    assert desk.states(jobs) == ["leased"] * 3
-    desk.ledger.sql("DELETE FROM refusals")
+    assert rig.states(jobs) == ["leased"] * 3
+    rig.ledger.sql("DELETE FROM refusals")
 
-    assert desk.committer.flush(30)
-    assert desk.states(jobs) == ["succeeded"] * 3
-    assert not desk.spill.exists()
+    assert rig.committer.flush(30)
+    assert rig.states(jobs) == ["succeeded"] * 3
+    assert not rig.spill.exists()
 
 
-def test_a_row_refused_for_no_known_reason_is_spilled_and_goes_in_later(desk: Desk) -> None:
-    jobs = desk.leased(5)
-    desk.refuse(jobs[3], "XX000")
-    desk.put(*(ended(job, output="good") for job in jobs))
+def test_a_row_refused_for_no_known_reason_is_spilled_and_goes_in_later(rig: CommitterRig) -> None:
+    jobs = rig.leased(5)
+    rig.refuse(jobs[3], "XX000")
+    rig.put(*(ended(job, output="good") for job in jobs))
 
-    desk.committer.start()
-    (path,) = eventually(lambda: list(desk.spill.glob("*.json")), 30.0)
-    later = desk.leased(2)
-    desk.put(*(ended(job, output="later") for job in later))
-    eventually(lambda: len(desk.announced) == 6, 30.0)
+    rig.committer.start()
+    (path,) = eventually(lambda: list(rig.spill.glob("*.json")), 30.0)
+    later = rig.leased(2)
+    rig.put(*(ended(job, output="later") for job in later))
+    eventually(lambda: len(rig.announced) == 6, 30.0)
 
     assert json.loads(path.read_text())["output"] == "good"
-    assert desk.states(jobs) == ["succeeded"] * 3 + ["leased", "succeeded"]
-    assert desk.states(later) == ["succeeded"] * 2
-    assert [held.job_id for held in desk.attempts.report()] == [jobs[3].job_id]
+    assert rig.states(jobs) == ["succeeded"] * 3 + ["leased", "succeeded"]
+    assert rig.states(later) == ["succeeded"] * 2
+    assert [held.job_id for held in rig.attempts.report()] == [jobs[3].job_id]
 
-    desk.ledger.sql("DELETE FROM refusals")
-    eventually(lambda: desk.ledger.state(jobs[3].job_id) is JobState.SUCCEEDED, 30.0)
-    assert desk.ledger.get(jobs[3].job_id).output == "good"
-    eventually(lambda: not list(desk.spill.iterdir()))
+    rig.ledger.sql("DELETE FROM refusals")
+    eventually(lambda: rig.ledger.state(jobs[3].job_id) is JobState.SUCCEEDED, 30.0)
+    assert rig.ledger.get(jobs[3].job_id).output == "good"
+    eventually(lambda: not list(rig.spill.iterdir()))
 
 
-def test_a_result_that_is_in_the_ledger_already_is_read_back(desk: Desk) -> None:
-    jobs = desk.leased(3)
+def test_a_result_that_is_in_the_ledger_already_is_read_back(rig: CommitterRig) -> None:
+    jobs = rig.leased(3)
     written = ended(jobs[0], output="good")
-    assert len(desk.ledger.finish("w1", written, seq=0)) == 1
+    assert len(rig.ledger.finish("w1", written, seq=0)) == 1
     # As after a restore that has the outputs of a moment later than the jobs.
-    desk.ledger.sql("INSERT INTO job_outputs (job_id, output) VALUES (:id, 'good')", id=jobs[1].job_id)
-    desk.put(*(ended(job, output="good") for job in jobs))
+    rig.ledger.sql("INSERT INTO job_outputs (job_id, output) VALUES (:id, 'good')", id=jobs[1].job_id)
+    rig.put(*(ended(job, output="good") for job in jobs))
 
-    desk.committer.start()
+    rig.committer.start()
 
-    eventually(lambda: jobs[2].job_id in {job.job_id for job in desk.announced}, 20.0)
-    assert desk.states(jobs) == ["succeeded", "leased", "succeeded"]
-    (path,) = eventually(lambda: list(desk.spill.glob("*.json")), 20.0)
+    eventually(lambda: jobs[2].job_id in {job.job_id for job in rig.announced}, 20.0)
+    assert rig.states(jobs) == ["succeeded", "leased", "succeeded"]
+    (path,) = eventually(lambda: list(rig.spill.glob("*.json")), 20.0)
     assert str(jobs[1].job_id) in path.name
 
 

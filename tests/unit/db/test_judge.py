@@ -31,7 +31,7 @@ def database_error(kind: type[BaseException], message: str = "no") -> DBAPIError
         ("22003", ROW),  # number out of range
         ("22021", ROW),  # a character that the encoding lacks
         ("22P05", ROW),  # untranslatable character
-        ("23502", ROW),  # a null where none may be
+        ("23502", ROW),  # a null that is not allowed
         ("54000", ROW),  # a limit of the program
         ("54001", ROW),  # too complex
         ("23505", REPEAT),

@@ -55,7 +55,7 @@ class Recorder:
 def compile_launch(kernel: JITFunction, launch: Launch, *, arch: int, tmp_path: Path) -> Compiled:
     """Compile for compute capability `arch` what Triton would compile for these arguments.
 
-    A tensor's address and an integer are known to be multiples of 16 where they are, unless the kernel says
+    A tensor's address and an integer count as multiples of 16 if they are, unless the kernel says
     `do_not_specialize`; an integer that is 1 is a constant.
     """
     constants = {name: value for name, value in launch.options.items() if name in kernel.arg_names}

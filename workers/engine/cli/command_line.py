@@ -52,7 +52,7 @@ class Asked:
 
 
 def read_command_line(arguments: list[str] | None) -> Asked:
-    """Return what is asked for; raises `RequestError` or `ConfigError`, and exits where usage is wrong."""
+    """Return what is asked for; raises `RequestError` or `ConfigError`, and exits if usage is wrong."""
     options = _parser().parse_args(arguments)
     adapters = tuple(_adapters(options.adapter, options.scale))
     config = EngineConfig(

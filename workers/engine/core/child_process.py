@@ -42,7 +42,7 @@ class ChildProcess:
         process_group: int | None = None,
         on_spawned: Callable[[], None] = lambda: None,  # called however the spawning went
     ) -> None:
-        """Start it. Raises OSError, or RuntimeError where no more threads are to be had."""
+        """Start it. Raises OSError, or RuntimeError if no more threads are to be had."""
         words = [sys.executable, "-P", "-c", _START + program, parent_death.__file__, str(os.getpid())]
         # The child must find the very modules that its parent has.
         path = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -72,12 +72,12 @@ class ChildProcess:
 
     @property
     def stdin(self) -> IO[str]:
-        """Its standard input, where a pipe was asked for."""
+        """Its standard input, if a pipe was asked for."""
         return _pipe(self._life.popen.stdin)
 
     @property
     def stdout(self) -> IO[str]:
-        """Its standard output, where a pipe was asked for."""
+        """Its standard output, if a pipe was asked for."""
         return _pipe(self._life.popen.stdout)
 
     @property

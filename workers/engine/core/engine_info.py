@@ -23,4 +23,4 @@ class EngineInfo:
     quantization: str | None  # "bitsandbytes", "awq", "gptq" or "int8"; None: the linear modules are plain
     quant_storage: str  # "keep" or "dequantize"
     linear_bytes: int  # what the linear modules of the layers hold
-    cpu_kernels: str  # "avx512_bf16", "avx2", or "torch" where none are compiled
+    cpu_kernels: str  # "avx512_bf16", "avx2", or "torch" if none are compiled

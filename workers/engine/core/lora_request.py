@@ -50,7 +50,7 @@ class LoRAMix:
     """Several adapters upon one request, each with its weight: W + sum of weight * scale * alpha / r * B A.
 
     The same as PEFT's `add_weighted_adapter(combination_type="cat")` of these adapters with these weights,
-    save that PEFT 0.21 multiplies the sum by the square root of all ranks where the first is rsLoRA.
+    save that PEFT 0.21 multiplies the sum by the square root of all ranks if the first is rsLoRA.
     """
 
     members: Sequence[tuple[LoRARequest, float]]

@@ -41,7 +41,7 @@ class CompletionOutput:
     token_ids: list[int]
     finish_reason: FinishReason | None  # None: it goes on
     stop_reason: int | str | None = None
-    logprobs: list[PositionLogprobs] | None = None  # one for each token, where asked for
+    logprobs: list[PositionLogprobs] | None = None  # one for each token, if asked for
     cumulative_logprob: float | None = None
 
 

@@ -118,7 +118,7 @@ class SamplingParams:
             )
         require_int("n", self.n, 1, MAX_N)
         if self.n > 1 and self.is_greedy:
-            raise InvalidParams(f"n is {self.n} with temperature 0, where all would be equal; give n=1")
+            raise InvalidParams(f"n is {self.n} with temperature 0, so that all would be equal; give n=1")
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 require_int(name, getattr(self, name), 0, MAX_LOGPROBS)

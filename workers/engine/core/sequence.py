@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as ListLike
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from kernels.lora.segments import SlotScale, SlotScales
@@ -18,7 +18,7 @@ KVIdentity = tuple[tuple[str | None, float], ...]
 """Revision and scale of every adapter, in order; empty for the base model."""
 
 
-class Sequence:
+class SequenceState:
     """Tokens, cache blocks, adapter slots, accounts of one completion; changed only by the engine's loop.
 
     Two counters say how far it is: `num_computed_tokens` grows when a step's results are here,
@@ -134,7 +134,7 @@ class Sequence:
         """What its keys and values depend on beside base and tokens; known once it holds its slots."""
         return tuple((member.lora.revision, member.scale) for member in self.composition)
 
-    def take_slots(self, acquired: ListLike[AcquiredSlot]) -> None:
+    def take_slots(self, acquired: Sequence[AcquiredSlot]) -> None:
         """Give it its adapters' slots; from now on it means the revisions found there, and no others."""
         self.composition = pinned(self.composition, acquired)
         self.slots = tuple(
@@ -178,7 +178,7 @@ class Sequence:
         return self.token_ids[self.num_prompt_tokens :]
 
     def append(self, token_id: int, now_s: float, logprobs: TopLogprobs | None = None) -> None:
-        """Add a token generated just now, with its log-probabilities where the request asked for them."""
+        """Add a token generated just now, with its log-probabilities if the request asked for them."""
         self.token_ids.append(token_id)
         if self.first_token_time_s is None:
             self.first_token_time_s = now_s
@@ -189,7 +189,7 @@ class Sequence:
         if self.grammar is not None:
             self.grammar.advance(token_id)
 
-    def note_prompt(self, found: ListLike[TopLogprobs]) -> None:
+    def note_prompt(self, found: Sequence[TopLogprobs]) -> None:
         """Add what the model makes of the next tokens of the prompt."""
         assert self.prompt_logprobs is not None, "nobody asked for them"
         self.prompt_logprobs.extend(found)
@@ -213,7 +213,7 @@ class Sequence:
 class Span(NamedTuple):
     """One sequence's rows in one step, which it still is when the step's results arrive."""
 
-    sequence: Sequence
+    sequence: SequenceState
     epoch: int  # the sequence's when the step was built
     first_row: int
     num_rows: int

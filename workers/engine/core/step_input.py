@@ -73,7 +73,7 @@ class PromptRows:
 class SamplingInput:
     """The second half of a step: how each sampled row chooses its token; `None` means that no row needs this.
 
-    `rows` is empty where every row is part of a prompt with more to come, or of a sequence that has ended.
+    `rows` is empty if every row is part of a prompt with more to come, or of a sequence that has ended.
     """
 
     num_rows: int
@@ -118,7 +118,7 @@ class ForwardInput:
     sequence_rows: Tensor  # [num_seqs, 3] int32: first row, number of rows, position of the first row
     block_tables: Tensor  # [num_seqs, max_blocks] int32, filled up with the scratch block
     fresh_blocks: Tensor | None  # [num_fresh_blocks] int64, cleared before use
-    groups: tuple[AttentionGroup, ...]  # empty where attention reads the cache in place
+    groups: tuple[AttentionGroup, ...]  # empty if attention reads the cache in place
     segments: Segments | None  # None: no row has an adapter
     carried: CarriedTokens | None = None  # None: every token is in `token_ids`
 

@@ -42,7 +42,7 @@ class TensorPack:
         self,
         buffer: Tensor,  # [at least num_bytes] uint8
     ) -> None:
-        """Copy every tensor to its place; ValueError where the buffer is too small or of another kind."""
+        """Copy every tensor to its place; ValueError if the buffer is too small or of another kind."""
         _require_bytes(buffer, self.num_bytes)
         views = _Views(buffer)
         for place, tensor in self._tensors:

@@ -79,7 +79,7 @@ class BlockAllocator:
             self._num_users[block] += 1
 
     def publish(self, block: int, key: bytes) -> None:
-        """Make a used block findable; where another holds the same already, that one stays the known one."""
+        """Make a used block findable; if another holds the same already, that one stays the known one."""
         assert self._num_users[block] > 0, f"block {block} is published but nobody's"
         if key not in self._block_of and block not in self._key_of:
             self._block_of[key] = block

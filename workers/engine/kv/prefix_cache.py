@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as ListLike
+from collections.abc import Sequence
 from typing import Protocol
 
-from workers.engine.core.sequence import Sequence
+from workers.engine.core.sequence import SequenceState
 from workers.engine.kv.kv_cache import BlockAllocator
 from workers.engine.kv.prefix_keys import KeyChain, kv_identity
 
@@ -47,11 +47,12 @@ class PrefixCache:
         self._base = base
         self._dtype = dtype
         self._block_size = block_size
-        self._underway: dict[bytes, Sequence] = {}  # keys, and the running sequence that will publish each
+        self._underway: dict[bytes, SequenceState] = {}
+        """Keys, and the running sequence that will publish each."""
         self.num_query_tokens = 0
         self.num_hit_tokens = 0
 
-    def find(self, sequence: Sequence) -> list[int]:
+    def find(self, sequence: SequenceState) -> list[int]:
         """Return the blocks that hold a sequence's first tokens, never all of them: one must be computed.
 
         Call it while the sequence holds its slots: only then is it certain which revisions it runs with.
@@ -70,14 +71,14 @@ class PrefixCache:
             found.append(block)
         return found
 
-    def is_worth_awaiting(self, sequence: Sequence, found: ListLike[int]) -> bool:
+    def is_worth_awaiting(self, sequence: SequenceState, found: Sequence[int]) -> bool:
         """Whether a running sequence will soon publish enough of what comes after the blocks just found."""
         num_wanted = len(found) + WORTH_AWAITING_BLOCKS
         if not sequence.reads_prefix_cache or num_wanted > (sequence.num_tokens - 1) // self._block_size:
             return False
         return self._keys(sequence, num_wanted)[-1] in self._underway
 
-    def adopt(self, sequence: Sequence, blocks: ListLike[int]) -> None:
+    def adopt(self, sequence: SequenceState, blocks: Sequence[int]) -> None:
         """Begin a sequence with the blocks just found for it."""
         assert not sequence.block_table, f"{sequence.request_id} has blocks already"
         self._allocator.share(blocks)
@@ -92,7 +93,7 @@ class PrefixCache:
             self.num_query_tokens += sequence.num_tokens
             self.num_hit_tokens += sequence.num_computed_tokens
 
-    def publish(self, sequence: Sequence) -> None:
+    def publish(self, sequence: SequenceState) -> None:
         """Offer the blocks a sequence has filled to others; its latest logits were finite."""
         num_full = sequence.num_computed_tokens // self._block_size
         first = sequence.num_published_blocks
@@ -104,20 +105,20 @@ class PrefixCache:
             self._underway.pop(keys[index], None)
         sequence.num_published_blocks = num_full
 
-    def let_go(self, sequence: Sequence) -> None:
+    def let_go(self, sequence: SequenceState) -> None:
         """Note that a sequence is about to lose its blocks: what it has not published, it will not."""
         keys = [] if sequence.keys is None else sequence.keys.known[sequence.num_published_blocks :]
         for key in keys:
             if self._underway.get(key) is sequence:
                 del self._underway[key]
 
-    def check(self, running: ListLike[Sequence]) -> None:
+    def check(self, running: Sequence[SequenceState]) -> None:
         """Assert that whatever others may wait for is being computed."""
         assert all(sequence in running for sequence in self._underway.values()), (
             "blocks are underway, but whose they are does not run"
         )
 
-    def retract(self, sequence: Sequence) -> None:
+    def retract(self, sequence: SequenceState) -> None:
         """Take back what a sequence published, for its logits are no longer finite.
 
         By the class's rule those blocks are sound, so this guards against what breaks the rule (a bit that
@@ -128,11 +129,11 @@ class PrefixCache:
         for block in sequence.block_table[sequence.num_adopted_blocks : sequence.num_published_blocks]:
             self._allocator.retract(block)
 
-    def _keys(self, sequence: Sequence, num_blocks: int) -> list[bytes]:
+    def _keys(self, sequence: SequenceState, num_blocks: int) -> list[bytes]:
         assert sequence.keys is not None, f"{sequence.request_id} was not looked up"
         return sequence.keys.first(num_blocks, sequence.token_ids)
 
-    def _identity(self, sequence: Sequence) -> bytes:
+    def _identity(self, sequence: SequenceState) -> bytes:
         members = [member for member in sequence.kv_identity if self._changes_kv(*member)]
         return kv_identity(self._base, self._dtype, members, sequence.cache_salt)
 

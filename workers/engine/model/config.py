@@ -66,7 +66,7 @@ class ModelConfig(BaseModel):
     rms_norm_eps: float = Field(gt=0)
     layers: tuple[LayerKind, ...]
     experts: Experts | None = None
-    # Strict where a family's rule computes with the value as it stands in config.json.
+    # Strict if a family's rule computes with the value as it stands in config.json.
     sliding_window: int | None = Field(default=None, ge=1, strict=True)
     max_window_layers: int | None = Field(default=None, ge=0, strict=True)
     sliding_window_pattern: int | None = Field(default=None, ge=1, strict=True)

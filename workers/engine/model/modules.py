@@ -27,4 +27,4 @@ class PackedLinear:
 
     name: str  # unique within the layer, such as "qkv", but that all experts have the same names
     parts: tuple[LinearModule, ...]
-    expert: int | None = None  # whose, where the layer has experts
+    expert: int | None = None  # whose, if the layer has experts

@@ -52,7 +52,7 @@ class DecoderWeights:
     kernels: Kernels  # that its modules were laid out for
 
     def linear(self, layer: int, module: str, expert: int | None) -> AnyLinear:
-        """Return the weight of one packed module, of one expert where a layer has several."""
+        """Return the weight of one packed module, of one expert if a layer has several."""
         weights = self.layers[layer]
         return weights.linears[module] if expert is None else weights.experts[module][expert]
 

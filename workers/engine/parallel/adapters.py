@@ -12,7 +12,7 @@ from workers.engine.parallel.shard import Shard
 
 
 def cut_adapter(adapter: PackedAdapter, config: ModelConfig, shard: Shard) -> PackedAdapter:
-    """Cut B where the module's outputs are shared out, and A where its inputs are."""
+    """Cut B if the module's outputs are shared out, and A if its inputs are."""
     modules = {
         PackedKey(layer, packed.name, packed.expert): packed
         for layer in range(config.num_layers)

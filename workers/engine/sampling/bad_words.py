@@ -35,7 +35,7 @@ class BadWords:
 def tokenize_bad_words(words: Iterable[str], encode: Encode) -> list[list[int]]:
     """Return the token sequences of `words`: as they stand, and as they follow a space.
 
-    As in vLLM, the second form counts only where the space melts into another first token and adds none.
+    As in vLLM, the second form counts only if the space melts into another first token and adds none.
     `encode` adds no special tokens.
     """
     sequences = []

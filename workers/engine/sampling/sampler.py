@@ -14,7 +14,7 @@ from workers.engine.sampling.logprobs import top_logprobs
 
 _MASK = (1 << 64) - 1
 _NUM_CANDIDATES = (64, 512, 4096, 1 << 62)
-"""Most likely tokens looked at for top-k and top-p, and how many the next time where those were too few."""
+"""Most likely tokens looked at for top-k and top-p, and how many the next time if those were too few."""
 _BLOCK = 256
 """Logits per block of the two-level searches."""
 _FOLDS = 8
@@ -55,7 +55,7 @@ class ChosenTokens(NamedTuple):
 
 
 def sample(
-    logits: Tensor,  # [num_rows, vocab_size] float32, changed in place where the rows ask for it
+    logits: Tensor,  # [num_rows, vocab_size] float32, changed in place if the rows ask for it
     sampling: SamplingInput,
 ) -> StepOutput:
     """Return one token per row, as plain values; see `choose`."""
@@ -63,7 +63,7 @@ def sample(
 
 
 def choose(
-    logits: Tensor,  # [num_rows, vocab_size] float32, changed in place where the rows ask for it
+    logits: Tensor,  # [num_rows, vocab_size] float32, changed in place if the rows ask for it
     sampling: SamplingInput,
 ) -> ChosenTokens:
     """Choose one token per row; rows that have no finite logit to choose by are marked as failed.

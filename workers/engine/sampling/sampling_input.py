@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as ListLike
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.lora.segments import Segments
 from workers.engine.core.sampling_params import SamplingParams
-from workers.engine.core.sequence import Sequence
+from workers.engine.core.sequence import SequenceState
 from workers.engine.core.step_input import (
     LogitShifts,
     LogprobRows,
@@ -23,7 +23,7 @@ from workers.engine.sampling.sampler import uniform
 
 
 def sampling_input(
-    sequences: ListLike[Sequence],
+    sequences: Sequence[SequenceState],
     rows: Tensor,  # [at least len(sequences)] int64
     vocab_size: int,
     *,
@@ -53,21 +53,21 @@ def sampling_input(
     )
 
 
-def _uniform(sequence: Sequence) -> float:
+def _uniform(sequence: SequenceState) -> float:
     return 0.0 if sequence.params.is_greedy else uniform(sequence.seed, sequence.num_tokens)
 
 
-def _min_ps(sequences: ListLike[Sequence]) -> Tensor | None:
+def _min_ps(sequences: Sequence[SequenceState]) -> Tensor | None:
     min_ps = [sequence.params.min_p for sequence in sequences]
     return torch.tensor(min_ps, dtype=torch.float32) if any(min_ps) else None
 
 
-def _logprobs(params: ListLike[SamplingParams]) -> LogprobRows | None:
+def _logprobs(params: Sequence[SamplingParams]) -> LogprobRows | None:
     asking = {row: param.logprobs for row, param in enumerate(params) if param.logprobs is not None}
     return LogprobRows(torch.tensor(list(asking)), max(asking.values())) if asking else None
 
 
-def _masks(sequences: ListLike[Sequence], vocab_size: int) -> TokenMasks | None:
+def _masks(sequences: Sequence[SequenceState], vocab_size: int) -> TokenMasks | None:
     grammars = [(row, one.grammar) for row, one in enumerate(sequences) if one.grammar is not None]
     if not grammars:
         return None
@@ -77,7 +77,7 @@ def _masks(sequences: ListLike[Sequence], vocab_size: int) -> TokenMasks | None:
     return TokenMasks(torch.tensor([row for row, _ in grammars]), torch.from_numpy(bits))
 
 
-def _shifts(sequences: ListLike[Sequence]) -> LogitShifts | None:
+def _shifts(sequences: Sequence[SequenceState]) -> LogitShifts | None:
     rows: list[int] = []
     token_ids: list[int] = []
     values: list[float] = []
@@ -92,7 +92,7 @@ def _shifts(sequences: ListLike[Sequence]) -> LogitShifts | None:
     return LogitShifts(torch.tensor(rows), torch.tensor(token_ids), torch.tensor(values, dtype=torch.float32))
 
 
-def _penalties(sequences: ListLike[Sequence]) -> Penalties | None:
+def _penalties(sequences: Sequence[SequenceState]) -> Penalties | None:
     rules = [(row, sequence.rules) for row, sequence in enumerate(sequences) if sequence.rules is not None]
     penalised = [(row, found) for row, one in rules if (found := one.penalties()) is not None]
     if not penalised:

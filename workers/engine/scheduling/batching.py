@@ -3,48 +3,27 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from collections.abc import Sequence as ListLike
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from workers.engine.core.composition import AcquiredSlot, Composition
 from workers.engine.core.errors import AdapterError, EngineError, RequestError
-from workers.engine.core.lora_request import LoRARequest
-from workers.engine.core.sequence import Sequence, Span
+from workers.engine.core.sequence import SequenceState, Span
 from workers.engine.kv.kv_cache import BlockAllocator
 from workers.engine.kv.prefix_cache import PrefixCache
-
-MAX_SLOT_WAIT_STEPS = 64
-"""Steps for which a loaded adapter may be passed over for want of a slot."""
-
-
-class AdapterSlots(Protocol):
-    """The part of the adapter manager that admission needs."""
-
-    def acquire_all(self, requests: ListLike[LoRARequest]) -> tuple[AcquiredSlot, ...] | None:
-        """Return all adapters' slots, in use by one sequence more, or None and none used while one lacks."""
-        ...
-
-    def release(self, request: LoRARequest) -> None:
-        """Give up one use of the adapter's slot."""
-        ...
-
-    def is_loaded(self, request: LoRARequest) -> bool:
-        """Whether the adapter is in memory, so that it lacks nothing but a place."""
-        ...
+from workers.engine.scheduling.admission import AdapterSlots, Admission
 
 
 class ScheduledRows(NamedTuple):
     """The next `num_tokens` uncomputed tokens of one sequence."""
 
-    sequence: Sequence
+    sequence: SequenceState
     num_tokens: int
 
 
 class Refusal(NamedTuple):
     """A waiting sequence whose adapter turned out unusable."""
 
-    sequence: Sequence
+    sequence: SequenceState
     error: EngineError
 
 
@@ -76,7 +55,7 @@ class Batcher:
     later, for the device runs its steps in order. Slots, whose adapters the host may move, wait for it.
 
     No one waits forever: the queue is served in order, what gave way goes back to its head, and passed over
-    are only those whose adapters are not there, so many times at most (`_Admission`), and those whose next
+    are only those whose adapters are not there, so many times at most (`Admission`), and those whose next
     blocks are underway: they find more each time, or are the next to compute them.
     """
 
@@ -97,26 +76,26 @@ class Batcher:
         self._block_size = block_size
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+        self.waiting: deque[SequenceState] = deque()
+        self.running: list[SequenceState] = []
         self.num_preemptions = 0
-        self._leaving: list[Sequence] = []  # without blocks, but steps in flight still use their slots
+        self._leaving: list[SequenceState] = []  # without blocks, but steps in flight still use their slots
         self._uncleared: list[int] = []  # fresh blocks of schedules that were not launched
 
     def __len__(self) -> int:
         return len(self.waiting) + len(self.running)
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: SequenceState) -> None:
         """Queue a new sequence behind the others."""
         self.waiting.append(sequence)
 
-    def sequences(self) -> Iterator[Sequence]:
+    def sequences(self) -> Iterator[SequenceState]:
         """Iterate over all sequences that hold blocks or slots or wait for them, running ones first."""
         yield from self.running
         yield from self.waiting
         yield from self._leaving
 
-    def remove(self, sequence: Sequence) -> None:
+    def remove(self, sequence: SequenceState) -> None:
         """Forget a sequence that ended, wherever it is, and free what it used."""
         (self.running if sequence in self.running else self.waiting).remove(sequence)
         sequence.has_ended = True
@@ -124,14 +103,14 @@ class Batcher:
         if not len(self):
             self._allocator.check_idle()
 
-    def launch(self, spans: ListLike[Span]) -> None:
+    def launch(self, spans: Sequence[Span]) -> None:
         """Note that the step last scheduled has been launched, with these rows."""
         self._uncleared = []
         for span in spans:
             span.sequence.num_in_flight_tokens += span.num_rows
             span.sequence.num_steps_in_flight += 1
 
-    def land(self, spans: ListLike[Span]) -> None:
+    def land(self, spans: Sequence[Span]) -> None:
         """Note that a step in flight is done; rows that are no longer their sequence's count for nothing."""
         for sequence, epoch, _, num_rows, _ in spans:
             sequence.num_steps_in_flight -= 1
@@ -140,7 +119,7 @@ class Batcher:
                 sequence.num_computed_tokens += num_rows
         self._release_left_slots()
 
-    def recall(self, spans: ListLike[Span]) -> None:
+    def recall(self, spans: Sequence[Span]) -> None:
         """Undo `launch`: the step's results are lost, and its rows are to be computed by another one."""
         for span in spans:
             span.sequence.num_steps_in_flight -= 1
@@ -149,12 +128,12 @@ class Batcher:
                 span.sequence.num_in_flight_tokens -= span.num_rows
         self._release_left_slots()
 
-    def confirm(self, sequence: Sequence) -> None:
+    def confirm(self, sequence: SequenceState) -> None:
         """Note that a sequence's latest logits are finite, so that what it computed may serve others."""
         if self._prefixes is not None:
             self._prefixes.publish(sequence)
 
-    def disown(self, sequence: Sequence) -> None:
+    def disown(self, sequence: SequenceState) -> None:
         """Note that a sequence's logits are not finite, so that nothing it computed may serve others."""
         if self._prefixes is not None:
             self._prefixes.retract(sequence)
@@ -195,7 +174,7 @@ class Batcher:
             index += 1
         return budget
 
-    def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
+    def _make_room(self, sequence: SequenceState, num_tokens: int) -> bool:
         """Preempt the youngest until the blocks suffice; False when `sequence` itself had to go."""
         while not self._allocator.can_allocate(self._num_missing_blocks(sequence, num_tokens)):
             victim = self.running[-1]
@@ -204,7 +183,7 @@ class Batcher:
                 return False
         return True
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: SequenceState) -> None:
         self.running.remove(sequence)
         self._give_up_resources(sequence)
         sequence.num_preemptions += 1
@@ -214,14 +193,14 @@ class Batcher:
     def _admit_waiting(self, schedule: Schedule, budget: int) -> None:
         if not self.waiting or budget <= 0 or len(self.running) >= self._max_num_seqs:
             return
-        admission = _Admission(self._adapters)
+        admission = Admission(self._adapters)
         for sequence in list(self.waiting):
             if budget <= 0 or len(self.running) >= self._max_num_seqs:
                 break
             if sequence.num_steps_in_flight:
                 break  # preempted just now: it comes back when its token is here
             try:
-                is_ready = _may_begin(sequence) and admission.take_slot(sequence)
+                is_ready = admission.may_begin(sequence)
             except (AdapterError, RequestError) as error:
                 self.waiting.remove(sequence)
                 sequence.has_ended = True
@@ -243,23 +222,23 @@ class Batcher:
             schedule.rows.append(ScheduledRows(sequence, num_tokens))
             budget -= num_tokens
 
-    def _can_admit(self, sequence: Sequence, found: list[int]) -> bool:
+    def _can_admit(self, sequence: SequenceState, found: list[int]) -> bool:
         # Found blocks need not be allocated, but those that are idle count as free until they are shared.
         num_saved = len(found) - self._allocator.num_idle_among(found)
         num_needed = self._num_missing_blocks(sequence, sequence.num_uncomputed_tokens) - num_saved
         # One block of growth for each running sequence: else the newcomer is preempted at once.
         return self._allocator.can_allocate(num_needed + len(self.running))
 
-    def _num_missing_blocks(self, sequence: Sequence, num_tokens: int) -> int:
+    def _num_missing_blocks(self, sequence: SequenceState, num_tokens: int) -> int:
         num_blocks = -(-(sequence.num_scheduled_tokens + num_tokens) // self._block_size)
         return max(0, num_blocks - len(sequence.block_table))
 
-    def _allocate(self, sequence: Sequence, num_tokens: int) -> list[int]:
+    def _allocate(self, sequence: SequenceState, num_tokens: int) -> list[int]:
         blocks = self._allocator.allocate(self._num_missing_blocks(sequence, num_tokens))
         sequence.block_table.extend(blocks)
         return blocks
 
-    def _give_up_resources(self, sequence: Sequence) -> None:
+    def _give_up_resources(self, sequence: SequenceState) -> None:
         if self._prefixes is not None:
             self._prefixes.let_go(sequence)
         self._allocator.release(sequence.block_table)
@@ -275,7 +254,7 @@ class Batcher:
         else:
             self._release_slots(sequence)
 
-    def _release_slots(self, sequence: Sequence) -> None:
+    def _release_slots(self, sequence: SequenceState) -> None:
         if self._adapters is not None:
             for member in sequence.composition:
                 self._adapters.release(member.lora)
@@ -286,43 +265,3 @@ class Batcher:
         for sequence in [one for one in self._leaving if not one.num_steps_in_flight]:
             self._leaving.remove(sequence)
             self._release_slots(sequence)
-
-
-def _may_begin(sequence: Sequence) -> bool:
-    """Whether the form of its answer, if it must have one, is compiled; raises `InvalidParams`."""
-    return sequence.grammar is None or sequence.grammar.is_ready()
-
-
-class _Admission:
-    """One pass over the waiting sequences: who gets its adapters' slots, all of them or none.
-
-    A sequence whose adapters are still loading is passed over. One that only lacks free slots is passed
-    over as well, but not forever: after `MAX_SLOT_WAIT_STEPS` no younger adapter request may join, so
-    that the slots in use run empty and enough become free.
-    """
-
-    def __init__(self, adapters: AdapterSlots | None) -> None:
-        self._adapters = adapters
-        self._not_ready: set[Composition] = set()
-        self._is_closed = False
-
-    def take_slot(self, sequence: Sequence) -> bool:
-        """Whether the sequence may join; its adapters' slots are then in use by it."""
-        if sequence.has_slots:
-            return True
-        if self._is_closed or sequence.composition in self._not_ready:
-            return False
-        assert self._adapters is not None, "a request with an adapter was let in without LoRA"
-        acquired = self._adapters.acquire_all([member.lora for member in sequence.composition])
-        if acquired is None:
-            self._pass_over(self._adapters, sequence)
-            return False
-        sequence.take_slots(acquired)
-        sequence.num_slot_waits = 0
-        return True
-
-    def _pass_over(self, adapters: AdapterSlots, sequence: Sequence) -> None:
-        self._not_ready.add(sequence.composition)
-        if all(adapters.is_loaded(member.lora) for member in sequence.composition):
-            sequence.num_slot_waits += 1
-            self._is_closed = sequence.num_slot_waits > MAX_SLOT_WAIT_STEPS

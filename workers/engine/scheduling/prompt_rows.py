@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.lora.segments import Segments
-from workers.engine.core.sequence import Sequence, Span
+from workers.engine.core.sequence import SequenceState, Span
 from workers.engine.core.step_input import PromptRows
 
 MAX_LOGITS = 1 << 23
@@ -36,7 +36,9 @@ def prompt_rows(
     return [_piece(sequence, piece, span.first_row - start, num_padded) for piece in pieces]
 
 
-def _piece(sequence: Sequence, positions: range, offset: int, num_padded: Callable[[int], int]) -> PromptRows:
+def _piece(
+    sequence: SequenceState, positions: range, offset: int, num_padded: Callable[[int], int]
+) -> PromptRows:
     rows = [position + offset for position in positions]
     num_padding = num_padded(len(rows)) - len(rows)
     assert sequence.params.prompt_logprobs is not None, "only sequences that ask have such rows"
@@ -49,7 +51,7 @@ def _piece(sequence: Sequence, positions: range, offset: int, num_padded: Callab
     )
 
 
-def _segments(sequence: Sequence, num_rows: int, num_padding: int) -> Segments | None:
+def _segments(sequence: SequenceState, num_rows: int, num_padding: int) -> Segments | None:
     if not sequence.slots:
         return None
     return Segments.from_runs([(num_rows, sequence.slots), (num_padding, ())])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.linear.row_padding import num_padded_rows
 from kernels.lora.segments import Segments, SlotScales, slots_of
-from workers.engine.core.sequence import Sequence, Span
+from workers.engine.core.sequence import SequenceState, Span
 from workers.engine.core.step_input import (
     AttentionGroup,
     CarriedTokens,
@@ -50,7 +50,7 @@ class BuiltSampling(NamedTuple):
 
     sampling: SamplingInput
     sampled: list[Span]  # in the order of the sampled rows
-    prompted: list[Sequence]  # whose prompts the sampling's `prompts` are about, one each
+    prompted: list[SequenceState]  # whose prompts the sampling's `prompts` are about, one each
 
 
 class StepBuilder:

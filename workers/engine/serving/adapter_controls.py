@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from collections.abc import Sequence as ListLike
+from collections.abc import Iterable, Sequence
 
 from workers.engine.core.composition import unscaled
 from workers.engine.core.errors import ConfigError
 from workers.engine.core.lora_request import LoRARequest
 from workers.engine.core.residency_change import ResidencyChange, Tier
-from workers.engine.core.sequence import Sequence
+from workers.engine.core.sequence import SequenceState
 from workers.engine.lora.residency.loads import load_key
 from workers.engine.lora.residency.manager import LoRAManager
 from workers.engine.serving.assembly import EngineParts
@@ -51,7 +50,7 @@ class AdapterControls:
         self._adapters.prefetch(unscaled(request))
 
     def plan_residency(
-        self, wanted: ListLike[LoRARequest | str], drop: Iterable[LoRARequest | str] = ()
+        self, wanted: Sequence[LoRARequest | str], drop: Iterable[LoRARequest | str] = ()
     ) -> None:
         """Say which adapters will be needed, in this order, and which will not; replaces the last such plan.
 
@@ -88,7 +87,7 @@ class AdapterControls:
             raise ConfigError("enable_lora is False, so there are no adapters; set it to True")
         return self._parts.adapters
 
-    def _let_go_of_adapters(self, ended: Sequence) -> None:
+    def _let_go_of_adapters(self, ended: SequenceState) -> None:
         """Cancel the loads that only a sequence now ended waited for; free what was kept for such alone."""
         adapters, batcher = self._parts.adapters, self._parts.batcher
         if adapters is None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from collections.abc import Sequence as ListLike
+from collections.abc import Callable, Sequence
 from itertools import count
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -15,7 +14,7 @@ from workers.engine.core.errors import EngineError, NonFiniteLogits, RequestErro
 from workers.engine.core.lora_request import AnyLoRA
 from workers.engine.core.outputs import RequestOutput
 from workers.engine.core.sampling_params import SamplingParams
-from workers.engine.core.sequence import Sequence, Span
+from workers.engine.core.sequence import SequenceState, Span
 from workers.engine.scheduling.batching import Refusal, Schedule
 from workers.engine.serving.adapter_controls import AdapterControls
 from workers.engine.serving.assembly import assemble
@@ -43,7 +42,7 @@ class _Flight(NamedTuple):
 
     spans: list[Span]
     sampled: list[Span]
-    prompted: list[Sequence]
+    prompted: list[SequenceState]
     step: SampledStep
     began_s: float
 
@@ -99,7 +98,7 @@ class LLMEngine(AdapterControls, OfflineServing):
         """Run one step and return the outputs of the requests that ended with it.
 
         Those that stream (`SamplingParams.output_kind`) have one for each token as well, not `finished`.
-        Where the executor looks ahead, this call launches a step that the next one settles, and the outputs
+        If the executor looks ahead, this call launches a step that the next one settles, and the outputs
         are those of the step before.
         """
         try:
@@ -220,7 +219,7 @@ class LLMEngine(AdapterControls, OfflineServing):
                 self._parts.batcher.recall(step.spans)
         self._launched = self._flight = None
 
-    def _settle_flight(self, refusals: ListLike[Refusal]) -> list[RequestOutput]:
+    def _settle_flight(self, refusals: Sequence[Refusal]) -> list[RequestOutput]:
         """Wait for the step in flight and take in its results, and those of the latest admission."""
         assert self._flight is not None, "nothing is in flight"
         spans, sampled, prompted, step, began_s = self._flight
@@ -268,7 +267,7 @@ class LLMEngine(AdapterControls, OfflineServing):
         if self._started and self.on_started is not None:
             self.on_started(tuple(self._started))
 
-    def _refuse(self, refusals: ListLike[Refusal]) -> list[RequestOutput]:
+    def _refuse(self, refusals: Sequence[Refusal]) -> list[RequestOutput]:
         """End requests whose adapters turned out unusable; the batch has let go of the refused sequences."""
         outputs, now_s = [], time.monotonic()
         for sequence, error in refusals:
@@ -277,7 +276,7 @@ class LLMEngine(AdapterControls, OfflineServing):
             outputs += self._end_all(sequence.request_id, Ending("error"), now_s, error)
         return outputs
 
-    def _fail(self, sequence: Sequence, is_barred: bool, now_s: float) -> list[RequestOutput]:
+    def _fail(self, sequence: SequenceState, is_barred: bool, now_s: float) -> list[RequestOutput]:
         error = why_failed(sequence, is_barred=is_barred)
         if isinstance(error, NonFiniteLogits):
             self._parts.batcher.disown(sequence)
@@ -294,7 +293,7 @@ class LLMEngine(AdapterControls, OfflineServing):
         return [output for one in sequences for output in self._end(one, ending, now_s, error)]
 
     def _end(
-        self, sequence: Sequence, ending: Ending, now_s: float, error: EngineError | None = None
+        self, sequence: SequenceState, ending: Ending, now_s: float, error: EngineError | None = None
     ) -> list[RequestOutput]:
         for member in sequence.composition:
             sequence.adapter_use += self._adapters.take_uncharged(member.lora)
@@ -303,7 +302,7 @@ class LLMEngine(AdapterControls, OfflineServing):
         return self._settle(sequence, ending, now_s, error)
 
     def _settle(
-        self, sequence: Sequence, ending: Ending, now_s: float, error: EngineError | None
+        self, sequence: SequenceState, ending: Ending, now_s: float, error: EngineError | None
     ) -> list[RequestOutput]:
         """Close a sequence's accounts; return the output of its whole request, if it was the last of it."""
         self._counters.close(sequence)

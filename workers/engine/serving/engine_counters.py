@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as ListLike
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from workers.engine.core.adapter_stats import AdapterStats
-from workers.engine.core.sequence import Sequence, Span
+from workers.engine.core.sequence import SequenceState, Span
 from workers.engine.kv.kv_cache import BlockAllocator
 from workers.engine.kv.prefix_cache import PrefixCache
 from workers.engine.lora.residency.manager import LoRAManager
@@ -53,7 +53,7 @@ class EngineCounters:
         self.num_prompt_tokens = 0
         self.num_completion_tokens = 0
 
-    def charge(self, spans: ListLike[Span], began_s: float, completed_s: float) -> None:
+    def charge(self, spans: Sequence[Span], began_s: float, completed_s: float) -> None:
         """Share a step's wall time out, by tokens; it begins no sooner than the step before ended."""
         step_ms = (completed_s - max(began_s, self._completed_s)) * 1000.0
         self._completed_s = completed_s
@@ -66,7 +66,7 @@ class EngineCounters:
             else:
                 span.sequence.device_ms += ms_per_token * span.num_rows
 
-    def close(self, sequence: Sequence) -> None:
+    def close(self, sequence: SequenceState) -> None:
         """Count the tokens of a sequence that ended; completions of one request share their prompt."""
         if sequence.index == 0:
             self.num_prompt_tokens += sequence.num_prompt_tokens

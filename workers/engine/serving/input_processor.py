@@ -1,9 +1,8 @@
-"""The engine's door for requests: text to tokens, limits checked, a `Sequence` or a refusal."""
+"""The engine's door for requests: text to tokens, limits checked, a `SequenceState` or a refusal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from collections.abc import Sequence as ListLike
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -11,7 +10,7 @@ from workers.engine.core.composition import composition_of, describe
 from workers.engine.core.errors import InvalidParams, InvalidPrompt, RequestError
 from workers.engine.core.lora_request import AnyLoRA
 from workers.engine.core.sampling_params import SamplingParams
-from workers.engine.core.sequence import Sequence
+from workers.engine.core.sequence import SequenceState
 from workers.engine.sampling.bad_words import BadWords, tokenize_bad_words
 from workers.engine.sampling.sampler import derive_seed
 from workers.engine.sampling.token_rules import TokenRules
@@ -38,7 +37,7 @@ class InputProcessor:
         eos_token_ids: Iterable[int],
         grammars: GrammarCompiler,
     ) -> None:
-        """`max_loras` is 0 where LoRA is off."""
+        """`max_loras` is 0 if LoRA is off."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
@@ -56,7 +55,7 @@ class InputProcessor:
         *,
         arrival_time_s: float,
         cache_salt: str | None = None,
-    ) -> list[Sequence]:
+    ) -> list[SequenceState]:
         """Return a sequence for each completion, or raise the `RequestError` that says what is wrong."""
         self._check_adapters(request_id, lora)
         if cache_salt is not None and not isinstance(cache_salt, str):
@@ -68,7 +67,7 @@ class InputProcessor:
         bad_words, form = self._bad_words(params), params.structured_outputs
         seed = derive_seed(self._seed, request_id) if params.seed is None else params.seed
         return [
-            Sequence(
+            SequenceState(
                 request_id,
                 text,
                 token_ids,
@@ -161,7 +160,7 @@ class InputProcessor:
         return TokenRules(params, prompt_token_ids, end_token_ids=end_token_ids, bad_words=bad_words)
 
 
-def as_prompts(prompts: Prompt | ListLike[Prompt]) -> list[Prompt]:
+def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """Return the prompts of a call that may have been given one alone."""
     if isinstance(prompts, str):
         return [prompts]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence as ListLike
+from collections.abc import Sequence
 from typing import Any
 
 from workers.engine.core.errors import InvalidPrompt
@@ -25,9 +25,9 @@ class OfflineServing(ABC):
 
     def generate(
         self,
-        prompts: Prompt | ListLike[Prompt],
-        params: SamplingParams | ListLike[SamplingParams] | None = None,
-        lora_request: AnyLoRA | ListLike[AnyLoRA | None] | None = None,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        lora_request: AnyLoRA | Sequence[AnyLoRA | None] | None = None,
         *,
         use_tqdm: UseTqdm = True,
     ) -> list[RequestOutput]:
@@ -35,7 +35,7 @@ class OfflineServing(ABC):
 
         A prompt is text, token ids or chat messages; `params` and `lora_request` are one for all or one each.
         Several adapters upon one prompt are a `LoRAMix`; a list is always one entry per prompt.
-        A progress bar is shown where stderr is a terminal, unless `use_tqdm` is False; a callable makes
+        A progress bar is shown if stderr is a terminal, unless `use_tqdm` is False; a callable makes
         another bar. What interrupts this call ends its requests.
         """
         all_prompts = as_prompts(prompts)
@@ -51,9 +51,9 @@ class OfflineServing(ABC):
 
     def chat(
         self,
-        messages: Conversation | ListLike[Conversation],
-        params: SamplingParams | ListLike[SamplingParams] | None = None,
-        lora_request: AnyLoRA | ListLike[AnyLoRA | None] | None = None,
+        messages: Conversation | Sequence[Conversation],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        lora_request: AnyLoRA | Sequence[AnyLoRA | None] | None = None,
         *,
         use_tqdm: UseTqdm = True,
     ) -> list[RequestOutput]:

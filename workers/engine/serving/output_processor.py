@@ -16,7 +16,7 @@ from workers.engine.core.outputs import (
     RequestOutput,
     TopLogprobs,
 )
-from workers.engine.core.sequence import Sequence
+from workers.engine.core.sequence import SequenceState
 from workers.engine.text.tokenizer import Tokenizer
 
 
@@ -35,7 +35,7 @@ class OutputProcessor:
         self._tokenizer = tokenizer
         self._eos_token_ids = frozenset(eos_token_ids)
 
-    def ending(self, sequence: Sequence) -> Ending | None:
+    def ending(self, sequence: SequenceState) -> Ending | None:
         """Look at the token just appended; return why the sequence ends with it, None if it goes on."""
         token_id, params = sequence.token_ids[-1], sequence.params
         if token_id in self._eos_token_ids and not params.ignore_eos:
@@ -53,7 +53,7 @@ class OutputProcessor:
         return None
 
     def output(
-        self, sequence: Sequence, ending: Ending, now_s: float, error: EngineError | None = None
+        self, sequence: SequenceState, ending: Ending, now_s: float, error: EngineError | None = None
     ) -> RequestOutput:
         """Return the final output of a sequence, as that of its request if it is the only one."""
         completion = CompletionOutput(
@@ -77,7 +77,7 @@ class OutputProcessor:
             prompt_logprobs=self._prompt_logprobs(sequence),
         )
 
-    def partial(self, sequence: Sequence, ending: Ending | None, now_s: float) -> RequestOutput:
+    def partial(self, sequence: SequenceState, ending: Ending | None, now_s: float) -> RequestOutput:
         """Return what a sequence that streams tells with the token just appended."""
         stream, checker = sequence.stream, sequence.stop_checker
         assert stream is not None, "a request that does not stream was asked for its stream"
@@ -102,7 +102,7 @@ class OutputProcessor:
             metrics=sequence.metrics(now_s),
         )
 
-    def _prompt_logprobs(self, sequence: Sequence) -> list[PositionLogprobs | None] | None:
+    def _prompt_logprobs(self, sequence: SequenceState) -> list[PositionLogprobs | None] | None:
         known = self._logprobs(sequence.prompt_logprobs, sequence.params.prompt_logprobs)
         return None if known is None else [None, *known]
 
@@ -121,7 +121,7 @@ class OutputProcessor:
             for token_id, logprob, rank in zip(found.token_ids, found.logprobs, ranks, strict=False)
         }
 
-    def _text(self, sequence: Sequence, ending: Ending) -> str:
+    def _text(self, sequence: SequenceState, ending: Ending) -> str:
         params, token_ids = sequence.params, sequence.output_token_ids
         if ending.finish_reason == "stop":
             if isinstance(ending.stop_reason, str) and sequence.stop_checker is not None:
@@ -135,14 +135,14 @@ def _sum_of(found: list[TopLogprobs] | None) -> float | None:
     return None if found is None else sum(one.logprobs[0] for one in found)
 
 
-def why_failed(sequence: Sequence, *, is_barred: bool) -> EngineError:
+def why_failed(sequence: SequenceState, *, is_barred: bool) -> EngineError:
     """Return why no token could be chosen for a sequence; `is_barred`: its logits were sound."""
     if sequence.grammar is not None and sequence.grammar.error is not None:
         return sequence.grammar.error
     return no_token_allowed(sequence) if is_barred else non_finite_logits(sequence)
 
 
-def non_finite_logits(sequence: Sequence) -> NonFiniteLogits:
+def non_finite_logits(sequence: SequenceState) -> NonFiniteLogits:
     """Return why a sequence failed whose logits are not finite."""
     return NonFiniteLogits(
         f"logits of request {sequence.request_id!r} ({describe(sequence.composition)}) are NaN or infinite "
@@ -150,7 +150,7 @@ def non_finite_logits(sequence: Sequence) -> NonFiniteLogits:
     )
 
 
-def no_token_allowed(sequence: Sequence) -> NoTokenAllowed:
+def no_token_allowed(sequence: SequenceState) -> NoTokenAllowed:
     """Return why a sequence failed whose own limits left it no token."""
     return NoTokenAllowed(
         f"request {sequence.request_id!r} forbids every token at position {sequence.num_tokens}; "

@@ -75,7 +75,7 @@ class EngineProcess:
     def start(self, timeout_s: float, *, is_unwanted: Callable[[], bool] = lambda: False) -> EngineInfo:
         """Start the child and wait until the model is loaded; raises `EngineStartError` with the reason.
 
-        `is_unwanted` is asked meanwhile, and ends the start where it says so.
+        `is_unwanted` is asked meanwhile, and ends the start if it says so.
         """
         self._connection, theirs = Pipe(duplex=True)
         try:

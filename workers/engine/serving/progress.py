@@ -12,7 +12,7 @@ from tqdm import tqdm
 from workers.engine.core.outputs import RequestOutput
 
 UseTqdm = bool | Callable[..., Any]
-"""True: a bar where stderr is a terminal. False: none. A callable makes the bar, as `tqdm.tqdm` does."""
+"""True: a bar if stderr is a terminal. False: none. A callable makes the bar, as `tqdm.tqdm` does."""
 
 
 class ProgressBar:
@@ -48,4 +48,4 @@ class ProgressBar:
 def _bar(use_tqdm: UseTqdm, **options: Any) -> Any:
     if callable(use_tqdm):
         return use_tqdm(**options)
-    return tqdm(**options, disable=None) if use_tqdm else None  # None: off where stderr is no terminal
+    return tqdm(**options, disable=None) if use_tqdm else None  # None: off if stderr is no terminal

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as ListLike
+from collections.abc import Sequence
 from dataclasses import replace
 
 from workers.engine.core.adapter_stats import RevisionStats
 from workers.engine.core.outputs import RequestMetrics, RequestOutput
-from workers.engine.core.sequence import Sequence
+from workers.engine.core.sequence import SequenceState
 
 
 class RequestState:
@@ -15,13 +15,13 @@ class RequestState:
 
     __slots__ = ("_ended", "is_started", "request_id", "sequences")
 
-    def __init__(self, sequences: ListLike[Sequence]) -> None:
+    def __init__(self, sequences: Sequence[SequenceState]) -> None:
         self.request_id = sequences[0].request_id
         self.sequences = list(sequences)
         self.is_started = False
         self._ended: dict[int, RequestOutput] = {}
 
-    def end(self, sequence: Sequence, output: RequestOutput) -> RequestOutput | None:
+    def end(self, sequence: SequenceState, output: RequestOutput) -> RequestOutput | None:
         """Take the output of one sequence; return the request's with the last of them, None before."""
         self.sequences.remove(sequence)
         self._ended[sequence.index] = output
@@ -30,7 +30,7 @@ class RequestState:
         return _merged([self._ended[index] for index in sorted(self._ended)])
 
 
-def _merged(parts: ListLike[RequestOutput]) -> RequestOutput:
+def _merged(parts: Sequence[RequestOutput]) -> RequestOutput:
     """Return one output with all completions in order; the first error is the request's."""
     if len(parts) == 1:
         return parts[0]
@@ -42,7 +42,7 @@ def _merged(parts: ListLike[RequestOutput]) -> RequestOutput:
     )
 
 
-def _sum(parts: ListLike[RequestMetrics]) -> RequestMetrics:
+def _sum(parts: Sequence[RequestMetrics]) -> RequestMetrics:
     """Add up what the completions cost; the prompt they share counts once."""
     return replace(
         parts[0],
@@ -56,5 +56,5 @@ def _sum(parts: ListLike[RequestMetrics]) -> RequestMetrics:
     )
 
 
-def _earliest(times_s: ListLike[float | None]) -> float | None:
+def _earliest(times_s: Sequence[float | None]) -> float | None:
     return min((time_s for time_s in times_s if time_s is not None), default=None)

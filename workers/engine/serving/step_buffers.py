@@ -28,7 +28,7 @@ class PackedStep(NamedTuple):
         return half
 
     def to(self, buffer: Tensor) -> PackedStep:
-        """Copy to the start of a buffer elsewhere, without waiting where both sides allow it."""
+        """Copy to the start of a buffer elsewhere, without waiting if both sides allow it."""
         target = buffer[: self.buffer.numel()]
         target.copy_(self.buffer, non_blocking=True)
         return PackedStep(self.skeleton, target)

@@ -31,7 +31,7 @@ class Grammar:
         """Why the request cannot go on."""
 
     def is_ready(self) -> bool:
-        """Whether the grammar has been compiled; raises `InvalidParams` where it cannot be."""
+        """Whether the grammar has been compiled; raises `InvalidParams` if it cannot be."""
         if self._matcher is None and self._compiled.done():
             self._matcher = self._compiled.result().deep_copy()
         return self._matcher is not None
@@ -44,7 +44,7 @@ class Grammar:
     def fill(self, mask: NDArray[np.int32]) -> None:
         """Set the bits of the tokens that may come next; `mask` is [ceil(vocab_size / 32)].
 
-        Where the grammar fails, all are allowed and `error` is set.
+        If the grammar fails, all are allowed and `error` is set.
         """
         began_s = self._clock()
         if self.error is None:

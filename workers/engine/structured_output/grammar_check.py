@@ -39,7 +39,7 @@ class GrammarCheckSetup:
 
 
 class GrammarCheck:
-    """One child for many grammars, started anew where a grammar has killed it; used by one thread."""
+    """One child for many grammars, started anew if a grammar has killed it; used by one thread."""
 
     def __init__(self, setup: GrammarCheckSetup) -> None:
         self._setup = setup
@@ -48,7 +48,7 @@ class GrammarCheck:
     def problem(self, grammar: str) -> str | None:
         """Return what is wrong with a grammar in llguidance's notation, None if it can be served.
 
-        Raises `InvalidParams` where llguidance cannot use the checkpoint's tokenizer at all.
+        Raises `InvalidParams` if llguidance cannot use the checkpoint's tokenizer at all.
         """
         child = self._ready_child()
         answer = _ask(child, grammar)

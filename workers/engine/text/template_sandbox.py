@@ -24,7 +24,7 @@ _MAX_PRODUCT = 100_000
 
 
 def rendered(pieces: Callable[[], Iterable[str]], clock: Callable[[], float] = time.thread_time) -> str:
-    """Join what a template yields; raises `SecurityError` where that takes too long or becomes too much."""
+    """Join what a template yields; raises `SecurityError` if that takes too long or becomes too much."""
     began_s = clock()
 
     def watch(frame: FrameType, _event: str, _arg: object) -> Any:

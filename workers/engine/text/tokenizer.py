@@ -17,7 +17,7 @@ from workers.engine.text.detokenizer import IncrementalDetokenizer, StopChecker
 
 
 class Tokenizer:
-    """A tokenizer.json with, where the checkpoint has one, its chat template."""
+    """A tokenizer.json with, if the checkpoint has one, its chat template."""
 
     def __init__(self, backend: tokenizers.Tokenizer, chat_template: ChatTemplate | None) -> None:
         self._backend = backend

@@ -38,7 +38,7 @@ class Loop:
             "loop",
             self._step,
             on_broken=None if observer else self.broken.append,
-            outages=(Outage,),
+            is_outage=lambda error: isinstance(error, Outage),
             clock=lambda: self.now_s,
             pause=self.pauses.append,
         )

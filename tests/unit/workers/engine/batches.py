@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence as ListLike
+from collections.abc import Sequence
 
 from workers.engine import LoRAMix, LoRARequest, SamplingParams
 from workers.engine.core.composition import AcquiredSlot
 from workers.engine.core.errors import AdapterNotFound
-from workers.engine.core.sequence import Sequence
+from workers.engine.core.sequence import SequenceState
 from workers.engine.kv.kv_cache import BlockAllocator
 from workers.engine.scheduling.batching import Batcher, Schedule
 
@@ -23,7 +23,7 @@ class Slots:
         self.loaded = loaded
         self.uses: Counter[str] = Counter()
 
-    def acquire_all(self, requests: ListLike[LoRARequest]) -> tuple[AcquiredSlot, ...] | None:
+    def acquire_all(self, requests: Sequence[LoRARequest]) -> tuple[AcquiredSlot, ...] | None:
         names = [request.lora_name for request in requests]
         if "missing" in names:
             raise AdapterNotFound("no such adapter")
@@ -54,8 +54,8 @@ def sequence(
     adapters: str | None = None,
     *,
     token_ids: list[int] | None = None,
-) -> Sequence:
-    return Sequence(
+) -> SequenceState:
+    return SequenceState(
         request_id,
         None,
         [3] * num_prompt_tokens if token_ids is None else token_ids,

@@ -1,6 +1,6 @@
 """NF4 and FP4 by their published tables: the oracle of everything that reads or writes such weights.
 
-bitsandbytes' own functions cannot be it: on AVX512 version 0.50.2 dequantises wrongly where the width is no
+bitsandbytes' own functions cannot be it: on AVX512 version 0.50.2 dequantises wrongly if the width is no
 multiple of 64. They are compared with this elsewhere. Sources: NF4's values, QLoRA (Dettmers et al., 2023),
 appendix E; FP4's values, blocks and double quantisation, the documentation of bitsandbytes.
 """

@@ -26,7 +26,7 @@ class PackedKey(NamedTuple):
 
     layer: int
     module: str  # its name within the layer, such as "qkv"
-    expert: int | None = None  # whose, where each expert has a module of that name
+    expert: int | None = None  # whose, if each expert has a module of that name
 
 
 PackedLayout = Mapping[PackedKey, tuple[str, ...]]  # the paths of the modules that are packed, in order
@@ -37,7 +37,7 @@ HEAD = "lm_head"
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The base's embedding and head, [size, hidden_size] both, and one tensor where they are tied."""
+    """The base's embedding and head, [size, hidden_size] both, and one tensor if they are tied."""
 
     size: int
     hidden_size: int

@@ -23,7 +23,7 @@ def _after_kv(layout: PackedLayout) -> set[str]:
     harmless = {HEAD}
     for key, paths in layout.items():
         if key.layer == last_layer:
-            # Where queries, keys and values are one module in the file, all of it changes keys and values.
+            # If queries, keys and values are one module in the file, all of it changes keys and values.
             num_harmless = len(paths) if key.module != _QKV else 1 if len(paths) > 1 else 0
             harmless.update(paths[:num_harmless])
     return harmless

@@ -29,7 +29,7 @@ def check_limits(
     target_modules: Sequence[str] | None,
     max_bytes: int | None,
 ) -> None:
-    """Raise ConfigError for modules that the base lacks, and where the largest allowed adapter cannot fit."""
+    """Raise ConfigError for modules that the base lacks, and if the largest allowed adapter cannot fit."""
     if target_modules is not None:
         check_names(target_modules, base.adaptable)
     needed = largest_adapter_bytes(base, rank=rank, dtype=dtype, target_modules=target_modules)

@@ -1,4 +1,4 @@
-"""Which modules may carry LoRA at all, where the engine's owner says so."""
+"""Which modules may carry LoRA at all, if the engine's owner says so."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class AdapterResolver(Protocol):
     def find(self, name: str) -> Path | None:
         """Return the folder of an adapter; None if the place knows no such name.
 
-        Raises an AdapterError where it knows the name but cannot give the files.
+        Raises an AdapterError if it knows the name but cannot give the files.
         """
         ...
 
@@ -76,7 +76,7 @@ class ResolverChain:
     def resolve(self, name: str) -> LoRARequest:
         """Return a request for the first good adapter of that name.
 
-        Raises `AdapterNotFound` where no place knows the name, and the error of the first bad adapter where
+        Raises `AdapterNotFound` if no place knows the name, and the error of the first bad adapter if
         all that were found are bad.
         """
         with self._lock:

@@ -85,7 +85,7 @@ class Loader:
         self._dispatch()
 
     def poll(self) -> LoadResult | None:
-        """Return a finished load, if there is one; costs next to nothing where none is under way."""
+        """Return a finished load, if there is one; costs next to nothing if none is under way."""
         if self._results:
             return self._results.popleft()
         return self._next() if self._sent else None

@@ -40,6 +40,6 @@ def serve(channel: Channel) -> None:
 
 
 def _be_first_to_go() -> None:
-    """Where an adapter eats all memory, let the kernel end this process and not the engine."""
+    """If an adapter eats all memory, let the kernel end this process and not the engine."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")

@@ -1,4 +1,4 @@
-"""From a request to a place on the host: starts loads where there is room, and places what they bring."""
+"""From a request to a place on the host: starts loads if there is room, and places what they bring."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Loads:
         self._loader = loader
         self._max_queued = max_queued
         self._clock = clock
-        self._loading: dict[str, LoRARequest] = {}  # by revision, or by path where none was asked for
+        self._loading: dict[str, LoRARequest] = {}  # by revision, or by path if none was asked for
         self._failures: OrderedDict[tuple[str, str | None], _Failure] = OrderedDict()
         self.arrivals: deque[Arrival] = deque()
 
@@ -166,5 +166,5 @@ class Loads:
 
 
 def load_key(request: LoRARequest) -> str:
-    """Return what loads of a request are one for: its revision, or its path where it asks for none."""
+    """Return what loads of a request are one for: its revision, or its path if it asks for none."""
     return request.revision or request.lora_path

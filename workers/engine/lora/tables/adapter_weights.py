@@ -63,7 +63,7 @@ class AdapterWeights:
     modules: PackedAdapter
     unmixable: str | None = None  # why it is served alone only, never in a LoRAMix
     changes_kv: bool = True
-    """Whether it can change keys or values; where not, its requests share cached prefixes with the base."""
+    """Whether it can change keys or values; if not, its requests share cached prefixes with the base."""
     vocabulary: VocabularyWeights = VocabularyWeights()
     has_dora: bool = False
 

@@ -28,7 +28,7 @@ class DoraTerms:
         self,
         linear: Callable[[int, str, int | None], AnyLinear],  # by layer, packed module and expert
         embedding: Tensor,  # [vocab_size, hidden_size]
-        head: Tensor,  # [vocab_size, hidden_size], the same tensor where they are tied
+        head: Tensor,  # [vocab_size, hidden_size], the same tensor if they are tied
     ) -> None:
         self._linear = linear
         self._embedding = embedding

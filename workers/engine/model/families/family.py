@@ -16,7 +16,7 @@ LayerTypeOf = Callable[[RawConfig, int], LayerType]
 class DenseMLPNames:
     """down(activation(gate) * up); the names are those below `mlp` in the file."""
 
-    gate_up: tuple[str, ...] = ("gate_proj", "up_proj")  # one name where the file holds them fused
+    gate_up: tuple[str, ...] = ("gate_proj", "up_proj")  # one name if the file holds them fused
 
 
 def every_layer(_config: RawConfig, _layer: int) -> bool:
@@ -46,7 +46,7 @@ class SparseMLPNames:
 
 @dataclass(frozen=True, slots=True)
 class LayerNorms:
-    """Names of a layer's norms; a post norm, where there is one, norms what a block adds to the residual."""
+    """Names of a layer's norms; a post norm, if there is one, norms what a block adds to the residual."""
 
     pre_attention: str = "input_layernorm"
     post_attention: str | None = None
@@ -73,12 +73,12 @@ class Family:
     rope_types: frozenset[str] = frozenset({"default", "linear", "dynamic", "yarn", "llama3"})
     rope_aliases: Mapping[str, str] = field(default_factory=dict)  # older names of rope types
     local_rope_key: str | None = None  # the key with the rope_theta of layers that have a window
-    layer_type: LayerTypeOf = all_full  # where config.json has no layer_types
-    qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")  # one name where the file holds them fused
+    layer_type: LayerTypeOf = all_full  # if config.json has no layer_types
+    qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")  # one name if the file holds them fused
     has_qkv_bias: bool = False
     has_qk_norm: bool = False  # queries and keys are normed per head, before they are rotated
     mlp: DenseMLPNames = DenseMLPNames()
-    sparse_mlp: SparseMLPNames | None = None  # where layers have experts; `mlp` is then that of the others
+    sparse_mlp: SparseMLPNames | None = None  # if layers have experts; `mlp` is then that of the others
     activation_key: str = "hidden_act"
     activation: Activation = "silu"
     norms: LayerNorms = LayerNorms()

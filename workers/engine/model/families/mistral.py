@@ -1,4 +1,4 @@
-"""Mistral: Llama with a sliding window over every layer, where config.json gives one."""
+"""Mistral: Llama with a sliding window over every layer, if config.json gives one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Grouped-query attention over the paged cache where no kernel reads it in place: blocks are gathered."""
+"""Grouped-query attention over the paged cache if no kernel reads it in place: blocks are gathered."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def quantization_of(raw: Mapping[str, Any], path: Path) -> QuantizedCheckpoint |
         return _ADAPTER.validate_python(given)
     except ValidationError as error:
         problem = error.errors()[0]
-        # The first part of the place is the method, where that is known.
+        # The first part of the place is the method, if that is known.
         key = ".".join(["quantization_config", *(str(part) for part in problem["loc"][1:])])
         reason = problem["msg"].removeprefix("Value error, ")
         raise CheckpointError(

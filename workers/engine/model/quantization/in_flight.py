@@ -73,7 +73,7 @@ _QUANTIZERS: Mapping[str, Quantize] = {"int8": quantize_int8, "bitsandbytes": qu
 
 
 def in_flight(wanted: str | None, checkpoint: QuantizedCheckpoint | None) -> Quantize | None:
-    """Return what plain weights go through, None for nothing; ConfigError where the checkpoint is another's.
+    """Return what plain weights go through, None for nothing; ConfigError if the checkpoint is another's.
 
     `wanted` is `EngineConfig.quantization`.
     """

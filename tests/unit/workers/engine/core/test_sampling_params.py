@@ -29,7 +29,7 @@ from workers.engine.core.errors import InvalidParams
         ({"stop": ["fine", 7]}, "stop string 7 is not served"),
         ({"stop": ["x"] * 17}, "17 stop strings; give at most 16"),
         ({"n": 0}, "n is 0; give an integer between 1 and 128"),
-        ({"n": 2, "temperature": 0.0}, "n is 2 with temperature 0, where all would be equal; give n=1"),
+        ({"n": 2, "temperature": 0.0}, "n is 2 with temperature 0, so that all would be equal; give n=1"),
         ({"min_p": 1.5}, "min_p is 1.5; give a number between 0.0 and 1.0"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; give a number between 0.01 and 100.0"),
         ({"presence_penalty": 2.1}, "presence_penalty is 2.1; give a number between -2.0 and 2.0"),

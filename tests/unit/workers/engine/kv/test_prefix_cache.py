@@ -9,7 +9,7 @@ import pytest
 from workers.engine import LoRAMix, LoRARequest, SamplingParams
 from workers.engine.core.composition import AcquiredSlot
 from workers.engine.core.lora_request import AnyLoRA
-from workers.engine.core.sequence import Sequence
+from workers.engine.core.sequence import SequenceState
 from workers.engine.kv.kv_cache import BlockAllocator
 from workers.engine.kv.prefix_cache import PrefixCache
 
@@ -30,7 +30,7 @@ class Cache:
         self.allocator = BlockAllocator(num_blocks + 1)
         self.prefixes = PrefixCache(self.allocator, Effects(), base="base", dtype="float32", block_size=SIZE)
 
-    def admit(self, sequence: Sequence) -> int:
+    def admit(self, sequence: SequenceState) -> int:
         """Start a sequence; returns how many of its tokens it found computed."""
         sequence.take_slots([AcquiredSlot(member.lora.lora_path, 0) for member in sequence.composition])
         self.prefixes.adopt(sequence, self.prefixes.find(sequence))
@@ -38,24 +38,24 @@ class Cache:
         sequence.block_table.extend(self.allocator.allocate(num_blocks))
         return sequence.num_computed_tokens
 
-    def compute(self, sequence: Sequence) -> None:
+    def compute(self, sequence: SequenceState) -> None:
         """Run a sequence's step and find its logits finite."""
         sequence.num_computed_tokens = sequence.num_tokens
         self.prefixes.publish(sequence)
 
-    def serve(self, sequence: Sequence) -> int:
+    def serve(self, sequence: SequenceState) -> int:
         """Admit, compute and end a sequence; returns how many of its tokens it found computed."""
         num_found = self.admit(sequence)
         self.compute(sequence)
         self.end(sequence)
         return num_found
 
-    def end(self, sequence: Sequence) -> None:
+    def end(self, sequence: SequenceState) -> None:
         self.allocator.release(sequence.block_table)
 
 
-def sequence(num_tokens: int, lora: AnyLoRA | None = None, *, salt: str | None = None) -> Sequence:
-    return Sequence(
+def sequence(num_tokens: int, lora: AnyLoRA | None = None, *, salt: str | None = None) -> SequenceState:
+    return SequenceState(
         "request",
         None,
         list(range(num_tokens)),
@@ -209,7 +209,7 @@ def test_blocks_underway_are_worth_awaiting_until_they_are_published_or_given_up
     short, unlike, salted = sequence(64), sequence(90), sequence(90, salt="salt")
     unlike.token_ids[60] = 999
 
-    def awaited(newcomer: Sequence) -> bool:
+    def awaited(newcomer: SequenceState) -> bool:
         return cache.prefixes.is_worth_awaiting(newcomer, cache.prefixes.find(newcomer))
 
     # Of 64 tokens three blocks at most would be found, and so of those that part ways in the fourth.

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 from kernels.cpu.library import LEVELS, available_levels, use_level
 from kernels.registry import build
 from workers.engine import SamplingParams
-from workers.engine.core.sequence import Sequence
+from workers.engine.core.sequence import SequenceState
 from workers.engine.kv.kv_cache import KVCache
 from workers.engine.model.config import ModelConfig, load_model_config
 from workers.engine.model.decoder import Decoder
@@ -54,7 +54,7 @@ def teacher_forced_logits(
     )
     cache = _cache(config, dtype)
     params = SamplingParams(temperature=0.0)
-    sequence = Sequence(
+    sequence = SequenceState(
         "one", None, [], params, None, seed=0, max_total_tokens=99, stop_checker=None, arrival_time_s=0.0
     )
     sequence.block_table = [5, 2, 7, 1, 3]

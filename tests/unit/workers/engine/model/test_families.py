@@ -22,7 +22,7 @@ from tests.unit.workers.engine.conftest import PAD_ID
 from tests.unit.workers.engine.model.family_cases import CASES, VOCAB_SIZE, make_model
 from tests.unit.workers.engine.peft_bases import save_base, train
 from workers.engine import EngineConfig, LLMEngine, LoRARequest, SamplingParams
-from workers.engine.core.sequence import Sequence
+from workers.engine.core.sequence import SequenceState
 from workers.engine.kv.kv_cache import KVCache
 from workers.engine.lora import describe_base
 from workers.engine.model.config import load_model_config
@@ -105,7 +105,7 @@ def teacher_forced_logits(folder: Path, dtype: torch.dtype) -> Tensor:  # [num_c
         device=torch.device("cpu"),
     )
     params = SamplingParams(temperature=0.0)
-    sequence = Sequence(
+    sequence = SequenceState(
         "one", None, [], params, None, seed=0, max_total_tokens=99, stop_checker=None, arrival_time_s=0.0
     )
     sequence.block_table = [5, 2, 7, 1, 3]

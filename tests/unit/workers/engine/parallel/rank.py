@@ -13,7 +13,7 @@ from kernels.lora.segments import SlotScale
 from kernels.lora.tables import LoRAModule, LoRATable, PackedShape
 from kernels.registry import build
 from workers.engine import SamplingParams
-from workers.engine.core.sequence import Sequence
+from workers.engine.core.sequence import SequenceState
 from workers.engine.core.step_input import ForwardInput, SamplingInput, StepHalf
 from workers.engine.kv.kv_cache import KVCache
 from workers.engine.lora import describe_base
@@ -77,10 +77,19 @@ def describe_steps(config, windows) -> list[tuple[ForwardInput, SamplingInput]]:
         windows=windows,
     )
     sequences = [
-        Sequence(str(at), None, prompt, SamplingParams(temperature=0.0), None, seed=0, max_total_tokens=20,
-                 stop_checker=None, arrival_time_s=0.0)
+        SequenceState(
+            str(at),
+            None,
+            prompt,
+            SamplingParams(temperature=0.0),
+            None,
+            seed=0,
+            max_total_tokens=20,
+            stop_checker=None,
+            arrival_time_s=0.0,
+        )
         for at, prompt in enumerate(PROMPTS)
-    ]  # fmt: skip
+    ]
     for at, (sequence, scales) in enumerate(zip(sequences, SCALES, strict=True)):
         sequence.block_table = [at + 1]
         sequence.slots = scales

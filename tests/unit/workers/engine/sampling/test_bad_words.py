@@ -1,4 +1,4 @@
-"""A bad word is barred at its last token, and only where the tokens before it have just been generated."""
+"""A bad word is barred at its last token, and only if the tokens before it have just been generated."""
 
 from __future__ import annotations
 

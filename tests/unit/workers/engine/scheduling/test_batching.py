@@ -6,7 +6,7 @@ from collections import Counter
 
 from kernels.lora.segments import SlotScale
 from tests.unit.workers.engine.batches import BLOCK_SIZE, Slots, batcher, rows, run, sequence
-from workers.engine.scheduling.batching import MAX_SLOT_WAIT_STEPS
+from workers.engine.scheduling.admission import MAX_SLOT_WAIT_STEPS
 
 
 def test_running_sequences_go_first_and_prompts_share_what_is_left_of_the_budget() -> None:

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from tests.unit.workers.engine.batches import BLOCK_SIZE, Slots
 from tests.unit.workers.engine.batches import sequence as new_sequence
-from workers.engine.core.sequence import Sequence, Span
+from workers.engine.core.sequence import SequenceState, Span
 from workers.engine.kv.kv_cache import BlockAllocator
 from workers.engine.kv.prefix_cache import PrefixCache
-from workers.engine.scheduling.batching import MAX_SLOT_WAIT_STEPS, Batcher, Schedule
+from workers.engine.scheduling.admission import MAX_SLOT_WAIT_STEPS
+from workers.engine.scheduling.batching import Batcher, Schedule
 
 MAX_NUM_SEQS = 4
 MAX_LEN = 128
@@ -67,8 +68,8 @@ class Load:
         self.budget = budget
         self.look_ahead = look_ahead
         self.in_flight: list[Span] | None = None  # a step's rows
-        self.goals: dict[Sequence, int] = {}
-        self.aborts: dict[Sequence, int] = {}
+        self.goals: dict[SequenceState, int] = {}
+        self.aborts: dict[SequenceState, int] = {}
 
     def add(self, request_id: str, request: Request, step: int) -> None:
         tokens = [request.stem] * request.num_prompt_tokens

@@ -8,7 +8,7 @@ import torch
 
 from kernels.lora.segments import Run, SlotScale
 from workers.engine import SamplingParams
-from workers.engine.core.sequence import Sequence
+from workers.engine.core.sequence import SequenceState
 from workers.engine.core.step_input import ForwardInput, SamplingInput
 from workers.engine.scheduling.batching import Schedule, ScheduledRows
 from workers.engine.scheduling.step_builder import MIN_ROWS, StepBuilder
@@ -18,8 +18,8 @@ NUM_KV_HEADS = 2
 
 def sequence(
     name: str, num_tokens: int, computed: int, blocks: list[int], slot: int | None = None
-) -> Sequence:
-    made = Sequence(
+) -> SequenceState:
+    made = SequenceState(
         name,
         None,
         list(range(100, 100 + num_tokens)),
@@ -40,10 +40,10 @@ class Built(NamedTuple):
 
     step: ForwardInput
     sampling: SamplingInput
-    sampled: list[Sequence]
+    sampled: list[SequenceState]
 
 
-def build(*rows: tuple[Sequence, int]) -> Built:
+def build(*rows: tuple[SequenceState, int]) -> Built:
     builder = StepBuilder(block_size=16, num_kv_heads=NUM_KV_HEADS, vocab_size=300, dtype=torch.float32)
     built = builder.build(Schedule([ScheduledRows(*row) for row in rows], [], []))
     sampling = builder.build_sampling(built.spans)

@@ -1,4 +1,4 @@
-"""Grammars are compiled once, and refused where they cannot be."""
+"""Grammars are compiled once, and refused if they cannot be."""
 
 from __future__ import annotations
 

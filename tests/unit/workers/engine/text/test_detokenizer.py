@@ -104,7 +104,7 @@ def _byte_level() -> Tokenizer:
 
 
 def _sentencepiece_like() -> Tokenizer:
-    """Spaces as a mark, single bytes where a character has no token, the first space left out."""
+    """Spaces as a mark, single bytes if a character has no token, the first space left out."""
     words = ["\u2581", "\u2581a", "\u2581\u2581", "b", ".", "é"]
     words += [f"<0x{byte:02X}>" for byte in range(256)]
     vocab = {word: number for number, word in enumerate(words)}
