@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install check-install check test test-unit test-stack test-levels coverage demo bench up format clean
+.PHONY: help install check-install check test test-unit test-stack test-workers test-levels coverage demo bench up format clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,14 +27,17 @@ check: install ## Lint, types (of the tests too) and the arrows between rooms
 	$(BIN)/lint-imports
 
 test: install ## Run every test on embedded Redis and Postgres
-	$(MAKE) --no-print-directory -j2 --output-sync=target test-unit test-stack
+	$(MAKE) --no-print-directory -j3 --output-sync=target test-unit test-stack test-workers
 
-# The first computes, the second mostly waits: side by side they take little longer than one of them.
+# The first computes, the others mostly wait: side by side they take little longer than the first.
 test-unit: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit
 
 test-stack: install
-	$(BIN)/python -m pytest tests/integration tests/acceptance
+	$(BIN)/python -m pytest tests/integration tests/acceptance --ignore=tests/integration/workers
+
+test-workers: install
+	$(BIN)/python -m pytest tests/integration/workers
 
 test-levels: install ## Run the numeric tests with better instructions of the processor held back
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.levels
