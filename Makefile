@@ -31,12 +31,13 @@ test: install ## Run every test on embedded Redis and Postgres
 
 # The first computes, the second mostly waits: side by side they take little longer than one of them.
 test-unit: install
+	$(BIN)/python -m tests.emulated.library
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit
 
 test-stack: install
 	$(BIN)/python -m pytest tests/integration tests/acceptance
 
-test-levels: install ## Run the numeric tests with better instructions of the processor held back
+test-levels: install ## Run the numeric tests with the processor's instructions held back or emulated
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.levels
 
 coverage: install ## Run the unit tests and show which lines they leave out

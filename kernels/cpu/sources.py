@@ -24,7 +24,6 @@ KERNELS = ("lora_add", "paged_attention", "add_rms_norm", "swiglu", "geglu", "lo
 BINDINGS = "bindings"
 
 
-
 class Recipe(NamedTuple):
     """What one library is made of besides the sources here, and where it lies."""
 
