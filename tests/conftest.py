@@ -9,7 +9,7 @@ import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,10 +31,12 @@ settings.load_profile("lorayard")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Emulate a level of the CPU's kernels in this whole run, if asked to by the environment."""
-    if os.environ.get("LORAYARD_TESTS_EMULATE"):
+    if wanted := os.environ.get("LORAYARD_TESTS_EMULATE"):
         from tests.emulated.library import whole_run
 
-        config.add_cleanup(whole_run())
+        stack = ExitStack()
+        stack.enter_context(whole_run(wanted))
+        config.add_cleanup(stack.close)
 
 
 @pytest.fixture(scope="session")

@@ -39,9 +39,9 @@ OURS = Recipe(FOLDER, "lorayard", LEVEL_FLAGS)
 
 
 def library_path(torch_version: str, recipe: Recipe = OURS) -> Path:
-    """Return a library's place; its name changes with the sources and with torch, whose C++ ABI it uses."""
-    digest = hashlib.sha256()
-    sources = sorted([*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h"), Path(__file__)])
+    """Return a library's place; its name changes with its sources and flags, and with torch, whose C++ ABI it uses."""
+    digest = hashlib.sha256(repr((recipe.level_flags, recipe.bindings_flags)).encode())
+    sources = sorted([*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h")])
     for source in (*sources, *recipe.other_sources):
         digest.update(source.read_bytes())
     return recipe.folder / f"{recipe.name}_cpu-{torch_version}-{digest.hexdigest()[:12]}.so"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from kernels import registry
+from kernels.cpu import library
 from kernels.cpu.sources import LEVEL_FLAGS
 from tests.emulated.intrinsics import Intrinsics
-from tests.emulated.library import FLAGS
+from tests.emulated.library import FLAGS, VARIABLE
 from tests.guarded import GuardedMemory
 from tests.levels import Processor
 
@@ -27,6 +30,11 @@ def intrinsics(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     """Our header, and what it stands for where this processor has that."""
     _needs, flags = AVX512[request.param]
     return Intrinsics.compiled(tmp_path_factory.mktemp(request.param), flags)
+
+
+@pytest.mark.numeric
+def test_a_run_that_is_told_to_emulate_resolves_kernels_at_that_level() -> None:
+    assert registry.default_level("cpu") == os.environ.get(VARIABLE, library.best_level())
 
 
 def lanes(seed: int, low: float = -100, high: float = 100) -> np.ndarray:
