@@ -39,7 +39,7 @@ OURS = Recipe(FOLDER, "lorayard", LEVEL_FLAGS)
 
 
 def library_path(torch_version: str, recipe: Recipe = OURS) -> Path:
-    """Return a library's place; its name changes with its sources and flags, and with torch, whose C++ ABI it uses."""
+    """Return a library's place; its name changes with sources, flags and torch, whose C++ ABI it uses."""
     digest = hashlib.sha256(repr((recipe.level_flags, recipe.bindings_flags)).encode())
     sources = sorted([*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h")])
     for source in (*sources, *recipe.other_sources):
