@@ -13,7 +13,7 @@ from kernels.cpu import library
 from kernels.cpu.library import LEVELS, Level
 from kernels.lora.tables import PackedLoRA
 from tests.emulated.library import at_level
-from tests.guarded import guarded
+from tests.guarded_memory import GuardedMemory
 from tests.unit.kernels.random_adapters import make_case
 from tests.unit.kernels.random_codes import random_weight
 
@@ -33,6 +33,12 @@ def random(request: pytest.FixtureRequest) -> Callable[..., Tensor]:
     """Random tensors of one dtype."""
     generator = torch.Generator().manual_seed(1)
     return lambda *shape: torch.randn(*shape, generator=generator).to(request.param)
+
+
+def guarded(values: Tensor) -> Tensor:
+    """Return a copy in memory of its own, which lives as long as the tensor does."""
+    flat = torch.frombuffer(GuardedMemory(values.nbytes).buffer, dtype=values.dtype)
+    return flat.view(values.shape).copy_(values)
 
 
 def assert_same_behind_guards(operator: Callable[..., Any], arguments: Sequence[Any]) -> None:
