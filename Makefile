@@ -31,6 +31,7 @@ test: install ## Run every test on embedded Redis and Postgres
 
 # The first computes, the others mostly wait: side by side they take little longer than the first.
 test-unit: install
+	$(BIN)/python -m tests.emulated.library
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit
 
 test-stack: install
@@ -39,7 +40,7 @@ test-stack: install
 test-workers: install
 	$(BIN)/python -m pytest tests/integration/workers
 
-test-levels: install ## Run the numeric tests with better instructions of the processor held back
+test-levels: install ## Run the numeric tests with the processor's instructions held back or emulated
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.levels
 
 coverage: install ## Run the unit tests and show which lines they leave out

@@ -6,9 +6,10 @@ Imports are inside the fixtures, so that a unit test neither pays for the server
 from __future__ import annotations
 
 import itertools
+import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,16 @@ _NUMBERS = itertools.count(1)
 # How fast the machine is decides nothing: a test that hangs is ended by pytest's own limit.
 settings.register_profile("lorayard", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("lorayard")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Emulate a level of the CPU's kernels in this whole run, if asked to by the environment."""
+    if wanted := os.environ.get("LORAYARD_TESTS_EMULATE"):
+        from tests.emulated.library import whole_run
+
+        stack = ExitStack()
+        stack.enter_context(whole_run(wanted))
+        config.add_cleanup(stack.close)
 
 
 @pytest.fixture(scope="session")

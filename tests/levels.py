@@ -1,7 +1,7 @@
-"""Runs the numeric tests with the processor's better instructions held back, one setting after another.
+"""Runs the numeric tests with the processor's instructions held back or emulated, one setting after another.
 
 `make test-levels` is `python -m tests.levels`; what is given behind it goes to pytest. A setting that this
-processor cannot show is skipped with what it lacks.
+processor cannot show is skipped with the reason.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 class Setting(NamedTuple):
-    """An environment variable that holds instructions back, and what a processor needs to show it."""
+    """An environment variable that holds instructions back or emulates them, and what it needs."""
 
     variable: str
     value: str
     needs: str | None = None  # an instruction set; for our own levels the next better one
     vendor: str | None = None
+    emulates: str | None = None  # an instruction set
 
     def __str__(self) -> str:
         return f"{self.variable}={self.value}"
@@ -39,6 +40,7 @@ SETTINGS = (
     Setting("ATEN_CPU_CAPABILITY", "avx2", "avx2"),
     Setting("LORAYARD_CPU_LEVEL", "avx2", "avx512_bf16"),
     Setting("LORAYARD_CPU_LEVEL", "torch"),
+    Setting("LORAYARD_TESTS_EMULATE", "avx512_bf16", "avx2", emulates="avx512_bf16"),
 )
 VARIABLES = tuple(dict.fromkeys(setting.variable for setting in SETTINGS))
 
@@ -62,12 +64,14 @@ class Processor:
         found = tuple(one for one in INSTRUCTION_SETS if one in flags)
         return cls(facts.get("vendor_id", "?"), f"{name}, family {family} model {model}", found)
 
-    def lacks(self, setting: Setting) -> str | None:
-        """Say what this processor lacks to show a setting; None if nothing."""
+    def refuses(self, setting: Setting) -> str | None:
+        """Say why this processor cannot show a setting; None if it can."""
         if setting.vendor not in (None, self.vendor):
             return f"{setting.variable} does nothing on {self.vendor}, only on {setting.vendor}"
         if setting.needs not in (None, *self.instruction_sets):
             return f"this processor has no {setting.needs}"
+        if setting.emulates in self.instruction_sets:
+            return f"this processor has {setting.emulates} itself"
         return None
 
     def __str__(self) -> str:
@@ -80,9 +84,9 @@ def main(arguments: list[str]) -> int:
     outcomes: dict[Setting, str] = {}
     has_failed = False
     for setting in SETTINGS:
-        lack = processor.lacks(setting)
-        if lack is not None:
-            outcomes[setting] = f"skipped: {lack}"
+        reason = processor.refuses(setting)
+        if reason is not None:
+            outcomes[setting] = f"skipped: {reason}"
             continue
         print(f"\n{setting}", flush=True)
         has_passed, outcomes[setting] = _run(setting, arguments)

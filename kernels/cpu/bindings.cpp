@@ -18,13 +18,28 @@ using namespace lorayard;
 // Every operator is there once per level, as an overload of that name: who resolves one has chosen its instructions.
 enum class Level { avx2, avx512 };
 
-#define CALL(kernel, ...) \
-  (kLevel == Level::avx512 ? lorayard::avx512::kernel(__VA_ARGS__) : lorayard::avx2::kernel(__VA_ARGS__))
+#define CALL(kernel, ...)                     \
+  if constexpr (kLevel == Level::avx512) {    \
+    lorayard::avx512::kernel(__VA_ARGS__);    \
+  } else {                                    \
+    lorayard::avx2::kernel(__VA_ARGS__);      \
+  }
+
+// Tests compile a library whose avx512 kernels need AVX2 alone. It has no others, and stands beside ours.
+#ifdef LORAYARD_EMULATED_AVX512
+#define LORAYARD_LIBRARY lorayard_emulated
+constexpr bool kIsEmulated = true;
+#else
+#define LORAYARD_LIBRARY lorayard
+constexpr bool kIsEmulated = false;
+#endif
+#define IN_LIBRARY(define, ...) define(__VA_ARGS__)  // expands LORAYARD_LIBRARY, which torch's macros do not
 
 // The best level of this processor: "avx512_bf16", "avx2" or "none".
 std::string best_level() {
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return "none";
+  if (kIsEmulated) return "avx512_bf16";
   bool all = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512bf16");
@@ -245,7 +260,7 @@ void quantized_linear(Tensor& out, int64_t first_column, const Tensor& x, const 
 
 }  // namespace
 
-TORCH_LIBRARY(lorayard, m) {
+IN_LIBRARY(TORCH_LIBRARY, LORAYARD_LIBRARY, m) {
   m.def("best_level() -> str", &best_level);
   for (const std::string level : {"avx2", "avx512_bf16"}) {
     auto define = [&](const std::string& name, const std::string& rest) { m.def((name + "." + level + rest).c_str()); };
@@ -276,7 +291,7 @@ void implement(torch::Library& m, const std::string& level) {
   m.impl(name("quantized_linear").c_str(), &quantized_linear<kLevel>);
 }
 
-TORCH_LIBRARY_IMPL(lorayard, CPU, m) {
-  implement<Level::avx2>(m, "avx2");
+IN_LIBRARY(TORCH_LIBRARY_IMPL, LORAYARD_LIBRARY, CPU, m) {
+  if constexpr (!kIsEmulated) implement<Level::avx2>(m, "avx2");
   implement<Level::avx512>(m, "avx512_bf16");
 }

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from kernels.cpu.sources import BINDINGS, FOLDER, KERNELS, LEVEL_FLAGS, library_path
+from kernels.cpu.sources import BINDINGS, FOLDER, KERNELS, OURS, Recipe, library_path
 
 COMMON_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-w")
 MAX_JOBS = 4
@@ -29,19 +29,25 @@ class Compilation(NamedTuple):
 
 def build() -> Path | None:
     """Return the library's path, compiled if need be; None, printing the reason, if it cannot be."""
-    if problem := _obstacle():
+    if problem := obstacle():
         print(f"CPU kernels not built: {problem}. The engine will run on plain torch.")  # noqa: T201
         return None
+    return compiled(OURS)
+
+
+def compiled(recipe: Recipe) -> Path:
+    """Return a library's path, compiled if need be; RuntimeError with what g++ says if it fails."""
     import torch  # the first thing this step needs it for
 
-    library = library_path(torch.__version__)
+    library = library_path(torch.__version__, recipe)
     if not library.exists():
-        _compile(library, Path(torch.__file__).parent)
-        _remove_others(library)
+        _compile(library, recipe, Path(torch.__file__).parent)
+        _remove_others(library, recipe)
     return library
 
 
-def _obstacle() -> str | None:
+def obstacle() -> str | None:
+    """Say what keeps kernels from being compiled here; None if nothing does."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return f"there is none for {platform.machine()}, only for x86-64"
     if importlib.util.find_spec("torch") is None:
@@ -51,9 +57,9 @@ def _obstacle() -> str | None:
     return None
 
 
-def _compile(library: Path, torch_folder: Path) -> None:
+def _compile(library: Path, recipe: Recipe, torch_folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as scratch:
-        units = list(_units(Path(scratch), torch_folder))
+        units = list(_units(recipe, Path(scratch), torch_folder))
         with ThreadPoolExecutor(MAX_JOBS) as pool:
             list(pool.map(_compile_unit, units))
         linked = Path(scratch) / library.name
@@ -62,11 +68,11 @@ def _compile(library: Path, torch_folder: Path) -> None:
         linked.replace(library)  # at once, so that nobody loads half a library
 
 
-def _units(scratch: Path, torch_folder: Path) -> Iterator[Compilation]:
-    includes = (f"-isystem{torch_folder / 'include'}", "-fopenmp")
+def _units(recipe: Recipe, scratch: Path, torch_folder: Path) -> Iterator[Compilation]:
+    includes = (f"-isystem{torch_folder / 'include'}", "-fopenmp", *recipe.bindings_flags)
     yield Compilation(FOLDER / f"{BINDINGS}.cpp", scratch / f"{BINDINGS}.o", includes)
     for kernel in KERNELS:
-        for level, flags in LEVEL_FLAGS.items():
+        for level, flags in recipe.level_flags.items():
             named = (f"-DLORAYARD_LEVEL={level}", *flags)
             yield Compilation(FOLDER / f"{kernel}.cpp", scratch / f"{kernel}-{level}.o", named)
 
@@ -83,8 +89,8 @@ def _run(*arguments: str) -> None:
         )
 
 
-def _remove_others(library: Path) -> None:
-    for old in library.parent.glob("lorayard_cpu-*.so"):
+def _remove_others(library: Path, recipe: Recipe) -> None:
+    for old in library.parent.glob(f"{recipe.name}_cpu-*.so"):
         if old != library:
             old.unlink()
 

@@ -6,17 +6,19 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 
-from kernels.cpu.sources import library_path
+from kernels.cpu.sources import OURS, Recipe, library_path
 
 Level = Literal["avx512_bf16", "avx2", "torch"]
 LEVELS: tuple[Level, ...] = get_args(Level)  # best first
 LEVEL_VARIABLE = "LORAYARD_CPU_LEVEL"
 
 _forced: list[Level] = []
+_elsewhere: dict[Level, Recipe] = {}
 
 
 def level() -> Level:
@@ -44,16 +46,24 @@ def best_level() -> Level:
 def _processor_level() -> Level:
     """Load the library if it was built for this torch; return its best level for this processor."""
     path = library_path(torch.__version__)
-    if not path.exists():
-        return "torch"
+    return load(path, OURS) if path.exists() else "torch"
+
+
+def load(path: Path, recipe: Recipe) -> Level:
+    """Load a library; return its best level for this processor."""
     torch.ops.load_library(str(path))
-    best = torch.ops.lorayard.best_level()
+    best = _operators(recipe).best_level()
     return next((one for one in LEVELS if one == best), "torch")
+
+
+def _operators(recipe: Recipe) -> Any:
+    return getattr(torch.ops, recipe.name)
 
 
 def available_levels() -> tuple[Level, ...]:
     """Return every level that can be had here, best first."""
-    return LEVELS[LEVELS.index(best_level()) :]
+    best = LEVELS.index(best_level())
+    return tuple(one for index, one in enumerate(LEVELS) if index >= best or one in _elsewhere)
 
 
 def operator(name: str, wanted: Level) -> Callable[..., Any]:
@@ -61,7 +71,7 @@ def operator(name: str, wanted: Level) -> Callable[..., Any]:
     _require(wanted)
     if wanted == "torch":
         raise ValueError(f"no operator {name!r} is compiled at level 'torch'; give one of {LEVELS[:-1]}")
-    return getattr(getattr(torch.ops.lorayard, name), wanted)
+    return getattr(getattr(_operators(_elsewhere.get(wanted, OURS)), name), wanted)
 
 
 @contextmanager
@@ -73,6 +83,16 @@ def use_level(wanted: Level) -> Iterator[None]:
         yield
     finally:
         _forced.pop()
+
+
+@contextmanager
+def use_library(recipe: Recipe, served: Level) -> Iterator[None]:
+    """Have a level from another library for a while, once that is loaded: tests have one that is emulated."""
+    _elsewhere[served] = recipe
+    try:
+        yield
+    finally:
+        del _elsewhere[served]
 
 
 def _require(wanted: Level) -> None:

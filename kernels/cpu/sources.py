@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 FOLDER = Path(__file__).parent
 # Each kernel is compiled once per level, with that level's instructions and no others.
@@ -23,9 +24,24 @@ KERNELS = ("lora_add", "paged_attention", "add_rms_norm", "swiglu", "geglu", "lo
 BINDINGS = "bindings"
 
 
-def library_path(torch_version: str) -> Path:
-    """Return the library's place; its name changes with the sources and with torch, whose C++ ABI it uses."""
-    digest = hashlib.sha256()
-    for source in sorted([*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h"), Path(__file__)]):
+class Recipe(NamedTuple):
+    """What one library is made of besides the sources here, and where it lies."""
+
+    folder: Path
+    name: str  # torch's namespace of the library's operators
+    level_flags: dict[str, tuple[str, ...]]
+    bindings_flags: tuple[str, ...] = ()
+    other_sources: tuple[Path, ...] = ()  # what else it changes with
+
+
+OURS = Recipe(FOLDER, "lorayard", LEVEL_FLAGS)
+"""The one library that the engine loads; tests make another."""
+
+
+def library_path(torch_version: str, recipe: Recipe = OURS) -> Path:
+    """Return a library's place; its name changes with sources, flags and torch, whose C++ ABI it uses."""
+    digest = hashlib.sha256(repr((recipe.level_flags, recipe.bindings_flags)).encode())
+    sources = sorted([*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h")])
+    for source in (*sources, *recipe.other_sources):
         digest.update(source.read_bytes())
-    return FOLDER / f"lorayard_cpu-{torch_version}-{digest.hexdigest()[:12]}.so"
+    return recipe.folder / f"{recipe.name}_cpu-{torch_version}-{digest.hexdigest()[:12]}.so"

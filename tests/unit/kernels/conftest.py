@@ -1,25 +1,25 @@
-"""Runs a test once at every level of the CPU's kernels that this processor has."""
+"""Runs a test once at every level of the CPU's kernels, avx512_bf16 emulated where the processor lacks it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from kernels import registry
-from kernels.cpu.library import LEVELS, Level, available_levels
+from kernels.cpu.library import LEVELS, Level
+from tests.emulated.library import at_level
 
 Resolve = Callable[[str, torch.dtype], Any]
 
 
 @pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest) -> Level:
+def level(request: pytest.FixtureRequest) -> Iterator[Level]:
     """The level that the test is about."""
-    if request.param not in available_levels():
-        pytest.skip(f"this processor or this build has no {request.param} kernels")
-    return request.param
+    with at_level(request.param) as level:
+        yield level
 
 
 @pytest.fixture

@@ -15,18 +15,18 @@ from kernels.attention.paged_attention import (
     PagedAttention,
     paged_attention_reference,
 )
-from kernels.cpu.library import LEVELS, Level, available_levels
+from kernels.cpu.library import LEVELS, Level
 from kernels.registry import build, by_name, find, resolve
+from tests.emulated.library import at_level
 
 pytestmark = pytest.mark.numeric
 
 
 @pytest.fixture(params=[name for name in LEVELS if name != "torch"])
-def level(request: pytest.FixtureRequest) -> Level:
-    """Every compiled level that this processor has."""
-    if request.param not in available_levels():
-        pytest.skip(f"this processor or this build has no {request.param} kernels")
-    return request.param
+def level(request: pytest.FixtureRequest) -> Iterator[Level]:
+    """Every compiled level."""
+    with at_level(request.param) as level:
+        yield level
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from kernels.cpu import library
-from kernels.cpu.sources import library_path
+from kernels.cpu.sources import OURS, library_path
 from kernels.registry import default_level
 
 
@@ -44,6 +45,17 @@ def test_an_unknown_level_is_refused_with_those_to_be_had() -> None:
         pass
 
 
+def test_a_level_comes_from_another_library_for_its_block_only() -> None:
+    before = library.available_levels()
+
+    with library.use_library(OURS._replace(name="elsewhere"), "avx512_bf16"):
+        assert library.available_levels()[0] == "avx512_bf16"
+        with pytest.raises(AttributeError, match="elsewhere"):
+            library.operator("swiglu", "avx512_bf16")
+
+    assert library.available_levels() == before
+
+
 def best_level_under(wanted: str) -> subprocess.CompletedProcess[str]:
     """Ask a fresh process, for the variable is read once."""
     program = "from kernels.cpu import library; print(library.best_level(), library.available_levels())"
@@ -73,3 +85,14 @@ def test_a_level_that_is_not_to_be_had_is_refused_with_those_that_are(wanted: st
 
 def test_another_torch_has_another_library() -> None:
     assert library_path("2.13.0+cpu") != library_path("2.14.0+cpu")
+
+
+def test_what_else_a_recipe_is_made_of_changes_its_library(tmp_path: Path) -> None:
+    header = tmp_path / "header.h"
+    recipe = OURS._replace(other_sources=(header,))
+
+    header.write_text("one")
+    first = library_path("2.13.0", recipe)
+    header.write_text("another")
+
+    assert len({first, library_path("2.13.0", recipe), library_path("2.13.0")}) == 3

@@ -47,7 +47,7 @@ def test_a_request_alone_gives_what_it_gives_in_a_batch(
 def test_without_compiled_kernels_the_engine_says_so_and_gives_the_same_tokens(
     make_engine: MakeEngine, prompts: list[list[int]], greedy: Greedy
 ) -> None:
-    assert make_engine().info.cpu_kernels == library.best_level()
+    assert make_engine().info.cpu_kernels == library.level()
 
     with library.use_level("torch"):
         engine = make_engine()
