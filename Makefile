@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install check-install check test test-unit test-stack test-workers test-levels coverage demo bench up format clean
+.PHONY: help install check-install check test emulated-kernels test-unit test-stack test-workers test-levels coverage demo bench up format clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,9 +29,11 @@ check: install ## Lint, types (of the tests too) and the arrows between rooms
 test: install ## Run every test on embedded Redis and Postgres
 	$(MAKE) --no-print-directory -j3 --output-sync=target test-unit test-stack test-workers
 
+emulated-kernels: install
+	@$(BIN)/python -m tests.emulated.library
+
 # The first computes, the others mostly wait: side by side they take little longer than the first.
-test-unit: install
-	$(BIN)/python -m tests.emulated.library
+test-unit: emulated-kernels
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit
 
 test-stack: install
@@ -40,10 +42,10 @@ test-stack: install
 test-workers: install
 	$(BIN)/python -m pytest tests/integration/workers
 
-test-levels: install ## Run the numeric tests with the processor's instructions held back or emulated
+test-levels: emulated-kernels ## Run the numeric tests with the processor's instructions held back or emulated
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.levels
 
-coverage: install ## Run the unit tests and show which lines they leave out
+coverage: emulated-kernels ## Run the unit tests and show which lines they leave out
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --cov --cov-report=term
 
 demo: install ## Run the whole pipeline on this machine and check every answer
