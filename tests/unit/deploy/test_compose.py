@@ -21,10 +21,11 @@ SECRETS = {
 }
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Any:
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Run `podman-compose config`; it asks for podman's version first, which a two-line script answers."""
-    engine = tmp_path / "podman"
+    folder = tmp_path_factory.mktemp("podman")
+    engine = folder / "podman"
     engine.write_text("#!/bin/sh\necho 'podman version 5.0.0'\n")
     engine.chmod(0o755)
 
@@ -35,7 +36,7 @@ def config(tmp_path: Path) -> Any:
             ROOT / "docker-compose.yml",
             "config",
         ]
-        path = f"{tmp_path}:{os.environ['PATH']}"
+        path = f"{folder}:{os.environ['PATH']}"
         return subprocess.run(
             command, env={"PATH": path, **environment}, capture_output=True, text=True, check=False
         )
@@ -43,7 +44,7 @@ def config(tmp_path: Path) -> Any:
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def services(config: Any) -> dict[str, Any]:
     answer = config(SECRETS)
     assert answer.returncode == 0, answer.stderr

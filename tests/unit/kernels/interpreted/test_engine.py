@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kernels.registry import Kernels, build, resolve
+from tests.unit.workers.engine.loader_pool import shared_loaders
 from workers.engine import EngineConfig, LLMEngine, LoRAMix, LoRARequest, SamplingParams
 from workers.engine.serving import assembly
 
@@ -28,7 +29,6 @@ def _answers() -> list[list[int]]:
 
 
 def test_a_mixed_batch_gets_the_tokens_that_the_cpu_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = _answers()
     launches = []
 
     def with_triton(device: str, dtype: torch.dtype) -> Kernels:
@@ -40,7 +40,8 @@ def test_a_mixed_batch_gets_the_tokens_that_the_cpu_gives_it(monkeypatch: pytest
 
         return replace(build(device, dtype), lora_add=counted)
 
-    monkeypatch.setattr(assembly, "build", with_triton)
-
-    assert _answers() == expected
+    with shared_loaders():
+        expected = _answers()
+        monkeypatch.setattr(assembly, "build", with_triton)
+        assert _answers() == expected
     assert launches

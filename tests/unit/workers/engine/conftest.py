@@ -14,9 +14,8 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.unit.workers.engine.loader_pool import LoaderPool
+from tests.unit.workers.engine.loader_pool import LoaderPool, shared_loaders
 from workers.engine import EngineConfig, LLMEngine, LoRARequest
-from workers.engine.lora.loading import loader
 
 BOS_ID, EOS_ID, PAD_ID = 0, 1, 2
 CHAT_TEMPLATE = (
@@ -49,11 +48,8 @@ def save_tokenizer(folder: Path) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def loader_processes() -> Iterator[LoaderPool]:
     """The loader processes that this session's engines share, one engine after the other."""
-    pool = LoaderPool()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader, "LoaderChild", pool.take)
+    with shared_loaders() as pool:
         yield pool
-    pool.close()
 
 
 @pytest.fixture(scope="session")

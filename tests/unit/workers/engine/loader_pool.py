@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import select
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
+from workers.engine.lora.loading import loader
 from workers.engine.lora.loading.channel import Channel
 from workers.engine.lora.loading.child import LoaderChild
 from workers.engine.lora.loading.spec import Load, Loaded, Ready
@@ -45,6 +50,16 @@ class LoaderPool:
     def close(self) -> None:
         while self._parked:
             self._parked.pop().close()
+
+
+@contextmanager
+def shared_loaders() -> Iterator[LoaderPool]:
+    """Have the engines made in the block use the same loader processes, one engine after the other."""
+    pool = LoaderPool()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loader, "LoaderChild", pool.take)
+        yield pool
+    pool.close()
 
 
 class _CountingChannel:

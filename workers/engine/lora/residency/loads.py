@@ -61,9 +61,13 @@ class Loads:
         """Tell whether no further load may be queued; requests then wait their turn outside."""
         return self.num_underway >= self._max_queued
 
+    def is_loading(self, request: LoRARequest) -> bool:
+        """Tell whether this request's load is queued or running."""
+        return load_key(request) in self._loading
+
     def is_underway(self, request: LoRARequest) -> bool:
         """Tell whether this request's load is queued, running, or has arrived and waits for a place."""
-        return load_key(request) in self._loading or self.has_arrived(request)
+        return self.is_loading(request) or self.has_arrived(request)
 
     def start(self, request: LoRARequest) -> None:
         """Queue the load of a request for which none is under way."""

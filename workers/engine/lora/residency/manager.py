@@ -119,7 +119,7 @@ class LoRAManager:
 
     def is_loaded(self, request: LoRARequest) -> bool:
         """Tell whether an adapter is in memory and lacks nothing but a place on the host or a slot."""
-        revision = self._identities.revision_of(request)
+        revision = self._known_revision(request)
         return (revision is not None and revision in self._tiers) or self._loads.has_arrived(request)
 
     def release(self, request: LoRARequest) -> None:
@@ -289,9 +289,17 @@ class LoRAManager:
         """End the loader; the manager is of no use afterwards."""
         self._loads.close()
 
+    def _known_revision(self, request: LoRARequest) -> str | None:
+        """Return the revision that a waiting request means; None while its files are still to be read.
+
+        Asked for every waiting sequence in every step, so that it costs no look at files that are being read.
+        """
+        is_being_read = request.revision is None and self._loads.is_loading(request)
+        return None if is_being_read else self._identities.revision_of(request)
+
     def _on_host(self, request: LoRARequest) -> str | None:
         """Return an adapter's revision if it is on the host, and keep it there; else see to its load."""
-        revision = self._identities.revision_of(request)
+        revision = self._known_revision(request)
         if revision is not None and revision in self._tiers:
             self._identities.register(request.lora_int_id, revision)
             self._tiers.host.want(revision)

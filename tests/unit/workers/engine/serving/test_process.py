@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import pytest
@@ -27,6 +28,7 @@ from workers.engine.serving.messages import (
 )
 
 Greedy = Callable[[list[int], int], list[int]]
+MakeParent = Callable[..., subprocess.Popen[str]]
 DEADLINE_S = 60.0
 
 
@@ -62,11 +64,14 @@ def wait_until_gone(pid: int) -> None:
         threading.Event().wait(0.02)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def process(checkpoint: Path) -> Iterator[EngineProcess]:
-    """A running engine process that serves eight at once."""
+    """A running engine process that serves eight at once; the thread that started it has ended."""
     process = EngineProcess(EngineConfig(model=str(checkpoint), max_num_seqs=8, num_threads=1))
-    process.start(DEADLINE_S)
+    starter = threading.Thread(target=process.start, args=(DEADLINE_S,))
+    starter.start()
+    starter.join(2 * DEADLINE_S)
+    assert not starter.is_alive()
     yield process
     process.stop()
 
@@ -74,6 +79,8 @@ def process(checkpoint: Path) -> Iterator[EngineProcess]:
 def test_requests_go_round_and_busy_time_is_their_sum(
     process: EngineProcess, prompts: list[list[int]], greedy: Greedy
 ) -> None:
+    process.send(add("before", prompts[0]))
+    before = receive_until(process, lambda events: "before" in finished(events))[-1]
     for index, prompt in enumerate(prompts):
         process.send(add(str(index), prompt))
 
@@ -85,7 +92,9 @@ def test_requests_go_round_and_busy_time_is_their_sum(
     ]
     started = [one.request_id for event in events for one in event.started]
     assert sorted(started, key=int) == [str(index) for index in range(len(prompts))]
-    assert sum(output.metrics.device_ms for output in outputs.values()) == pytest.approx(events[-1].busy_ms)
+    assert sum(output.metrics.device_ms for output in outputs.values()) == pytest.approx(
+        events[-1].busy_ms - before.busy_ms
+    )
     assert (events[-1].free_seqs, events[-1].waiting) == (8, 0)
 
 
@@ -139,6 +148,8 @@ def test_an_abort_answers_with_what_was_generated(process: EngineProcess, prompt
 
 
 def test_an_idle_engine_says_nothing_and_burns_nothing(process: EngineProcess) -> None:
+    while process.receive(0.2) is not None:
+        pass  # of the tests before
     child = psutil.Process(process.pid)
     before = child.cpu_times()
 
@@ -148,9 +159,9 @@ def test_an_idle_engine_says_nothing_and_burns_nothing(process: EngineProcess) -
     assert after.user + after.system - before.user - before.system < 0.1
 
 
-def test_a_killed_child_is_noticed_by_both_directions(
-    process: EngineProcess, prompts: list[list[int]]
-) -> None:
+def test_a_killed_child_is_noticed_by_both_directions(checkpoint: Path, prompts: list[list[int]]) -> None:
+    process = EngineProcess(EngineConfig(model=str(checkpoint), num_threads=1))
+    process.start(DEADLINE_S)
     process.send(add("long", prompts[0], max_tokens=240))
 
     os.kill(process.pid, signal.SIGKILL)
@@ -165,30 +176,29 @@ def test_a_killed_child_is_noticed_by_both_directions(
 
     with pytest.raises(EngineDied):
         receive_until(process, send_late)
+    process.stop()
 
 
 def test_the_child_ignores_the_terminal_s_signals(process: EngineProcess, prompts: list[list[int]]) -> None:
     os.kill(process.pid, signal.SIGINT)
     os.kill(process.pid, signal.SIGTERM)
 
-    process.send(add("one", prompts[0]))
+    process.send(add("after signals", prompts[0]))
 
-    assert finished(receive_until(process, lambda events: bool(finished(events))))["one"].error is None
-
-
-def test_it_may_be_started_by_a_thread_that_ends(checkpoint: Path, prompts: list[list[int]]) -> None:
-    process = EngineProcess(EngineConfig(model=str(checkpoint), num_threads=1))
-    starter = threading.Thread(target=process.start, args=(DEADLINE_S,))
-    starter.start()
-    starter.join(DEADLINE_S)
-
-    process.send(add("one", prompts[0]))
-
-    assert finished(receive_until(process, lambda events: bool(finished(events))))["one"].error is None
-    process.stop()
+    outputs = finished(receive_until(process, lambda events: bool(finished(events))))
+    assert outputs["after signals"].error is None
 
 
-@pytest.fixture
+def test_it_lives_on_after_the_thread_that_started_it(
+    process: EngineProcess, prompts: list[list[int]]
+) -> None:
+    process.send(add("after its starter", prompts[0]))
+
+    outputs = finished(receive_until(process, lambda events: bool(finished(events))))
+    assert outputs["after its starter"].error is None
+
+
+@pytest.fixture(scope="module")
 def lora_process(checkpoint: Path) -> Iterator[EngineProcess]:
     """A running engine process with two adapter slots."""
     config = EngineConfig(
@@ -207,6 +217,8 @@ def residency(events: list[EngineEvents]) -> list[tuple[int, str]]:
 def test_residency_is_told_as_it_changes(
     lora_process: EngineProcess, adapters: dict[str, LoRARequest], prompts: list[list[int]]
 ) -> None:
+    lora_process.send(AddRequest("before", prompts[0], None, greedy_params(1), None))
+    before = receive_until(lora_process, lambda events: "before" in finished(events))[-1].epoch
     lora_process.send(PrefetchAdapter(adapters["mlp"]))
     events = receive_until(lora_process, lambda events: len(residency(events)) == 1)
 
@@ -218,21 +230,22 @@ def test_residency_is_told_as_it_changes(
     events += receive_until(lora_process, lambda events: bool(residency(events)))
 
     assert finished(events)["one"].error is None
-    assert residency(events) == [(1, "host"), (2, "device"), (3, "none"), (4, "host")]
-    assert events[-1].epoch == 4
+    tiers = ("host", "device", "none", "host")
+    assert residency(events) == [(before + number, tier) for number, tier in enumerate(tiers, start=1)]
+    assert events[-1].epoch == before + 4
 
 
 def test_an_adapter_in_use_is_not_dropped(
     lora_process: EngineProcess, adapters: dict[str, LoRARequest], prompts: list[list[int]]
 ) -> None:
-    lora_process.send(AddRequest("one", prompts[0], None, greedy_params(200), adapters["mlp"]))
+    lora_process.send(AddRequest("long", prompts[0], None, greedy_params(200), adapters["patterns"]))
     receive_until(lora_process, lambda events: any(event.started for event in events))
 
-    lora_process.send(DropAdapter(adapters["mlp"]))
+    lora_process.send(DropAdapter(adapters["patterns"]))
     lora_process.send(DropAdapter(adapters["attention"]))
 
     events = receive_until(lora_process, lambda events: bool(finished(events)))
-    assert finished(events)["one"].outputs[0].finish_reason == "length"
+    assert finished(events)["long"].outputs[0].finish_reason == "length"
     assert residency(events) == []
 
 
@@ -257,37 +270,58 @@ PARENT = """
     from workers.engine.serving.messages import AddRequest
 
     if __name__ == "__main__":
-        process = EngineProcess(EngineConfig(model=sys.argv[1], num_threads=1))
-        process.start(60)
-        params = SamplingParams(max_tokens=10_000, temperature=0.0, ignore_eos=True)
-        process.send(AddRequest("long", [3, 4, 5], None, params, None))
-        print(process.pid, flush=True)
-        if sys.argv[2] == "wait":
+        config = EngineConfig(model=sys.argv[1], num_threads=1)
+        processes = [EngineProcess(config) for _ in range(int(sys.argv[2]))]
+        for process in processes:
+            process.start(60)
+            params = SamplingParams(max_tokens=10_000, temperature=0.0, ignore_eos=True)
+            process.send(AddRequest("long", [3, 4, 5], None, params, None))
+        print(*(process.pid for process in processes), flush=True)
+        if sys.argv[3] == "waits":
             sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("ending", ["killed", "killed while the child is stuck", "returns"])
-def test_no_child_outlives_its_parent(checkpoint: Path, tmp_path: Path, ending: str) -> None:
-    script = tmp_path / "parent.py"
-    script.write_text(textwrap.dedent(PARENT))
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[5])}
-    is_killed = ending != "returns"
-    argument = "wait" if is_killed else "return"
-    with subprocess.Popen(
-        [sys.executable, str(script), str(checkpoint), argument],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        text=True,
-    ) as parent:
-        assert parent.stdout is not None
-        child_pid = int(parent.stdout.readline())
+@pytest.fixture
+def make_parent(checkpoint: Path, tmp_path: Path) -> MakeParent:
+    """Start a process that starts so many engine processes and prints their ids."""
 
-        if ending == "killed while the child is stuck":
-            os.kill(child_pid, signal.SIGSTOP)
-        if is_killed:
-            parent.kill()
+    def make(num_children: int, then: Literal["returns", "waits"]) -> subprocess.Popen[str]:
+        script = tmp_path / "parent.py"
+        script.write_text(textwrap.dedent(PARENT))
+        return subprocess.Popen(
+            [sys.executable, str(script), str(checkpoint), str(num_children), then],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[5])},
+            text=True,
+        )
 
-        assert parent.wait(DEADLINE_S) == (-signal.SIGKILL if is_killed else 0)
-        wait_until_gone(child_pid)
+    return make
+
+
+def read_pids(parent: subprocess.Popen[str]) -> list[int]:
+    assert parent.stdout is not None
+    return [int(pid) for pid in parent.stdout.readline().split()]
+
+
+def test_no_child_outlives_a_parent_that_returns(make_parent: MakeParent) -> None:
+    with make_parent(1, "returns") as parent:
+        (pid,) = read_pids(parent)
+
+        assert parent.wait(DEADLINE_S) == 0
+        wait_until_gone(pid)
+
+
+def test_no_child_outlives_a_parent_that_is_killed_not_even_one_that_is_stuck(
+    make_parent: MakeParent,
+) -> None:
+    with make_parent(2, "waits") as parent:
+        busy, stuck = read_pids(parent)
+        os.kill(stuck, signal.SIGSTOP)
+
+        parent.kill()
+
+        assert parent.wait(DEADLINE_S) == -signal.SIGKILL
+        wait_until_gone(busy)
+        wait_until_gone(stuck)

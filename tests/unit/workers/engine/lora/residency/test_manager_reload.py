@@ -11,6 +11,7 @@ from tests.unit.workers.engine.lora.adapter_writer import write_adapter
 from tests.unit.workers.engine.lora.manager_fixtures import acquired, new_manager, request_of
 from workers.engine.core.errors import AdapterFileError
 from workers.engine.core.lora_request import LoRARequest
+from workers.engine.lora.residency import identities
 from workers.engine.lora.residency.manager import LoRAManager
 
 
@@ -98,3 +99,21 @@ def test_a_pin_goes_over_to_the_new_version(manager: LoRAManager, request_: LoRA
 
     assert manager.unpin(1)
     assert manager.residency() == {manager.revision_of(request_): "device"}
+
+
+def test_files_that_are_being_read_are_not_looked_at_in_every_step(
+    manager: LoRAManager, request_: LoRARequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acquired(manager, request_)
+    manager.release(request_)
+    assert manager.remove(request_.lora_int_id)
+    assert manager.acquire_all([request_]) is None  # which has it loaded once more
+
+    with monkeypatch.context() as patch:
+        patch.setattr(identities, "stamp", lambda path: pytest.fail(f"looked at {path}"))
+        for _ in range(3):
+            assert manager.acquire_all([request_]) is None
+            assert not manager.is_loaded(request_)
+
+    acquired(manager, request_)
+    assert manager.stats().loads == 2
