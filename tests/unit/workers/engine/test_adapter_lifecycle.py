@@ -126,7 +126,7 @@ def test_aborting_the_last_that_waits_for_a_cold_adapter_cancels_its_load(
 def test_a_load_that_hangs_ends_its_own_request_in_time_and_no_other(
     make_engine: MakeEngine, adapters: NumberedAdapters, tmp_path: Path
 ) -> None:
-    engine = make_engine(lora_load_timeout_s=0.2)
+    engine = make_engine(lora_load_timeout_s=3.0)
     _add(engine, "stuck", stuck_request(tmp_path))
     _add(engine, "good", adapters.write(4))
     _add(engine, "base", None, max_tokens=40)
