@@ -115,6 +115,12 @@ def _geglu_triton() -> Gate:
     return geglu_triton
 
 
+def _paged_attention_triton() -> PagedAttention:
+    from kernels.attention.triton_paged_attention import paged_attention_triton
+
+    return paged_attention_triton
+
+
 def _lora_add_triton() -> LoRAAdd:
     from kernels.lora.triton_add import lora_add_triton
 
@@ -176,7 +182,11 @@ OPS = (
     Op(
         "paged_attention",
         paged_attention_reference,
-        (_compiled(paged_attention_compiled), _meta(paged_attention_meta)),
+        (
+            _compiled(paged_attention_compiled),
+            _triton(_paged_attention_triton),
+            _meta(paged_attention_meta),
+        ),
         otherwise="blocks are gathered for torch's attention",
     ),
     Op(

@@ -26,11 +26,10 @@ def gate_kernel(  # type: ignore[no-untyped-def]
     gate_ptr = gate_up_ptr + row * 2 * width + columns
     gate = tl.load(gate_ptr, mask=exists, other=0.0).to(tl.float32)
     up = tl.load(gate_ptr + width, mask=exists, other=0.0).to(tl.float32)
+    inner = gate
     if GELU:
         # (1 + tanh(u)) / 2 = sigmoid(2 u), with u = sqrt(2 / pi) (gate + 0.044715 gate^3).
         inner = gate * (1.5957691216057308 + 0.07135481627260025 * gate * gate)
-    else:
-        inner = gate
     # exp of what is not positive cannot overflow.
     small = tl.exp(-tl.abs(inner))
     out = gate * tl.where(inner < 0, small, 1.0) / (1.0 + small) * up

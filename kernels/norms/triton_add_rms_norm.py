@@ -29,7 +29,9 @@ def add_rms_norm_kernel(  # type: ignore[no-untyped-def]
     row = tl.load(residual_ptr + at, mask=exists, other=0.0)
     if ADDS:
         # Rounded as the stream keeps it: what is normed is what later layers read.
-        row = (row.to(tl.float32) + tl.load(delta_ptr + at, mask=exists, other=0.0).to(tl.float32)).to(row.dtype)
+        row = (row.to(tl.float32) + tl.load(delta_ptr + at, mask=exists, other=0.0).to(tl.float32)).to(
+            row.dtype
+        )
         tl.store(residual_ptr + at, row, mask=exists)
     wide = row.to(tl.float32)
     inverse = 1.0 / tl.sqrt_rn(tl.sum(wide * wide, axis=0) / width + eps)
