@@ -97,6 +97,30 @@ def _triton(load: Callable[[], Any]) -> Implementation:
     return Implementation("Triton", lambda _level: load(), ("cuda", "cpu"), ("triton",), DTYPES)
 
 
+def _add_rms_norm_triton() -> AddRMSNorm:
+    from kernels.norms.triton_add_rms_norm import add_rms_norm_triton
+
+    return add_rms_norm_triton
+
+
+def _swiglu_triton() -> Gate:
+    from kernels.activations.triton_gates import swiglu_triton
+
+    return swiglu_triton
+
+
+def _geglu_triton() -> Gate:
+    from kernels.activations.triton_gates import geglu_triton
+
+    return geglu_triton
+
+
+def _paged_attention_triton() -> PagedAttention:
+    from kernels.attention.triton_paged_attention import paged_attention_triton
+
+    return paged_attention_triton
+
+
 def _lora_add_triton() -> LoRAAdd:
     from kernels.lora.triton_add import lora_add_triton
 
@@ -111,10 +135,22 @@ OPS = (
     Op(
         "add_rms_norm",
         add_rms_norm_reference,
-        (_compiled(add_rms_norm_compiled), _plain(add_rms_norm_reference)),
+        (
+            _compiled(add_rms_norm_compiled),
+            _triton(_add_rms_norm_triton),
+            _plain(add_rms_norm_reference),
+        ),
     ),
-    Op("swiglu", swiglu_reference, (_compiled(swiglu_compiled), _plain(swiglu_reference))),
-    Op("geglu", geglu_reference, (_compiled(geglu_compiled), _plain(geglu_reference))),
+    Op(
+        "swiglu",
+        swiglu_reference,
+        (_compiled(swiglu_compiled), _triton(_swiglu_triton), _plain(swiglu_reference)),
+    ),
+    Op(
+        "geglu",
+        geglu_reference,
+        (_compiled(geglu_compiled), _triton(_geglu_triton), _plain(geglu_reference)),
+    ),
     Op(
         "linear",
         linear_reference,
@@ -146,7 +182,11 @@ OPS = (
     Op(
         "paged_attention",
         paged_attention_reference,
-        (_compiled(paged_attention_compiled), _meta(paged_attention_meta)),
+        (
+            _compiled(paged_attention_compiled),
+            _triton(_paged_attention_triton),
+            _meta(paged_attention_meta),
+        ),
         otherwise="blocks are gathered for torch's attention",
     ),
     Op(

@@ -25,6 +25,7 @@ _POINTERS = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
+_SCALARS = {int: "i32", float: "fp32"}
 
 
 class Compiled(NamedTuple):
@@ -63,8 +64,8 @@ def compile_launch(kernel: JITFunction, launch: Launch, *, arch: int, tmp_path: 
     signature, attributes = dict.fromkeys(constants, "constexpr"), {}
     for parameter, value in zip(kernel.params, launch.args, strict=False):
         is_tensor = isinstance(value, Tensor)
-        signature[parameter.name] = _POINTERS[value.dtype] if is_tensor else "i32"
-        if parameter.do_not_specialize:
+        signature[parameter.name] = _POINTERS[value.dtype] if is_tensor else _SCALARS[type(value)]
+        if parameter.do_not_specialize or isinstance(value, float):
             continue
         if (value.data_ptr() if is_tensor else value) % 16 == 0:
             attributes[(parameter.num,)] = [["tt.divisibility", 16]]

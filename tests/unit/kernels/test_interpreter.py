@@ -8,7 +8,12 @@ from collections import Counter
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "interpreted"
-LEAST = {"test_shrink_and_expand.py": 70, "test_engine.py": 1}
+LEAST = {
+    "test_shrink_and_expand.py": 70,
+    "test_engine.py": 1,
+    "test_norms_and_gates.py": 60,
+    "test_attention.py": 28,
+}
 """Tests that each file must have passed."""
 
 

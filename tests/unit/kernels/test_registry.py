@@ -76,7 +76,7 @@ def test_without_a_level_it_is_the_one_in_force() -> None:
 def test_a_missing_implementation_is_an_error_that_names_op_device_dtype_and_level() -> None:
     with pytest.raises(
         MissingKernel,
-        match=r"no implementation of add_rms_norm for device 'cuda', dtype bfloat16, level 'triton'; "
+        match=r"no implementation of linear for device 'cuda', dtype bfloat16, level 'triton'; "
         r"this dtype has it on cpu/avx512_bf16, cpu/avx2, cpu/torch, meta/meta",
     ):
         build("cuda", torch.bfloat16)

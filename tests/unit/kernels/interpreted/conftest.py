@@ -24,4 +24,15 @@ else:
         wide = (operand.data.astype(np.uint32) << 16).view(np.float32)
         return interpreter.TensorHandle(wide, interpreter.tl.float32)
 
+    _convert_float = interpreter._convert_float
+
+    def _convert_rounded(value: Any, given: Any, wanted: Any, rounding_mode: Any) -> Any:
+        """Round float32 to the nearest bfloat16 and to even, as devices do: the interpreter cuts bits off."""
+        if (given, wanted) != (interpreter.tl.float32, interpreter.tl.bfloat16):
+            return _convert_float(value, given, wanted, rounding_mode)
+        bits = np.ascontiguousarray(value).view(np.uint32)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return np.where(np.isnan(value), 0x7FC0, rounded).astype(np.uint16)
+
     interpreter.InterpreterBuilder.create_dot = _create_widened_dot
+    interpreter._convert_float = _convert_rounded

@@ -1,0 +1,38 @@
+"""What the gates' launches compile to, and what their launchers refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.activations import triton_gates
+from kernels.activations.triton_gates import gate_kernel, geglu_triton, swiglu_triton
+from tests.unit.kernels.compiled import ARCHITECTURES, Recorder, compile_launch
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("gate", [swiglu_triton, geglu_triton])
+def test_what_is_launched_compiles_without_spills_and_reads_whole_words(
+    gate: Callable[[Tensor], Tensor], arch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(triton_gates, "gate_kernel", recorder)
+    gate(torch.zeros(2, 2 * 14_336, dtype=torch.bfloat16))
+
+    compiled = compile_launch(gate_kernel, recorder.launches[0], arch=arch, tmp_path=tmp_path)
+
+    assert f".target sm_{arch}" in compiled.ptx
+    assert compiled.stack_bytes == 0
+    assert compiled.num_registers <= 48
+    assert compiled.num_narrow == 0
+
+
+def test_columns_that_are_no_two_halves_are_refused_with_the_shape() -> None:
+    with pytest.raises(ValueError, match=r"gate_up is \(3, 7\)"):
+        swiglu_triton(torch.zeros(3, 7))
+    with pytest.raises(ValueError, match=r"gate_up is \(3, 4\) with strides \(8, 2\)"):
+        geglu_triton(torch.zeros(3, 8)[:, ::2])
