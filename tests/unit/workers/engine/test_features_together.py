@@ -80,7 +80,12 @@ def test_everything_at_once_answers_as_alone_and_adds_up(
     rng = random.Random(4)
     stem = [rng.randrange(3, 259) for _ in range(50)]
     delta = RequestOutputKind.DELTA
-    asked = {
+    # Two that begin at once and outgrow the cache together, whenever the loader brings the others' adapters.
+    long = replace(GREEDY, max_tokens=60, output_kind=delta)
+    asked: dict[str, tuple[list[int], SamplingParams, AnyLoRA | None]] = {
+        f"long-{number}": (stem[10 * number : 16], long, None) for number in range(2)
+    }
+    asked |= {
         f"{place}-{number}": (
             stem[: rng.randint(1, 50)],
             replace(GREEDY, max_tokens=14, output_kind=delta, **one),  # type: ignore[arg-type]  # of many kinds
