@@ -30,12 +30,15 @@ settings.load_profile("lorayard")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Emulate a level of the CPU's kernels in this whole run, if asked to by the environment."""
+    """Emulate another processor in this whole run, if asked to by the environment."""
     if wanted := os.environ.get("LORAYARD_TESTS_EMULATE"):
-        from tests.emulated.library import whole_run
+        from tests.emulated import library, products
 
+        runs = {library.LEVEL: library.whole_run, products.NAME: products.whole_run}
+        if wanted not in runs:
+            raise pytest.UsageError(f"LORAYARD_TESTS_EMULATE is {wanted!r}; give one of {', '.join(runs)}")
         stack = ExitStack()
-        stack.enter_context(whole_run(wanted))
+        stack.enter_context(runs[wanted]())
         config.add_cleanup(stack.close)
 
 

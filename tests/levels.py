@@ -41,6 +41,7 @@ SETTINGS = (
     Setting("LORAYARD_CPU_LEVEL", "avx2", "avx512_bf16"),
     Setting("LORAYARD_CPU_LEVEL", "torch"),
     Setting("LORAYARD_TESTS_EMULATE", "avx512_bf16", "avx2", emulates="avx512_bf16"),
+    Setting("LORAYARD_TESTS_EMULATE", "amx_products", "avx2", emulates="amx_bf16"),
 )
 VARIABLES = tuple(dict.fromkeys(setting.variable for setting in SETTINGS))
 

@@ -14,6 +14,7 @@ def test_a_processor_with_everything_runs_every_setting_but_what_it_need_not_emu
     reasons = {str(setting): INTEL_AMX.refuses(setting) for setting in SETTINGS}
 
     assert reasons.pop("LORAYARD_TESTS_EMULATE=avx512_bf16") == "this processor has avx512_bf16 itself"
+    assert reasons.pop("LORAYARD_TESTS_EMULATE=amx_products") == "this processor has amx_bf16 itself"
     assert set(reasons.values()) == {None}
 
 
@@ -30,6 +31,7 @@ def test_a_processor_with_everything_runs_every_setting_but_what_it_need_not_emu
         ("LORAYARD_CPU_LEVEL=avx2", "this processor has no avx512_bf16"),
         ("LORAYARD_CPU_LEVEL=torch", None),
         ("LORAYARD_TESTS_EMULATE=avx512_bf16", None),
+        ("LORAYARD_TESTS_EMULATE=amx_products", None),
     ],
 )
 def test_why_a_setting_is_skipped_is_said(setting: str, reason: str | None) -> None:

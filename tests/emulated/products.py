@@ -1,0 +1,49 @@
+"""Products of torch that sum in another order from 16 rows on, as oneDNN's do with AMX and MKL's with AVX512.
+
+LORAYARD_TESTS_EMULATE=amx_products has a whole run of pytest multiply so, on a processor whose own products
+keep a row's bits: what asks for equal bits must ask only where they are to be had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+NAME = "amx_products"
+FROM_ROWS = 16
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def is_changed(x: Tensor, weight: Tensor) -> bool:
+    """Whether a product of these is one that a processor with AMX or AVX512 sums otherwise."""
+    is_inference = not (x.requires_grad or weight.requires_grad or x.is_meta)
+    return is_inference and x.dtype in _DTYPES and x.numel() >= FROM_ROWS * x.shape[-1] > 0
+
+
+@contextmanager
+def whole_run() -> Iterator[None]:
+    """Have `F.linear` and the product of two matrices sum in two halves for a while."""
+    linear, matmul = F.linear, Tensor.__matmul__
+
+    def halved_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+        if not is_changed(input, weight):
+            return linear(input, weight, bias)
+        x, wide, middle = input.float(), weight.float(), input.shape[-1] // 2
+        out = linear(x[..., :middle], wide[:, :middle]) + linear(x[..., middle:], wide[:, middle:])
+        return (out if bias is None else out + bias.float()).to(input.dtype)
+
+    def halved_matmul(one: Tensor, other: Tensor) -> Tensor:
+        if one.dim() != 2 or other.dim() != 2 or not is_changed(one, other):
+            return matmul(one, other)
+        a, b, middle = one.float(), other.float(), one.shape[1] // 2
+        return (matmul(a[:, :middle], b[:middle]) + matmul(a[:, middle:], b[middle:])).to(one.dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "linear", halved_linear)
+        patch.setattr(Tensor, "__matmul__", halved_matmul)
+        yield
