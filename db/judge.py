@@ -9,6 +9,7 @@ import psycopg
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 
 from db.errors import DatabaseUnavailable
+from db.models import Table
 
 
 class Fault(Enum):
@@ -105,9 +106,20 @@ def _fault_of_state(error: DBAPIError, state: str) -> Fault:
         return Fault.REPEAT
     if state[:2] == "42":
         return Fault.SCHEMA
-    if state[:2] in _ROW_CLASSES or state == _NOT_NULL:
+    if state == _NOT_NULL:
+        return Fault.SCHEMA if _is_of_a_later_column(error) else Fault.ROW
+    if state[:2] in _ROW_CLASSES:
         return Fault.ROW
     return Fault.ROW if state == _CHECK and _constraint_of(error) else Fault.SERVER
+
+
+def _is_of_a_later_column(error: DBAPIError) -> bool:
+    """Whether a null is missing in a column that this release has never heard of, and never fills."""
+    if not isinstance(error.orig, psycopg.Error):
+        return False
+    told = error.orig.diag
+    table = Table.metadata.tables.get(told.table_name or "")
+    return table is not None and told.column_name is not None and told.column_name not in table.columns
 
 
 def _constraint_of(error: DBAPIError) -> str | None:

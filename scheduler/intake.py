@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import structlog
+from pydantic import ValidationError
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from db.errors import DatabaseError
-from db.judge import Fault, fault_of
+from db.judge import Fault, fault_of, reason_of
 from db.records import Admitted, FinishedJob, NewJob
 from db.repositories.admission import AdmissionRepository
 from db.repositories.results import fetch_finished
@@ -137,7 +138,7 @@ class Intake:
         body = entry.fields.get(BODY_FIELD)
         if body is None:
             body = b" ".join(name + b"=" + value for name, value in entry.fields.items())
-        reason = str(error).replace("\x00", "").encode("utf-8", "replace").decode()[:MAX_ERROR_CHARS]
+        reason = _reason(error).replace("\x00", "").encode("utf-8", "replace").decode()[:MAX_ERROR_CHARS]
         self.context.transact(
             lambda connection: AdmissionRepository(connection).put_aside(
                 self.context.pool, entry.stream, entry.entry_id, body, reason
@@ -178,6 +179,14 @@ class Intake:
     def _now_ms(self) -> int:
         seconds, microseconds = self.context.redis.time()
         return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def _reason(error: Exception) -> str:
+    """Tell why an entry was put aside, without its values: they are the users' own."""
+    if isinstance(error, ValidationError):
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found)
+    return reason_of(error)
 
 
 def _reply(verdict: IntakeVerdict) -> JobReply | None:

@@ -28,7 +28,7 @@ from workers.commands import CommandReader
 from workers.committer import Committer
 from workers.engine.core.config import EngineConfig
 from workers.engine.core.engine_info import EngineInfo
-from workers.engine.core.errors import EngineStartError
+from workers.engine.core.errors import ConfigError, EngineStartError
 from workers.engine.serving.process import EngineProcess
 from workers.engine_host import EngineHost
 from workers.engine_status import Capacity, EngineStatus
@@ -67,10 +67,10 @@ def main() -> int:
     stop = StopRequest()
     stop.listen()
     _reap_leftovers()
-    engine = EngineProcess(_engine_config(settings))
     try:
+        engine = EngineProcess(_engine_config(settings))
         info = engine.start(settings.engine_start_s, is_unwanted=stop.is_set)
-    except EngineStartError as error:
+    except (ConfigError, EngineStartError) as error:
         if stop.is_set():
             return 0
         logger.critical("engine.not_started", error=str(error))

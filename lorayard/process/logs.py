@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from typing import IO
 
 import structlog
+
+
+class LogFile:
+    """A file that takes what it can: a full disk must not become an error of whoever logs.
+
+    What could not be written is counted, and told by the first line that goes through again.
+    """
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self._num_lost = 0
+
+    def write(self, line: str) -> None:
+        """Write a line, or count it as lost."""
+        told = json.dumps({"event": "log.lines_lost", "level": "error", "lines": self._num_lost}) + "\n"
+        try:
+            self._file.write(told + line if self._num_lost else line)
+            self._file.flush()
+            self._num_lost = 0
+        except (OSError, ValueError):  # no room, no reader, closed
+            self._num_lost += 1
+
+    def flush(self) -> None:
+        """Nothing is left to do after `write`."""
 
 
 def configure_logs(**always: str) -> None:
@@ -22,5 +48,5 @@ def configure_logs(**always: str) -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=LogFile(sys.stderr)),  # type: ignore[arg-type]
     )

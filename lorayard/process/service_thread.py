@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Final
 
 import structlog
@@ -107,18 +107,25 @@ class ServiceThread:
             try:
                 self.run_step()
             except BaseException as error:  # noqa: BLE001 - no thread ends unseen
-                if self._is_outage(error):
-                    logger.warning("service.outage", thread=self.name, error=_worded(error))
+                if self._waits_out(error):
+                    _log("warning", "service.outage", thread=self.name, error=_worded(error))
                     self._pause(OUTAGE_PAUSE_S)
                 elif not self._begins_anew(error):
                     return
 
+    def _waits_out(self, error: BaseException) -> bool:
+        try:
+            return self._is_outage(error)
+        except Exception:  # noqa: BLE001 - an error that cannot even be judged is no outage
+            return False
+
     def _begins_anew(self, error: BaseException) -> bool:
         if self._budget.take():
-            logger.error("service.restarted", thread=self.name, error=_worded(error), exc_info=error)
+            _log("error", "service.restarted", thread=self.name, error=_worded(error), exc_info=error)
             self._pause(RESTART_PAUSE_S)
             return True
-        logger.critical(
+        _log(
+            "critical",
             "service.broken",
             thread=self.name,
             error=_worded(error),
@@ -137,5 +144,14 @@ class ServiceThread:
         self.stopping.wait(seconds)
 
 
+def _log(level: str, event: str, **fields: object) -> None:
+    """Log it if that can be done: what a thread does next does not depend on it."""
+    with suppress(Exception):
+        getattr(logger, level)(event, **fields)
+
+
 def _worded(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - an error that cannot say what it is
+        return type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import select
 import signal
@@ -48,12 +49,18 @@ class StopRequest:
             poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000)
         return self._is_set
 
+    def fileno(self) -> int:
+        """For event loops: what becomes readable with the wish, and stays so."""
+        return self._reader
+
     def listen(self, signals: Iterable[signal.Signals] = TERMINATION) -> None:
         """Make it on these signals from now on, and on those that were blocked; for the main thread."""
         wanted = tuple(signals)
         for number in wanted:
             signal.signal(number, self._on_signal)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
+        # Python takes its handlers back before a process is gone: a late signal would spoil a good end.
+        atexit.register(hold_back, wanted)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.set()

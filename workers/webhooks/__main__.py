@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 
 from db import Database, DatabaseSettings
@@ -12,6 +11,7 @@ from db.secrets import SecretBox
 from db.settings import SecretSettings
 from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings
 from lorayard.process.logs import configure_logs
+from lorayard.process.stop_request import StopRequest
 from workers.webhooks.addresses import AddressPolicy
 from workers.webhooks.outbox import Outbox
 from workers.webhooks.relay import Relay, RelayConfig
@@ -22,11 +22,17 @@ GAVE_UP = 1
 """Exit status of a process that could not go on: whoever supervises it starts another."""
 
 
-async def serve(settings: RelaySettings, database: Database, secrets: SecretBox) -> bool:
-    """Run the relay until SIGINT or SIGTERM; what is being sent then is finished. False if it gave up."""
-    stop = asyncio.Event()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+async def serve(
+    settings: RelaySettings, database: Database, secrets: SecretBox, request: StopRequest
+) -> bool:
+    """Run the relay until it is told to stop; what is being sent then is finished. False if it gave up."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def on_request() -> None:
+        loop.remove_reader(request)
+        stop.set()
+
+    loop.add_reader(request, on_request)
     config = RelayConfig(concurrency=settings.webhook_concurrency, per_host=settings.webhook_per_host)
 
     def on_ready() -> None:
@@ -48,9 +54,11 @@ def main() -> int:
     except ValueError as error:
         print(f"workers.webhooks: {error}", file=sys.stderr)  # noqa: T201
         return BAD_ENVIRONMENT
+    stop = StopRequest()
+    stop.listen()  # asyncio's own handlers go with its loop, and a second signal would kill what has drained
     database = Database.from_settings(ledger, lock_timeout_ms=MAX_HOLD_MS, name="lorayard-webhooks")
     try:
-        served = asyncio.run(serve(settings, database, secrets))
+        served = asyncio.run(serve(settings, database, secrets, stop))
     finally:
         database.dispose()
     return 0 if served else GAVE_UP

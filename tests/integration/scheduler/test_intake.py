@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from sqlalchemy import text
+from structlog.testing import capture_logs
 
 from db.repositories.adapters import AdapterRepository
 from db.repositories.tenants import TenantRepository
@@ -76,6 +78,32 @@ def test_a_malformed_entry_is_kept_aside_and_its_neighbours_are_admitted(rig: Po
     assert [bytes(row.body) for row in rejects] == [b'{"v": 1, "job_id": "no uuid"}', b"other=\x00\xff"]
     assert "job_id" in rejects[0].error
     assert rejects[1].stream == stream
+
+
+def test_what_is_put_aside_is_logged_without_what_its_user_wrote(rig: PoolRig) -> None:
+    refused = rig.envelope(prompt="a secret").model_copy(update={"payload_sha256": "nul \x00"})
+    rig.send(refused)
+    unreadable = refused.model_dump_json().replace('"a secret"', '{"a secret": 1}')
+    rig.redis.xadd(rig.keys.jobs("normal"), {"body": unreadable})
+
+    with capture_logs() as log, rig.scheduler():
+        eventually(rig.intake_is_empty)
+        eventually(lambda: len(rig.sql("SELECT 1 FROM intake_rejects")) == 2)
+
+    rejects = rig.sql("SELECT error FROM intake_rejects")
+    assert "a secret" not in repr(log) + repr([row.error for row in rejects])
+
+
+def test_a_column_of_a_later_release_costs_no_submission(rig: PoolRig) -> None:
+    rig.database.run(lambda c: c.execute(text("ALTER TABLE job_inputs ADD COLUMN later integer NOT NULL")))
+    (job_id,) = rig.submit()
+    with capture_logs() as log, rig.scheduler():
+        eventually(lambda: any(line["event"] == "leader.failed" for line in log))
+        rig.database.run(lambda c: c.execute(text("ALTER TABLE job_inputs DROP COLUMN later")))
+
+        rig.wait_for(JobState.QUEUED, job_id)
+
+    assert rig.sql("SELECT 1 FROM intake_rejects") == []
 
 
 def test_a_job_that_postgres_refuses_is_put_aside_and_its_block_is_admitted(rig: PoolRig) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from lorayard.process import service_thread
 from lorayard.process.restarts import RestartBudget
 from lorayard.process.service_thread import OUTAGE_PAUSE_S, ServiceThread
 from tests.polling import eventually
@@ -180,3 +181,36 @@ def test_one_that_was_closed_before_its_start_never_runs() -> None:
 
     assert not loop.thread.is_alive
     assert loop.num_steps == 0
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("it cannot be put into words")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("again"), Unspeakable()])
+def test_a_log_that_fails_ends_no_thread_unseen(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FullDisk:
+        def __getattr__(self, level: str) -> Callable[..., None]:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(service_thread, "logger", FullDisk())
+    loop = Loop(error, Outage(), *[error] * 9)
+
+    loop.run()
+
+    assert (loop.num_steps, loop.broken) == (5, ["loop"])
+
+
+def test_an_error_that_cannot_be_judged_is_no_outage() -> None:
+    def judge(error: BaseException) -> bool:
+        raise RuntimeError("what is this?") from error
+
+    def fail() -> None:
+        raise KeyError("odd")
+
+    broken: list[str] = []
+    thread = ServiceThread("odd", fail, on_broken=broken.append, is_outage=judge, pause=lambda _: None)
+    thread.start()
+
+    eventually(lambda: broken == ["odd"], 60.0, "the end")
