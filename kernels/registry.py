@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Literal, get_args
 
 import torch
@@ -92,39 +93,11 @@ def _plain(
     return Implementation(name, lambda _level: kernel, ("cpu", "meta"), levels, dtypes)
 
 
-def _triton(load: Callable[[], Any]) -> Implementation:
-    """Wrap a kernel whose module imports Triton; on CPU tensors it runs in Triton's interpreter."""
-    return Implementation("Triton", lambda _level: load(), ("cuda", "cpu"), ("triton",), DTYPES)
-
-
-def _add_rms_norm_triton() -> AddRMSNorm:
-    from kernels.norms.triton_add_rms_norm import add_rms_norm_triton
-
-    return add_rms_norm_triton
-
-
-def _swiglu_triton() -> Gate:
-    from kernels.activations.triton_gates import swiglu_triton
-
-    return swiglu_triton
-
-
-def _geglu_triton() -> Gate:
-    from kernels.activations.triton_gates import geglu_triton
-
-    return geglu_triton
-
-
-def _paged_attention_triton() -> PagedAttention:
-    from kernels.attention.triton_paged_attention import paged_attention_triton
-
-    return paged_attention_triton
-
-
-def _lora_add_triton() -> LoRAAdd:
-    from kernels.lora.triton_add import lora_add_triton
-
-    return lora_add_triton
+def _triton(module: str, name: str) -> Implementation:
+    """Name a kernel whose module imports Triton; on CPU tensors it runs in Triton's interpreter."""
+    return Implementation(
+        "Triton", lambda _level: getattr(import_module(module), name), ("cuda", "cpu"), ("triton",), DTYPES
+    )
 
 
 def _meta(kernel: Any) -> Implementation:
@@ -137,19 +110,27 @@ OPS = (
         add_rms_norm_reference,
         (
             _compiled(add_rms_norm_compiled),
-            _triton(_add_rms_norm_triton),
+            _triton("kernels.norms.triton_add_rms_norm", "add_rms_norm_triton"),
             _plain(add_rms_norm_reference),
         ),
     ),
     Op(
         "swiglu",
         swiglu_reference,
-        (_compiled(swiglu_compiled), _triton(_swiglu_triton), _plain(swiglu_reference)),
+        (
+            _compiled(swiglu_compiled),
+            _triton("kernels.activations.triton_gates", "swiglu_triton"),
+            _plain(swiglu_reference),
+        ),
     ),
     Op(
         "geglu",
         geglu_reference,
-        (_compiled(geglu_compiled), _triton(_geglu_triton), _plain(geglu_reference)),
+        (
+            _compiled(geglu_compiled),
+            _triton("kernels.activations.triton_gates", "geglu_triton"),
+            _plain(geglu_reference),
+        ),
     ),
     Op(
         "linear",
@@ -184,7 +165,7 @@ OPS = (
         paged_attention_reference,
         (
             _compiled(paged_attention_compiled),
-            _triton(_paged_attention_triton),
+            _triton("kernels.attention.triton_paged_attention", "paged_attention_triton"),
             _meta(paged_attention_meta),
         ),
         otherwise="blocks are gathered for torch's attention",
@@ -194,7 +175,7 @@ OPS = (
         lora_add_reference,
         (
             _compiled(lora_add_compiled),
-            _triton(_lora_add_triton),
+            _triton("kernels.lora.triton_add", "lora_add_triton"),
             _meta(lora_add_meta),
             _plain(lora_add_reference),
         ),

@@ -17,6 +17,7 @@ from redis import Redis
 from db.database import MAX_HOLD_MS, Database
 from db.judge import explain
 from lorayard.contract.pool import PoolInfo
+from lorayard.process.logs import worded
 from lorayard.process.restarts import RestartBudget
 from lorayard.process.stop_request import StopRequest
 from lorayard.server.celery_app import make_app
@@ -112,7 +113,7 @@ class Scheduler:
             try:
                 pause_s = self._follow(stopping)
             except Exception as error:
-                logger.exception("scheduler.failed", error=f"{type(error).__name__}: {error}")
+                logger.exception("scheduler.failed", error=worded(error))
                 pause_s = RETRY_S
                 if not restarts.take():
                     logger.critical("scheduler.broken")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.attention.paged_attention import SPLIT_TOKENS, HeadNorms
 from kernels.attention.triton_rotate_store import rotate_store
-from kernels.attention.triton_sequences import SEQUENCE_COLUMNS, find_sequence
+from kernels.attention.triton_sequences import SEQUENCE_COLUMNS, find_row, find_sequence
 
 DECODE_TILE, PROMPT_TILE = 16, 64
 """Pairs of query and head in a tile: if every sequence has one row, and otherwise."""
@@ -153,14 +153,9 @@ def merge_kernel(  # type: ignore[no-untyped-def]
 ):
     """Add up the splits that one head of one row sees, in their order; program (row, head)."""
     row = tl.program_id(0)
-    seq = find_sequence(sequence_rows_ptr, row, num_seqs, 1, BLOCK_SEQS)
-    if seq < 0:
+    _, position = find_row(sequence_rows_ptr, row, num_seqs, BLOCK_SEQS)
+    if position < 0:
         return
-    sequence_ptr = sequence_rows_ptr + seq * SEQUENCE_COLUMNS
-    offset = row - tl.load(sequence_ptr)
-    if offset >= tl.load(sequence_ptr + 1):
-        return
-    position = tl.load(sequence_ptr + 2) + offset
 
     columns = tl.arange(0, BLOCK_D)
     exists = columns < HEAD_DIM
@@ -194,8 +189,21 @@ def paged_attention_triton(
     head_norms: HeadNorms | None = None,
 ) -> Tensor:
     """Compute `PagedAttention`: three launches, two if no sequence can be longer than a split."""
-    _, num_kv_heads, block_size, head_dim = keys.shape
     queries = rotate_store(qkv, keys, values, cos, sin, sequence_rows, block_tables, head_norms)
+    return _attend(queries, keys, values, sequence_rows, block_tables, scale, window or 2**30, softcap)
+
+
+def _attend(
+    queries: Tensor,  # [num_rows, num_heads * head_dim], rotated
+    keys: Tensor,
+    values: Tensor,
+    sequence_rows: Tensor,
+    block_tables: Tensor,
+    scale: float,
+    window: int,
+    softcap: float | None,
+) -> Tensor:  # like queries
+    _, num_kv_heads, block_size, head_dim = keys.shape
     out = torch.zeros_like(queries)  # rows in no sequence are 0
     num_rows, num_seqs = out.shape[0], sequence_rows.shape[0]
     num_heads = out.shape[1] // head_dim
@@ -212,7 +220,6 @@ def paged_attention_triton(
         )
     block_d = triton.next_power_of_2(head_dim)
     block_seqs = triton.next_power_of_2(num_seqs)
-    sees = window or 2**30
     attend_kernel[num_rows // block_q + num_seqs, num_kv_heads, num_splits](
         queries,
         keys,
@@ -225,7 +232,7 @@ def paged_attention_triton(
         num_seqs,
         block_tables.shape[1],
         num_splits,
-        sees,
+        window,
         scale,
         softcap or math.inf,
         NUM_HEADS=num_heads,
@@ -249,7 +256,7 @@ def paged_attention_triton(
             out,
             num_seqs,
             num_splits,
-            sees,
+            window,
             NUM_HEADS=num_heads,
             HEAD_DIM=head_dim,
             SPLIT=SPLIT_TOKENS,

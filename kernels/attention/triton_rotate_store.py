@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.attention.paged_attention import HeadNorms
-from kernels.attention.triton_sequences import SEQUENCE_COLUMNS, find_sequence
+from kernels.attention.triton_sequences import find_row
 
 
 @triton.jit(do_not_specialize=["num_seqs", "max_blocks"])  # type: ignore[untyped-decorator]
@@ -38,13 +38,9 @@ def rotate_store_kernel(  # type: ignore[no-untyped-def]
     """Bring one head of one row to its place; program (row, head): heads of queries, keys, values."""
     row = tl.program_id(0)
     head = tl.program_id(1)
-    seq = find_sequence(sequence_rows_ptr, row, num_seqs, 1, BLOCK_SEQS)
-    if seq < 0:
+    seq, position = find_row(sequence_rows_ptr, row, num_seqs, BLOCK_SEQS)
+    if position < 0:
         return
-    sequence_ptr = sequence_rows_ptr + seq * SEQUENCE_COLUMNS
-    offset = row - tl.load(sequence_ptr)
-    if offset >= tl.load(sequence_ptr + 1):
-        return  # a row that only fills the step up
 
     columns = tl.arange(0, BLOCK_D)
     exists = columns < HEAD_DIM
@@ -74,7 +70,6 @@ def rotate_store_kernel(  # type: ignore[no-untyped-def]
     if head < NUM_HEADS:
         target = queries_ptr + row.to(tl.int64) * NUM_HEADS * HEAD_DIM + head * HEAD_DIM
     else:
-        position = tl.load(sequence_ptr + 2) + offset
         table_ptr = block_tables_ptr + seq.to(tl.int64) * max_blocks
         block = tl.load(table_ptr + position // BLOCK_SIZE).to(tl.int64)
         kv_head = (head - NUM_HEADS) % NUM_KV_HEADS

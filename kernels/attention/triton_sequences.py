@@ -28,3 +28,13 @@ def find_sequence(  # type: ignore[no-untyped-def]
     if BLOCK_Q > 1:
         starts = starts // BLOCK_Q + seqs
     return tl.sum((exists & (starts <= place)).to(tl.int32), axis=0) - 1
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def find_row(sequence_rows_ptr, row, num_seqs, BLOCK_SEQS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return a row's sequence and its position there, which is -1 if the row only fills the step up."""
+    seq = find_sequence(sequence_rows_ptr, row, num_seqs, 1, BLOCK_SEQS)
+    sequence_ptr = sequence_rows_ptr + tl.maximum(seq, 0) * SEQUENCE_COLUMNS
+    offset = row - tl.load(sequence_ptr)
+    is_mine = (seq >= 0) & (offset < tl.load(sequence_ptr + 1))
+    return seq, tl.where(is_mine, tl.load(sequence_ptr + 2) + offset, -1)

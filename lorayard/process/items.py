@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import structlog
 
+from lorayard.process.logs import worded
+
 logger = structlog.get_logger(__name__)
 
 
@@ -19,4 +21,4 @@ def one_item(where: str, passes: Callable[[Exception], bool], **ids: object) -> 
         if passes(error):
             raise
         # Whatever it was, the next item must have its turn.
-        logger.exception("item.failed", where=where, error=f"{type(error).__name__}: {error}", **ids)
+        logger.exception("item.failed", where=where, error=worded(error), **ids)

@@ -22,9 +22,11 @@ class LogFile:
 
     def write(self, line: str) -> None:
         """Write a line, or count it as lost."""
-        told = json.dumps({"event": "log.lines_lost", "level": "error", "lines": self._num_lost}) + "\n"
+        if self._num_lost:
+            told = {"event": "log.lines_lost", "level": "error", "lines": self._num_lost}
+            line = f"{json.dumps(told)}\n{line}"
         try:
-            self._file.write(told + line if self._num_lost else line)
+            self._file.write(line)
             self._file.flush()
             self._num_lost = 0
         except (OSError, ValueError):  # no room, no reader, closed
@@ -32,6 +34,14 @@ class LogFile:
 
     def flush(self) -> None:
         """Nothing is left to do after `write`."""
+
+
+def worded(error: BaseException) -> str:
+    """Name an error and what it says, if it can say it."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - its own doing
+        return type(error).__name__
 
 
 def configure_logs(**always: str) -> None:

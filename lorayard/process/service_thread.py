@@ -16,6 +16,7 @@ from typing import Final
 import structlog
 
 from lorayard.process.items import one_item
+from lorayard.process.logs import worded
 from lorayard.process.restarts import MAX_RESTARTS, WINDOW_S, RestartBudget
 
 OUTAGE_PAUSE_S: Final = 0.5
@@ -108,7 +109,7 @@ class ServiceThread:
                 self.run_step()
             except BaseException as error:  # noqa: BLE001 - no thread ends unseen
                 if self._waits_out(error):
-                    _log("warning", "service.outage", thread=self.name, error=_worded(error))
+                    _log("warning", "service.outage", thread=self.name, error=worded(error))
                     self._pause(OUTAGE_PAUSE_S)
                 elif not self._begins_anew(error):
                     return
@@ -121,14 +122,14 @@ class ServiceThread:
 
     def _begins_anew(self, error: BaseException) -> bool:
         if self._budget.take():
-            _log("error", "service.restarted", thread=self.name, error=_worded(error), exc_info=error)
+            _log("error", "service.restarted", thread=self.name, error=worded(error), exc_info=error)
             self._pause(RESTART_PAUSE_S)
             return True
         _log(
             "critical",
             "service.broken",
             thread=self.name,
-            error=_worded(error),
+            error=worded(error),
             restarts=MAX_RESTARTS,
             within_s=WINDOW_S,
             drains=not self.is_observer,
@@ -148,10 +149,3 @@ def _log(level: str, event: str, **fields: object) -> None:
     """Log it if that can be done: what a thread does next does not depend on it."""
     with suppress(Exception):
         getattr(logger, level)(event, **fields)
-
-
-def _worded(error: BaseException) -> str:
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001 - an error that cannot say what it is
-        return type(error).__name__

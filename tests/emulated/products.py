@@ -17,6 +17,7 @@ from torch.nn import functional as F
 NAME = "amx_products"
 FROM_ROWS = 16
 _DTYPES = (torch.float32, torch.bfloat16)
+_linear = F.linear  # as torch has it
 
 
 def is_changed(x: Tensor, weight: Tensor) -> bool:
@@ -25,23 +26,26 @@ def is_changed(x: Tensor, weight: Tensor) -> bool:
     return is_inference and x.dtype in _DTYPES and x.numel() >= FROM_ROWS * x.shape[-1] > 0
 
 
+def halved(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute x W^T + bias in float32, in one sum for few rows and in two halves for more."""
+    is_many = x.numel() >= FROM_ROWS * x.shape[-1]
+    x, wide, middle = x.float(), weight.float(), x.shape[-1] // 2 if is_many else 0
+    out = _linear(x[..., :middle], wide[:, :middle]) + _linear(x[..., middle:], wide[:, middle:])
+    return (out if bias is None else out + bias.float()).to(weight.dtype)
+
+
 @contextmanager
 def whole_run() -> Iterator[None]:
     """Have `F.linear` and the product of two matrices sum in two halves for a while."""
-    linear, matmul = F.linear, Tensor.__matmul__
+    matmul = Tensor.__matmul__
 
     def halved_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
-        if not is_changed(input, weight):
-            return linear(input, weight, bias)
-        x, wide, middle = input.float(), weight.float(), input.shape[-1] // 2
-        out = linear(x[..., :middle], wide[:, :middle]) + linear(x[..., middle:], wide[:, middle:])
-        return (out if bias is None else out + bias.float()).to(input.dtype)
+        return (halved if is_changed(input, weight) else _linear)(input, weight, bias)
 
     def halved_matmul(one: Tensor, other: Tensor) -> Tensor:
         if one.dim() != 2 or other.dim() != 2 or not is_changed(one, other):
             return matmul(one, other)
-        a, b, middle = one.float(), other.float(), one.shape[1] // 2
-        return (matmul(a[:, :middle], b[:middle]) + matmul(a[:, middle:], b[middle:])).to(one.dtype)
+        return halved(one, other.T)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(F, "linear", halved_linear)

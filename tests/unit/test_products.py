@@ -6,24 +6,15 @@ import os
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from tests import levels
 from tests.emulated import products
 from tests.emulated.library import VARIABLE
+from tests.emulated.products import halved
 from tests.unit.products import SHAPES, assert_same_logits, assert_same_rows, is_kept, keeps_rows, random
 
 pytestmark = pytest.mark.numeric
 DTYPES = [torch.float32, torch.bfloat16]
-
-
-def halved(x: Tensor, weight: Tensor) -> Tensor:
-    """A product that sums in another order from 16 rows on, as oneDNN with AMX does."""
-    x, wide = x.float(), weight.float()
-    middle = weight.shape[1] // 2 if x.shape[0] >= 16 else 0
-    halves = F.linear(x[:, :middle], wide[:, :middle]) + F.linear(x[:, middle:], wide[:, middle:])
-    return halves.to(weight.dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
