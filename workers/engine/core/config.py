@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from workers.engine.core.errors import ConfigError
 
-_DTYPES = ("float32", "bfloat16")
-_DEVICES = ("cpu",)
+_DTYPES = ("float32", "bfloat16", "float16")
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+_KERNELS = (None, "triton")
+_LOAD_FORMATS = ("auto", "dummy")
 _MAX_LORA_RANK = 512
 _POSITIVE = (
     "max_num_seqs",
@@ -25,6 +28,7 @@ _POSITIVE_OR_NONE = (
     "max_cpu_loras",
     "max_cpu_lora_bytes",
     "num_threads",
+    "lora_pool_bytes",
 )
 _QUANTIZATIONS = (None, "int8", "bitsandbytes", "awq", "gptq")
 _QUANT_STORAGES = ("keep", "dequantize")
@@ -38,11 +42,22 @@ class EngineConfig:
     linear modules to int8 rows while they load, and "bitsandbytes" to NF4. "bitsandbytes", "awq" and "gptq"
     insist on a checkpoint that is quantised so. `quant_storage` "dequantize" trades memory for the speed of
     plain weights.
+
+    `device` is "cpu", "cuda" or "cuda:N". `kernels` None takes the best that the device has; "triton" on the
+    CPU runs the GPU's kernels in Triton's interpreter, to test them. On a GPU `gpu_memory_utilization` is the
+    share of the card's memory that the engine may use for all it holds; `lora_pool_bytes` is what of it
+    adapters get, None for as much as `max_loras` of the largest need, at most a tenth of the card.
+    `enforce_eager` launches every kernel by itself instead of replaying CUDA graphs. `load_format` "dummy"
+    makes random weights after the checkpoint's config, for measuring: its folder then needs no weights.
     """
 
     model: str
     device: str = "cpu"
     dtype: str = "float32"
+    kernels: str | None = None
+    load_format: str = "auto"
+    gpu_memory_utilization: float = 0.9
+    enforce_eager: bool = False
     quantization: str | None = None
     quant_storage: str = "keep"
     max_num_seqs: int = 32
@@ -58,6 +73,7 @@ class EngineConfig:
     max_cpu_loras: int | None = None
     lora_target_modules: tuple[str, ...] | None = None
     max_saved_module_bytes: int = 1 << 30
+    lora_pool_bytes: int | None = None
     max_cpu_lora_bytes: int | None = None
     max_queued_lora_loads: int = 256
     lora_load_timeout_s: float = 60.0
@@ -73,11 +89,18 @@ class EngineConfig:
                 self._require_positive(name)
         self._require_seconds("lora_load_timeout_s")
         self._require_one_of("dtype", _DTYPES)
-        self._require_one_of("device", _DEVICES)
+        self._require_one_of("kernels", _KERNELS)
+        self._require_one_of("load_format", _LOAD_FORMATS)
+        self._require_device()
         self._require_one_of("quantization", _QUANTIZATIONS)
         self._require_one_of("quant_storage", _QUANT_STORAGES)
         self._require_lora_limits()
         self._require_consistent()
+
+    @property
+    def device_type(self) -> str:
+        """The kind of device, without its number."""
+        return self.device.partition(":")[0]
 
     @property
     def host_cache_capacity(self) -> int:
@@ -99,6 +122,13 @@ class EngineConfig:
         if value not in allowed:
             raise ConfigError(f"{name} is {value!r}; this engine serves {', '.join(map(str, allowed))}")
 
+    def _require_device(self) -> None:
+        if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
+            raise ConfigError(f"device is {self.device!r}; this engine serves cpu, cuda, cuda:N")
+        share = self.gpu_memory_utilization
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+            raise ConfigError(f"gpu_memory_utilization is {share!r}; give a share above 0, at most 1")
+
     def _require_lora_limits(self) -> None:
         if self.max_lora_rank > _MAX_LORA_RANK:
             raise ConfigError(f"max_lora_rank is {self.max_lora_rank}; give at most {_MAX_LORA_RANK}")
@@ -111,6 +141,10 @@ class EngineConfig:
             )
 
     def _require_consistent(self) -> None:
+        if self.dtype == "float16" and self.device == "cpu" and self.kernels is None:
+            raise ConfigError(
+                "dtype is 'float16', which the CPU's kernels do not have; give bfloat16 or float32"
+            )
         if self.block_size % 16:
             raise ConfigError(f"block_size is {self.block_size}; give a multiple of 16")
         if self.max_num_batched_tokens < self.max_num_seqs:

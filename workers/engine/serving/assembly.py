@@ -57,6 +57,8 @@ def assemble(config: EngineConfig, *, look_ahead: int = 0) -> EngineParts:
 
     `look_ahead` is the executor's.
     """
+    if config.device != "cpu" or config.kernels is not None or config.load_format != "auto":
+        raise ConfigError("device 'cuda', kernels 'triton' and load_format 'dummy' are not built yet")
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     folder = Path(config.model)
