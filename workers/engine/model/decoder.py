@@ -83,9 +83,11 @@ class Decoder:
         self._vocabulary = None if adapters is None else adapters.vocabulary
         self._weights = weights
         self._add_rms_norm = weights.kernels.add_rms_norm
-        dtype = weights.embedding.dtype
+        dtype, device = weights.embedding.dtype, weights.embedding.device
         ropes = list(dict.fromkeys(kind.rope for kind in config.layers))
-        self._rotary = [RotaryTable(rope, max_positions=max_model_len, dtype=dtype) for rope in ropes]
+        self._rotary = [
+            RotaryTable(rope, max_positions=max_model_len, dtype=dtype, device=device) for rope in ropes
+        ]
         self._layers = [
             build_layer(
                 self._parts(index, layer, ropes.index(config.layers[index].rope), adapters, attention)
