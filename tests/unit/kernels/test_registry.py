@@ -147,6 +147,7 @@ def test_modules_whose_weights_have_no_contents_can_be_called() -> None:
     x = torch.empty(4, 32, dtype=torch.bfloat16, device="meta")
     layer = Linear(torch.empty(8, 32, dtype=torch.bfloat16, device="meta"), kernel=kernels.linear)
     codes, scales = torch.empty(8, 16, dtype=torch.uint8, device="meta"), torch.empty(8, device="meta")
+    assert kernels.quantized_linear is not None
     quantized = QuantizedLinear(
         [QuantizedWeight(32, codes, scales, None, IDENTITY_TABLE, 32)], multiply=kernels.quantized_linear
     )

@@ -34,6 +34,10 @@ class AdaptedVocabulary(Protocol):
         """Change the rows of adapters that change the embedding."""
         ...
 
+    def adapts_embedded(self, segments: Segments) -> bool:
+        """Whether some row's adapter changes the embedding."""
+        ...
+
     def adapt_logits(
         self,
         logits: Tensor,  # [num_rows, vocab_size] float32, changed in place
@@ -105,6 +109,12 @@ class Decoder:
         for layer, kv in zip(self._layers, cache.layers, strict=True):
             delta = layer(residual, delta, rotations, step, kv)
         return HiddenStates(residual, delta)
+
+    def adapts_embedded(self, step: ForwardInput) -> bool:
+        """Whether some row's adapter changes the embedding, which is a launch for each run of rows."""
+        if step.segments is None or self._vocabulary is None:
+            return False
+        return self._vocabulary.adapts_embedded(step.segments)
 
     def logits(
         self,

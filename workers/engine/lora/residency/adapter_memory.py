@@ -191,7 +191,9 @@ def _extents(weights: AdapterWeights) -> list[_Extent]:
     for base, (first, end, tensor) in spans.items():
         # Tensors begin at multiples of 64 bytes in the arena as they do on the host.
         first = base + (first - base) // _ALIGN_BYTES * _ALIGN_BYTES
-        whole = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage(), first - base, (end - first,))
+        whole = torch.empty(0, dtype=torch.uint8).set_(
+            tensor.untyped_storage(), first - base, (end - first,), (1,)
+        )
         extents.append(_Extent(first, whole))
     return extents
 

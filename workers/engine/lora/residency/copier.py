@@ -102,15 +102,16 @@ class PinnedCopier:
 
     def _stages(self) -> list[Tensor]:
         torch.cuda.set_device(self._device)
-        self._stream = torch.cuda.Stream(self._device)
-        self._emptied = [torch.cuda.Event() for _ in range(_NUM_STAGES)]
+        self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._emptied = [torch.cuda.Event() for _ in range(_NUM_STAGES)]  # type: ignore[no-untyped-call]
         return [torch.empty(_STAGE_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(_NUM_STAGES)]
 
     def _run(self, pieces: list[tuple[Tensor, Tensor]], stages: list[Tensor]) -> None:
         turn = 0
         with torch.cuda.stream(self._stream):
             for source, target in pieces:
-                for part, goal in zip(source.split(_STAGE_BYTES), target.split(_STAGE_BYTES), strict=True):
+                for start in range(0, source.numel(), _STAGE_BYTES):
+                    part, goal = (one[start : start + _STAGE_BYTES] for one in (source, target))
                     self._emptied[turn].synchronize()
                     stage = stages[turn][: part.numel()]
                     stage.copy_(part)
