@@ -95,7 +95,7 @@ def make_attention(
     needed = [-(-(rows + seen) // size) for rows, seen in chunks]
     order = torch.randperm(sum(needed), generator=torch.Generator().manual_seed(seed)).int() + 1
     tables = torch.zeros(len(chunks), max(max_blocks, *needed), dtype=torch.int32)
-    for table, mine in zip(tables, order.split(needed), strict=True):
+    for table, mine in zip(tables, torch.split(order, needed), strict=True):
         table[: len(mine)] = mine
     starts = torch.tensor([0, *(rows for rows, _ in chunks)]).cumsum(0).tolist()
     sequence_rows = torch.tensor([(start, *chunk) for start, chunk in zip(starts, chunks, strict=False)])
@@ -116,9 +116,10 @@ def make_attention(
     )
     norms = None
     if options.has_norms:
-        norms = HeadNorms(
-            *(random(device, generator, torch.float32, heads.head_dim).abs() + 0.2 for _ in range(2)), 1e-6
+        q_norm, k_norm = (
+            random(device, generator, torch.float32, heads.head_dim).abs() + 0.2 for _ in range(2)
         )
+        norms = HeadNorms(q_norm, k_norm, 1e-6)
     return AttentionCase(
         heads,
         random(device, generator, dtype, num_rows, width),
@@ -148,7 +149,7 @@ def attend_plainly(case: AttentionCase, dtype: torch.dtype) -> Tensor:
     """
     heads, wide = case.heads, torch.float64 if dtype is torch.float64 else torch.float32
     rows = case.qkv.to(wide).view(case.qkv.shape[0], -1, heads.head_dim)
-    q, k, v = rows.split((heads.num_heads, heads.num_kv_heads, heads.num_kv_heads), dim=1)
+    q, k, v = torch.split(rows, [heads.num_heads, heads.num_kv_heads, heads.num_kv_heads], dim=1)
     if case.head_norms is not None:
         eps = case.head_norms.eps
         q, k = (
@@ -195,4 +196,5 @@ def _attend(
     distances = positions[:, None] - torch.arange(k.shape[1], device=k.device)
     hidden = (distances < 0) | (distances >= (case.window or k.shape[1] + 1))
     weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
-    return (weights.to(v.dtype) @ v).transpose(0, 1)
+    out: Tensor = weights.to(v.dtype) @ v
+    return out.transpose(0, 1)

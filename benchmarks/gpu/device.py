@@ -1,4 +1,4 @@
-"""The card that is measured, or in a rehearsal the CPU under Triton's interpreter, behind the same few calls."""
+"""The card that is measured, or in a rehearsal the CPU under Triton's interpreter, behind the same calls."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ class Device:
         del held
 
     def capture(self, launches: Sequence[Launch]) -> Launch:
-        """Return what replays the launches: a CUDA graph of them, or in a rehearsal the launches themselves."""
+        """Return what replays the launches: a CUDA graph, or in a rehearsal the launches themselves."""
         if self.is_rehearsal:
             return lambda: [launch() for launch in launches]
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             launches[0]()  # compiles and sets up libraries outside the capture
@@ -78,15 +78,15 @@ class Device:
             began_s = time.perf_counter()
             launch()
             return time.perf_counter() - began_s
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
         launch()
         end.record()
         end.synchronize()
-        return begin.elapsed_time(end) / 1e3
+        return float(begin.elapsed_time(end)) / 1e3
 
     def copies_beyond_cache(self, num_bytes: int, most: int = 256) -> int:
-        """Return on how many sets of data launches must take turns so that no cache holds one until its turn."""
+        """Return on how many sets of data launches must take turns, so that no cache holds the next one."""
         return 2 if self.is_rehearsal else max(3, min(most, -(-_L2_BYTES // num_bytes)))
 
     def copy_bytes_per_s(self) -> float:

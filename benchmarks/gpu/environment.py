@@ -7,11 +7,12 @@ import platform
 import shutil
 import subprocess
 import sys
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from benchmarks.gpu.device import Device
+from benchmarks.gpu.device import Device, Launch
 from benchmarks.gpu.records import Recorder
 from kernels import registry
 
@@ -65,9 +66,13 @@ def _launches(device: Device, recorder: Recorder) -> None:
     """Measure what a kernel that does next to nothing takes: by hand, and in a graph."""
     x = torch.zeros(8, device=device.name)
     num_launches = 4 if device.is_rehearsal else 512
-    launches = [lambda: x.add_(1)] * num_launches
+
+    def launch() -> object:
+        return x.add_(1)
+
+    launches: list[Launch] = [launch] * num_launches
     recorder.figure("tiny launch in a graph", device.graph_s(launches) * 1e6, "us")
-    by_hand_s = device.time_s(lambda: [launch() for launch in launches]) / num_launches
+    by_hand_s = device.time_s(lambda: [one() for one in launches]) / num_launches
     recorder.figure("tiny launch by hand", by_hand_s * 1e6, "us")
 
 
@@ -80,5 +85,6 @@ def _host_copies(device: Device, recorder: Recorder) -> None:
     if not device.is_rehearsal:
         sources["pinned"] = ordinary.pin_memory()
     for name, source in sources.items():
-        seconds = min(device.time_s(lambda: target.copy_(source, non_blocking=True)) for _ in range(3))
+        copy = partial(target.copy_, source, non_blocking=True)
+        seconds = min(device.time_s(copy) for _ in range(3))
         recorder.fact(f"bytes_per_s from {name} memory", num_bytes / seconds)

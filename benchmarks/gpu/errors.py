@@ -25,7 +25,7 @@ def judge(
     exact: Tensor,  # in float64
     num_terms: int,  # that each value is a sum of
 ) -> Verdict:
-    """Hold float32 to 2e-6 sqrt(num_terms) of its size, narrower dtypes to 1.5 times the error of plain torch."""
+    """Hold float32 to 2e-6 sqrt(num_terms) of its size, other dtypes to 1.5 times the error of torch."""
     size = float(exact.square().mean().sqrt()) or 1.0
     if out.dtype is torch.float32:
         error = float(((out.double() - exact).abs() / (size + exact.abs())).max())

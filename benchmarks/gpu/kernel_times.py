@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
-
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.records import Recorder
 from benchmarks.gpu.shapes import Shapes, shapes_of
@@ -27,12 +25,11 @@ def run(device: Device, recorder: Recorder) -> None:
     recorder.fact("bf16_flops_per_s", flops_per_s)
     taken: dict[str, float] = {}
     for case in cases:
-        try:
-            seconds = device.graph_s(case.make(device.copies_beyond_cache(case.num_bytes)))
-        except Exception:
-            recorder.failure(case.name, traceback.format_exc())
+        with recorder.alone(case.name):
+            taken[case.name] = device.graph_s(case.make(device.copies_beyond_cache(case.num_bytes)))
+        if case.name not in taken:
             continue
-        taken[case.name] = seconds
+        seconds = taken[case.name]
         recorder.figure(
             case.name,
             seconds * 1e6,
@@ -49,10 +46,8 @@ def _compile(device: Device, recorder: Recorder, cases: list[Timing]) -> None:
     kinds = list({case.kind: case for case in cases}.values())
 
     def work(item: int) -> None:
-        try:
+        with recorder.alone(f"compiling {kinds[item].name}"):
             kinds[item].make(1)[0]()
-        except Exception:
-            recorder.failure(f"compiling {kinds[item].name}", traceback.format_exc())
 
     def lost(item: int, exit_status: int) -> None:
         name = kinds[item].name if item >= 0 else "before the first"

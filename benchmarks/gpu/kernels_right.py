@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
-
 import torch
 
 from benchmarks.gpu.device import Device
@@ -25,11 +23,9 @@ def run(device: Device, recorder: Recorder) -> None:
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-        try:
+        with recorder.alone(f"{check.kernel}, {check.name}"):
             for case, verdict in check.run(device):
                 recorder.check(check.kernel, f"{check.name}: {case}", **verdict._asdict())
-        except Exception:
-            recorder.failure(f"{check.kernel}, {check.name}", traceback.format_exc())
 
     def lost(item: int, exit_status: int) -> None:
         name = f"{checks[item].kernel}, {checks[item].name}" if item >= 0 else "before its first check"

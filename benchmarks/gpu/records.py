@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,14 @@ class Recorder:
     def failure(self, name: str, trace: str) -> None:
         """Write what broke, with the end of its traceback."""
         self._write(kind="failure", name=name, trace=trace[-4000:])
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Record what breaks inside, and go on after it."""
+        try:
+            yield
+        except Exception:  # noqa: BLE001 - whatever it is, the rest is still worth measuring
+            self.failure(name, traceback.format_exc())
 
     def ended(self, seconds: float, outcome: str) -> None:
         """Write how a stage ended."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from importlib import import_module
 from pathlib import Path
 
@@ -16,11 +15,10 @@ SHARES_S = {"environment": 30, "kernels-right": 120, "kernel-times": 150}
 def run_stage(name: str, folder: Path, *, rehearse: bool) -> int:
     """Run a stage in this process; return its exit status."""
     recorder = Recorder(folder, name)
-    try:
+    is_done = False
+    with recorder.alone(name):
         # Imported here: what a stage cannot import is that stage's failure.
         module = import_module(f"benchmarks.gpu.{name.replace('-', '_')}")
         module.run(Device("cpu" if rehearse else "cuda"), recorder)
-    except Exception:
-        recorder.failure(name, traceback.format_exc())
-        return 1
-    return 0
+        is_done = True
+    return 0 if is_done else 1

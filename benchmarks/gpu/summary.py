@@ -1,4 +1,4 @@
-"""The table at the end: what broke, what was wrong, then every figure beside its goal and floor, worst first."""
+"""The report: what broke, what was wrong, then every figure beside its goal and floor, worst first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is timed: launches on data that rotates beyond the cache, and the bytes and operations they cannot do without."""
+"""What is timed: launches on data that rotates beyond the cache, and the bytes and operations they need."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
+from multiprocessing.context import ForkProcess
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ def share_out(
     """
     context = multiprocessing.get_context("fork")
     following = context.Value("i", 0)
-    running: dict[BaseProcess, Any] = {}
+    running: dict[ForkProcess, Any] = {}
     num_starts = 0
     while True:
         while len(running) < num_workers and following.value < num_items and num_starts < 4 * num_workers:
