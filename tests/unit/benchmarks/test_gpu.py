@@ -1,4 +1,4 @@
-"""The script for a card, rehearsed: what runs every stage here cannot be broken on the day that there is one."""
+"""The script for a card, rehearsed: what runs every stage here cannot be broken on the day there is one."""
 
 from __future__ import annotations
 
