@@ -25,7 +25,6 @@ from kernels.lora.tables import (
     Slice,
     WeightsKey,
 )
-from kernels.lora.tiles import DeviceTiles
 
 BLOCK_ROWS = 16
 
@@ -43,24 +42,29 @@ class Rows:
         has_extras: bool = True,
     ) -> None:
         self._has_extras = has_extras
-        one_pass = _pass_of(slots, scales)
-        self._tiles = DeviceTiles.of(one_pass, block_rows=BLOCK_ROWS, device=device.name, pad_to=num_tiles)
+        self._num_tiles = num_tiles
+        on_host = _pass_of(slots, scales, num_tiles)
+        self._pass = Segments(len(slots), (on_host,)).to(device.name).passes[0]
 
     def update(self, slots: Sequence[int], scales: Sequence[float] | None = None) -> None:
         """Take other adapters for as many rows."""
-        self._tiles.update(_pass_of(slots, scales))
+        on_host = _pass_of(slots, scales, self._num_tiles)
+        self._pass.table.copy_(on_host.table)
+        self._pass.scales.copy_(on_host.scales)
 
     def add(self, out: Tensor, x: Tensor, module: LoRAModule) -> None:
         """Add the adapters' products to `out`."""
-        shrunk = lora_shrink(x, module, self._tiles)
-        lora_expand(out, shrunk, module, self._tiles, has_extras=self._has_extras)
+        shrunk = lora_shrink(x, module, self._pass)
+        lora_expand(out, shrunk, module, self._pass, has_extras=self._has_extras)
 
 
-def _pass_of(slots: Sequence[int], scales: Sequence[float] | None) -> Pass:
+def _pass_of(slots: Sequence[int], scales: Sequence[float] | None, num_tiles: int) -> Pass:
     rows = zip(slots, scales or [1.0] * len(slots), strict=True)
     runs = [(1, () if slot == BASE_SLOT else (SlotScale(slot, scale),)) for slot, scale in rows]
-    passes = Segments.from_runs(runs).passes
-    return passes[0] if passes else Pass.of((), np.ones(len(slots), np.float32))
+    passes = Segments.from_runs(runs, block_rows=BLOCK_ROWS, num_tiles=num_tiles).passes
+    if passes:
+        return passes[0]
+    return Pass.of((), np.ones(len(slots), np.float32), block_rows=BLOCK_ROWS, num_tiles=num_tiles)
 
 
 @dataclass(slots=True)
