@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.gpu.device import Device, random
-from kernels.lora.expand import lora_expand
-from kernels.lora.segments import BASE_SLOT, Pass, Segments, SlotScale
-from kernels.lora.shrink import lora_shrink
+from kernels.lora.segments import BASE_SLOT, Pass, Run, Segments
 from kernels.lora.tables import (
     NUM_DORA_TERMS,
     RANK_MULTIPLE,
@@ -25,6 +23,7 @@ from kernels.lora.tables import (
     Slice,
     WeightsKey,
 )
+from kernels.lora.triton_add import lora_add_triton
 
 BLOCK_ROWS = 16
 
@@ -38,33 +37,31 @@ class Rows:
         slots: Sequence[int],  # one per row, sorted into runs; -1: none
         scales: Sequence[float] | None = None,  # one per row
         *,
+        block_rows: int = BLOCK_ROWS,
         num_tiles: int = 0,  # of the grid; as many as there are, without it
-        has_extras: bool = True,
     ) -> None:
-        self._has_extras = has_extras
-        self._num_tiles = num_tiles
-        on_host = _pass_of(slots, scales, num_tiles)
-        self._pass = Segments(len(slots), (on_host,)).to(device.name).passes[0]
+        self._block_rows, self._num_tiles = block_rows, num_tiles
+        self._segments = self._made(slots, scales).to(device.name)
 
     def update(self, slots: Sequence[int], scales: Sequence[float] | None = None) -> None:
         """Take other adapters for as many rows."""
-        on_host = _pass_of(slots, scales, self._num_tiles)
-        self._pass.table.copy_(on_host.table)
-        self._pass.scales.copy_(on_host.scales)
+        (mine,), (given,) = self._segments.passes, self._made(slots, scales).passes
+        mine.table.copy_(given.table)
+        mine.scales.copy_(given.scales)
 
     def add(self, out: Tensor, x: Tensor, module: LoRAModule) -> None:
         """Add the adapters' products to `out`."""
-        shrunk = lora_shrink(x, module, self._pass)
-        lora_expand(out, shrunk, module, self._pass, has_extras=self._has_extras)
+        lora_add_triton(out, x, self._segments, module)
 
-
-def _pass_of(slots: Sequence[int], scales: Sequence[float] | None, num_tiles: int) -> Pass:
-    rows = zip(slots, scales or [1.0] * len(slots), strict=True)
-    runs = [(1, () if slot == BASE_SLOT else (SlotScale(slot, scale),)) for slot, scale in rows]
-    passes = Segments.from_runs(runs, block_rows=BLOCK_ROWS, num_tiles=num_tiles).passes
-    if passes:
-        return passes[0]
-    return Pass.of((), np.ones(len(slots), np.float32), block_rows=BLOCK_ROWS, num_tiles=num_tiles)
+    def _made(self, slots: Sequence[int], scales: Sequence[float] | None) -> Segments:
+        """Build one pass, also where no row has an adapter: a grid that is captured stays."""
+        factors = np.array(scales or [1.0] * len(slots), np.float32)
+        ends = list(accumulate(len(list(group)) for _, group in groupby(slots)))
+        runs = [
+            Run(start, end, slots[start]) for start, end in pairwise([0, *ends]) if slots[start] != BASE_SLOT
+        ]
+        one = Pass.of(runs, factors, block_rows=self._block_rows, num_tiles=self._num_tiles)
+        return Segments(len(slots), (one,))
 
 
 @dataclass(slots=True)
@@ -84,10 +81,10 @@ class LoRACase:
         """The module, whose name is `module`."""
         return self.table.module("module")
 
-    def run(self, rows: Rows | None = None) -> Tensor:
+    def run(self, block_rows: int = BLOCK_ROWS) -> Tensor:
         """Return what the kernels make of a copy of `out`."""
         out = self.out.clone()
-        (rows or Rows(self.device, self.slots, self.scales)).add(out, self.x, self.module)
+        Rows(self.device, self.slots, self.scales, block_rows=block_rows).add(out, self.x, self.module)
         return out
 
     def point(self, order: Sequence[int]) -> None:

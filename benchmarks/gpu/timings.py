@@ -193,7 +193,7 @@ def _lora(
         launches: list[Launch] = []
         for copy in range(num_copies):
             slots = sorted(copy * count + row % count for row in range(batch))
-            rows = Rows(device, slots, has_extras=False)
+            rows = Rows(device, slots)
             launches.append(partial(rows.add, out, x, held))
         return launches
 

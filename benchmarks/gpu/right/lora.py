@@ -46,10 +46,10 @@ def _ranks(device: Device, dtype: torch.dtype, ranks: tuple[int, ...]) -> Found:
     yield f"{len(ranks)} ranks", _judged(case)
 
 
-def _judged(case: LoRACase) -> Verdict:
+def _judged(case: LoRACase, block_rows: int = BLOCK_ROWS) -> Verdict:
     expected = add_plainly(case, case.x.dtype), add_plainly(case, torch.float64)
     case.device.poison()
-    return judge(case.run(), *expected, case.x.shape[1])
+    return judge(case.run(block_rows), *expected, case.x.shape[1])
 
 
 def _odd(device: Device, dtype: torch.dtype) -> Found:
@@ -75,7 +75,8 @@ def _extras(device: Device, dtype: torch.dtype) -> Found:
         scales=scales,
         has_extras=True,
     )
-    yield "bias and DoRA", _judged(case)
+    for block_rows in (BLOCK_ROWS, 32):
+        yield f"bias and DoRA, tiles of {block_rows}", _judged(case, block_rows)
 
 
 def _counts(device: Device, dtype: torch.dtype, widths: tuple[int, tuple[int, ...]], most: int) -> Found:
@@ -84,7 +85,8 @@ def _counts(device: Device, dtype: torch.dtype, widths: tuple[int, tuple[int, ..
     for slots in ([0], [0] * prompt, [row // 4 for row in range(most)], list(range(most))):
         ranks = [16] * (max(slots) + 1)
         case = make_lora(device, ranks=ranks, slots=slots, widths=widths, dtype=dtype, seed=len(slots))
-        yield f"{len(slots)} rows, {len(ranks)} adapters", _judged(case)
+        block_rows = 64 if len(slots) == prompt else BLOCK_ROWS
+        yield f"{len(slots)} rows, {len(ranks)} adapters", _judged(case, block_rows)
 
 
 def _graph(device: Device, dtype: torch.dtype, widths: tuple[int, tuple[int, ...]], most: int) -> Found:

@@ -40,7 +40,7 @@ def test_every_stage_runs_on_the_cpu_and_finds_all_kernels_right(tmp_path: Path)
 def test_a_stage_that_runs_out_of_time_or_breaks_is_told_and_the_next_one_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(script.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
 
     status = script.main(["--out", str(tmp_path), "--stages", "environment,kernel-times"])
 
@@ -56,7 +56,7 @@ def test_what_is_cut_off_keeps_what_it_had_found(
     sleeper = tmp_path / "sleeper"
     sleeper.write_text("#!/bin/sh\nexec sleep 600\n")
     sleeper.chmod(0o755)
-    monkeypatch.setattr(script.sys, "executable", str(sleeper))
+    monkeypatch.setattr(sys, "executable", str(sleeper))
 
     status = script.main(["--out", str(tmp_path), "--stages", "environment", "--seconds", "1"])
 
