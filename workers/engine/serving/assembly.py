@@ -102,7 +102,10 @@ def assemble(config: EngineConfig, *, look_ahead: int = 0) -> EngineParts:
             windows=model.windows,
         ),
         executor=LocalExecutor(
-            decoder, _kv_cache(config, model, allocator.num_blocks, dtype), look_ahead=look_ahead
+            decoder,
+            _kv_cache(config, model, allocator.num_blocks, dtype),
+            kernels.draw,
+            look_ahead=look_ahead,
         ),
         input_processor=InputProcessor(
             tokenizer,
