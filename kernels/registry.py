@@ -41,6 +41,8 @@ from kernels.lora.add import LoRAAdd, lora_add_meta
 from kernels.lora.cpu import lora_add_compiled
 from kernels.lora.reference import lora_add_reference
 from kernels.norms.add_rms_norm import AddRMSNorm, add_rms_norm_compiled, add_rms_norm_reference
+from kernels.sampling.draw import Draw, draw_meta, draw_reference
+from kernels.sampling.torch_draw import draw_torch
 
 Level = Literal["avx512_bf16", "avx2", "torch", "triton", "meta"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -207,6 +209,7 @@ OPS = (
             _plain(lora_add_reference),
         ),
     ),
+    Op("draw", draw_reference, (_meta(draw_meta), _plain(draw_torch, compiled_too=True))),
 )
 
 
@@ -226,6 +229,7 @@ class Kernels:
     lora_add: LoRAAdd
     lora_add_float32: LoRAAdd  # of the head, whose logits are float32
     paged_attention: PagedAttention | None  # None: gather the blocks for torch's attention
+    draw: Draw  # from float32 logits, whatever the model's dtype
 
     def attends_in_place(self, block_size: int) -> bool:
         """Whether attention reads a cache with such blocks where it lies."""
@@ -255,6 +259,7 @@ def build(device: str, dtype: torch.dtype, level: Level | None = None) -> Kernel
         lora_add=found("lora_add"),
         lora_add_float32=resolve("lora_add", device, torch.float32, level),
         paged_attention=found("paged_attention"),
+        draw=found("draw"),
     )
 
 

@@ -137,6 +137,16 @@ def _adapter(
     return PackedLoRA(_random(generator, kernels, rank * len(widths), hidden), tuple(slices))
 
 
+def _draw(kernels: Kernels, shapes: Shapes, generator: torch.Generator) -> Call:
+    vocab, rows = shapes.geometry.vocab_size, shapes.num_rows
+    logits = 6 * torch.randn(rows, vocab, generator=generator)
+    temperatures, top_ks = torch.ones(rows), torch.full((rows,), 50)
+    top_ps, uniforms = torch.full((2, rows), 0.9, dtype=torch.float64)
+    arguments = (logits, temperatures, top_ks, top_ps, None, uniforms, logits.amax(dim=-1))
+    what = f"[{rows}, {vocab}], top-k 50, top-p 0.9"
+    return Call(lambda: kernels.draw(*arguments), logits.nbytes + 8 * rows, what)
+
+
 def _random(generator: torch.Generator, kernels: Kernels, *shape: int) -> Tensor:
     values: Tensor = torch.randn(*shape, generator=generator) / shape[-1] ** 0.5
     return values.to(kernels.dtype)
@@ -151,4 +161,5 @@ CASES: Mapping[str, Make] = {
     "quantized_linear": _quantized_linear,
     "paged_attention": _paged_attention,
     "lora_add": _lora_add,
+    "draw": _draw,
 }

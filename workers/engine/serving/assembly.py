@@ -10,6 +10,7 @@ import torch
 
 from kernels.attention.paged_attention import SPLIT_TOKENS
 from kernels.registry import Kernels
+from kernels.sampling.draw import Draw
 from workers.engine.core.config import EngineConfig
 from workers.engine.core.engine_info import EngineInfo
 from workers.engine.core.errors import ConfigError
@@ -104,9 +105,9 @@ def assemble(config: EngineConfig, *, look_ahead: int = 0) -> EngineParts:
             windows=model.windows,
             layout=layout,
         ),
-        executor=LocalExecutor(decoder, cache, look_ahead=look_ahead)
+        executor=LocalExecutor(decoder, cache, kernels.draw, look_ahead=look_ahead)
         if layout is None
-        else _device_executor(config, decoder, cache, layout, device),
+        else _device_executor(config, decoder, cache, kernels.draw, layout, device),
         input_processor=InputProcessor(
             tokenizer,
             vocab_size=model.vocab_size,
@@ -173,13 +174,18 @@ def _cache_bytes(
 
 
 def _device_executor(
-    config: EngineConfig, decoder: Decoder, cache: KVCache, layout: StepLayout, device: torch.device
+    config: EngineConfig,
+    decoder: Decoder,
+    cache: KVCache,
+    draw: Draw,
+    layout: StepLayout,
+    device: torch.device,
 ) -> DeviceExecutor:
     graphs: StepGraphs | None = None
     if device.type == "cuda" and not config.enforce_eager:
         graphs = StepGraphs(layout.fixed_shapes(), has_adapters=config.enable_lora)
         graphs.capture(decoder, cache, device)
-    return DeviceExecutor(decoder, cache, device, graphs=graphs)
+    return DeviceExecutor(decoder, cache, draw, device, graphs=graphs)
 
 
 def _engine_info(

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from workers.engine.core.outputs import TopLogprobs
+from kernels.sampling.draw import Draw
 from workers.engine.core.step_input import ForwardInput, SamplingInput, StepHalf, StepOutput
 from workers.engine.core.tensor_pack import TensorPack, unpack
 from workers.engine.kv.kv_cache import KVCache
 from workers.engine.model.decoder import Decoder, HiddenStates
-from workers.engine.sampling.logprobs import top_logprobs
+from workers.engine.sampling.logprobs import TokenLogprobs, token_logprobs
 from workers.engine.sampling.sampler import ChosenTokens, choose
 from workers.engine.serving.executor import InFlightStep
 from workers.engine.serving.step_buffers import DeviceBuffer, HostBuffers, StepBuffers
@@ -29,11 +29,18 @@ class DeviceExecutor:
     look_ahead = 1
 
     def __init__(
-        self, decoder: Decoder, cache: KVCache, device: torch.device, *, graphs: StepGraphs | None = None
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        draw: Draw,
+        device: torch.device,
+        *,
+        graphs: StepGraphs | None = None,
     ) -> None:
         """`graphs` replays the steps that were captured, None if every step is launched kernel by kernel."""
         self._decoder = decoder
         self._cache = cache
+        self._draw = draw
         self._device = device
         self._graphs = graphs
         pinned = device.type == "cuda"
@@ -65,7 +72,7 @@ class DeviceExecutor:
             there = self._sampling_half.send(sampling)
             assert isinstance(there, SamplingInput)
             prompts = tuple(
-                top_logprobs(
+                token_logprobs(
                     self._decoder.logits(step, prompt.rows, prompt.segments)[: prompt.num_rows],
                     prompt.token_ids,
                     prompt.num_likeliest,
@@ -75,7 +82,7 @@ class DeviceExecutor:
             chosen = None
             if there.num_rows:
                 logits = self._decoder.logits(step, there.rows, there.segments)
-                chosen = choose(logits[: there.num_rows], there)
+                chosen = choose(logits[: there.num_rows], there, self._draw)
             self._latest = None if chosen is None else chosen.token_ids
             return self._send_home(_Results(chosen, prompts))
 
@@ -96,7 +103,7 @@ class _Results(NamedTuple):
     """What a step yields, on the device or copied to the host."""
 
     chosen: ChosenTokens | None  # None: nothing was sampled
-    prompts: tuple[list[TopLogprobs], ...]
+    prompts: tuple[TokenLogprobs, ...]
 
 
 class _SampledStep(NamedTuple):
@@ -113,8 +120,7 @@ class _SampledStep(NamedTuple):
         results = unpack(self.skeleton, self.home)
         assert isinstance(results, _Results)
         output = StepOutput([], []) if results.chosen is None else results.chosen.read()
-        prompts: list[list[TopLogprobs]] = list(results.prompts)
-        output.prompt_logprobs.extend(prompts)
+        output.prompt_logprobs.extend(prompt.read() for prompt in results.prompts)
         return output
 
 

@@ -8,11 +8,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from workers.engine.core.outputs import TopLogprobs
+from kernels.sampling.draw import Draw
 from workers.engine.core.step_input import ForwardInput, SamplingInput, StepOutput
 from workers.engine.kv.kv_cache import KVCache
 from workers.engine.model.decoder import Decoder, HiddenStates
-from workers.engine.sampling.logprobs import top_logprobs
+from workers.engine.sampling.logprobs import TokenLogprobs, token_logprobs
 from workers.engine.sampling.sampler import ChosenTokens, choose
 
 
@@ -50,10 +50,11 @@ class Executor(Protocol):
 class LocalExecutor:
     """The decoder and its cache in this process; what it launches is done at once, but for reading it."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, *, look_ahead: int = 0) -> None:
+    def __init__(self, decoder: Decoder, cache: KVCache, draw: Draw, *, look_ahead: int = 0) -> None:
         """`look_ahead` 1 is for tests: this device computes while the host waits, so it gains nothing."""
         self._decoder = decoder
         self._cache = cache
+        self._draw = draw
         self.look_ahead = look_ahead
         self._latest: ChosenTokens | None = None
 
@@ -69,7 +70,7 @@ class LocalExecutor:
         assert isinstance(step, HiddenStates), "a step was sampled by another executor than launched it"
         with torch.inference_mode():
             prompts = [
-                top_logprobs(
+                token_logprobs(
                     self._decoder.logits(step, prompt.rows, prompt.segments)[: prompt.num_rows],
                     prompt.token_ids,
                     prompt.num_likeliest,
@@ -79,7 +80,7 @@ class LocalExecutor:
             self._latest = None
             if sampling.num_rows:
                 logits = self._decoder.logits(step, sampling.rows, sampling.segments)
-                self._latest = choose(logits[: sampling.num_rows], sampling)
+                self._latest = choose(logits[: sampling.num_rows], sampling, self._draw)
             return _LocalSample(self._latest, prompts)
 
     def _with_carried(self, step: ForwardInput) -> ForwardInput:
@@ -94,9 +95,9 @@ class _LocalSample(NamedTuple):
     """What a step has yielded, not read yet."""
 
     chosen: ChosenTokens | None  # None: nothing was sampled
-    prompts: list[list[TopLogprobs]]
+    prompts: list[TokenLogprobs]
 
     def wait(self) -> StepOutput:
         output = StepOutput([], []) if self.chosen is None else self.chosen.read()
-        output.prompt_logprobs.extend(self.prompts)
+        output.prompt_logprobs.extend(prompt.read() for prompt in self.prompts)
         return output

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
+from tests.unit.workers.engine.sampling.chosen import sample
 from workers.engine.core.step_input import LogitShifts, Penalties, SamplingInput, TokenMasks
 from workers.engine.sampling.logit_edits import edit_logits
-from workers.engine.sampling.sampler import sample
 
 
 def sampling(num_rows: int, temperature: float = 0.0) -> SamplingInput:

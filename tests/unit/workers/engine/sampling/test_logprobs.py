@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from workers.engine import LLMEngine, LoRARequest, RequestOutput, SamplingParams
-from workers.engine.sampling.logprobs import top_logprobs
+from workers.engine.sampling.logprobs import token_logprobs
 
 pytestmark = pytest.mark.numeric
 
@@ -58,7 +58,7 @@ def assert_prompt(output: RequestOutput, llama: LlamaForCausalLM, num_likeliest:
 def test_rows_give_their_token_the_likeliest_and_a_rank() -> None:
     logits = torch.log(torch.tensor([[0.1, 0.2, 0.7], [0.6, 0.1, 0.3]])) + 5.0
 
-    first, second = top_logprobs(logits, torch.tensor([1, 0]), num_likeliest=2)
+    first, second = token_logprobs(logits, torch.tensor([1, 0]), num_likeliest=2).read()
 
     assert (first.token_ids, first.rank) == ([1, 2, 1], 2)
     assert (second.token_ids, second.rank) == ([0, 0, 2], 1)

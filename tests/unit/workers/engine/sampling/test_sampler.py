@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.unit.workers.engine.sampling.chosen import sample
 from workers.engine.core.step_input import SamplingInput, TokenMasks
-from workers.engine.sampling.sampler import derive_seed, sample, uniform
+from workers.engine.sampling.sampler import derive_seed, uniform
 
 pytestmark = pytest.mark.numeric
 
