@@ -113,6 +113,11 @@ class DeviceMemory:
         self._arena = Arena(bytes_.numel())
         self._regions: dict[str, Region] = {}
 
+    @property
+    def num_free_bytes(self) -> int:
+        """Bytes of the arena that are nobody's."""
+        return self._arena.num_free_bytes
+
     def bring(self, revision: str, weights: AdapterWeights, row: AdapterRow) -> Placed | None:
         """Start copying an adapter to the first gap that it fits; None if there is none."""
         extents = _extents(weights)

@@ -101,7 +101,7 @@ class LoRAManager:
 
     def acquire(self, request: LoRARequest) -> int | None:
         """Take in what has been loaded and return one adapter's slot; see `acquire_all`."""
-        self._fetcher.collect()
+        self.collect()
         acquired = self.acquire_all([request])
         return None if acquired is None else acquired[0].slot
 

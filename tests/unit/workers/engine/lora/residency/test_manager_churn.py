@@ -11,16 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels.lora.segments import Segments
-from kernels.registry import build
-from tests.unit.workers.engine.lora.adapter_writer import BASE, HIDDEN, config_of, write_adapter
+from tests.unit.workers.engine.lora.adapter_writer import BASE
 from tests.unit.workers.engine.lora.manager_fixtures import acquired, new_manager, request_of
+from tests.unit.workers.engine.lora.numbered_requests import answers_of, numbered_request
 from workers.engine.core.lora_request import LoRARequest
-from workers.engine.lora.files.digest import adapter_digest
-from workers.engine.lora.residency.manager import LoRAManager
 
 NUM_ADAPTERS, NUM_SLOTS, NUM_PLACES = 60, 4, 8
-TARGETS = (("q_proj",), ("q_proj", "v_proj"), ("q_proj", "k_proj", "o_proj", "down_proj"))
 
 
 @pytest.fixture(autouse=True)
@@ -32,36 +28,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def _numbered(folder: Path, number: int) -> LoRARequest:
-    """Write an adapter that adds `number` to the first output of every q_proj, for an input of ones."""
-    targets = TARGETS[number % len(TARGETS)]
-    rank = 1 + number % 20
-    tensors = {}
-    for module, shape in BASE.shapes.items():
-        name = module.rpartition(".")[2]
-        if name in targets:
-            a, b = torch.zeros(rank, shape.in_features), torch.zeros(shape.out_features, rank)
-            if name == "q_proj":
-                a[-1, 0] = b[0, -1] = 1.0
-                b *= number
-            tensors[f"base_model.model.{module}.lora_A.weight"] = a
-            tensors[f"base_model.model.{module}.lora_B.weight"] = b
-    config = config_of(rank, targets, lora_alpha=rank)
-    path = write_adapter(folder / str(number), config=config, tensors=tensors)
-    return LoRARequest(f"n{number}", number, str(path), adapter_digest(path))
-
-
-def _answers(manager: LoRAManager, slots: list[int]) -> list[float]:
-    out = torch.zeros(len(slots), 2 * HIDDEN)
-    add_lora = build("cpu", torch.float32).lora_add
-    add_lora(out, torch.ones(len(slots), HIDDEN), Segments.from_slots(slots), manager.packed(1, "qkv"))
-    return out[:, 0].tolist()
-
-
 def test_behaviour_19_sixty_adapters_through_four_slots_never_answer_for_each_other(
     tmp_path: Path,
 ) -> None:
-    requests = [_numbered(tmp_path, number) for number in range(1, NUM_ADAPTERS + 1)]
+    requests = [numbered_request(tmp_path, number) for number in range(1, NUM_ADAPTERS + 1)]
     manager = new_manager(NUM_SLOTS, NUM_PLACES)
     dice = random.Random(5)
     order = [*requests, *dice.choices(requests, k=60)]
@@ -72,7 +42,7 @@ def test_behaviour_19_sixty_adapters_through_four_slots_never_answer_for_each_ot
         while len(running) >= dice.randint(1, NUM_SLOTS):
             manager.release(running.pop(dice.randrange(len(running)))[0])
         running.append((request, acquired(manager, request)))
-        answers = _answers(manager, [slot for _, slot in running])
+        answers = answers_of(manager, [slot for _, slot in running])
         assert answers == [float(held.lora_int_id) for held, _ in running]
         stats = manager.stats()
         assert stats.num_on_device <= NUM_SLOTS
