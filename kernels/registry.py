@@ -209,7 +209,15 @@ OPS = (
             _plain(lora_add_reference),
         ),
     ),
-    Op("draw", draw_reference, (_meta(draw_meta), _plain(draw_torch, compiled_too=True))),
+    Op(
+        "draw",
+        draw_reference,
+        (
+            _triton("kernels.sampling.triton_draw", "draw_triton"),
+            _meta(draw_meta),
+            _plain(draw_torch, compiled_too=True),
+        ),
+    ),
 )
 
 

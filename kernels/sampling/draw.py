@@ -37,25 +37,37 @@ def draw_reference(
 ) -> Tensor:
     """Compute w = exp((logit - largest) / temperature) and draw a token by what is left of it.
 
-    Tokens are ranked by logit, equal ones in vocabulary order. Those with w < min-p go; of the rest the first
-    k stay; of these, the ones before which lies less than p of their mass. The token is the first in
-    vocabulary order up to which lies more than uniform * mass of what stays.
+    The token is the first in vocabulary order up to which lies more than uniform * mass of what is left.
     """
-    chosen = torch.zeros(logits.shape[0], dtype=torch.int64)
-    best = (logits.amax(dim=-1) if largest is None else largest).double()
-    for row, row_logits in enumerate(logits.double()):
-        if temperatures[row] == 0 or not torch.isfinite(best[row]):
-            continue
-        weights = ((row_logits - best[row]) / temperatures[row].double()).exp()
-        if min_ps is not None:
-            weights[weights < min_ps[row].double()] = 0.0
-        ranked = row_logits.argsort(descending=True, stable=True)
-        weights[ranked[int(top_ks[row]) :]] = 0.0
-        mass_before = weights[ranked].cumsum(0) - weights[ranked]
-        weights[ranked[mass_before >= top_ps[row] * weights.sum()]] = 0.0
-        through = weights.cumsum(0)
-        chosen[row] = (through <= uniforms[row] * through[-1]).sum()
-    return chosen
+    best = logits.amax(dim=-1) if largest is None else largest
+    weights = weights_left(logits, temperatures, top_ks, top_ps, min_ps, best)
+    through = weights.cumsum(dim=-1)
+    picks = (through <= (uniforms * through[:, -1]).unsqueeze(1)).sum(dim=-1)
+    return picks.where((temperatures > 0) & torch.isfinite(best), 0)
+
+
+def weights_left(
+    logits: Tensor,
+    temperatures: Tensor,
+    top_ks: Tensor,
+    top_ps: Tensor,
+    min_ps: Tensor | None,
+    largest: Tensor,
+) -> Tensor:  # [num_rows, vocab_size] float64
+    """Compute w in float64, 0 where a limit takes the token away.
+
+    Tokens are ranked by logit, equal ones in vocabulary order. Those with w < min-p go; of the rest the first
+    k stay; of these, the ones before which lies less than p of their mass.
+    """
+    weights = ((logits.double() - largest.double().unsqueeze(1)) / temperatures.double().unsqueeze(1)).exp()
+    if min_ps is not None:
+        weights[weights < min_ps.double().unsqueeze(1)] = 0.0
+    ranked = logits.argsort(dim=-1, descending=True, stable=True)
+    falling = weights.gather(1, ranked)
+    falling[torch.arange(logits.shape[1]) >= top_ks.unsqueeze(1)] = 0.0
+    mass_before = falling.cumsum(dim=-1) - falling
+    falling[mass_before >= (top_ps * falling.sum(dim=-1)).unsqueeze(1)] = 0.0
+    return torch.zeros_like(weights).scatter(1, ranked, falling)
 
 
 def draw_meta(logits: Tensor, *_: Tensor | None) -> Tensor:

@@ -19,6 +19,7 @@ ARCHITECTURES = (80, 90, 100, 120)
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 _NARROW = re.compile(r"\b(?:ld|st)\.global\S*\.[bsu]16\b")
 _POINTERS = {
+    torch.float64: "*fp64",
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
@@ -57,7 +58,7 @@ def compile_launch(kernel: JITFunction, launch: Launch, *, arch: int, tmp_path: 
     """Compile for compute capability `arch` what Triton would compile for these arguments.
 
     A tensor's address and an integer count as multiples of 16 if they are, unless the kernel says
-    `do_not_specialize`; an integer that is 1 is a constant.
+    `do_not_specialize` or `do_not_specialize_on_alignment`; an integer that is 1 is a constant.
     """
     constants = {name: value for name, value in launch.options.items() if name in kernel.arg_names}
     options = {name: value for name, value in launch.options.items() if name not in constants}
@@ -66,6 +67,8 @@ def compile_launch(kernel: JITFunction, launch: Launch, *, arch: int, tmp_path: 
         is_tensor = isinstance(value, Tensor)
         signature[parameter.name] = _POINTERS[value.dtype] if is_tensor else _SCALARS[type(value)]
         if parameter.do_not_specialize or isinstance(value, float):
+            continue
+        if is_tensor and parameter.do_not_specialize_on_alignment:
             continue
         if (value.data_ptr() if is_tensor else value) % 16 == 0:
             attributes[(parameter.num,)] = [["tt.divisibility", 16]]

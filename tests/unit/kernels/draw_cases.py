@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kernels.sampling.draw import Draw, draw_reference
+from kernels.sampling.draw import Draw, draw_reference, weights_left
 
 ALMOST_ONE = 1.0 - 2.0**-53
 
@@ -21,6 +21,21 @@ class Case:
     top_k: int | None = None  # None: the whole vocabulary
     top_p: float = 1.0
     min_p: float | None = None
+
+
+class Arguments(NamedTuple):
+    """What `Draw` is called with; the row's maxima may follow."""
+
+    logits: Tensor
+    temperatures: Tensor
+    top_ks: Tensor
+    top_ps: Tensor
+    min_ps: Tensor | None
+    uniforms: Tensor
+
+    def weights_left(self) -> Tensor:  # [num_rows, vocab_size] float64
+        """Return the rule's weights."""
+        return weights_left(*self[:-1], self.logits.amax(dim=-1))
 
 
 CASES = {
@@ -47,10 +62,10 @@ def arguments(
     logits: Tensor,  # [num_rows, vocab_size] float32
     case: Case,
     uniforms: list[float] | Tensor,
-) -> tuple[Any, ...]:
+) -> Arguments:
     """Return what `Draw` is called with."""
     num_rows, vocab_size = logits.shape
-    return (
+    return Arguments(
         logits,
         torch.full((num_rows,), case.temperature),
         torch.full((num_rows,), vocab_size if case.top_k is None else min(case.top_k, vocab_size)),
@@ -74,20 +89,21 @@ def tied_logits(num_rows: int, vocab_size: int, *, seed: int = 2) -> Tensor:
 
 
 def assert_draws_as_the_reference(draw: Draw, logits: Tensor, case: Case, uniforms: list[float]) -> None:
-    """Compare the tokens of rows, one uniform each, with and without their maxima.
+    """Compare the tokens of rows, one uniform each.
 
-    Uniforms are moved by as much as float32 weights err: where that decides, either token is right.
+    A token is right if the limits leave it and it lies between those of uniforms moved up and down by as much
+    as float32 weights err.
     """
     given = arguments(logits, case, uniforms)
-    right = [
-        draw_reference(*arguments(logits, case, [min(max(one + move, 0.0), ALMOST_ONE) for one in uniforms]))
-        for move in (0.0, -3e-6, 3e-6)
-    ]
+    left = given.weights_left()
+    first, last = (
+        draw_reference(*given[:-1], (given.uniforms + move).clamp(0.0, ALMOST_ONE)).tolist()
+        for move in (-3e-6, 3e-6)
+    )
 
     tokens = draw(*given)
 
     assert (tokens.dtype, tokens.shape) == (torch.int64, logits.shape[:1])
     for row, token in enumerate(tokens.tolist()):
-        assert token in {int(one[row]) for one in right}, (row, token, [int(one[row]) for one in right])
-    with_maxima = (*given, logits.amax(dim=-1))
-    assert torch.equal(draw(*with_maxima), tokens)
+        assert first[row] <= token <= last[row], (row, token, first[row], last[row])
+        assert left[row, token] > 0, (row, token)

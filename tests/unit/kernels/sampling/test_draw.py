@@ -41,17 +41,19 @@ def test_of_equal_tokens_the_first_of_the_vocabulary_stay(vocab_size: int, case:
 def test_every_level_draws_alike(resolve: Resolve) -> None:
     given = arguments(random_logits(32, 512), Case(top_k=20, top_p=0.9), UNIFORMS)
 
+    with_maxima = (*given, given[0].amax(dim=-1))
+
     assert torch.equal(resolve("draw", torch.bfloat16)(*given), draw_torch(*given))
+    assert torch.equal(resolve("draw", torch.bfloat16)(*with_maxima), draw_torch(*given))
 
 
 def test_rows_without_a_draw_get_a_token_of_the_vocabulary_and_disturb_nobody() -> None:
     logits = random_logits(4, 512)
     expected = draw_torch(*arguments(logits, Case(top_p=0.9), [0.3] * 4))
     logits[1, 7], logits[2] = torch.nan, -torch.inf
-    given = list(arguments(logits, Case(top_p=0.9), [0.3] * 4))
-    given[1] = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    given = arguments(logits, Case(top_p=0.9), [0.3] * 4)
 
-    tokens = draw_torch(*given)
+    tokens = draw_torch(*given._replace(temperatures=torch.tensor([1.0, 1.0, 1.0, 0.0])))
 
     assert tokens[0] == expected[0]
     assert all(0 <= token < 512 for token in tokens.tolist())

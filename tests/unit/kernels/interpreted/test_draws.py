@@ -1,0 +1,111 @@
+"""The Triton draw on host memory against the rule in float64, and beside the CPU's draw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from kernels.registry import resolve
+from kernels.sampling import triton_draw
+from kernels.sampling.torch_draw import draw_torch
+from tests.unit.kernels.draw_cases import (
+    ALMOST_ONE,
+    CASES,
+    Arguments,
+    Case,
+    arguments,
+    assert_draws_as_the_reference,
+    random_logits,
+    tied_logits,
+)
+
+UNIFORMS = [0.0, 0.31, ALMOST_ONE]
+draw = resolve("draw", "cpu", torch.float32, "triton")
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Go through small vocabularies in several steps."""
+    monkeypatch.setattr(triton_draw, "SEGMENTS", 32)
+    monkeypatch.setattr(triton_draw, "COLUMNS", 8)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_random_rows_are_drawn_as_the_rule_says(case: Case) -> None:
+    logits = random_logits(len(UNIFORMS), 259)
+
+    assert_draws_as_the_reference(draw, logits, case, UNIFORMS)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_of_equal_tokens_the_first_of_the_vocabulary_stay(case: Case) -> None:
+    logits = tied_logits(len(UNIFORMS), 301)
+
+    assert_draws_as_the_reference(draw, logits, case, UNIFORMS)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("vocab_size", [1, 2, 32, 256])
+def test_small_vocabularies(vocab_size: int) -> None:
+    logits = random_logits(2, vocab_size)
+
+    assert_draws_as_the_reference(draw, logits, Case(top_k=3, top_p=0.9), [0.2, ALMOST_ONE])
+
+
+@pytest.mark.parametrize("case", ["plain", "min-p, top-k and top-p"])
+def test_rows_of_many_tiles_are_drawn_as_the_rule_says(case: str) -> None:
+    logits = random_logits(2, 20_000)
+
+    assert_draws_as_the_reference(draw, logits, CASES[case], [0.4, 0.9])
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("settings", [{}, {"top_k": 9, "top_p": 0.8}])
+def test_draws_are_spread_as_the_weights_that_are_left(settings: dict[str, Any]) -> None:
+    count = 24
+    logits = random_logits(1, 48).expand(count, -1).contiguous()
+    given = arguments(logits, Case(**settings), (torch.arange(count) + 0.5) / count)
+    left = given.weights_left()[0]
+
+    counts = torch.bincount(draw(*given), minlength=48)
+
+    assert (counts - count * left / left.sum()).abs().max() <= 1.0
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_rows_have_settings_of_their_own_and_draw_what_the_cpu_draws() -> None:
+    logits = random_logits(6, 300)
+    given = Arguments(
+        logits,
+        torch.tensor([1.0, 0.0, 0.7, 2.0, 1.0, 1.0]),
+        torch.tensor([300, 300, 5, 300, 40, 300]),
+        torch.tensor([1.0, 1.0, 1.0, 0.5, 0.9, 0.9], dtype=torch.float64),
+        torch.tensor([0.0, 0.0, 0.0, 0.1, 0.0, 0.3]),
+        torch.tensor([0.15, 0.25, 0.35, 0.45, 0.55, 0.65], dtype=torch.float64),
+    )
+
+    together = draw(*given)
+
+    assert torch.equal(together, draw_torch(*given))
+    for row in range(6):
+        alone = draw(*(None if part is None else part[row : row + 1] for part in given))
+        assert alone[0] == together[row]
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_rows_without_a_draw_get_a_token_of_the_vocabulary_and_disturb_nobody() -> None:
+    case = Case(top_k=20, top_p=0.9)
+    logits = random_logits(5, 259)
+    expected = draw(*arguments(logits, case, [0.3] * 5))
+    logits[1, 7], logits[2], logits[3, 9] = torch.nan, -torch.inf, torch.inf
+    given = arguments(logits, case, [0.3] * 5)
+
+    tokens = draw(*given._replace(temperatures=torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])))
+
+    assert tokens[0] == expected[0]
+    assert all(0 <= token < 259 for token in tokens.tolist())
+    assert draw(*arguments(torch.empty(0, 8), case, [])).shape == (0,)
