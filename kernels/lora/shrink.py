@@ -8,62 +8,90 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.lora.add import check_tiles
-from kernels.lora.segments import Pass
+from kernels.lora.segments import BLOCK_ROWS, Pass
 from kernels.lora.tables import ENTRY_COLUMNS, LoRAModule
 
-# Not yet tuned on a device; what they compile to is bounded by test_shrink.py.
-BLOCK_IN = 128
 BLOCK_RANK = 16
+"""Ranks are written in blocks of so many; what lies behind an adapter's last block stays unwritten."""
+MIN_SPLIT, MAX_SPLITS, SPLIT_MULTIPLE = 512, 16, 256
+"""Columns of x that one program sums, and into how many planes at most. `down` of Llama-3-8B (14336 columns)
+has 14, so that 8 tiles are 112 programs; every plane more is one more read of each program of expand."""
+
+# Not yet tuned on a device; what they compile to is bounded by test_shrink.py. Decoding waits for memory: its
+# tiles have few rows, and both blocks of a short split are on their way at once.
+ROW_BYTES_OF_BLOCK = {16: 512, 32: 256, 64: 256}
+MAX_BLOCK_RANK = {16: 32, 32: 64, 64: 64}
 NUM_WARPS = 4
+NUM_STAGES = 3
+
+
+def split_width(in_features: int) -> int:
+    """Return how many columns of x one program sums: the same in every step, and so a row's bits are too."""
+    columns = triton.cdiv(in_features, MAX_SPLITS)
+    return max(MIN_SPLIT, triton.cdiv(columns, SPLIT_MULTIPLE) * SPLIT_MULTIPLE)
+
+
+def planes_shape(num_rows: int, module: LoRAModule) -> tuple[int, int, int, int]:
+    """Return (num_splits, num_slices, num_rows, max_rank rounded up to 16): what shrink makes of rows."""
+    num_splits = triton.cdiv(module.in_features, split_width(module.in_features))
+    return num_splits, module.num_slices, num_rows, triton.cdiv(module.max_rank, BLOCK_RANK) * BLOCK_RANK
 
 
 @triton.jit(do_not_specialize=["num_rows", "first_entry", "slot_stride"])  # type: ignore[untyped-decorator]
 def shrink_kernel(  # type: ignore[no-untyped-def]
     x_ptr,  # [num_rows, in_features]
-    shrunk_ptr,  # [num_slices, num_rows, shrunk_width] float32
+    planes_ptr,  # [num_splits, num_slices, num_rows, planes_width] float32
     table_ptr,  # [num_slots, slot_stride] int64
     tiles_ptr,  # [num_tiles, 4] int64: start, end, slot (-1: idle), expert
     scales_ptr,  # [num_rows] float32
     num_rows,
     in_features,
-    shrunk_width,
+    planes_width,
     first_entry,
     slot_stride,
     NUM_SLICES: tl.constexpr,
     ENTRY: tl.constexpr,
+    SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STORED: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """shrunk[s, row, block b] = scale(row) x[row] . A[slot(row), s][ranks of b]; program (tile, b, s).
+    """planes[k, s, row, block b] = scale(row) x[row] . A[slot(row), s][ranks of b] over the k-th split.
 
-    The adapter's table entry holds A's address and its rank. ALIGNED: rows of A and x are multiples of 16
-    elements, so that 16 bytes are read at a time.
+    Program (tile, b, k * num_slices + s). The adapter's table entry holds A's address and its rank. ALIGNED:
+    rows of A and x are multiples of 16 elements, so that 16 bytes are read at a time.
     """
     tile_ptr = tiles_ptr + tl.program_id(0) * 4
-    first_rank = tl.program_id(1) * BLOCK_R
-    part = tl.program_id(2)
+    first_row = tl.load(tile_ptr)
+    end_row = tl.load(tile_ptr + 1)
     slot = tl.load(tile_ptr + 2)
+    expert = tl.load(tile_ptr + 3)
     if slot < 0:
         return
-    place = first_entry + tl.load(tile_ptr + 3) * NUM_SLICES + part
+    first_rank = tl.program_id(1) * BLOCK_R
+    plane = tl.program_id(2)
+    place = first_entry + expert * NUM_SLICES + plane % NUM_SLICES
     entry_ptr = table_ptr + slot * slot_stride + place * ENTRY
-    rank = tl.load(entry_ptr + 2)
+    a_address = tl.load(entry_ptr)
+    rank = tl.load(entry_ptr + 2).to(tl.int32)
     if first_rank >= rank:
         return
-    a_ptr = tl.load(entry_ptr).to(tl.pointer_type(x_ptr.dtype.element_ty))
+    a_ptr = a_address.to(tl.pointer_type(x_ptr.dtype.element_ty))
     if ALIGNED:
         a_ptr = tl.multiple_of(a_ptr, 16)
 
-    rows = tl.load(tile_ptr) + tl.arange(0, BLOCK_M)
-    row_is_mine = rows < tl.load(tile_ptr + 1)
+    rows = first_row + tl.arange(0, BLOCK_M)
+    row_is_mine = rows < end_row
+    scales = tl.load(scales_ptr + rows, mask=row_is_mine, other=0.0)
     ranks = first_rank + tl.arange(0, BLOCK_R)
     # What lies behind the rank is padding or another sub-module's.
     rank_is_mine = ranks < rank
 
     acc = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
-    for start in range(0, in_features, BLOCK_K):
+    first = plane // NUM_SLICES * SPLIT
+    for start in range(first, tl.minimum(first + SPLIT, in_features), BLOCK_K):
         columns = start + tl.arange(0, BLOCK_K)
         column_exists = columns < in_features
         x = tl.load(
@@ -78,12 +106,11 @@ def shrink_kernel(  # type: ignore[no-untyped-def]
         )
         acc = tl.dot(x, a, acc, input_precision="ieee")
 
-    scales = tl.load(scales_ptr + rows, mask=row_is_mine, other=0.0)
-    shrunk_rows = (part * num_rows + rows) * shrunk_width
+    is_stored = ranks < (rank + STORED - 1) // STORED * STORED
     tl.store(
-        shrunk_ptr + shrunk_rows[:, None] + ranks[None, :],
+        planes_ptr + (plane * num_rows + rows[:, None]) * planes_width + ranks[None, :],
         acc * scales[:, None],
-        mask=row_is_mine[:, None],
+        mask=row_is_mine[:, None] & is_stored[None, :],
     )
 
 
@@ -91,19 +118,24 @@ def lora_shrink(
     x: Tensor,  # [num_rows, in_features]
     module: LoRAModule,
     lora_pass: Pass,
-) -> Tensor:  # [num_slices, num_rows, max_rank rounded up to 16] float32
-    """Return scale x . A per sub-module; base rows and ranks past an adapter's last block stay unwritten."""
+) -> Tensor:  # [num_splits, num_slices, num_rows, max_rank rounded up to 16] float32, see `planes_shape`
+    """Return scale x . A per sub-module, in planes to be added up in their order.
+
+    Rows in no tile and ranks behind an adapter's last block stay unwritten.
+    """
     block_rows = check_tiles(lora_pass, x.shape[0], x.device)
     num_tiles = lora_pass.table.shape[0]
     check_shrink(x, module)
-    num_blocks = triton.cdiv(module.max_rank, BLOCK_RANK)
-    num_rows, width = x.shape[0], num_blocks * BLOCK_RANK
-    shrunk = torch.empty(module.num_slices, num_rows, width, dtype=torch.float32, device=x.device)
+    planes = torch.empty(planes_shape(x.shape[0], module), dtype=torch.float32, device=x.device)
     if num_tiles == 0:
-        return shrunk
-    shrink_kernel[num_tiles, num_blocks, module.num_slices](
+        return planes
+    num_splits, num_slices, num_rows, width = planes.shape
+    is_aligned = module.in_features % 16 == 0
+    row_bytes = ROW_BYTES_OF_BLOCK[block_rows if is_aligned else BLOCK_ROWS[-1]]
+    block_rank = min(triton.next_power_of_2(width), MAX_BLOCK_RANK[block_rows])
+    shrink_kernel[num_tiles, triton.cdiv(width, block_rank), num_splits * num_slices](
         x,
-        shrunk,
+        planes,
         module.table,
         lora_pass.table,
         lora_pass.scales,
@@ -112,16 +144,19 @@ def lora_shrink(
         width,
         module.first_entry,
         module.table.stride(0),
-        NUM_SLICES=module.num_slices,
+        NUM_SLICES=num_slices,
         ENTRY=ENTRY_COLUMNS,
+        SPLIT=split_width(module.in_features),
         BLOCK_M=block_rows,
-        BLOCK_R=BLOCK_RANK,
-        BLOCK_K=BLOCK_IN,
-        ALIGNED=module.in_features % 16 == 0,
+        BLOCK_R=block_rank,
+        BLOCK_K=row_bytes // x.element_size(),
+        STORED=BLOCK_RANK,
+        ALIGNED=is_aligned,
         num_warps=NUM_WARPS,
+        num_stages=NUM_STAGES,
         enable_fp_fusion=True,
     )
-    return shrunk
+    return planes
 
 
 def check_shrink(x: Tensor, module: LoRAModule) -> None:
@@ -142,15 +177,20 @@ def lora_shrink_reference(
     x: Tensor,  # [num_rows, in_features]
     module: LoRAModule,
     lora_pass: Pass,
-) -> Tensor:  # [num_slices, num_rows, max_rank rounded up to 16] float32, zero where nothing is written
-    """Compute `lora_shrink` in plain torch, one tile after another, in float32."""
-    width = triton.cdiv(module.max_rank, BLOCK_RANK) * BLOCK_RANK
-    shrunk = torch.zeros(module.num_slices, x.shape[0], width, device=x.device)
+) -> (
+    Tensor
+):  # [num_splits, num_slices, num_rows, max_rank rounded up to 16] float32, 0 where nothing is written
+    """Compute `lora_shrink` in plain torch, one tile and split after another, in float32."""
+    planes, split = torch.zeros(planes_shape(x.shape[0], module), device=x.device), split_width(x.shape[1])
     for start, end, slot, expert in lora_pass.table.tolist():
         weights = None if slot < 0 else module.weights(slot, expert)
         for part in () if weights is None else weights.slices:
             assert weights is not None
-            a = weights.a[part.rank.start : part.rank.start + part.num_ranks]
-            product = x[start:end].float() @ a.float().T * lora_pass.scales[start:end, None]
-            shrunk[module.place(part), start:end, : part.num_ranks] = product
-    return shrunk
+            a = weights.a[part.rank.start : part.rank.start + part.num_ranks].float()
+            scaled = x[start:end].float() * lora_pass.scales[start:end, None]
+            pieces = zip(
+                planes[:, module.place(part)], scaled.split(split, 1), a.split(split, 1), strict=True
+            )
+            for plane, rows, columns in pieces:
+                plane[start:end, : part.num_ranks] = rows @ columns.T
+    return planes

@@ -16,6 +16,8 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 ARCHITECTURES = (80, 90, 100, 120)
+MAX_SHARED_BYTES = 99 << 10
+"""Of one program: what the smallest of them, sm_120, allows."""
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 _NARROW = re.compile(r"\b(?:ld|st)\.global\S*\.[bsu]16\b")
 _POINTERS = {
@@ -35,6 +37,7 @@ class Compiled(NamedTuple):
     num_registers: int
     stack_bytes: int  # registers that spilled
     num_narrow: int  # global loads and stores of two bytes
+    shared_bytes: int
 
 
 class Launch(NamedTuple):
@@ -86,4 +89,5 @@ def compile_launch(kernel: JITFunction, launch: Launch, *, arch: int, tmp_path: 
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout)
     assert found, usage.stdout
     ptx = compiled.asm["ptx"]
-    return Compiled(ptx, compiled.asm["cubin"], int(found[1]), int(found[2]), len(_NARROW.findall(ptx)))
+    num_narrow, shared_bytes = len(_NARROW.findall(ptx)), compiled.metadata.shared
+    return Compiled(ptx, compiled.asm["cubin"], int(found[1]), int(found[2]), num_narrow, shared_bytes)

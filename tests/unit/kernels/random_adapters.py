@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.lora.reference import apply_dora
 from kernels.lora.segments import BASE_SLOT, Pass, Segments, SlotScale
 from kernels.lora.tables import NUM_DORA_TERMS, RANK_MULTIPLE, LoRAModule, LoRASlice, PackedLoRA, Slice
 from tests.unit.kernels.one_module import OneModule
@@ -94,3 +95,20 @@ def make_case(
     segments = Segments.from_runs(runs, block_rows=block_rows, num_tiles=num_tiles)
     idle = Pass.of((), np.ones(len(slots), np.float32), block_rows=block_rows, num_tiles=num_tiles)
     return Case(x, out, expected.to(dtype), one, segments, (*segments.passes, idle)[0])
+
+
+def in_double(case: Case) -> Tensor:  # [num_rows, out_features] float64
+    """Return what out must become, from its present contents and straight from the definition."""
+    out = case.out.double()
+    for start, end, slot, expert in case.lora_pass.runs:
+        weights, scales = case.module.weights(slot, expert), case.lora_pass.scales[start:end, None].double()
+        for part in () if weights is None else weights.slices:
+            assert weights is not None
+            a = weights.a[part.rank.start : part.rank.start + part.num_ranks].double()
+            sums = out[start:end, part.out.start : part.out.end]
+            sums += scales * (case.x[start:end].double() @ a.T @ part.b_t[: part.num_ranks].double())
+            if part.bias is not None:
+                sums += scales * part.bias
+            if part.dora is not None:
+                sums.copy_(apply_dora(sums, part.dora.double(), scales))
+    return out

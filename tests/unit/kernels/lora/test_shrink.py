@@ -8,9 +8,9 @@ import torch
 
 from kernels.lora import shrink
 from kernels.lora.segments import Segments
-from kernels.lora.shrink import lora_shrink, lora_shrink_reference, shrink_kernel
+from kernels.lora.shrink import lora_shrink, lora_shrink_reference, shrink_kernel, split_width
 from kernels.lora.triton_add import lora_add_triton
-from tests.unit.kernels.compiled import ARCHITECTURES, Recorder, compile_launch
+from tests.unit.kernels.compiled import ARCHITECTURES, MAX_SHARED_BYTES, Recorder, compile_launch
 from tests.unit.kernels.random_adapters import Case, make_case
 
 
@@ -28,18 +28,22 @@ def case() -> Case:
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize(
-    ("dtype", "block_rows", "in_features", "max_registers"),
+    ("dtype", "block_rows", "max_rank", "in_features", "max_registers"),
     [
-        (torch.bfloat16, 16, 4096, 64),
-        (torch.float16, 32, 4096, 96),
-        (torch.float32, 16, 4096, 96),
-        (torch.bfloat16, 16, 33, 255),
+        (torch.bfloat16, 16, 16, 4096, 80),
+        (torch.bfloat16, 16, 64, 14336, 96),
+        (torch.float16, 32, 16, 4096, 128),
+        (torch.bfloat16, 64, 64, 4096, 160),
+        (torch.float32, 16, 64, 4096, 96),
+        (torch.float32, 64, 64, 4096, 240),
+        (torch.bfloat16, 16, 16, 33, 255),
     ],
 )
 def test_what_is_launched_compiles_without_spills_and_reads_whole_words_where_rows_are_aligned(
     arch: int,
     dtype: torch.dtype,
     block_rows: int,
+    max_rank: int,
     in_features: int,
     max_registers: int,
     tmp_path: Path,
@@ -52,6 +56,7 @@ def test_what_is_launched_compiles_without_spills_and_reads_whole_words_where_ro
         slice_widths=[32, 16, 16],
         dtype=dtype,
         block_rows=block_rows,
+        max_rank=max_rank,
     )
     recorder = Recorder()
     monkeypatch.setattr(shrink, "shrink_kernel", recorder)
@@ -63,7 +68,34 @@ def test_what_is_launched_compiles_without_spills_and_reads_whole_words_where_ro
     assert compiled.cubin.startswith(b"\x7fELF")
     assert compiled.stack_bytes == 0
     assert compiled.num_registers <= max_registers
+    assert compiled.shared_bytes <= MAX_SHARED_BYTES
     assert in_features == 33 or compiled.num_narrow == 0
+
+
+@pytest.mark.parametrize(
+    ("in_features", "width", "num_splits"),
+    [(1, 512, 1), (2048, 512, 4), (4096, 512, 8), (8192, 512, 16), (14336, 1024, 14), (28672, 1792, 16)],
+)
+def test_splits_are_so_many_that_few_tiles_fill_a_device(
+    in_features: int, width: int, num_splits: int
+) -> None:
+    assert split_width(in_features) == width
+    assert -(-in_features // width) == num_splits
+
+
+def test_splits_and_blocks_depend_on_the_module_and_the_tile_not_on_the_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(shrink, "shrink_kernel", recorder)
+    for slots in ([0], [0] * 100 + [1] * 3):
+        case = make_case(
+            ranks=[[8, 16]], slots=slots, in_features=1300, slice_widths=[8], dtype=torch.float32
+        )
+        lora_shrink(case.x, case.module, case.lora_pass)
+
+    one, many = (launch.options for launch in recorder.launches)
+    assert one == many
 
 
 def test_the_reference_is_the_dense_product_with_the_rows_own_adapter_and_scale(case: Case) -> None:
@@ -74,9 +106,9 @@ def test_the_reference_is_the_dense_product_with_the_rows_own_adapter_and_scale(
     shrunk = lora_shrink_reference(case.x, case.module, case.lora_pass)
 
     scales = torch.tensor([[1.0], [0.5], [0.25]])
-    torch.testing.assert_close(shrunk[0, :3, :20], scales * (case.x[:3] @ wide.a[:20].T))
-    torch.testing.assert_close(shrunk[0, 3, :3], 2.0 * (narrow.a[:3] @ case.x[3]))
-    assert shrunk[0, 3:, 3:].abs().sum() == 0
+    torch.testing.assert_close(shrunk[0, 0, :3, :20], scales * (case.x[:3] @ wide.a[:20].T))
+    torch.testing.assert_close(shrunk[0, 0, 3, :3], 2.0 * (narrow.a[:3] @ case.x[3]))
+    assert shrunk[0, 0, 3:, 3:].abs().sum() == 0
 
 
 def test_x_of_another_width_is_refused_with_both_widths(case: Case) -> None:
