@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +24,7 @@ def test_regions_never_overlap_and_all_bytes_come_back(steps: list[int]) -> None
         elif held:
             arena.release(held.pop(step % len(held)))
         held.sort()
-        assert all(left.end <= right.start for left, right in zip(held, held[1:], strict=False))
+        assert all(left.end <= right.start for left, right in pairwise(held))
         assert all(region.start >= 0 and region.end <= arena.num_bytes for region in held)
         assert arena.num_free_bytes == arena.num_bytes - sum(region.num_bytes for region in held)
     for region in held:
