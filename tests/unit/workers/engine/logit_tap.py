@@ -42,18 +42,22 @@ class LogitTap:
         decoder = self._executor._decoder  # type: ignore[attr-defined]
         make = decoder.logits
 
+        made: list[Tensor] = []
+
         def tapped(hidden: Any, rows: Tensor, segments: Any) -> Tensor:
             logits: Tensor = make(hidden, rows, segments)
-            if rows is sampling.rows:
-                for request_id, row in zip(self._sampled, logits, strict=False):
-                    self._rows[request_id].append(row.clone())
+            made.append(logits.clone())
             return logits
 
         decoder.logits = tapped
         try:
-            return self._executor.sample(step, sampling)
+            result = self._executor.sample(step, sampling)
         finally:
             decoder.logits = make
+        if sampling.num_rows:  # whose logits are made last, after those of prompts that are asked about
+            for request_id, row in zip(self._sampled, made[-1], strict=False):
+                self._rows[request_id].append(row)
+        return result
 
     def of(self, request_id: str) -> Tensor:  # [num_tokens, vocab_size] float32
         """Return the logits behind each token of a request."""
