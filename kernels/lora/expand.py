@@ -21,7 +21,7 @@ COLUMN_BYTES_OF_BLOCK = {16: 128, 32: 64, 64: 64}
 NUM_WARPS = {16: 4, 32: 8, 64: 8}
 NUM_STAGES = 1
 """Most adapters are one block of ranks: there is no next one to read ahead."""
-PLANES_IN_REGISTERS = 32
+PLANES_IN_REGISTERS = 16
 """Numbers that a thread reads of the planes before it adds them up, so that all are on their way at once."""
 
 
