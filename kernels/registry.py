@@ -33,6 +33,11 @@ from kernels.linear.quantized_linear import (
 )
 from kernels.lora.add import LoRAAdd, lora_add_meta
 from kernels.lora.cpu import lora_add_compiled
+from kernels.lora.embedding_lora_add import (
+    EmbeddingLoRAAdd,
+    embedding_lora_add_meta,
+    embedding_lora_add_reference,
+)
 from kernels.lora.reference import lora_add_reference
 from kernels.norms.add_rms_norm import AddRMSNorm, add_rms_norm_compiled, add_rms_norm_reference
 
@@ -171,6 +176,15 @@ OPS = (
         otherwise="blocks are gathered for torch's attention",
     ),
     Op(
+        "embedding_lora_add",
+        embedding_lora_add_reference,
+        (
+            _triton("kernels.lora.triton_embedding_add", "embedding_lora_add_triton"),
+            _meta(embedding_lora_add_meta),
+            _plain(embedding_lora_add_reference, compiled_too=True),
+        ),
+    ),
+    Op(
         "lora_add",
         lora_add_reference,
         (
@@ -198,6 +212,7 @@ class Kernels:
     quantized_linear: QuantizedMultiply
     lora_add: LoRAAdd
     lora_add_float32: LoRAAdd  # of the head, whose logits are float32
+    embedding_lora_add: EmbeddingLoRAAdd
     paged_attention: PagedAttention | None  # None: gather the blocks for torch's attention
 
     def attends_in_place(self, block_size: int) -> bool:
@@ -227,6 +242,7 @@ def build(device: str, dtype: torch.dtype, level: Level | None = None) -> Kernel
         quantized_linear=found("quantized_linear"),
         lora_add=found("lora_add"),
         lora_add_float32=resolve("lora_add", device, torch.float32, level),
+        embedding_lora_add=found("embedding_lora_add"),
         paged_attention=found("paged_attention"),
     )
 
