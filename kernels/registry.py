@@ -39,6 +39,11 @@ from kernels.linear.quantized_linear import (
 )
 from kernels.lora.add import LoRAAdd, lora_add_meta
 from kernels.lora.cpu import lora_add_compiled
+from kernels.lora.embedding_lora_add import (
+    EmbeddingLoRAAdd,
+    embedding_lora_add_meta,
+    embedding_lora_add_reference,
+)
 from kernels.lora.reference import lora_add_reference
 from kernels.norms.add_rms_norm import AddRMSNorm, add_rms_norm_compiled, add_rms_norm_reference
 from kernels.sampling.draw import Draw, draw_meta, draw_reference
@@ -200,6 +205,15 @@ OPS = (
         otherwise="blocks are gathered for torch's attention",
     ),
     Op(
+        "embedding_lora_add",
+        embedding_lora_add_reference,
+        (
+            _triton("kernels.lora.triton_embedding_add", "embedding_lora_add_triton"),
+            _meta(embedding_lora_add_meta),
+            _plain(embedding_lora_add_reference, compiled_too=True),
+        ),
+    ),
+    Op(
         "lora_add",
         lora_add_reference,
         (
@@ -236,6 +250,7 @@ class Kernels:
     quantized_linear: QuantizedMultiply | None  # None: weights cannot stay quantised
     lora_add: LoRAAdd
     lora_add_float32: LoRAAdd  # of the head, whose logits are float32
+    embedding_lora_add: EmbeddingLoRAAdd
     paged_attention: PagedAttention | None  # None: gather the blocks for torch's attention
     draw: Draw  # from float32 logits, whatever the model's dtype
 
@@ -266,6 +281,7 @@ def build(device: str, dtype: torch.dtype, level: Level | None = None) -> Kernel
         quantized_linear=found("quantized_linear"),
         lora_add=found("lora_add"),
         lora_add_float32=resolve("lora_add", device, torch.float32, level),
+        embedding_lora_add=found("embedding_lora_add"),
         paged_attention=found("paged_attention"),
         draw=found("draw"),
     )

@@ -125,6 +125,23 @@ def _lora_add(kernels: Kernels, shapes: Shapes, generator: torch.Generator) -> C
     return Call(lambda: kernels.lora_add(out, x, segments, module), moved, what)
 
 
+def _embedding_lora_add(kernels: Kernels, shapes: Shapes, generator: torch.Generator) -> Call:
+    geometry, rows, rank = shapes.geometry, shapes.num_rows, shapes.rank
+    vocab, hidden = geometry.vocab_size, geometry.hidden_size
+    shape = PackedShape(vocab, (hidden,), kernels.dtype, is_lookup=True)
+    table = LoRATable({"embedding": shape}, shapes.num_adapters)
+    a_t = _random(generator, kernels, vocab, rank)
+    for slot in range(shapes.num_adapters):
+        part = LoRASlice(Slice(0, hidden), Slice(0, rank), _random(generator, kernels, rank, hidden))
+        table.point(slot, table.describe({WeightsKey("embedding"): PackedLoRA(a_t, (part,))}))
+    segments = Segments.from_slots(sorted(row % shapes.num_adapters for row in range(rows)))
+    embedded, module = _random(generator, kernels, rows, hidden), table.module("embedding")
+    tokens = torch.randint(vocab, (rows,), generator=generator)
+    moved = 2 * embedded.nbytes + (rows + shapes.num_adapters * hidden) * rank * embedded.itemsize
+    what = f"{rows} rows, {shapes.num_adapters} adapters of rank {rank}"
+    return Call(lambda: kernels.embedding_lora_add(embedded, tokens, segments, module), moved, what)
+
+
 def _adapter(
     kernels: Kernels, generator: torch.Generator, hidden: int, widths: tuple[int, ...], rank: int
 ) -> PackedLoRA:
@@ -160,6 +177,7 @@ CASES: Mapping[str, Make] = {
     "logits": _logits,
     "quantized_linear": _quantized_linear,
     "paged_attention": _paged_attention,
+    "embedding_lora_add": _embedding_lora_add,
     "lora_add": _lora_add,
     "draw": _draw,
 }

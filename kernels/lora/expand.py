@@ -21,8 +21,21 @@ COLUMN_BYTES_OF_BLOCK = {16: 128, 32: 64, 64: 64}
 NUM_WARPS = {16: 4, 32: 8, 64: 8}
 NUM_STAGES = 1
 """Most adapters are one block of ranks: there is no next one to read ahead."""
-PLANES_IN_REGISTERS = 32
+PLANES_IN_REGISTERS = 16
 """Numbers that a thread reads of the planes before it adds them up, so that all are on their way at once."""
+
+
+@triton.jit
+def apply_dora_terms(total, scales, address, width, columns, column_exists):  # type: ignore[no-untyped-def]
+    """Return m / |W + scale BA| (total - bias) + bias; terms are rows of `width` float32 at `address`."""
+    term_ptrs = address.to(tl.pointer_type(tl.float32)) + columns
+    magnitude = tl.load(term_ptrs, mask=column_exists, other=0.0)[None, :]
+    norm = tl.load(term_ptrs + width, mask=column_exists, other=1.0)[None, :]
+    cross = tl.load(term_ptrs + 2 * width, mask=column_exists, other=0.0)[None, :]
+    delta = tl.load(term_ptrs + 3 * width, mask=column_exists, other=0.0)[None, :]
+    base_bias = tl.load(term_ptrs + 4 * width, mask=column_exists, other=0.0)[None, :]
+    gain = magnitude / tl.sqrt(norm + scales * (cross + scales * delta))
+    return gain * (total - base_bias) + base_bias
 
 
 @triton.jit(do_not_specialize=["num_rows", "first_entry", "slot_stride"])  # type: ignore[untyped-decorator]
@@ -68,9 +81,8 @@ def expand_kernel(  # type: ignore[no-untyped-def]
     entry_ptr = table_ptr + slot * slot_stride + (first_entry + expert * NUM_SLICES + part) * ENTRY
     b_address = tl.load(entry_ptr + 1)
     rank = tl.load(entry_ptr + 2).to(tl.int32)
-    if EXTRAS:
-        bias_address = tl.load(entry_ptr + 3)
-        dora_address = tl.load(entry_ptr + 4)
+    bias_address = tl.load(entry_ptr + 3)
+    dora_address = tl.load(entry_ptr + 4)
     if rank == 0:
         return
     b_ptr = b_address.to(tl.pointer_type(out_ptr.dtype.element_ty))
@@ -118,14 +130,7 @@ def expand_kernel(  # type: ignore[no-untyped-def]
             bias_ptr = bias_address.to(tl.pointer_type(tl.float32))
             total += scales * tl.load(bias_ptr + columns, mask=column_is_mine, other=0.0)[None, :]
         if dora_address != 0:
-            term_ptrs = dora_address.to(tl.pointer_type(tl.float32)) + columns
-            magnitude = tl.load(term_ptrs, mask=column_is_mine, other=0.0)[None, :]
-            norm = tl.load(term_ptrs + slice_features, mask=column_is_mine, other=1.0)[None, :]
-            cross = tl.load(term_ptrs + 2 * slice_features, mask=column_is_mine, other=0.0)[None, :]
-            delta = tl.load(term_ptrs + 3 * slice_features, mask=column_is_mine, other=0.0)[None, :]
-            base_bias = tl.load(term_ptrs + 4 * slice_features, mask=column_is_mine, other=0.0)[None, :]
-            gain = magnitude / tl.sqrt(norm + scales * (cross + scales * delta))
-            total = gain * (total - base_bias) + base_bias
+            total = apply_dora_terms(total, scales, dora_address, slice_features, columns, column_is_mine)
     tl.store(out_ptrs, total.to(before.dtype), mask=mask)
 
 

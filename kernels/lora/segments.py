@@ -67,6 +67,19 @@ class Pass:
         table = torch.tensor(rows, dtype=torch.int64).view(-1, len(Run._fields))
         return cls(runs, table, torch.from_numpy(scales), block_rows)
 
+    def whole_runs(self) -> Iterator[Run]:
+        """Yield the runs as they were before they were cut."""
+        whole: Run | None = None
+        for run in self.runs:
+            if whole is not None and run == (whole.end, run.end, whole.slot, whole.expert):
+                whole = whole._replace(end=run.end)
+                continue
+            if whole is not None:
+                yield whole
+            whole = run
+        if whole is not None:
+            yield whole
+
 
 @dataclass(frozen=True, slots=True)
 class Segments:

@@ -27,8 +27,8 @@ NUM_STAGES = 3
 
 def split_width(in_features: int) -> int:
     """Return how many columns of x one program sums: the same in every step, and so a row's bits are too."""
-    columns = triton.cdiv(in_features, MAX_SPLITS)
-    return max(MIN_SPLIT, triton.cdiv(columns, SPLIT_MULTIPLE) * SPLIT_MULTIPLE)
+    columns = -(-in_features // MAX_SPLITS)
+    return max(MIN_SPLIT, -(-columns // SPLIT_MULTIPLE) * SPLIT_MULTIPLE)
 
 
 def planes_shape(num_rows: int, module: LoRAModule) -> tuple[int, int, int, int]:
@@ -188,9 +188,7 @@ def lora_shrink_reference(
             assert weights is not None
             a = weights.a[part.rank.start : part.rank.start + part.num_ranks].float()
             scaled = x[start:end].float() * lora_pass.scales[start:end, None]
-            pieces = zip(
-                planes[:, module.place(part)], scaled.split(split, 1), a.split(split, 1), strict=True
-            )
-            for plane, rows, columns in pieces:
-                plane[start:end, : part.num_ranks] = rows @ columns.T
+            for index, plane in enumerate(planes[:, module.place(part)]):
+                columns = slice(index * split, (index + 1) * split)
+                plane[start:end, : part.num_ranks] = scaled[:, columns] @ a[:, columns].T
     return planes

@@ -78,6 +78,7 @@ class PackedShape(NamedTuple):
     out_slices: tuple[int, ...]  # output widths of the sub-modules, in the order they are packed
     dtype: torch.dtype
     num_experts: int = 1  # each has matrices of this shape
+    is_lookup: bool = False  # of an embedding: in_features are its tokens, and A is [in_features, rank]
 
 
 class WeightsKey(NamedTuple):
@@ -116,6 +117,7 @@ class LoRAModule:
         self.out_features = sum(shape.out_slices)
         self.dtype = shape.dtype
         self.num_experts = shape.num_experts
+        self.is_lookup = shape.is_lookup
         self.num_slices = len(shape.out_slices)
         self.max_slice_features = max(shape.out_slices)
         self.is_aligned = all(width % 16 == 0 for width in shape.out_slices)
@@ -153,14 +155,18 @@ class LoRAModule:
             entries.append((place, (a, part.b_t.data_ptr(), part.num_ranks, bias, dora)))
         return entries
 
+    @property
+    def _shape_of_a(self) -> str:
+        return f"[{self.in_features}, rank]" if self.is_lookup else f"[ranks, {self.in_features}]"
+
     def _check(self, a: Tensor, part: LoRASlice) -> None:
         rank, width = part.rank.end - part.rank.start, part.out.end - part.out.start
-        num_ranks, in_features = a.shape
+        num_ranks, in_features = a.shape[::-1] if self.is_lookup else a.shape
         is_inside = part.rank.end <= num_ranks and in_features == self.in_features
         if not is_inside or part.b_t.shape != (rank, width) or rank > self.max_rank or part.num_ranks > rank:
             raise ValueError(
                 f"A is {tuple(a.shape)} and B {tuple(part.b_t.shape)} for rank {rank}; they must be "
-                f"[ranks, {self.in_features}] and ({rank}, {width}), the rank at most {self.max_rank}"
+                f"{self._shape_of_a} and ({rank}, {width}), the rank at most {self.max_rank}"
             )
         if not (a.is_contiguous() and part.b_t.is_contiguous()) or part.b_t.dtype is not a.dtype:
             raise ValueError("A and B must be contiguous and of one dtype; pack the adapter again")

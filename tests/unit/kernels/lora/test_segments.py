@@ -68,6 +68,7 @@ def test_runs_cut_into_tiles_keep_to_their_rows_and_tables_fill_up_with_idle_one
     assert first.table.tolist() == [[0, 16, 3, 0], [16, 18, 3, 0], [23, 39, 0, 0], *[[0, 0, -1, 0]] * 2]
     assert second.table.tolist() == [[23, 39, 1, 0], *[[0, 0, -1, 0]] * 4]
     assert first.block_rows == second.block_rows == 16
+    assert list(first.whole_runs()) == [Run(0, 18, 3), Run(23, 39, 0)]
     assert first.scales.tolist() == Segments.from_runs(runs).passes[0].scales.tolist()
 
 
@@ -81,6 +82,7 @@ def test_a_pass_without_runs_is_idle_tiles_only() -> None:
     idle = Pass.of((), np.ones(4, np.float32), block_rows=64, num_tiles=2)
 
     assert idle.runs == ()
+    assert list(idle.whole_runs()) == []
     assert idle.table.tolist() == [[0, 0, -1, 0]] * 2
     assert Pass.of((), np.ones(0, np.float32)).table.shape == (0, 4)
 
@@ -91,6 +93,7 @@ def test_experts_stay_with_the_tiles_of_their_runs() -> None:
     tiled = Pass.of(runs, np.ones(21, np.float32), block_rows=16)
 
     assert tiled.runs == (Run(0, 16, 1, 5), Run(16, 20, 1, 5), Run(20, 21, 1, 6))
+    assert list(tiled.whole_runs()) == runs
 
 
 @pytest.mark.parametrize(

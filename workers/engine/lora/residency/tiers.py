@@ -9,7 +9,7 @@ import torch
 from kernels.lora.tables import MAX_RANK, RANK_MULTIPLE, AdapterRow, LoRAModule, LoRATable
 from kernels.registry import Kernels
 from workers.engine.core.adapter_stats import AdapterCounters, AdapterStats
-from workers.engine.lora.files.base import HEAD, ModuleShape, Vocabulary
+from workers.engine.lora.files.base import ModuleShape, Vocabulary
 from workers.engine.lora.residency.adapter_memory import AdapterMemory, Done, HostMemory, Placed
 from workers.engine.lora.residency.host_cache import HostCache
 from workers.engine.lora.residency.residency_log import ResidencyLog
@@ -65,7 +65,7 @@ class Tiers:
         self._unused: set[str] = set()  # brought to the device, and not yet used there
         self._kept: set[str] = set()  # for those who were passed over in this step
         self._rows: dict[str, AdapterRow] = {}  # by revision, as long as it is on the host
-        self.vocabulary = None if vocabulary is None else VocabularySlots(self._table.module(HEAD), kernels)
+        self.vocabulary = None if vocabulary is None else VocabularySlots(self._table, kernels)
         self._dora = dora
 
     def __contains__(self, revision: str) -> bool:
@@ -192,7 +192,7 @@ class Tiers:
             return None
         if self._dora is not None:
             weights = self._dora.complete(weights)
-        row = self._table.describe(adapter_lora(weights.modules, weights.vocabulary.head))
+        row = self._table.describe(adapter_lora(weights.modules, weights.vocabulary.packed))
         leaving = self.host.put(weights, even_wanted=even_wanted)
         if leaving is None:
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,13 @@ class EmbeddingLoRA:
     b_t: Tensor  # [rank, hidden_size], scaling folded in
     dora: Tensor | None  # [NUM_DORA_TERMS, hidden_size] float32
 
+    @property
+    def packed(self) -> PackedLoRA:
+        """The same as the table of LoRA takes it."""
+        rank, hidden_size = self.b_t.shape
+        part = LoRASlice(Slice(0, hidden_size), Slice(0, rank), self.b_t, dora=self.dora)
+        return PackedLoRA(self.a_t, (part,))
+
 
 @dataclass(frozen=True, slots=True)
 class VocabularyWeights:
@@ -35,6 +42,16 @@ class VocabularyWeights:
     head: PackedLoRA | None = None  # float32, as the logits are
     saved_embedding: Tensor | None = None  # [vocab_size, hidden_size], in place of the base's
     saved_head: Tensor | None = None  # the same
+
+    @property
+    def packed(self) -> Mapping[Hashable, PackedLoRA]:
+        """Its LoRA by the names of the table."""
+        packed: dict[Hashable, PackedLoRA] = {}
+        if self.embedding is not None:
+            packed[EMBEDDING] = self.embedding.packed
+        if self.head is not None:
+            packed[HEAD] = self.head
+        return packed
 
     @property
     def lora_bytes(self) -> int:

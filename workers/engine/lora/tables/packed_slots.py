@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping
 import torch
 
 from kernels.lora.tables import AdapterLoRA, PackedLoRA, PackedShape, WeightsKey
-from workers.engine.lora.files.base import HEAD, ModuleShape, PackedKey, PackedLayout, Vocabulary
+from workers.engine.lora.files.base import EMBEDDING, HEAD, ModuleShape, PackedKey, PackedLayout, Vocabulary
 
 __all__ = ["PackedAdapter", "PackedKey", "PackedLayout", "adapter_lora", "module_name", "packed_shapes"]
 
@@ -26,7 +26,10 @@ def packed_shapes(
     dtype: torch.dtype,
     vocabulary: Vocabulary | None = None,
 ) -> dict[Hashable, PackedShape]:
-    """Return the table's modules: the layout's, and the head where adapters can change it, in float32."""
+    """Return the table's modules: the layout's, embedding and head where adapters can change them.
+
+    The head's are float32, as logits are.
+    """
     num_experts = Counter(key._replace(expert=None) for key in layout)
     packed: dict[Hashable, PackedShape] = {}
     for key, paths in layout.items():
@@ -34,13 +37,17 @@ def packed_shapes(
         widths = tuple(shapes[path].out_features for path in paths)
         packed[name] = PackedShape(shapes[paths[0]].in_features, widths, dtype, num_experts[name])
     if vocabulary is not None:
-        packed[HEAD] = PackedShape(vocabulary.hidden_size, (vocabulary.size,), torch.float32)
+        size, hidden_size = vocabulary.size, vocabulary.hidden_size
+        packed[EMBEDDING] = PackedShape(size, (hidden_size,), dtype, is_lookup=True)
+        packed[HEAD] = PackedShape(hidden_size, (size,), torch.float32)
     return packed
 
 
-def adapter_lora(modules: PackedAdapter, head: PackedLoRA | None = None) -> AdapterLoRA:
-    """Return an adapter's weights by the names of the table."""
+def adapter_lora(
+    modules: PackedAdapter, vocabulary: Mapping[Hashable, PackedLoRA] | None = None
+) -> AdapterLoRA:
+    """Return an adapter's weights by the names of the table; `vocabulary` has those of embedding and head."""
     named = {
         WeightsKey(key._replace(expert=None), key.expert or 0): packed for key, packed in modules.items()
     }
-    return named if head is None else {**named, WeightsKey(HEAD): head}
+    return named | {WeightsKey(name): packed for name, packed in (vocabulary or {}).items()}

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from kernels.lora.tables import LoRASlice, LoRATable, PackedLoRA, Slice
 from tests.unit.workers.engine.lora.adapter_writer import BASE, write_adapter
-from workers.engine.lora.files.base import HEAD, ModuleShape, Vocabulary
+from workers.engine.lora.files.base import EMBEDDING, HEAD, ModuleShape, Vocabulary
 from workers.engine.lora.files.validate import check_adapter
-from workers.engine.lora.tables.adapter_weights import pack_adapter
+from workers.engine.lora.tables.adapter_weights import EmbeddingLoRA, VocabularyWeights, pack_adapter
 from workers.engine.lora.tables.packed_slots import (
     PackedAdapter,
     PackedKey,
@@ -100,17 +101,34 @@ def test_an_adapter_of_one_expert_leaves_nothing_of_one_of_all_experts() -> None
     assert table.addresses[1, :, 0].tolist() == [0, narrow.a.data_ptr(), 0]
 
 
-def test_the_head_is_a_module_of_the_same_row_in_float32() -> None:
+def test_embedding_and_head_are_modules_of_the_same_row_the_head_in_float32() -> None:
     vocabulary = Vocabulary(size=10, hidden_size=4, is_tied=False)
     shapes = packed_shapes(BASE.shapes, BASE.layout, torch.bfloat16, vocabulary)
     table = LoRATable(shapes, 1)
     head = PackedLoRA(torch.ones(16, 4), (LoRASlice(Slice(0, 10), Slice(0, 16), torch.ones(16, 10)),))
+    embedding = EmbeddingLoRA(
+        torch.ones(10, 3, dtype=torch.bfloat16), torch.ones(3, 4, dtype=torch.bfloat16), None
+    )
+    weights = VocabularyWeights(embedding, head)
 
-    table.point(0, table.describe(adapter_lora({}, head)))
+    table.point(0, table.describe(adapter_lora({}, weights.packed)))
 
-    module = table.module(HEAD)
+    module, lookup = table.module(HEAD), table.module(EMBEDDING)
     assert (module.dtype, module.weights(0)) == (torch.float32, head)
     assert table.addresses[0, -1, 0] == head.a.data_ptr()
+    assert (lookup.dtype, lookup.is_lookup, lookup.weights(0)) == (torch.bfloat16, True, embedding.packed)
+    assert table.addresses[0, -2].tolist() == [embedding.a_t.data_ptr(), embedding.b_t.data_ptr(), 3, 0, 0]
+
+
+def test_an_embedding_of_another_vocabulary_is_refused_with_both_shapes() -> None:
+    vocabulary = Vocabulary(size=10, hidden_size=4, is_tied=False)
+    table = LoRATable(packed_shapes(BASE.shapes, BASE.layout, torch.float32, vocabulary), 1)
+    weights = VocabularyWeights(EmbeddingLoRA(torch.ones(9, 3), torch.ones(3, 4), None))
+
+    with pytest.raises(
+        ValueError, match=r"A is \(9, 3\) and B \(3, 4\) .* must be \[10, rank\] and \(3, 4\)"
+    ):
+        table.describe(adapter_lora({}, weights.packed))
 
 
 def _expert_table(num_slots: int) -> LoRATable:
