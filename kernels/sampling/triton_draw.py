@@ -1,9 +1,7 @@
 """The draw on a GPU: one program a row finds what its limits leave and walks through it in vocabulary order.
 
-A row's vocabulary is cut into segments of one width, which a tile [SEGMENTS, COLUMNS] goes through side by
-side. Limits are found as thresholds on logits: a few more passes over a row, which the L2 cache holds, where
-a sort would need memory. Masses are summed as integers, whose sum has no order: a row's token depends on
-nothing but the row.
+A row's token depends on nothing but the row: `triton_search` says how it is gone through. Where a large
+vocabulary is limited, `triton_narrow` copies its likeliest tokens first.
 """
 
 from __future__ import annotations
@@ -13,30 +11,30 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.sampling.triton_narrow import PER_ROW, FewTokens, narrow_kernel
+from kernels.sampling.triton_search import (
+    COLUMNS,
+    NUM_WARPS,
+    SEGMENTS,
+    is_drawn,
+    lowest_of,
+    mass_of,
+    rate_of,
+    search,
+    share_of,
+    tile,
+)
+
 MAX_VOCAB_SIZE = 1 << 19
-"""Sums of so many weights stay below 2^63 (`_ONE`)."""
-SEGMENTS = 256
-COLUMNS = 16
-NUM_WARPS = 16
-_ONE = tl.constexpr(float(1 << 43))
-"""The largest weight as an integer; what is 29.8 temperatures under the largest logit weighs nothing."""
-_LOWEST = tl.constexpr(31.0)
-"""Temperatures under the largest logit beyond which no threshold is sought."""
-_VALUE_STEPS = tl.constexpr(16)
-_STEPS = tl.constexpr(48)
-"""Halvings of a search's interval: by value as long as that is faster, then by the 32 bits of a float."""
-_PER_ROW = [
-    "largest_ptr",
-    "temperatures_ptr",
-    "top_ks_ptr",
-    "top_ps_ptr",
-    "min_ps_ptr",
-    "uniforms_ptr",
-    "out_ptr",
-]
+"""Sums of so many weights stay below 2^63."""
+_NARROWED_FROM = 4
+"""Tiles in the smallest vocabulary whose likeliest tokens are copied first."""
 
 
-@triton.jit(do_not_specialize=["has_min_ps"], do_not_specialize_on_alignment=_PER_ROW)  # type: ignore[untyped-decorator]
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize=["has_min_ps"],
+    do_not_specialize_on_alignment=[*PER_ROW, "uniforms_ptr", "out_ptr"],
+)
 def draw_kernel(  # type: ignore[no-untyped-def]
     logits_ptr,  # [num_rows, vocab_size] float32
     largest_ptr,  # [num_rows] float32
@@ -44,10 +42,14 @@ def draw_kernel(  # type: ignore[no-untyped-def]
     top_ks_ptr,  # [num_rows] int64
     top_ps_ptr,  # [num_rows] float64
     min_ps_ptr,  # [num_rows] float32, not read unless has_min_ps
+    few_logits_ptr,  # [num_rows, SEGMENTS * COLUMNS] float32, as are the next two not read unless NARROWED
+    few_ids_ptr,  # [num_rows, SEGMENTS * COLUMNS] int32
+    rest_ptr,  # [num_rows] int64
     uniforms_ptr,  # [num_rows] float64
     out_ptr,  # [num_rows] int64
     vocab_size,
     has_min_ps,
+    NARROWED: tl.constexpr,
     WIDTH: tl.constexpr,  # of a segment, a multiple of COLUMNS
     BLOCK: tl.constexpr,  # the power of two that holds WIDTH
     SEGMENTS: tl.constexpr,
@@ -55,28 +57,52 @@ def draw_kernel(  # type: ignore[no-untyped-def]
 ):
     """out[row] = a token as `draw_reference` says, 0 for rows that are not drawn; program (row)."""
     row = tl.program_id(0).to(tl.int64)
-    best = tl.load(largest_ptr + row)
-    temperature = tl.load(temperatures_ptr + row)
+    best, temperature = tl.load(largest_ptr + row), tl.load(temperatures_ptr + row)
     token = row * 0
-    # False for NaN too.
-    if (temperature > 0.0) & (tl.abs(best) < float("inf")):
-        min_p = temperature * 0.0
+    if is_drawn(best, temperature):
+        min_p = best * 0.0
         if has_min_ps != 0:
             min_p = tl.load(min_ps_ptr + row)
-        token = _draw_row(
-            logits_ptr + row * vocab_size,
-            best,
-            tl.maximum(temperature, 1e-37),
-            tl.load(top_ks_ptr + row),
-            tl.load(top_ps_ptr + row),
-            min_p,
-            tl.load(uniforms_ptr + row),
-            vocab_size,
-            WIDTH,
-            BLOCK,
-            SEGMENTS,
-            COLUMNS,
-        )
+        top_k, top_p = tl.load(top_ks_ptr + row), tl.load(top_ps_ptr + row)
+        uniform = tl.load(uniforms_ptr + row)
+        row_ptr = logits_ptr + row * vocab_size
+        rest = row * 0 - 1
+        if NARROWED:
+            rest = tl.load(rest_ptr + row)
+        if rest >= 0:
+            few_ptr = few_logits_ptr + row * (SEGMENTS * COLUMNS)
+            place = _draw_row(
+                few_ptr,
+                best,
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                uniform,
+                rest,
+                SEGMENTS * COLUMNS,
+                COLUMNS,
+                COLUMNS,
+                SEGMENTS,
+                COLUMNS,
+            )
+            token = tl.load(few_ids_ptr + row * (SEGMENTS * COLUMNS) + place).to(tl.int64)
+        else:
+            token = _draw_row(
+                row_ptr,
+                best,
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                uniform,
+                row * 0,
+                vocab_size,
+                WIDTH,
+                BLOCK,
+                SEGMENTS,
+                COLUMNS,
+            ).to(tl.int64)
     tl.store(out_ptr + row, token)
 
 
@@ -89,38 +115,34 @@ def _draw_row(  # type: ignore[no-untyped-def]
     top_p,
     min_p,
     uniform,
-    vocab_size,
+    rest,
+    size,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     SEGMENTS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Return the token. What stays is above `threshold`, or is among the first `quota` that equal it."""
-    lowest = best - _LOWEST * temperature
+    """Return a token's place. What stays is above `threshold`, or among the first `quota` that equal it."""
+    rate, lowest = rate_of(temperature), lowest_of(best, temperature)
     threshold = best * 0.0 - float("inf")
-    if top_k < vocab_size:
-        threshold = _search(
-            row_ptr, lowest, best, top_k, temperature, min_p, vocab_size, False, WIDTH, SEGMENTS, COLUMNS
-        )
+    if top_k < size:
+        threshold = search(row_ptr, lowest, best, top_k, rate, min_p, size, WIDTH, False, SEGMENTS, COLUMNS)
     masses, num_above, num_equal = _scan(
-        row_ptr, threshold, best, temperature, min_p, vocab_size, WIDTH, SEGMENTS, COLUMNS
+        row_ptr, threshold, best, rate, min_p, size, WIDTH, SEGMENTS, COLUMNS
     )
-    each = _mass(threshold, best, temperature, min_p)
+    each = mass_of(threshold, best, rate, min_p)
     quota = tl.maximum(top_k - tl.sum(num_above, axis=0), 0)
     if top_p < 1.0:
         above = tl.sum(masses, axis=0)
         num_left = tl.minimum(quota, tl.sum(num_equal, axis=0))
-        target = tl.ceil(top_p * (above + num_left * each).to(tl.float64)).to(tl.int64)
-        target = tl.maximum(target, 1)
+        target = share_of(above + num_left * each + rest, top_p)
         if above >= target:
             low = tl.maximum(threshold, lowest)
-            threshold = _search(
-                row_ptr, low, best, target, temperature, min_p, vocab_size, True, WIDTH, SEGMENTS, COLUMNS
-            )
+            threshold = search(row_ptr, low, best, target, rate, min_p, size, WIDTH, True, SEGMENTS, COLUMNS)
             masses, num_above, num_equal = _scan(
-                row_ptr, threshold, best, temperature, min_p, vocab_size, WIDTH, SEGMENTS, COLUMNS
+                row_ptr, threshold, best, rate, min_p, size, WIDTH, SEGMENTS, COLUMNS
             )
-            each = _mass(threshold, best, temperature, min_p)
+            each = mass_of(threshold, best, rate, min_p)
             above = tl.sum(masses, axis=0)
             quota = tl.sum(num_equal, axis=0)
         # As many of the equal ones as it takes to reach the target.
@@ -137,89 +159,12 @@ def _draw_row(  # type: ignore[no-untyped-def]
 
     columns = tl.arange(0, BLOCK)
     at = segment * WIDTH + columns
-    logits = tl.load(row_ptr + at, mask=(columns < WIDTH) & (at < vocab_size), other=-float("inf"))
+    logits = tl.load(row_ptr + at, mask=(columns < WIDTH) & (at < size), other=-float("inf"))
     equal = logits == threshold
     stays = (logits > threshold) | (equal & (tl.cumsum(equal.to(tl.int32), axis=0) <= quota))
-    through = tl.cumsum(tl.where(stays, _mass(logits, best, temperature, min_p), 0), axis=0)
+    through = tl.cumsum(tl.where(stays, mass_of(logits, best, rate, min_p), 0), axis=0)
     picked = segment * WIDTH + tl.sum((through <= target).to(tl.int32), axis=0)
-    return tl.minimum(picked, vocab_size - 1).to(tl.int64)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _search(  # type: ignore[no-untyped-def]
-    row_ptr,
-    low,
-    best,
-    target,
-    temperature,
-    min_p,
-    vocab_size,
-    BY_MASS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    SEGMENTS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """Return the largest logit such that those not below it have `target` mass, or are so many; else `low`.
-
-    The ends of the interval are bits of floats in rising order: `below` is reached, `beyond` is not.
-    """
-    below, beyond = _rising(low), _rising(best) + 1
-    for step in range(_STEPS):
-        if beyond - below > 1:
-            middle = below + (beyond - below) // 2
-            if step < _VALUE_STEPS:
-                middle = _rising(0.5 * _float(below) + 0.5 * _float(beyond))
-            middle = tl.minimum(tl.maximum(middle, below + 1), beyond - 1)
-            reached, least, most = _measure(
-                row_ptr,
-                _float(middle),
-                best,
-                temperature,
-                min_p,
-                vocab_size,
-                BY_MASS,
-                WIDTH,
-                SEGMENTS,
-                COLUMNS,
-            )
-            # Only logits that are there can be thresholds: the interval shrinks to the next ones.
-            if reached >= target:
-                below = _rising(least)
-                if reached == target:
-                    beyond = below + 1
-            else:
-                beyond = tl.maximum(_rising(most), below) + 1
-    return _float(below)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _measure(  # type: ignore[no-untyped-def]
-    row_ptr,
-    threshold,
-    best,
-    temperature,
-    min_p,
-    vocab_size,
-    BY_MASS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    SEGMENTS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """Return the mass or number of the logits not below a threshold, their least, and the most below it."""
-    total = tl.zeros([SEGMENTS, COLUMNS], tl.int64 if BY_MASS else tl.int32)
-    least = tl.full([SEGMENTS, COLUMNS], float("inf"), tl.float32)
-    most = tl.full([SEGMENTS, COLUMNS], -float("inf"), tl.float32)
-    for start in range(0, WIDTH, COLUMNS):
-        logits = _tile(row_ptr, start, vocab_size, WIDTH, SEGMENTS, COLUMNS)
-        reaches = logits >= threshold
-        if BY_MASS:
-            total += tl.where(reaches, _mass(logits, best, temperature, min_p), 0)
-        else:
-            total += reaches.to(tl.int32)
-        least = tl.minimum(least, tl.where(reaches, logits, float("inf")))
-        most = tl.maximum(most, tl.where(reaches, -float("inf"), logits))
-    reached = tl.sum(tl.sum(total, axis=1), axis=0).to(tl.int64)
-    return reached, tl.min(tl.min(least, axis=1), axis=0), tl.max(tl.max(most, axis=1), axis=0)
+    return tl.minimum(picked, size - 1)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -227,9 +172,9 @@ def _scan(  # type: ignore[no-untyped-def]
     row_ptr,
     threshold,
     best,
-    temperature,
+    rate,
     min_p,
-    vocab_size,
+    size,
     WIDTH: tl.constexpr,
     SEGMENTS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -239,44 +184,13 @@ def _scan(  # type: ignore[no-untyped-def]
     num_above = tl.zeros([SEGMENTS, COLUMNS], tl.int32)
     num_equal = tl.zeros([SEGMENTS, COLUMNS], tl.int32)
     for start in range(0, WIDTH, COLUMNS):
-        logits = _tile(row_ptr, start, vocab_size, WIDTH, SEGMENTS, COLUMNS)
+        _, logits = tile(row_ptr, start, size, WIDTH, SEGMENTS, COLUMNS)
         above = logits > threshold
-        masses += tl.where(above, _mass(logits, best, temperature, min_p), 0)
+        masses += tl.where(above, mass_of(logits, best, rate, min_p), 0)
         num_above += above.to(tl.int32)
         num_equal += (logits == threshold).to(tl.int32)
     num_above, num_equal = tl.sum(num_above, axis=1), tl.sum(num_equal, axis=1)
     return tl.sum(masses, axis=1), num_above.to(tl.int64), num_equal.to(tl.int64)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _tile(  # type: ignore[no-untyped-def]
-    row_ptr, start, vocab_size, WIDTH: tl.constexpr, SEGMENTS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """Return COLUMNS logits of every segment; what is past the vocabulary is forbidden."""
-    at = tl.arange(0, SEGMENTS)[:, None] * WIDTH + start + tl.arange(0, COLUMNS)[None, :]
-    return tl.load(row_ptr + at, mask=at < vocab_size, other=-float("inf"))
-
-
-@triton.jit
-def _mass(logits, best, temperature, min_p):  # type: ignore[no-untyped-def]
-    """Return exp((logit - best) / temperature) as an integer, 0 below min-p."""
-    weights = tl.exp((logits - best) / temperature)
-    return (tl.where(weights >= min_p, weights, 0.0) * _ONE).to(tl.int64)
-
-
-@triton.jit
-def _rising(value):  # type: ignore[no-untyped-def]
-    """Return a float's bits as an integer that rises with it; both zeros give 0."""
-    bits = value.to(tl.int32, bitcast=True)
-    bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    return tl.where(bits == -1, 0, bits).to(tl.int64)
-
-
-@triton.jit
-def _float(rising):  # type: ignore[no-untyped-def]
-    """Return the float whose bits `_rising` gives."""
-    bits = rising.to(tl.int32)
-    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.float32, bitcast=True)
 
 
 def draw_triton(
@@ -296,23 +210,25 @@ def draw_triton(
     out = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     if num_rows == 0:
         return out
-    width = triton.cdiv(vocab_size, SEGMENTS * COLUMNS) * COLUMNS
+    width, num_few = triton.cdiv(vocab_size, SEGMENTS * COLUMNS) * COLUMNS, SEGMENTS * COLUMNS
+    is_narrowed = vocab_size >= _NARROWED_FROM * num_few
+    few = FewTokens.empty(num_rows, num_few if is_narrowed else 0, logits.device)
+    limits = (best, temperatures, top_ks, top_ps, best if min_ps is None else min_ps)
+    has_min_ps = int(min_ps is not None)
+    tiles = {"WIDTH": width, "SEGMENTS": SEGMENTS, "COLUMNS": COLUMNS, "num_warps": NUM_WARPS}
+    if is_narrowed:
+        narrow_kernel[(num_rows,)](logits, *limits, *few, vocab_size, has_min_ps, **tiles)
     draw_kernel[(num_rows,)](
         logits,
-        best,
-        temperatures,
-        top_ks,
-        top_ps,
-        best if min_ps is None else min_ps,
+        *limits,
+        *few,
         uniforms,
         out,
         vocab_size,
-        int(min_ps is not None),
-        WIDTH=width,
+        has_min_ps,
+        NARROWED=is_narrowed,
         BLOCK=triton.next_power_of_2(width),
-        SEGMENTS=SEGMENTS,
-        COLUMNS=COLUMNS,
-        num_warps=NUM_WARPS,
+        **tiles,
     )
     return out
 

@@ -10,6 +10,7 @@ import torch
 from kernels.registry import resolve
 from kernels.sampling import triton_draw
 from kernels.sampling.torch_draw import draw_torch
+from kernels.sampling.triton_narrow import FewTokens
 from tests.unit.kernels.draw_cases import (
     ALMOST_ONE,
     CASES,
@@ -56,11 +57,48 @@ def test_small_vocabularies(vocab_size: int) -> None:
     assert_draws_as_the_reference(draw, logits, Case(top_k=3, top_p=0.9), [0.2, ALMOST_ONE])
 
 
-@pytest.mark.parametrize("case", ["plain", "min-p, top-k and top-p"])
-def test_rows_of_many_tiles_are_drawn_as_the_rule_says(case: str) -> None:
+LIMITED = [name for name, case in CASES.items() if case.top_k or case.top_p < 1.0]
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("case", ["plain", *LIMITED])
+def test_rows_of_large_vocabularies_are_drawn_as_the_rule_says(case: str) -> None:
+    logits = torch.cat([random_logits(1, 2003), tied_logits(1, 2003), random_logits(1, 2003, spread=0.01)])
+
+    assert_draws_as_the_reference(draw, logits, CASES[case], [0.9, 0.6, 0.3])
+
+
+def test_rows_of_many_tiles_are_drawn_as_the_rule_says() -> None:
     logits = random_logits(2, 20_000)
 
-    assert_draws_as_the_reference(draw, logits, CASES[case], [0.4, 0.9])
+    assert_draws_as_the_reference(draw, logits, Case(top_p=0.9), [0.4, 0.9])
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_the_likeliest_tokens_are_copied_in_order_unless_limits_may_lie_beyond(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    peaked, flat = random_logits(1, 2003), random_logits(1, 2003, spread=0.01)
+    given = arguments(torch.cat([peaked, flat, flat, peaked]), Case(top_p=0.9), [0.5] * 4)
+    given.top_ks[2], given.top_ps[3] = 30, 1.0
+    few_logits, few_ids, rest = few = FewTokens.empty(4, 256, torch.device("cpu"))
+    monkeypatch.setattr(FewTokens, "empty", lambda *_: few)
+
+    draw(*given)
+
+    assert [bool(one >= 0) for one in rest] == [True, False, True, False]
+    for row in (0, 2):
+        count = int((few_logits[row] > -torch.inf).sum())
+        assert 64 <= count < 256
+        ids = few_ids[row, :count].long()
+        assert ids.tolist() == sorted(set(ids.tolist()))
+        assert torch.equal(few_logits[row, :count], given.logits[row, ids])
+        assert set(ids.tolist()) == set(given.logits[row].topk(count).indices.tolist())
+        assert (few_logits[row, count:] == -torch.inf).all()
+    left_out = arguments(peaked, Case(), [0.5]).weights_left()[0]
+    left_out[few_ids[0, : int((few_logits[0] > -torch.inf).sum())].long()] = 0.0
+    assert float(rest[0]) == pytest.approx(float(left_out.sum()) * 2**43, rel=1e-5)
+    assert rest[2] == 0
 
 
 @pytest.mark.usefixtures("small_tiles")

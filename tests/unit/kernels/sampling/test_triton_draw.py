@@ -9,44 +9,62 @@ import torch
 
 from kernels.sampling import triton_draw
 from kernels.sampling.triton_draw import draw_kernel, draw_triton
+from kernels.sampling.triton_narrow import narrow_kernel
 from tests.unit.kernels.compiled import ARCHITECTURES, Recorder, compile_launch
 from tests.unit.kernels.draw_cases import Case, arguments
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("vocab_size", [512, 128_256])
-def test_what_is_launched_compiles_without_spills(
-    arch: int, vocab_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recorder = Recorder()
-    monkeypatch.setattr(triton_draw, "draw_kernel", recorder)
-    draw_triton(*arguments(torch.zeros(1, vocab_size), Case(), [0.5]))
+@pytest.fixture
+def recorders(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorder]:
+    """What would have been launched."""
+    found = {"draw": Recorder(), "narrow": Recorder()}
+    for name, recorder in found.items():
+        monkeypatch.setattr(triton_draw, f"{name}_kernel", recorder)
+    return found
 
-    compiled = compile_launch(draw_kernel, recorder.launches[0], arch=arch, tmp_path=tmp_path)
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(("kernel", "max_registers"), [("draw", 120), ("narrow", 112)])
+def test_what_is_launched_compiles_without_spills(
+    arch: int,
+    kernel: str,
+    max_registers: int,
+    recorders: dict[str, Recorder],
+    tmp_path: Path,
+) -> None:
+    draw_triton(*arguments(torch.zeros(1, 128_256), Case(), [0.5]))
+    jitted = {"draw": draw_kernel, "narrow": narrow_kernel}[kernel]
+
+    compiled = compile_launch(jitted, recorders[kernel].launches[0], arch=arch, tmp_path=tmp_path)
 
     assert f".target sm_{arch}" in compiled.ptx
     assert compiled.stack_bytes == 0
-    assert compiled.num_registers <= 128  # 512 threads have no more
+    assert compiled.num_registers <= max_registers  # 512 threads have 128 at most
     assert "ld.global.v4" in compiled.ptx
 
 
-def test_one_variant_serves_every_batch_and_every_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = Recorder()
-    monkeypatch.setattr(triton_draw, "draw_kernel", recorder)
-
+def test_one_variant_serves_every_batch_and_every_limit(recorders: dict[str, Recorder]) -> None:
     for num_rows, case in [(1, Case()), (3, Case(top_k=5)), (64, Case(min_p=0.1)), (2, Case(top_p=0.5))]:
-        draw_triton(*arguments(torch.zeros(num_rows, 512), case, [0.5] * num_rows))
+        draw_triton(*arguments(torch.zeros(num_rows, 16_384), case, [0.5] * num_rows))
 
-    constants = [launch.options for launch in recorder.launches]
-    assert constants == [constants[0]] * 4
-    varying = {
-        parameter.name
-        for parameter in draw_kernel.params
-        if not parameter.is_constexpr
-        and not parameter.do_not_specialize
-        and not parameter.do_not_specialize_on_alignment
-    }
-    assert varying == {"logits_ptr", "vocab_size"}
+    for kernel, recorder in ((draw_kernel, recorders["draw"]), (narrow_kernel, recorders["narrow"])):
+        constants = [launch.options for launch in recorder.launches]
+        assert constants == [constants[0]] * 4
+        specialized = {
+            parameter.name
+            for parameter in kernel.params
+            if not parameter.is_constexpr
+            and not parameter.do_not_specialize
+            and not parameter.do_not_specialize_on_alignment
+        }
+        # Those that the launcher makes are aligned, logits lie at a multiple of a row.
+        assert specialized <= {"logits_ptr", "vocab_size", "few_logits_ptr", "few_ids_ptr", "rest_ptr"}
+
+
+def test_small_vocabularies_are_searched_whole(recorders: dict[str, Recorder]) -> None:
+    draw_triton(*arguments(torch.zeros(2, 16_383), Case(top_k=5), [0.5] * 2))
+
+    assert (len(recorders["draw"].launches), recorders["narrow"].launches) == (1, [])
 
 
 def test_what_the_kernel_would_misread_is_refused_with_the_values() -> None:
