@@ -17,6 +17,7 @@ from rich.table import Table
 
 from lorayard.local.errors import LocalStackError
 from lorayard.local.private_files import write_private
+from lorayard.local.services import WORKER_PREFIX
 from lorayard.local.settings import StackSettings
 from lorayard.local.stack import Stack
 from lorayard.local.supervision import Backoff
@@ -167,4 +168,6 @@ def _where(stack: Stack, name: str) -> str:
         return f"127.0.0.1:{stack.redis.port}"
     if name == "postgres":
         return f"127.0.0.1:{stack.postgres.port}"
+    if name.startswith(WORKER_PREFIX):
+        return stack.config.card_of(int(name.removeprefix(WORKER_PREFIX))) or "cpu"
     return ""

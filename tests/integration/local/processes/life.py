@@ -16,7 +16,7 @@ from types import FrameType
 def live(name: str) -> None:
     """Serve until SIGTERM; die before, if the environment says so."""
     diary = Path(os.environ["DIARY"])
-    own = {key: value for key, value in os.environ.items() if key.startswith(("LORAYARD_", "OMP_"))}
+    own = {key: value for key, value in os.environ.items() if key.startswith(("LORAYARD_", "OMP_", "CUDA_"))}
     diary.with_name(f"{name}.json").write_text(json.dumps(own))
     if name == os.environ.get("DIES"):
         sys.exit(f"{name}: no bread in the house")
