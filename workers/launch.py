@@ -8,7 +8,7 @@ import socket
 import sys
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NoReturn
 
 import structlog
@@ -36,7 +36,7 @@ from workers.event_builder import WorkerEventBuilder
 from workers.event_publisher import EventPublisher
 from workers.lease import LeaseKeeper
 from workers.ledger_health import LedgerHealth
-from workers.registration import Registration, limits_of
+from workers.registration import Registration, device_of, limits_of
 from workers.requests import AdapterIds
 from workers.result_ledger import PostgresLedger
 from workers.service import Parts, WorkerEnd, WorkerService
@@ -75,7 +75,13 @@ def main() -> int:
             return 0
         logger.critical("engine.not_started", error=str(error))
         return 1
-    logger.info("engine.started", model=info.model, pid=engine.pid, kv_blocks=info.num_kv_blocks)
+    logger.info(
+        "engine.started",
+        model=info.model,
+        pid=engine.pid,
+        kv_blocks=info.num_kv_blocks,
+        **asdict(device_of(info)),
+    )
     ending = _build(settings, incarnation, engine, info, stop).run()
     if ending is WorkerEnd.BROKEN:
         return GAVE_UP
@@ -246,6 +252,7 @@ class _Wiring:
             settings.pool,
             self.hostname,
             limits_of(self.info),
+            device=device_of(self.info),
             lease_s=settings.worker_lease_s,
         )
 

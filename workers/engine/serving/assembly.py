@@ -10,6 +10,7 @@ import torch
 
 from kernels.registry import Kernels, build
 from workers.engine.core.config import EngineConfig
+from workers.engine.core.device_facts import DeviceFacts, device_facts
 from workers.engine.core.engine_info import EngineInfo
 from workers.engine.core.errors import ConfigError
 from workers.engine.kv.kv_cache import BlockAllocator, KVCache
@@ -57,6 +58,7 @@ def assemble(config: EngineConfig, *, look_ahead: int = 0) -> EngineParts:
 
     `look_ahead` is the executor's.
     """
+    facts = device_facts(config.device)
     if config.device != "cpu" or config.kernels is not None or config.load_format != "auto":
         raise ConfigError("device 'cuda', kernels 'triton' and load_format 'dummy' are not built yet")
     if config.num_threads is not None:
@@ -65,7 +67,7 @@ def assemble(config: EngineConfig, *, look_ahead: int = 0) -> EngineParts:
     model = load_model_config(folder)
     dtype = getattr(torch, config.dtype)
     kernels = build(config.device, dtype)
-    info = _engine_info(config, model, kernels)
+    info = _engine_info(config, model, kernels, facts)
     tokenizer = Tokenizer.from_folder(folder)
     quantize = in_flight(config.quantization, model.quantization)
     loader_child = start_process() if config.enable_lora else None  # it starts while the weights are read
@@ -118,7 +120,9 @@ def assemble(config: EngineConfig, *, look_ahead: int = 0) -> EngineParts:
     )
 
 
-def _engine_info(config: EngineConfig, model: ModelConfig, kernels: Kernels) -> EngineInfo:
+def _engine_info(
+    config: EngineConfig, model: ModelConfig, kernels: Kernels, facts: DeviceFacts
+) -> EngineInfo:
     max_model_len = _max_model_len(config, model)
     folder_name = Path(config.model).absolute().name
     return EngineInfo(
@@ -137,6 +141,7 @@ def _engine_info(config: EngineConfig, model: ModelConfig, kernels: Kernels) -> 
         quant_storage=config.quant_storage,
         linear_bytes=0,  # known once they are loaded
         cpu_kernels=kernels.level,
+        **facts._asdict(),
     )
 
 
