@@ -152,6 +152,20 @@ def test_a_worker_that_dies_is_started_again(up: Up) -> None:
     eventually(lambda: up.running().get("worker-1", before) != before, what="the new worker")
 
 
+@pytest.mark.parametrize("up", [{"MISTOLD": "worker-1"}], indirect=True, ids=["mistold"])
+def test_a_worker_whose_configuration_is_wrong_is_not_started_for_ever(up: Up, diary: Path) -> None:
+    up.read_until("Ctrl-C stops it")
+
+    up.running()["worker-1"].send(signal.SIGKILL)
+    said = up.read_until("worker-1 is not started again: its configuration is wrong")
+    up.running()["relay"].send(signal.SIGKILL)
+    said += up.read_until("relay starts again")
+    eventually(lambda: "relay" in up.running(), what="the relay")
+
+    assert "ended with status 2" in said
+    assert "worker-1" not in up.running()
+
+
 def test_it_ends_with_an_error_when_a_server_dies(up: Up) -> None:
     up.read_until("Ctrl-C stops it")
     family = up.running()

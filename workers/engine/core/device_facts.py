@@ -32,11 +32,13 @@ def device_facts(device: str) -> DeviceFacts:
     Raises ConfigError if torch cannot use it, with what torch says of it; a card that has failed raises what
     torch does.
     """
+    # torch's own class of strings would have whoever unpickles it import torch.
+    version = str(torch.__version__)
     if device == "cpu":
-        return DeviceFacts(device, None, None, None, torch.__version__)
+        return DeviceFacts(device, None, None, None, version)
     index = _usable_card(device)
     card = torch.cuda.get_device_properties(index)
-    return DeviceFacts(f"cuda:{index}", card.name, card.total_memory, _driver_version(), torch.__version__)
+    return DeviceFacts(f"cuda:{index}", card.name, card.total_memory, _driver_version(), version)
 
 
 def _usable_card(device: str) -> int:
