@@ -43,7 +43,7 @@ def device_facts(device: str) -> DeviceFacts:
 
 def _usable_card(device: str) -> int:
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     except (AssertionError, RuntimeError) as error:  # AssertionError: a torch that was built without CUDA
         if is_device_failure(error):
             raise

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from workers.engine.serving import child
+from workers.engine.serving.engine import LLMEngine
 from workers.engine.serving.executor import LocalExecutor
 
 ERRORS: dict[str, Exception] = {
@@ -38,7 +39,7 @@ def main(file: int, order: str) -> None:
         if words[0] == where:
             raise ERRORS[words[1]]
 
-    forward, engine = LocalExecutor.forward, child.LLMEngine
+    forward = LocalExecutor.forward
 
     def failing_forward(executor: LocalExecutor, step: Any) -> Any:
         fail("forward")
@@ -46,8 +47,8 @@ def main(file: int, order: str) -> None:
 
     def failing_engine(*arguments: Any) -> Any:
         fail("start")
-        return engine(*arguments)
+        return LLMEngine(*arguments)
 
-    LocalExecutor.forward = failing_forward  # type: ignore[method-assign]
-    child.LLMEngine = failing_engine  # type: ignore[assignment, misc]
+    LocalExecutor.forward = failing_forward  # type: ignore[method-assign, assignment]
+    child.LLMEngine = failing_engine  # type: ignore[attr-defined]
     child.main(file)
