@@ -72,7 +72,7 @@ def services(config: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def on_cards(path: str) -> dict[str, Any]:
     """The services with docker-compose.gpu.yml laid over the file."""
-    files = ["-f", ROOT / "docker-compose.yml", "-f", ROOT / "docker-compose.gpu.yml"]
+    files: list[str | Path] = ["-f", ROOT / "docker-compose.yml", "-f", ROOT / "docker-compose.gpu.yml"]
     answer = subprocess.run(
         [sys.executable, "-c", LAID_OVER, *files, "config", "--quiet"],
         env={"PATH": path, **SECRETS},

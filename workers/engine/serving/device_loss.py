@@ -8,10 +8,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import NoReturn
 
-import torch
-
 from workers.engine.core.config import EngineConfig
-from workers.engine.core.device_failures import is_device_failure
+from workers.engine.core.device_failures import is_device_failure, is_out_of_memory
 from workers.engine.core.engine_info import EngineInfo
 from workers.engine.core.errors import ConfigError, DeviceLost, EngineError
 from workers.engine.serving.messages import DeviceFailed, StartFailed
@@ -24,7 +22,7 @@ def start_failure(error: Exception, config: EngineConfig) -> StartFailed:
     """Word why an engine could not be built: a card that is too small is a matter of its configuration."""
     if isinstance(error, EngineError):
         return StartFailed(error.code, str(error))
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return StartFailed(
             ConfigError.code,
             f"{_worded(error)}; the engine was to use {_limits(config)}: lower these, give it a card with "
@@ -43,7 +41,7 @@ def leave_lost_device(
     """
     traceback.print_exception(error)
     message = _worded(error)
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         message += f"; of {info.device_memory_bytes} bytes the engine had {_limits(config)}, {_held(info)}"
     with suppress(OSError):
         connection.send(DeviceFailed(message))

@@ -50,5 +50,5 @@ def main(file: int, order: str) -> None:
         return LLMEngine(*arguments)
 
     LocalExecutor.forward = failing_forward  # type: ignore[method-assign, assignment]
-    child.LLMEngine = failing_engine  # type: ignore[attr-defined]
+    child.LLMEngine = failing_engine  # type: ignore[attr-defined, assignment]
     child.main(file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from workers.engine.core.device_failures import is_device_failure
+from workers.engine.core.device_failures import is_device_failure, is_out_of_memory
 
 
 def caused(cause: Exception) -> Exception:
@@ -60,6 +60,22 @@ def test_these_cost_the_process_its_device(error: Exception) -> None:
 )
 def test_these_do_not(error: Exception) -> None:
     assert not is_device_failure(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (caused(torch.OutOfMemoryError("CUDA out of memory.")), True),
+        (LOST, False),
+        (RuntimeError("the tokenizer is out of memory"), False),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_want_of_memory_is_told_from_a_broken_context(error: Exception, is_memory: bool) -> None:
+    assert is_out_of_memory(error) is is_memory
 
 
 def test_errors_that_are_each_others_cause_come_to_an_end() -> None:
