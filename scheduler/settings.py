@@ -20,7 +20,7 @@ class SchedulerSettings(BaseSettings):
     database_url: SecretStr
     model: Path
     served_model_name: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     max_model_len: int | None = Field(default=None, ge=1)
     auto_tenants: bool = Field(default=False, description="enter tenants at their first job")
     ready_file: Path | None = None

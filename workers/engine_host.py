@@ -209,7 +209,9 @@ class EngineHost:
         except EngineDied as error:
             if not self._pump.stopping.is_set():
                 self._pump.stop()
-                logger.critical("engine.died", exitcode=error.exitcode, held=len(self._attempts))
+                logger.critical(
+                    "engine.died", exitcode=error.exitcode, held=len(self._attempts), error=str(error)
+                )
                 self._on_died(error)
             return
         if events is not None:

@@ -11,7 +11,7 @@ import structlog
 
 from db.database import Database
 from db.judge import explain
-from db.records import Aborts, WorkerLimits
+from db.records import Aborts, WorkerDevice, WorkerLimits
 from db.repositories.workers import WorkerRepository
 from lorayard.contract.messages import HeldJob
 from workers.engine.core.engine_info import EngineInfo
@@ -34,6 +34,7 @@ class Registration:
         hostname: str,
         limits: WorkerLimits,
         *,
+        device: WorkerDevice,
         lease_s: float,
     ) -> None:
         self.lease_s = lease_s
@@ -42,13 +43,20 @@ class Registration:
         self._pool = pool
         self._hostname = hostname
         self._limits = limits
+        self._device = device
         self._pause = threading.Event()
 
-    def enter(self) -> None:
-        """Register as ready; once more does nothing."""
+    def enter(self, *, unhealthy: str | None = None) -> None:
+        """Register as ready, or as unhealthy for this reason; once more does nothing."""
         self._with(
             lambda workers: workers.register(
-                self._incarnation, self._pool, self._hostname, self._limits, self.lease_s
+                self._incarnation,
+                self._pool,
+                self._hostname,
+                self._limits,
+                self.lease_s,
+                device=self._device,
+                unhealthy=unhealthy,
             )
         )
 
@@ -101,4 +109,15 @@ def limits_of(info: EngineInfo) -> WorkerLimits:
         max_model_len=info.max_model_len,
         max_loras=info.max_loras,
         max_lora_rank=info.max_lora_rank,
+    )
+
+
+def device_of(info: EngineInfo) -> WorkerDevice:
+    """Say what the engine computes on."""
+    return WorkerDevice(
+        device=info.device,
+        device_name=info.device_name,
+        device_memory_bytes=info.device_memory_bytes,
+        driver_version=info.driver_version,
+        torch_version=info.torch_version,
     )

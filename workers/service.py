@@ -39,6 +39,7 @@ class WorkerEnd(Enum):
     DRAINED = "drained"
     LEASE_LOST = "lease lost"
     ENGINE_DIED = "engine died"
+    DEVICE_LOST = "device lost"
     CELERY_FAILED = "celery failed"
     BROKEN = "a service thread gave up"
 
@@ -83,6 +84,8 @@ class WorkerService:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._ending: WorkerEnd | None = None
+        self.reason = ""
+        """What was said of why it ended, once it has."""
         self._drainer = ServiceThread("drain", self._drain_if_asked, on_broken=self.give_up)
         self._parts = build(self)
 
@@ -112,11 +115,11 @@ class WorkerService:
         if thread == self._drainer.name:
             self.end(WorkerEnd.BROKEN)
 
-    def end(self, ending: WorkerEnd) -> None:
+    def end(self, ending: WorkerEnd, reason: str = "") -> None:
         """Stop consuming, for this reason unless there was one before."""
         with self._lock:
             if self._ending is None:
-                self._ending = ending
+                self._ending, self.reason = ending, reason
                 logger.log(_LEVELS[ending], "worker.ending", reason=ending.value)
         self._stopping.set()
         self._parts.celery.stop()
@@ -181,6 +184,7 @@ _LEVELS = {
     WorkerEnd.DRAINED: 20,
     WorkerEnd.LEASE_LOST: 40,
     WorkerEnd.ENGINE_DIED: 40,
+    WorkerEnd.DEVICE_LOST: 40,
     WorkerEnd.CELERY_FAILED: 40,
     WorkerEnd.BROKEN: 50,
 }

@@ -10,6 +10,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from lorayard.contract.pool import pool_id
+from lorayard.process.environment import DeviceName
 
 
 class BrokerSettings(BaseSettings):
@@ -27,8 +28,16 @@ class WorkerSettings(BrokerSettings):
     model: Path
     served_model_name: str | None = None
     adapter_store: Path
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: DeviceName = "cpu"
+    kernels: Literal["triton"] | None = None
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1, description="share of the card's memory")
+    enforce_eager: bool = False
+    lora_pool_bytes: int | None = Field(default=None, ge=1, description="of the card's memory, for adapters")
+    device_losses: tuple[float, ...] = Field(
+        default=(),
+        description="when the device failed, on the machine's clock; of an incarnation to the next",
+    )
     worker_name: str = Field(default="worker", min_length=1, max_length=64, pattern=r"^[\w.-]+$")
     ready_file: Path | None = None
     max_num_seqs: int = Field(default=32, ge=1)

@@ -12,7 +12,7 @@ from sqlalchemy.types import Integer, Uuid
 
 from db.models.table import Table, one_of
 
-WORKER_STATES = ("ready", "draining", "gone", "lost")
+WORKER_STATES = ("ready", "draining", "unhealthy", "gone", "lost")
 
 
 class WorkerLease(Table):
@@ -53,6 +53,14 @@ class Worker(Table):
     max_model_len: Mapped[int]
     max_loras: Mapped[int]
     max_lora_rank: Mapped[int]
+    device: Mapped[str | None]
+    """This and what follows is None for workers of earlier releases."""
+    device_name: Mapped[str | None]
+    device_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    driver_version: Mapped[str | None]
+    torch_version: Mapped[str | None]
+    reason: Mapped[str | None]
+    """Why it is unhealthy."""
 
     # Updated by every heartbeat and commit, never in an indexed column: HOT updates, with room in the page.
     __table_args__ = (one_of("state", WORKER_STATES), {"postgresql_with": {"fillfactor": "50"}})

@@ -16,7 +16,7 @@ from db.records.leases import LostJobs, Released
 from db.records.tenants import TenantRow
 from db.records.usage import UsageRow
 from db.records.webhooks import Delivery, DeliveryRow
-from db.records.workers import Aborts, WorkerLimits, WorkerRow, WorkerState
+from db.records.workers import Aborts, WorkerDevice, WorkerLimits, WorkerRow, WorkerState
 
 __all__ = [
     "JobAttempt",
@@ -31,6 +31,7 @@ __all__ = [
     "LeasedRow",
     "Released",
     "LostJobs",
+    "WorkerDevice",
     "WorkerLimits",
     "WorkerRow",
     "Aborts",

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from db.records.jobs import JobAttempt
 
-WorkerState = Literal["ready", "draining", "gone", "lost"]
+WorkerState = Literal["ready", "draining", "unhealthy", "gone", "lost"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,17 @@ class WorkerLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerDevice:
+    """What one worker computes on; all but `device` and torch's version is a card's."""
+
+    device: str | None = None  # None: not told, by a worker of an earlier release
+    device_name: str | None = None
+    device_memory_bytes: int | None = None
+    driver_version: str | None = None
+    torch_version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerRow:
     """One start of one worker."""
 
@@ -33,6 +44,8 @@ class WorkerRow:
     state: WorkerState
     limits: WorkerLimits
     lease_left_s: float
+    device: WorkerDevice
+    reason: str | None  # why it is unhealthy
 
 
 @dataclass(frozen=True, slots=True)

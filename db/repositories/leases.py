@@ -105,7 +105,7 @@ _HOLDS = text("SELECT job_id, attempt FROM jobs WHERE incarnation = :incarnation
 _EXPIRED_WORKERS = text(f"""
     SELECT {WORKER_COLUMNS} FROM {WORKERS_AND_LEASES}
     WHERE w.pool = :pool AND (
-        (w.state IN ('ready', 'draining') AND l.expires_at <= now())
+        (w.state IN ('ready', 'draining', 'unhealthy') AND l.expires_at <= now())
         OR (w.state = 'gone' AND EXISTS (
             SELECT FROM jobs j WHERE j.incarnation = w.incarnation AND j.state = 'leased'))
     )

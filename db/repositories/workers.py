@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, text
 
-from db.records import Aborts, JobAttempt, WorkerLimits, WorkerRow
+from db.records import Aborts, JobAttempt, WorkerDevice, WorkerLimits, WorkerRow
 from lorayard.contract.messages import HeldJob
 
 WORKER_COLUMNS = """
     w.incarnation, w.pool, w.hostname, w.state, w.max_num_seqs, w.num_kv_blocks, w.block_size,
-    w.max_model_len, w.max_loras, w.max_lora_rank,
+    w.max_model_len, w.max_loras, w.max_lora_rank, w.device, w.device_name, w.device_memory_bytes,
+    w.driver_version, w.torch_version, w.reason,
     extract(epoch FROM l.expires_at - now())::float8 AS lease_left_s
 """
 
@@ -21,11 +23,12 @@ WORKERS_AND_LEASES = "workers w JOIN worker_leases l ON l.incarnation = w.incarn
 _REGISTER = text("""
     INSERT INTO workers (
         incarnation, pool, hostname, state, max_num_seqs, num_kv_blocks, block_size, max_model_len, max_loras,
-        max_lora_rank
+        max_lora_rank, device, device_name, device_memory_bytes, driver_version, torch_version, reason
     )
     VALUES (
-        :incarnation, :pool, :hostname, 'ready', :max_num_seqs, :num_kv_blocks, :block_size, :max_model_len,
-        :max_loras, :max_lora_rank
+        :incarnation, :pool, :hostname, :state, :max_num_seqs, :num_kv_blocks, :block_size, :max_model_len,
+        :max_loras, :max_lora_rank, :device, :device_name, :device_memory_bytes, :driver_version,
+        :torch_version, :reason
     )
     ON CONFLICT (incarnation) DO NOTHING
 """)
@@ -65,7 +68,16 @@ _SET_STATE = text("""
 
 _GET = text(f"SELECT {WORKER_COLUMNS} FROM {WORKERS_AND_LEASES} WHERE w.incarnation = :incarnation")  # noqa: S608
 
-STATES_BEFORE: dict[str, list[str]] = {"draining": ["ready", "draining"], "gone": ["ready", "draining"]}
+_LISTED = text(f"""
+    SELECT {WORKER_COLUMNS} FROM {WORKERS_AND_LEASES}
+    WHERE w.state IN ('ready', 'draining', 'unhealthy') AND NOT l.lost
+    ORDER BY w.pool, w.hostname
+""")  # noqa: S608
+
+STATES_BEFORE: dict[str, list[str]] = {
+    "draining": ["ready", "draining"],
+    "gone": ["ready", "draining", "unhealthy"],
+}
 
 
 class WorkerRepository:
@@ -75,9 +87,20 @@ class WorkerRepository:
         self._connection = connection
 
     def register(
-        self, incarnation: str, pool: str, hostname: str, limits: WorkerLimits, lease_s: float = 10.0
+        self,
+        incarnation: str,
+        pool: str,
+        hostname: str,
+        limits: WorkerLimits,
+        lease_s: float = 10.0,
+        *,
+        device: WorkerDevice | None = None,
+        unhealthy: str | None = None,
     ) -> None:
-        """Enter a new start of a worker as ready, with its first lease; once more does nothing."""
+        """Enter a new start of a worker as ready, with its first lease; once more does nothing.
+
+        One that is `unhealthy`, for this reason, gets no jobs.
+        """
         self._connection.execute(_FIRST_LEASE, {"incarnation": incarnation, "lease_s": lease_s})
         self._connection.execute(
             _REGISTER,
@@ -91,6 +114,9 @@ class WorkerRepository:
                 "max_model_len": limits.max_model_len,
                 "max_loras": limits.max_loras,
                 "max_lora_rank": limits.max_lora_rank,
+                **asdict(device or WorkerDevice()),
+                "state": "ready" if unhealthy is None else "unhealthy",
+                "reason": unhealthy,
             },
         )
 
@@ -144,6 +170,10 @@ class WorkerRepository:
         row = self._connection.execute(_GET, {"incarnation": incarnation}).one_or_none()
         return to_worker(row) if row else None
 
+    def listed(self) -> list[WorkerRow]:
+        """List the workers of all pools that have neither left nor been given up."""
+        return [to_worker(row) for row in self._connection.execute(_LISTED)]
+
 
 def to_worker(row: Row[Any]) -> WorkerRow:
     """Make the record of one row of the worker columns."""
@@ -155,4 +185,13 @@ def to_worker(row: Row[Any]) -> WorkerRow:
         max_loras=row.max_loras,
         max_lora_rank=row.max_lora_rank,
     )
-    return WorkerRow(row.incarnation, row.pool, row.hostname, row.state, limits, row.lease_left_s)
+    device = WorkerDevice(
+        device=row.device,
+        device_name=row.device_name,
+        device_memory_bytes=row.device_memory_bytes,
+        driver_version=row.driver_version,
+        torch_version=row.torch_version,
+    )
+    return WorkerRow(
+        row.incarnation, row.pool, row.hostname, row.state, limits, row.lease_left_s, device, row.reason
+    )

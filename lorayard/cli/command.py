@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from lorayard.cli import adapters, jobs, submit, up, usage, webhooks
+from lorayard.cli import adapters, jobs, submit, up, usage, webhooks, workers
 from lorayard.cli.plain_errors import plain_message
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command("up")(up.up)
 app.command("submit")(submit.submit)
 app.command("jobs")(jobs.jobs)
 app.command("usage")(usage.usage)
+app.command("workers")(workers.workers)
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(webhooks.app, name="webhooks")
 

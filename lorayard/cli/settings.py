@@ -22,7 +22,7 @@ class PoolSettings(LedgerSettings):
     """Which pool is meant: that of `LORAYARD_MODEL` run as `LORAYARD_DTYPE`."""
 
     model: Path
-    dtype: str = Field(default="float32", pattern="^(float32|bfloat16)$")
+    dtype: str = Field(default="float32", pattern="^(float32|bfloat16|float16)$")
 
 
 class StoreSettings(PoolSettings):

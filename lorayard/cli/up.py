@@ -13,7 +13,15 @@ def up(
         Path | None, typer.Option(help="Where Redis, Postgres, adapters and logs live.")
     ] = None,
     model: Annotated[Path | None, typer.Option(help="The base model's checkpoint folder.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="How many worker processes.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="How many worker processes; else one a card, on the CPU two.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where workers compute: cpu, cuda (a card each) or cuda:N.")
+    ] = None,
+    share_gpus: Annotated[
+        bool | None, typer.Option("--share-gpus", help="Let several workers use one card.")
+    ] = None,
     flower_port: Annotated[int | None, typer.Option(min=1, max=65_535, help="Where Flower listens.")] = None,
 ) -> None:
     """Start Redis, Postgres, scheduler, workers, webhook relay and Flower; Ctrl-C stops them in order.
@@ -24,6 +32,9 @@ def up(
     from lorayard.local import StackSettings
     from lorayard.local import up as run_stack
 
-    chosen = {"state_dir": state_dir, "model": model, "num_workers": workers, "flower_port": flower_port}
+    chosen = {
+        "state_dir": state_dir, "model": model, "num_workers": workers, "flower_port": flower_port,
+        "device": device, "share_gpus": share_gpus,
+    }  # fmt: skip
     settings = StackSettings(**{name: value for name, value in chosen.items() if value is not None})  # type: ignore[arg-type]
     raise typer.Exit(run_stack(settings))

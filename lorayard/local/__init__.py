@@ -4,6 +4,7 @@ from lorayard.local.child import Child, ChildSpec
 from lorayard.local.config import EVERYTHING, SERVERS, PartKind, StackConfig
 from lorayard.local.errors import (
     BinaryNotFound,
+    CardsUnavailable,
     ChildFailed,
     LocalStackError,
     PortUnavailable,
@@ -21,6 +22,7 @@ __all__ = [
     "EVERYTHING",
     "SERVERS",
     "BinaryNotFound",
+    "CardsUnavailable",
     "Child",
     "ChildFailed",
     "ChildSpec",

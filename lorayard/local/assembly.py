@@ -86,13 +86,14 @@ class Assembly:
         """Build, without starting it, the webhook relay."""
         return self._service("relay", services.RELAY, {}, _STOP_GRACE_S)
 
-    def worker(self, name: str) -> services.Service:
-        """Build, without starting it, a worker of this name."""
+    def worker(self, number: int) -> services.Service:
+        """Build, without starting it, the n-th worker, from 1; raises CardsUnavailable."""
         own_env = {
-            "LORAYARD_WORKER_NAME": name,
+            **services.worker_environment(self._config, number),
             "LORAYARD_SPILL_DIR": str((self.state.path / "spill").resolve()),
         }
-        return self._service(name, services.WORKER, own_env, self._config.drain_grace_s + _FLUSH_S)
+        stop_grace_s = self._config.drain_grace_s + _FLUSH_S
+        return self._service(services.worker_name(number), services.WORKER, own_env, stop_grace_s)
 
     def flower(self) -> services.FlowerServer:
         """Build, without starting it, Flower."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from lorayard.local.cards import check_workers
 from lorayard.local.environment import inherited_environment
 
 PartKind = Literal["redis", "postgres", "migrate", "scheduler", "workers", "relay", "flower"]
@@ -28,6 +29,9 @@ class StackConfig:
     database_url: str | None = field(default=None, repr=False)  # given: used, and no Postgres is started
     durable: bool = True  # False: a crash of the machine may lose data, a crash of a process may not
     num_workers: int = 2
+    cards: tuple[str, ...] = ()  # what workers are given, as CUDA_VISIBLE_DEVICES has it; none: the CPU
+    share_gpus: bool = False  # more workers than cards take turns
+    gpu_memory_utilization: float | None = None  # of its card, for each worker; None: the worker's own
     flower_port: int | None = None  # None: a free one
     start_timeout_s: float = 120.0
     drain_grace_s: float = 30.0
@@ -45,3 +49,10 @@ class StackConfig:
     max_cpu_loras: int | None = None
     max_model_len: int | None = None
     extra_env: Mapping[str, str] = field(default_factory=dict)  # for Lorayard's own processes, last word
+
+    def card_of(self, worker: int) -> str | None:
+        """Name the card of the n-th worker, from 1; None on the CPU. Raises CardsUnavailable."""
+        if not self.cards:
+            return None
+        check_workers(self.cards, worker, shared=self.share_gpus)
+        return self.cards[(worker - 1) % len(self.cards)]

@@ -3,6 +3,7 @@
 LorayardError
 └── LocalStackError
     ├── BinaryNotFound       neither a wheel nor the PATH holds a server's program
+    ├── CardsUnavailable     workers were to have cards, and there are none, too few, or others
     ├── ChildFailed          a process of the stack died, or was not ready in time; carries its log's tail
     ├── PortUnavailable      the port asked for is taken, or no free one was found
     ├── ServerDataError      a server's data directory cannot be used as it is
@@ -21,6 +22,10 @@ class LocalStackError(LorayardError):
 
 class BinaryNotFound(LocalStackError):
     """Neither an installed wheel nor the PATH holds a server's program."""
+
+
+class CardsUnavailable(LocalStackError):
+    """Workers were to have cards that this machine does not offer; the message says what was looked at."""
 
 
 class ChildFailed(LocalStackError):

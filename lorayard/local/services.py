@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 
+from lorayard.local.cards import HIDDEN, VISIBLE
 from lorayard.local.child import ChildSpec
 from lorayard.local.config import StackConfig
 from lorayard.local.part import Part, Server, Spawn
@@ -20,6 +21,7 @@ MIGRATE = (*_PYTHON, "db.migrate")
 SCHEDULER = (*_PYTHON, "scheduler")
 WORKER = (*_PYTHON, "workers")
 RELAY = (*_PYTHON, "workers.webhooks")
+WORKER_PREFIX = "worker-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,10 @@ def client_environment(config: StackConfig, addresses: Addresses) -> dict[str, s
 
 
 def service_environment(config: StackConfig, addresses: Addresses) -> dict[str, str]:
-    """Return the whole environment of Lorayard's own processes, but for what each has of its own."""
+    """Return the whole environment of Lorayard's own processes, but for what each has of its own.
+
+    None of them sees a card: workers are given theirs by `worker_environment`.
+    """
     limits = {
         "LORAYARD_MAX_NUM_SEQS": config.max_num_seqs,
         "LORAYARD_MAX_LORAS": config.max_loras,
@@ -133,6 +138,7 @@ def service_environment(config: StackConfig, addresses: Addresses) -> dict[str, 
     return {
         "OMP_NUM_THREADS": _threads_per_worker(config.num_workers),
         **config.inherited_env,
+        **HIDDEN,
         "PYTHONUNBUFFERED": "1",
         **client_environment(config, addresses),
         "LORAYARD_WEBHOOK_ALLOW": config.webhook_allow,
@@ -141,6 +147,21 @@ def service_environment(config: StackConfig, addresses: Addresses) -> dict[str, 
         **{name: str(value) for name, value in limits.items() if value is not None},
         **config.extra_env,
     }
+
+
+def worker_environment(config: StackConfig, number: int) -> dict[str, str]:
+    """Return what the n-th worker, from 1, has of its own: the name, and the card if there are any."""
+    own = {"LORAYARD_WORKER_NAME": worker_name(number), "LORAYARD_DEVICE": "cpu"}
+    if (card := config.card_of(number)) is not None:
+        own |= {"LORAYARD_DEVICE": "cuda", VISIBLE: card}
+    if config.gpu_memory_utilization is not None:
+        own["LORAYARD_GPU_MEMORY_UTILIZATION"] = f"{config.gpu_memory_utilization:g}"
+    return own
+
+
+def worker_name(number: int) -> str:
+    """Name the n-th worker, from 1, as stack, log and Flower do."""
+    return f"{WORKER_PREFIX}{number}"
 
 
 def _threads_per_worker(num_workers: int) -> str:

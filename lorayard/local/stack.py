@@ -14,10 +14,9 @@ from lorayard.local.errors import LocalStackError, UnknownPart
 from lorayard.local.part import Part
 from lorayard.local.postgres_server import PostgresServer
 from lorayard.local.redis_server import RedisServer
-from lorayard.local.services import FlowerServer, client_environment
+from lorayard.local.services import WORKER_PREFIX, FlowerServer, client_environment
 
 _POLL_S = 0.05
-_WORKER_PREFIX = "worker-"
 _STOP_ORDER_AFTER_WORKERS = ("relay", "scheduler", "flower", "redis", "postgres")
 
 
@@ -160,10 +159,10 @@ class Stack:
         self._parts[part.name] = part
 
     def _launch_worker(self, assembly: Assembly) -> str:
+        worker = assembly.worker(self._num_workers_started + 1)
         self._num_workers_started += 1
-        name = f"{_WORKER_PREFIX}{self._num_workers_started}"
-        self._launch(assembly.worker(name))
-        return name
+        self._launch(worker)
+        return worker.name
 
     def _await_all(self) -> None:
         """Return once all serve; whichever dies meanwhile fails the start at once."""
@@ -177,7 +176,7 @@ class Stack:
             self._pause(_POLL_S)
 
     def _stop_in_order(self) -> None:
-        workers = [part for name, part in self._parts.items() if name.startswith(_WORKER_PREFIX)]
+        workers = [part for name, part in self._parts.items() if name.startswith(WORKER_PREFIX)]
         for worker in workers:
             worker.child.request_stop()
         began_s = time.monotonic()

@@ -35,6 +35,10 @@ class Backoff:
         history.due_at_s = now_s + delay_s
         return delay_s
 
+    def forget(self, name: str) -> None:
+        """Plan no restart of it."""
+        self._histories.pop(name, None)
+
     def due(self, now_s: float) -> list[str]:
         """Return the names to start now, and note them as started."""
         names = [

@@ -17,9 +17,11 @@ from rich.table import Table
 
 from lorayard.local.errors import LocalStackError
 from lorayard.local.private_files import write_private
+from lorayard.local.services import WORKER_PREFIX
 from lorayard.local.settings import StackSettings
 from lorayard.local.stack import Stack
 from lorayard.local.supervision import Backoff
+from lorayard.process.environment import BAD_ENVIRONMENT
 
 _POLL_S = 0.25
 # `timeout` and others signal a process and then its whole group: a wish repeated at once is one wish.
@@ -126,13 +128,18 @@ def _stop(stack: Stack, console: Console) -> None:
 
 
 def _supervise(stack: Stack, switch: _StopSwitch, console: Console) -> int:
-    """Start what dies again, with growing delays; a server's death ends the stack."""
-    backoff = Backoff()
+    """Start what dies again, with growing delays; a server's death ends the stack.
+
+    A worker that was told nonsense stays down: it would end in the same way forever.
+    """
+    backoff, hopeless = Backoff(), set[str]()
     while True:
         switch.pause(_POLL_S)
         if switch.requested:
             return 0
         for part in stack.ended():
+            if part.name in hopeless:
+                continue
             delay_s = backoff.died(part.name, time.monotonic())
             if delay_s is None:
                 continue
@@ -140,6 +147,13 @@ def _supervise(stack: Stack, switch: _StopSwitch, console: Console) -> int:
             console.print(str(part.child.failure(f"ended with status {part.child.returncode}")), markup=False)
             if part.name in _SERVERS:
                 return 1
+            if part.name.startswith(WORKER_PREFIX) and part.child.returncode == BAD_ENVIRONMENT:
+                hopeless.add(part.name)
+                backoff.forget(part.name)
+                console.print(
+                    f"{part.name} is not started again: its configuration is wrong", highlight=False
+                )
+                continue
             console.print(f"{part.name} starts again in {delay_s:g} s", highlight=False)
         for name in backoff.due(time.monotonic()):
             stack.relaunch(name)
@@ -167,4 +181,6 @@ def _where(stack: Stack, name: str) -> str:
         return f"127.0.0.1:{stack.redis.port}"
     if name == "postgres":
         return f"127.0.0.1:{stack.postgres.port}"
+    if name.startswith(WORKER_PREFIX):
+        return stack.config.card_of(int(name.removeprefix(WORKER_PREFIX))) or "cpu"
     return ""

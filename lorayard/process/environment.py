@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, ValidationError
+from pydantic_core import PydanticCustomError
 
 from lorayard.contract.wording import shortened
 
 BAD_ENVIRONMENT = 2
 """Exit status of a process that was told nonsense: starting it again would not help."""
+
+
+def _is_device(value: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", value):
+        raise PydanticCustomError("device", "give cpu, cuda, or cuda:N for the N-th visible card, from 0")
+    return value
+
+
+DeviceName = Annotated[str, AfterValidator(_is_device)]
+"""A settings field that names where an engine computes, as `LORAYARD_DEVICE` does."""
 
 
 @contextmanager

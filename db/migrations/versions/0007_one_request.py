@@ -15,7 +15,7 @@ down_revision = "0006"
 branch_labels = None
 depends_on = None
 
-# On the way up 0005 has locked these and more; on the way down this one comes first.
+# On the way up 0005 has locked these and more; on the way down 0008 has, unless this one comes first.
 _LOCK_ALL = (
     "LOCK TABLE worker_leases, workers, adapter_revisions, intake_rejects, jobs, job_inputs "
     "IN ACCESS EXCLUSIVE MODE"

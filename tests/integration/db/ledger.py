@@ -76,9 +76,10 @@ class Ledger:
         """Admit some new jobs; returns their ids."""
         return [entry.job_id for entry in self.admit(*(new_job(**fields) for _ in range(number)))]
 
-    def worker(self, incarnation: str = "w1", lease_s: float = 60.0) -> str:
+    def worker(self, incarnation: str = "w1", lease_s: float = 60.0, **facts: Any) -> str:
         """Register a worker."""
-        self.run(WorkerRepository, "register", incarnation, POOL, f"host-{incarnation}", LIMITS, lease_s)
+        host = f"host-{incarnation}"
+        self.run(WorkerRepository, "register", incarnation, POOL, host, LIMITS, lease_s, **facts)
         return incarnation
 
     def expire_lease(self, incarnation: str) -> None:

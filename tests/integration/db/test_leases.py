@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from db import Database
 from db.errors import Deposed
 from db.judge import Fault, fault_of
-from db.records import JobAttempt
+from db.records import JobAttempt, WorkerDevice
 from db.repositories.backlog import BacklogRepository
 from db.repositories.finish import FinishRepository
 from db.repositories.jobs import JobRepository
@@ -70,6 +70,34 @@ def test_a_worker_that_is_not_ready_gets_nothing(ledger: Ledger) -> None:
     ledger.expire_lease(expired)
 
     assert [ledger.lease(name, job) for name in (draining, expired, "unknown")] == [[], [], []]
+
+
+def test_an_unhealthy_worker_gets_nothing_and_its_lease_ends_like_any(ledger: Ledger) -> None:
+    (job,) = ledger.admitted()
+    card = WorkerDevice("cuda:0", "NVIDIA H200", 150_000_000_000, "580.65.06", "2.11.0+cu130")
+    ledger.worker("ill", device=card, unhealthy="its device failed 3 times")
+
+    row = ledger.run(WorkerRepository, "get", "ill")
+    leased = ledger.lease("ill", job)
+    renewed = ledger.run(WorkerRepository, "renew", "ill", 60.0)
+    ready = ledger.run(LeaseRepository, "ready_workers", POOL)
+    ledger.expire_lease("ill")
+    silent = ledger.run(LeaseRepository, "expired_workers", POOL)
+    lost = ledger.run(LeaseRepository, "lose_worker", "ill")
+
+    assert (row.state, row.device, row.reason) == ("unhealthy", card, "its device failed 3 times")
+    assert (leased, renewed, ready) == ([], True, [])
+    assert [worker.incarnation for worker in silent] == ["ill"]
+    assert lost.lost
+    assert ledger.run(WorkerRepository, "get", "ill").state == "lost"
+
+
+def test_an_unhealthy_worker_can_leave(ledger: Ledger) -> None:
+    ledger.worker("ill", unhealthy="its device failed 3 times")
+
+    assert ledger.run(WorkerRepository, "set_state", "ill", "gone")
+
+    assert ledger.run(WorkerRepository, "listed") == []
 
 
 def test_a_job_past_its_deadline_or_of_another_pool_is_passed_over(ledger: Ledger) -> None:

@@ -103,6 +103,21 @@ def test_leases_move_into_a_table_of_their_own_and_back(ledger: Ledger) -> None:
     assert [row.lost for row in before] == [False, True]
 
 
+def test_a_device_and_the_reason_of_an_unhealthy_worker_go_with_their_columns(ledger: Ledger) -> None:
+    ledger.worker("well")
+    ledger.worker("ill", unhealthy="its device failed")
+
+    with ledger.database.transaction() as connection:
+        command.downgrade(alembic_config(connection), "0007")
+    before = ledger.sql("SELECT incarnation, state FROM workers ORDER BY incarnation")
+    with ledger.database.transaction() as connection:
+        command.upgrade(alembic_config(connection), "0008")
+
+    assert before == [("ill", "gone"), ("well", "ready")]
+    after = ledger.sql("SELECT state, device, device_memory_bytes, reason FROM workers ORDER BY incarnation")
+    assert after == [("gone", None, None, None), ("ready", None, None, None)]
+
+
 def test_a_schema_that_stays_locked_is_an_error_that_says_so(
     empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

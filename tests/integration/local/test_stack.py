@@ -10,7 +10,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from lorayard.local import EVERYTHING, SERVERS, ChildFailed, LocalStackError, Stack, StackConfig, UnknownPart
+from lorayard.local import (
+    EVERYTHING,
+    SERVERS,
+    CardsUnavailable,
+    ChildFailed,
+    LocalStackError,
+    Stack,
+    StackConfig,
+    UnknownPart,
+)
 from lorayard.local.processes import ProcessIdentity
 from tests.polling import eventually
 
@@ -82,6 +91,24 @@ def test_every_process_gets_its_configuration_from_the_environment(
     assert "LORAYARD_MAX_NUM_SEQS" not in worker
     assert client_env.items() <= worker.items()
     assert client_env["LORAYARD_SECRET_KEY"] == settings_of(diary, "relay")["LORAYARD_SECRET_KEY"]
+
+
+def test_each_worker_has_a_card_of_its_own_and_no_other_process_sees_one(
+    config: StackConfig, diary: Path
+) -> None:
+    inherited = {**config.inherited_env, "CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}
+    with Stack(replace(config, inherited_env=inherited, cards=("GPU-a", "GPU-b"))) as stack:
+        with pytest.raises(CardsUnavailable, match="3 workers, each with a card of its own, but 2 cards"):
+            stack.start_worker()
+        stack.kill("worker-2")
+        stack.restart("worker-2")
+
+    seen = {
+        name: settings_of(diary, name)["CUDA_VISIBLE_DEVICES"]
+        for name in ("scheduler", "worker-1", "worker-2", "relay")
+    }
+    assert seen == {"scheduler": "", "worker-1": "GPU-a", "worker-2": "GPU-b", "relay": ""}
+    assert settings_of(diary, "worker-1")["LORAYARD_DEVICE"] == "cuda"
 
 
 def test_the_secret_key_made_for_a_directory_is_kept(config: StackConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,12 +26,13 @@ _MAIN = Path(__file__).with_name("up_main.py")
 class Up:
     """One `up` in a process of its own."""
 
-    def __init__(self, state_dir: Path, small_env: dict[str, str], model: Path) -> None:
+    def __init__(self, state_dir: Path, small_env: dict[str, str], model: Path, **variables: str) -> None:
         own = {
             "LORAYARD_STATE_DIR": str(state_dir),
             "LORAYARD_WORKERS": "1",
             "LORAYARD_MODEL": str(model),
             "COLUMNS": "200",
+            **variables,
         }
         self._state_dir = state_dir
         self.process = subprocess.Popen(
@@ -88,6 +90,25 @@ def test_a_signal_stops_it_in_order(up: Up, diary: Path, signum: signal.Signals)
     assert diary.read_text().splitlines()[-3:] == ["worker-1 ended", "relay ended", "scheduler ended"]
 
 
+def test_a_worker_gets_the_card_that_nvidia_smi_lists(
+    state_dir: Path, small_env: dict[str, str], model: Path, tmp_path: Path, diary: Path
+) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-7)'\n")
+    smi.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    up = Up(state_dir, small_env, model, LORAYARD_DEVICE="cuda", PATH=path)
+    try:
+        said = up.read_until("Ctrl-C stops it")
+    finally:
+        up.process.kill()
+        up.process.communicate()
+
+    worker = json.loads(diary.with_name("worker-1.json").read_text())
+    assert (worker["LORAYARD_DEVICE"], worker["CUDA_VISIBLE_DEVICES"]) == ("cuda", "GPU-7")
+    assert re.search(r"worker-1\W+\d+\W+GPU-7", said)
+
+
 def test_a_burst_of_signals_is_one_wish(up: Up, diary: Path) -> None:
     up.read_until("Ctrl-C stops it")
     family = up.running()
@@ -129,6 +150,20 @@ def test_a_worker_that_dies_is_started_again(up: Up) -> None:
 
     assert "worker-1 died" in said
     eventually(lambda: up.running().get("worker-1", before) != before, what="the new worker")
+
+
+@pytest.mark.parametrize("up", [{"MISTOLD": "worker-1"}], indirect=True, ids=["mistold"])
+def test_a_worker_whose_configuration_is_wrong_is_not_started_for_ever(up: Up, diary: Path) -> None:
+    up.read_until("Ctrl-C stops it")
+
+    up.running()["worker-1"].send(signal.SIGKILL)
+    said = up.read_until("worker-1 is not started again: its configuration is wrong")
+    up.running()["relay"].send(signal.SIGKILL)
+    said += up.read_until("relay starts again")
+    eventually(lambda: "relay" in up.running(), what="the relay")
+
+    assert "ended with status 2" in said
+    assert "worker-1" not in up.running()
 
 
 def test_it_ends_with_an_error_when_a_server_dies(up: Up) -> None:

@@ -6,7 +6,9 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
+from importlib.metadata import version
 
+from db.records import WorkerDevice
 from db.repositories.leases import LeaseRepository
 from db.repositories.workers import WorkerRepository
 from lorayard.contract.keys import worker_queue
@@ -87,6 +89,16 @@ def test_a_burst_of_signals_ends_a_worker_that_is_still_loading(start_worker: St
 
         assert worker.process.wait(30) == 0
         eventually(lambda: not any(map(is_running, engines)), what="the engine's end")
+
+
+def test_a_worker_registers_what_it_computes_on(
+    leader: ScriptedLeader, worker: WorkerProcess, incarnation: str
+) -> None:
+    row = leader.database.run(lambda c: WorkerRepository(c).get(incarnation))
+
+    assert row is not None
+    assert row.device == WorkerDevice("cpu", torch_version=version("torch"))
+    assert (row.state, row.reason) == ("ready", None)
 
 
 def test_a_killed_worker_leaves_no_engine_behind(leader: ScriptedLeader, start_worker: StartWorker) -> None:

@@ -1,7 +1,8 @@
-"""docker-compose.yml as a real Compose implementation reads it; no container engine is needed for that."""
+"""The compose files as a real Compose implementation reads them; no container engine is needed for that."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -21,13 +22,30 @@ SECRETS = {
 }
 
 
+LAID_OVER = """
+import asyncio, json, sys
+import podman_compose
+asyncio.run(podman_compose.async_main())
+services = podman_compose.podman_compose.services
+own = {name: {key: value[key] for key in value if key[0] != "_"} for name, value in services.items()}
+print(json.dumps(own))
+"""
+"""Prints every service as it would run: `config` shows it before `extends` is obeyed."""
+
+
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Run `podman-compose config`; it asks for podman's version first, which a two-line script answers."""
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """podman-compose asks for podman's version first, which a two-line script on this PATH answers."""
     folder = tmp_path_factory.mktemp("podman")
     engine = folder / "podman"
     engine.write_text("#!/bin/sh\necho 'podman version 5.0.0'\n")
     engine.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+@pytest.fixture(scope="module")
+def config(path: str) -> Any:
+    """Run `podman-compose config`."""
 
     def run(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
         command: list[str | Path] = [
@@ -36,7 +54,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Any:
             ROOT / "docker-compose.yml",
             "config",
         ]
-        path = f"{folder}:{os.environ['PATH']}"
         return subprocess.run(
             command, env={"PATH": path, **environment}, capture_output=True, text=True, check=False
         )
@@ -49,6 +66,22 @@ def services(config: Any) -> dict[str, Any]:
     answer = config(SECRETS)
     assert answer.returncode == 0, answer.stderr
     loaded: dict[str, Any] = yaml.safe_load(answer.stdout)["services"]
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def on_cards(path: str) -> dict[str, Any]:
+    """The services with docker-compose.gpu.yml laid over the file."""
+    files: list[str | Path] = ["-f", ROOT / "docker-compose.yml", "-f", ROOT / "docker-compose.gpu.yml"]
+    answer = subprocess.run(
+        [sys.executable, "-c", LAID_OVER, *files, "config", "--quiet"],
+        env={"PATH": path, **SECRETS},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    loaded: dict[str, Any] = json.loads(answer.stdout)
     return loaded
 
 
@@ -79,11 +112,43 @@ def test_redis_keeps_an_append_only_file_on_a_volume(services: dict[str, Any]) -
     assert "postgres-data:/var/lib/postgresql" in services["postgres"]["volumes"]
 
 
-def test_only_the_worker_reserves_a_gpu(services: dict[str, Any]) -> None:
-    device = services["worker"]["deploy"]["resources"]["reservations"]["devices"][0]
+def test_nothing_reserves_a_card_and_the_worker_runs_on_the_cpu(services: dict[str, Any]) -> None:
+    assert not any("deploy" in service for service in services.values())
+    assert "LORAYARD_DEVICE" not in services["worker"]["environment"]
 
-    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
-    assert not any("deploy" in service for name, service in services.items() if name != "worker")
+
+def test_each_worker_of_the_overlay_has_a_card_of_its_own(on_cards: dict[str, Any]) -> None:
+    workers = {name: one for name, one in on_cards.items() if "deploy" in one}
+    reserved = {name: one["deploy"]["resources"]["reservations"]["devices"] for name, one in workers.items()}
+
+    assert reserved == {
+        "worker": [{"driver": "nvidia", "device_ids": ["0"], "capabilities": ["gpu"]}],
+        "worker-1": [{"driver": "nvidia", "device_ids": ["1"], "capabilities": ["gpu"]}],
+    }
+    assert {one["environment"]["LORAYARD_DEVICE"] for one in workers.values()} == {"cuda"}
+    assert [one["environment"]["LORAYARD_WORKER_NAME"] for one in workers.values()] == [
+        "worker-0",
+        "worker-1",
+    ]
+
+
+def test_the_overlay_changes_nothing_but_the_workers(
+    services: dict[str, Any], on_cards: dict[str, Any]
+) -> None:
+    worker, other = dict(on_cards["worker"]), dict(on_cards["worker-1"])
+    told = {"LORAYARD_DEVICE", "LORAYARD_WORKER_NAME", "LORAYARD_GPU_MEMORY_UTILIZATION"}
+
+    assert set(on_cards) == set(services) | {"worker-1"}
+    for own in (worker, other):
+        environment = own.pop("environment")
+        assert set(environment) - set(services["worker"]["environment"]) == told
+        assert {name: environment[name] for name in environment if name not in told} == (
+            services["worker"]["environment"]
+        )
+    for key in ("command", "image", "healthcheck", "volumes", "stop_grace_period", "shm_size", "restart"):
+        assert worker[key] == other[key] == services["worker"][key], key
+    for own in (worker, other):
+        assert own["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
 
 
 def test_nothing_starts_before_the_ledger_is_migrated(services: dict[str, Any]) -> None:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
+from lorayard.process.environment import BAD_ENVIRONMENT
 from workers.launch import _engine_config
 from workers.settings import WorkerSettings
+
+BASE = Path(__file__).parents[3] / "examples" / "tiny" / "base"
 
 
 def test_the_engine_serves_the_model_under_the_name_that_the_worker_is_told() -> None:
@@ -16,3 +24,31 @@ def test_the_engine_serves_the_model_under_the_name_that_the_worker_is_told() ->
     config = _engine_config(settings)
 
     assert (config.model, config.served_model_name) == ("/model", "someone/base")
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"LORAYARD_DTYPE": "float16"}, "dtype is 'float16', which the CPU's kernels do not have"),
+        ({"LORAYARD_MAX_MODEL_LEN": "99999"}, "engine_config: max_model_len is 99999"),
+        ({"LORAYARD_DEVICE": "cuda:9"}, "engine_config: device is 'cuda:9', but torch"),
+    ],
+)
+def test_a_wrong_configuration_ends_the_worker_at_once_with_a_status_of_its_own(
+    variables: dict[str, str], says: str
+) -> None:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("LORAYARD_")}
+    told = {"LORAYARD_MODEL": str(BASE), "LORAYARD_ADAPTER_STORE": "/store", **variables}
+
+    run = subprocess.run(
+        [sys.executable, "-m", "workers"],
+        env=inherited | told,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert run.returncode == BAD_ENVIRONMENT, run.stderr
+    assert "engine.not_started" in run.stderr
+    assert says in run.stderr

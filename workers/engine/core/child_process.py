@@ -18,6 +18,9 @@ from typing import IO, Any
 from workers.engine.core import parent_death
 
 REAP_TIMEOUT_S = 5.0
+NO_CARDS = {"CUDA_VISIBLE_DEVICES": ""}
+"""The environment of a child that shall touch no card: a context there would take its memory."""
+
 _START = """
 import runpy, signal, sys
 runpy.run_path(sys.argv[1])["die_with_parent"](int(sys.argv[2]))

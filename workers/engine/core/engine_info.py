@@ -24,3 +24,8 @@ class EngineInfo:
     quant_storage: str  # "keep" or "dequantize"
     linear_bytes: int  # what the linear modules of the layers hold
     cpu_kernels: str  # "avx512_bf16", "avx2", or "torch" if none are compiled
+    device: str = "cpu"  # or "cuda:N"
+    device_name: str | None = None  # this and the next two are a card's
+    device_memory_bytes: int | None = None
+    driver_version: str | None = None
+    torch_version: str | None = None

@@ -11,6 +11,7 @@ EngineError
 ├── EngineProcessError
 │   ├── EngineStartError
 │   └── EngineDied
+│       └── DeviceLost           because its device failed
 └── AdapterError
     ├── AdapterNotFound
     ├── AdapterFileError         corrupt, truncated, missing or pickled weights
@@ -90,9 +91,13 @@ class EngineProcessError(EngineError):
 
 
 class EngineStartError(EngineProcessError):
-    """The child process ended or refused before it was ready."""
+    """The child process ended or refused before it was ready; `reason` is the code of why."""
 
     code = "engine_start"
+
+    def __init__(self, message: str, reason: str = code) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class EngineDied(EngineProcessError):
@@ -100,11 +105,22 @@ class EngineDied(EngineProcessError):
 
     code = "engine_died"
 
-    def __init__(self, exitcode: int | None) -> None:
+    def __init__(self, exitcode: int | None, why: str = "") -> None:
         super().__init__(
-            f"engine process ended with exit code {exitcode}; start a new one and resubmit its requests"
+            f"engine process ended with exit code {exitcode}{why and f' ({why})'}; "
+            "start a new one and resubmit its requests"
         )
         self.exitcode = exitcode
+
+
+class DeviceLost(EngineDied):
+    """The child process is gone because its device failed; `reason` is what torch or the driver said."""
+
+    code = "device_lost"
+
+    def __init__(self, exitcode: int | None, reason: str) -> None:
+        super().__init__(exitcode, reason)
+        self.reason = reason
 
 
 class AdapterError(EngineError):

@@ -34,8 +34,8 @@ class AdaptedVocabulary(Protocol):
         """Change the rows of adapters that change the embedding."""
         ...
 
-    def adapts_embedded(self, segments: Segments) -> bool:
-        """Whether some row's adapter changes the embedding."""
+    def replaces_embedded(self, segments: Segments) -> bool:
+        """Whether some row's adapter has an embedding of its own."""
         ...
 
     def adapt_logits(
@@ -110,11 +110,11 @@ class Decoder:
             delta = layer(residual, delta, rotations, step, kv)
         return HiddenStates(residual, delta)
 
-    def adapts_embedded(self, step: ForwardInput) -> bool:
-        """Whether some row's adapter changes the embedding, which is a launch for each run of rows."""
+    def replaces_embedded(self, step: ForwardInput) -> bool:
+        """Whether some row's adapter has an embedding of its own, which is launched run by run."""
         if step.segments is None or self._vocabulary is None:
             return False
-        return self._vocabulary.adapts_embedded(step.segments)
+        return self._vocabulary.replaces_embedded(step.segments)
 
     def logits(
         self,

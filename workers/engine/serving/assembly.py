@@ -12,6 +12,7 @@ from kernels.attention.paged_attention import SPLIT_TOKENS
 from kernels.registry import Kernels
 from kernels.sampling.draw import Draw
 from workers.engine.core.config import EngineConfig
+from workers.engine.core.device_facts import DeviceFacts, device_facts
 from workers.engine.core.engine_info import EngineInfo
 from workers.engine.core.errors import ConfigError
 from workers.engine.kv.kv_cache import BlockAllocator, KVCache
@@ -67,7 +68,8 @@ def assemble(config: EngineConfig, *, look_ahead: int = 0) -> EngineParts:
     """
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    device = open_device(config)
+    facts = device_facts(config.device)
+    device = open_device(config, facts)
     folder = Path(config.model)
     model = load_model_config(folder)
     kernels = kernels_for(config, model, device)
@@ -89,7 +91,7 @@ def assemble(config: EngineConfig, *, look_ahead: int = 0) -> EngineParts:
     grammars = GrammarCompiler(
         folder / "tokenizer.json", vocab_size=model.vocab_size, eos_token_ids=model.eos_token_ids
     )
-    info = _engine_info(config, model, kernels, max_model_len, num_kv_blocks)
+    info = _engine_info(config, model, kernels, facts, max_model_len, num_kv_blocks)
     return EngineParts(
         info=replace(info, linear_bytes=weights.linear_bytes),
         adapters=adapters,
@@ -189,7 +191,12 @@ def _device_executor(
 
 
 def _engine_info(
-    config: EngineConfig, model: ModelConfig, kernels: Kernels, max_model_len: int, num_kv_blocks: int
+    config: EngineConfig,
+    model: ModelConfig,
+    kernels: Kernels,
+    facts: DeviceFacts,
+    max_model_len: int,
+    num_kv_blocks: int,
 ) -> EngineInfo:
     folder_name = Path(config.model).absolute().name
     return EngineInfo(
@@ -208,6 +215,7 @@ def _engine_info(
         quant_storage=config.quant_storage,
         linear_bytes=0,  # known once they are loaded
         cpu_kernels=kernels.level,
+        **facts._asdict(),
     )
 
 

@@ -9,8 +9,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from workers.engine.core.config import EngineConfig
+from workers.engine.core.device_failures import is_device_failure
 from workers.engine.core.errors import AdapterInUse, ConfigError, EngineError
 from workers.engine.core.outputs import CompletionOutput, RequestFailure, RequestMetrics, RequestOutput
+from workers.engine.serving.device_loss import leave_lost_device, start_failure
 from workers.engine.serving.engine import LLMEngine
 from workers.engine.serving.messages import (
     AbortRequest,
@@ -21,7 +23,6 @@ from workers.engine.serving.messages import (
     PrefetchAdapter,
     Ready,
     Started,
-    StartFailed,
     Stop,
     TokenDelta,
 )
@@ -53,6 +54,10 @@ def serve(connection: Connection, config: EngineConfig) -> None:
         EngineServer(engine, connection).run()
     except (EOFError, OSError):
         return  # the parent closed the connection: nobody is left to serve
+    except Exception as error:
+        if is_device_failure(error):
+            leave_lost_device(error, connection, config, engine.info)
+        raise
     finally:
         engine.close()
 
@@ -60,11 +65,8 @@ def serve(connection: Connection, config: EngineConfig) -> None:
 def _build(connection: Connection, config: EngineConfig) -> LLMEngine | None:
     try:
         engine = LLMEngine(config)
-    except EngineError as error:
-        connection.send(StartFailed(error.code, str(error)))
-        return None
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
-        connection.send(StartFailed("engine_start", f"{type(error).__name__}: {error}"))
+        connection.send(start_failure(error, config))
         return None
     connection.send(Ready(engine.info))
     return engine
@@ -163,7 +165,10 @@ class EngineServer:
             )
         except EngineError as error:
             self._finished.append(_refused(command, error.code, str(error), retryable=error.retryable))
-        except Exception as error:  # noqa: BLE001 - a bad command must not end the other requests
+        except Exception as error:
+            if is_device_failure(error):
+                raise
+            # A bad command must not end the other requests.
             reason = f"{type(error).__name__}: {error}"
             self._finished.append(_refused(command, "invalid_command", reason, retryable=False))
 

@@ -10,6 +10,7 @@ import torch
 
 from kernels.registry import Kernels, build
 from workers.engine.core.config import EngineConfig
+from workers.engine.core.device_facts import DeviceFacts
 from workers.engine.core.errors import ConfigError
 from workers.engine.kv.kv_cache import KVCache
 from workers.engine.model.config import ModelConfig
@@ -23,9 +24,9 @@ _POOL_SHARE = 10
 _GIB = 1 << 30
 
 
-def open_device(config: EngineConfig) -> torch.device:
-    """Return the device, ready for use; ConfigError says what is missing."""
-    device = torch.device(config.device)
+def open_device(config: EngineConfig, facts: DeviceFacts) -> torch.device:
+    """Return the device, ready for use; ConfigError for one that cannot run the kernels."""
+    device = torch.device(facts.device)
     if device.type == "cpu":
         if config.kernels == "triton" and os.environ.get("TRITON_INTERPRET") != "1":
             raise ConfigError(
@@ -33,28 +34,11 @@ def open_device(config: EngineConfig) -> torch.device:
                 "set TRITON_INTERPRET=1 before Python starts, or leave kernels out"
             )
         return device
-    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
-        raise ConfigError(
-            f"device is {config.device!r}, but torch {torch.__version__} was built without CUDA; install a "
-            "build with it, or give device='cpu'"
-        )
-    try:
-        torch.cuda.init()  # type: ignore[no-untyped-call]
-        num_cards = torch.cuda.device_count()
-    except RuntimeError as error:  # no driver, or one that is too old
-        raise ConfigError(f"device is {config.device!r}, but CUDA does not start: {error}") from error
-    if (device.index or 0) >= num_cards:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
-        raise ConfigError(
-            f"device is {config.device!r}, but the visible cards are {num_cards} "
-            f"(CUDA_VISIBLE_DEVICES is {visible}); give one of them"
-        )
-    device = torch.device("cuda", device.index or 0)
     capability = torch.cuda.get_device_capability(device)
     if capability < _LEAST_CAPABILITY:
         raise ConfigError(
-            f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}; "
-            f"the kernels need {_LEAST_CAPABILITY[0]}.{_LEAST_CAPABILITY[1]} or more"
+            f"{facts.device_name} has compute capability {capability[0]}.{capability[1]}; the kernels need "
+            f"{_LEAST_CAPABILITY[0]}.{_LEAST_CAPABILITY[1]} or more"
         )
     torch.cuda.set_device(device)
     return device

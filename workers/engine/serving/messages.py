@@ -94,6 +94,13 @@ class EngineEvents:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceFailed:
+    """The engine's last word: its device has failed, and all that it held is lost."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """The engine is built and takes commands."""
 

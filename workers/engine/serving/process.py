@@ -12,11 +12,12 @@ from multiprocessing.connection import Connection
 from workers.engine.core.child_process import ChildProcess
 from workers.engine.core.config import EngineConfig
 from workers.engine.core.engine_info import EngineInfo
-from workers.engine.core.errors import EngineDied, EngineStartError
+from workers.engine.core.errors import DeviceLost, EngineDied, EngineStartError
 from workers.engine.serving.messages import (
     AbortRequest,
     AddRequest,
     Command,
+    DeviceFailed,
     DropAdapter,
     EngineEvents,
     PlanResidency,
@@ -118,6 +119,9 @@ class EngineProcess:
             # Lost with it is what it told of the requests: nothing could be said of them any more.
             self._kill()
             raise EngineDied(self._final_exitcode()) from error
+        if isinstance(events, DeviceFailed):
+            self._kill()  # a process whose device hangs may not come to its end by itself
+            raise DeviceLost(self._final_exitcode(), events.message)
         assert isinstance(events, EngineEvents), f"the engine sent {type(events).__name__}"
         return events
 
@@ -141,7 +145,7 @@ class EngineProcess:
                 raise EngineStartError(f"the engine was not ready after {timeout_s:g} s; allow it more time")
         answer = self._connection.recv()
         if isinstance(answer, StartFailed):
-            raise EngineStartError(f"{answer.code}: {answer.message}")
+            raise EngineStartError(f"{answer.code}: {answer.message}", answer.code)
         assert isinstance(answer, Ready), f"the engine sent {type(answer).__name__}"
         return answer.info
 

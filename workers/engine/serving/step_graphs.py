@@ -64,7 +64,7 @@ class StepGraphs:
     def find(self, step: ForwardInput, decoder: Decoder) -> CapturedStep | None:
         """Return the graph that serves a step; None, and a count, for one that is launched by itself."""
         captured = None
-        if step.shape is not None and _is_plain(step, step.shape) and not decoder.adapts_embedded(step):
+        if step.shape is not None and _is_plain(step, step.shape) and not decoder.replaces_embedded(step):
             captured = self._captured.get(_Key(step.shape, step.segments is not None))
         if captured is None:
             self.num_eager += 1

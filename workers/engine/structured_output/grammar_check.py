@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from workers.engine.core.child_process import ChildProcess
+from workers.engine.core.child_process import NO_CARDS, ChildProcess
 from workers.engine.core.errors import InvalidParams
 
 CPU_S = 2
@@ -81,6 +81,7 @@ class GrammarCheck:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            environment=NO_CARDS,
         )
         answer = _ask(self._child, asdict(self._setup))
         if answer is None:

@@ -14,12 +14,14 @@ from types import FrameType
 
 
 def live(name: str) -> None:
-    """Serve until SIGTERM; die before, if the environment says so."""
+    """Serve until SIGTERM; die before, at once or at the second start, if the environment says so."""
     diary = Path(os.environ["DIARY"])
-    own = {key: value for key, value in os.environ.items() if key.startswith(("LORAYARD_", "OMP_"))}
+    own = {key: value for key, value in os.environ.items() if key.startswith(("LORAYARD_", "OMP_", "CUDA_"))}
     diary.with_name(f"{name}.json").write_text(json.dumps(own))
     if name == os.environ.get("DIES"):
         sys.exit(f"{name}: no bread in the house")
+    if name == os.environ.get("MISTOLD") and f"{name} began" in diary.read_text():
+        sys.exit(2)
     _note(diary, f"{name} began")
     deaf = name == os.environ.get("DEAF")
     signal.signal(

@@ -1,4 +1,4 @@
-"""The whole engine by Triton kernels, as on a GPU: launched ahead, adapters copied to an arena, one copy back."""
+"""The whole engine by Triton kernels, as on a GPU: launched ahead, and adapters copied to an arena."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_adapters_of_every_kind_give_the_logits_that_the_cpus_kernels_give(
 
 
 def test_what_requests_ask_for_is_done_as_by_the_cpus_kernels() -> None:
-    """Grammars, penalties, seeds, log-probabilities, several completions, chunks, preemption, cached prefixes."""
+    """Grammars, penalties, seeds, log-probabilities, several completions, chunks, preemption, prefixes."""
     asked: list[tuple[list[int], SamplingParams]] = [
         ([5, 9, 11, 6], SamplingParams(max_tokens=4, temperature=0.0, prompt_logprobs=2, logprobs=2)),
         ([5, 9, 11, 6], SamplingParams(max_tokens=4, temperature=1.3, seed=4, n=2)),

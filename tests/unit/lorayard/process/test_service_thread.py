@@ -98,6 +98,17 @@ def test_the_fourth_restart_within_a_minute_is_one_too_many() -> None:
     assert taken == [True, True, True, False, True, False]
 
 
+def test_a_budget_goes_on_where_another_process_left_it() -> None:
+    first = RestartBudget(lambda: 100.0, max_restarts=2, window_s=600.0)
+    assert first.take()
+
+    second = RestartBudget(lambda: 200.0, max_restarts=2, window_s=600.0, taken_at=first.taken_at)
+    assert (second.take(), second.take()) == (True, False)
+
+    much_later = RestartBudget(lambda: 701.0, max_restarts=2, window_s=600.0, taken_at=second.taken_at)
+    assert (much_later.take(), much_later.taken_at) == (True, (200.0, 701.0))
+
+
 def test_outages_are_ridden_out_for_ever() -> None:
     loop = Loop(*[Outage("away")] * 50)
 

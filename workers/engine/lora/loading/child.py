@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import weakref
 
-from workers.engine.core.child_process import ChildProcess
+from workers.engine.core.child_process import NO_CARDS, ChildProcess
 from workers.engine.lora.loading.channel import Channel, channel_pair
 
 _PROGRAM = """
@@ -27,7 +27,7 @@ class LoaderChild:
                 theirs.fileno(),
                 pass_fds=[theirs.fileno()],
                 stdout=subprocess.DEVNULL,
-                environment={"OMP_NUM_THREADS": "1"},  # one thread is all it may use
+                environment={"OMP_NUM_THREADS": "1", **NO_CARDS},  # one thread is all it may use
                 # A terminal's Ctrl-C is for the engine. A session of its own would make the niceness void.
                 process_group=0,
                 # Only the child may hold its end, or its death would not end the channel.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from kernels.linear.logits import Head
@@ -53,15 +54,15 @@ class VocabularySlots:
             for start, end, slot in _runs(segments):
                 if (saved := self._saved_embeddings.get(slot)) is not None:
                     embedded[start:end] = saved[token_ids[start:end]]
-        if self._embedding_slots:
+        if self._embedding_slots or _is_captured(embedded):
             self._embedding_lora_add(embedded, token_ids, segments, self._embedding)
 
-    def adapts_embedded(self, segments: Segments) -> bool:
-        """Whether some row's adapter has an embedding of its own or LoRA for it."""
-        if not (self._embeddings or self._saved_embeddings):
+    def replaces_embedded(self, segments: Segments) -> bool:
+        """Whether some row's adapter has an embedding of its own."""
+        if not self._saved_embeddings:
             return False
         slots = {run.slot for lora_pass in segments.passes for run in lora_pass.runs}
-        return not slots.isdisjoint(self._embeddings) or not slots.isdisjoint(self._saved_embeddings)
+        return not slots.isdisjoint(self._saved_embeddings)
 
     def adapt_logits(
         self,
@@ -76,6 +77,11 @@ class VocabularySlots:
                     logits[start:end] = head(padded_rows(hidden[start:end]))[: end - start]
         if self._head_slots:
             self._lora_add(logits, hidden.float(), segments, self._head)
+
+
+def _is_captured(tensor: Tensor) -> bool:
+    """Whether launches are captured, to be replayed with adapters that are not here yet."""
+    return tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _runs(segments: Segments) -> Iterator[tuple[int, int, int]]:

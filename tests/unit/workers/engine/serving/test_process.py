@@ -16,7 +16,14 @@ from typing import Literal
 import psutil
 import pytest
 
-from workers.engine import EngineConfig, EngineProcess, LoRARequest, RequestOutput, SamplingParams
+from workers.engine import (
+    EngineConfig,
+    EngineProcess,
+    LoRARequest,
+    RequestOutput,
+    SamplingParams,
+    StructuredOutputsParams,
+)
 from workers.engine.core.errors import EngineDied, EngineStartError
 from workers.engine.serving.messages import (
     AbortRequest,
@@ -30,6 +37,7 @@ from workers.engine.serving.messages import (
 Greedy = Callable[[list[int], int], list[int]]
 MakeParent = Callable[..., subprocess.Popen[str]]
 DEADLINE_S = 60.0
+TINY = Path(__file__).parents[5] / "examples" / "tiny" / "base"
 
 
 def greedy_params(max_tokens: int) -> SamplingParams:
@@ -247,6 +255,24 @@ def test_an_adapter_in_use_is_not_dropped(
     events = receive_until(lora_process, lambda events: bool(finished(events)))
     assert finished(events)["long"].outputs[0].finish_reason == "length"
     assert residency(events) == []
+
+
+def test_the_engine_keeps_its_card_and_the_processes_around_it_see_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-7")
+    process = EngineProcess(EngineConfig(model=str(TINY), enable_lora=True, num_threads=1))
+    process.start(DEADLINE_S)
+    structured = SamplingParams(max_tokens=2, structured_outputs=StructuredOutputsParams(regex="a+b"))
+    process.send(AddRequest("structured", "hello>", None, structured, None))
+    receive_until(process, lambda events: bool(finished(events)))
+
+    engine = psutil.Process(process.pid)
+    around = {child.environ()["CUDA_VISIBLE_DEVICES"] for child in engine.children()}
+
+    assert engine.environ()["CUDA_VISIBLE_DEVICES"] == "GPU-7"
+    assert (len(engine.children()), around) == (2, {""})
+    process.stop()
 
 
 def test_a_refused_adapter_answers_as_an_error(

@@ -1,0 +1,77 @@
+"""`lorayard workers` shows who serves, on what, and who cannot."""
+
+from __future__ import annotations
+
+import json
+
+from db import Database
+from db.records import WorkerDevice
+from db.repositories.leases import LeaseRepository
+from db.repositories.workers import WorkerRepository
+from tests.integration.cli.conftest import Command
+from tests.integration.db.ledger import LIMITS, POOL
+
+CARD = WorkerDevice("cuda:0", "NVIDIA H100 80GB HBM3", 85_029_158_912, "580.65.06", "2.11.0+cu130")
+
+
+def register(
+    database: Database, name: str, device: WorkerDevice | None, unhealthy: str | None = None
+) -> None:
+    database.run(
+        lambda c: WorkerRepository(c).register(
+            name, POOL, f"{name}@host", LIMITS, 60.0, device=device, unhealthy=unhealthy
+        )
+    )
+
+
+def test_without_workers_it_says_how_to_start_some(lorayard: Command) -> None:
+    assert lorayard("workers").out == (
+        "no worker is registered: `lorayard up` or `python -m workers` starts some\n"
+    )
+
+
+def test_each_worker_is_shown_with_its_card(lorayard: Command, database: Database) -> None:
+    register(database, "a", CARD)
+    register(database, "b", WorkerDevice("cpu", torch_version="2.13.0+cpu"))
+    register(database, "c", None)
+
+    rows = [json.loads(line) for line in lorayard("workers", "--json").out.splitlines()]
+
+    assert [row["worker"] for row in rows] == ["a@host", "b@host", "c@host"]
+    assert rows[0].pop("lease_left_s") > 0
+    assert rows[0] == {
+        "worker": "a@host",
+        "pool": POOL,
+        "state": "ready",
+        "device": "cuda:0",
+        "card": "NVIDIA H100 80GB HBM3",
+        "memory_bytes": 85_029_158_912,
+        "driver": "580.65.06",
+        "torch": "2.11.0+cu130",
+        "reason": None,
+    }
+    assert [(row["device"], row["card"], row["torch"]) for row in rows[1:]] == [
+        ("cpu", None, "2.13.0+cpu"),
+        (None, None, None),
+    ]
+    shown = lorayard("workers").out
+    assert "85,029,158,912" in shown
+    assert "NVIDIA H100" in shown
+
+
+def test_an_unhealthy_worker_is_shown_with_its_reason_and_one_that_left_is_not(
+    lorayard: Command, database: Database
+) -> None:
+    register(database, "ill", CARD, "its device failed 3 times")
+    register(database, "left", CARD)
+    register(database, "lost", CARD)
+    database.run(lambda c: WorkerRepository(c).set_state("left", "gone"))
+    with database.transaction() as connection:
+        connection.exec_driver_sql("UPDATE worker_leases SET expires_at = now() WHERE incarnation = 'lost'")
+    database.run(lambda c: LeaseRepository(c).lose_worker("lost"))
+
+    rows = [json.loads(line) for line in lorayard("workers", "--json").out.splitlines()]
+
+    assert [(row["worker"], row["state"], row["reason"]) for row in rows] == [
+        ("ill@host", "unhealthy", "its device failed 3 times")
+    ]

@@ -1,0 +1,203 @@
+"""Wires the parts of one incarnation of a worker together."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+from redis import Redis
+
+from db.database import MAX_HOLD_MS, Database
+from db.records import WorkerDevice, WorkerLimits
+from lorayard.contract.keys import PoolKeys
+from lorayard.server.celery_app import BROKER_SOCKETS
+from lorayard.server.flower_events import JobEvents
+from workers.app import app
+from workers.attempts import AttemptTable
+from workers.celery_worker import CeleryWorker, is_revoked
+from workers.commands import CommandReader
+from workers.committer import Committer
+from workers.engine.core.engine_info import EngineInfo
+from workers.engine.core.errors import DeviceLost, EngineDied
+from workers.engine.serving.process import EngineProcess
+from workers.engine_host import EngineHost
+from workers.engine_status import Capacity, EngineStatus
+from workers.event_builder import WorkerEventBuilder
+from workers.event_publisher import EventPublisher
+from workers.lease import LeaseKeeper
+from workers.ledger_health import LedgerHealth
+from workers.registration import Registration, device_of, limits_of
+from workers.requests import AdapterIds
+from workers.result_ledger import PostgresLedger
+from workers.service import Parts, WorkerEnd, WorkerService
+from workers.settings import WorkerSettings
+from workers.spill import Spill
+from workers.tasks import define_tasks
+from workers.token_writer import TokenWriter
+
+STATEMENTS_PER_LEASE = 5
+"""A beat is three statements: were each as slow as it may be, the lease would still be renewed in time."""
+
+LOCKS_PER_LEASE = 10
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Puts the parts of one incarnation together: what calls upwards does so through `service`."""
+
+    settings: WorkerSettings
+    incarnation: str
+    info: EngineInfo
+    service: WorkerService
+
+    @property
+    def hostname(self) -> str:
+        """The name of the Celery node."""
+        return hostname_of(self.settings, self.incarnation)
+
+    @property
+    def keys(self) -> PoolKeys:
+        """The Redis names of the pool."""
+        return PoolKeys(self.settings.pool)
+
+    def parts(self, engine: EngineProcess) -> Parts:
+        """Make all of them, each after those that it is given."""
+        redis = self._redis()
+        status = EngineStatus(Capacity(self.info.max_num_seqs, self.info.num_kv_blocks))
+        health = LedgerHealth()
+        builder = WorkerEventBuilder(self.incarnation, status, lambda: health.takes_work)
+        publisher = self._publisher(redis, builder)
+        tokens = TokenWriter(self._redis())
+        attempts = AttemptTable(lambda _task_id: celery.wake())  # nothing wakes it before it is there
+        committer = self._committer(attempts, publisher, health)
+        host = self._host(engine, attempts, committer, publisher, tokens, status)
+        registration = self._registration()
+        lease = self._lease(registration, attempts, host, health)
+        celery = self._celery(host, lease)
+        commands = self._commands(redis, host)
+        return Parts(
+            attempts, host, committer, builder, publisher, tokens, registration, lease, commands, celery
+        )
+
+    def _redis(self) -> Redis:
+        return Redis.from_url(self.settings.redis_url, **BROKER_SOCKETS)
+
+    def _publisher(self, redis: Redis, builder: WorkerEventBuilder) -> EventPublisher:
+        events = JobEvents(app, self.hostname)
+        return EventPublisher(redis, self.keys.worker_events, builder, events, on_broken=self.service.give_up)
+
+    def _committer(
+        self, attempts: AttemptTable, publisher: EventPublisher, health: LedgerHealth
+    ) -> Committer:
+        settings = self.settings
+        database = Database(
+            settings.database_url,
+            pool_size=1,
+            statement_timeout_ms=settings.statement_timeout_ms,
+            lock_timeout_ms=MAX_HOLD_MS,
+            name="lorayard-commits",
+        )
+        return Committer(
+            PostgresLedger(database, self.incarnation),
+            attempts,
+            publisher.committed,
+            health=health,
+            spill=Spill(settings.spill_dir, self.incarnation),
+            max_uncommitted=settings.max_uncommitted,
+            on_broken=self.service.give_up,
+            suspect_after_s=settings.suspect_after_s,
+        )
+
+    def _host(
+        self,
+        engine: EngineProcess,
+        attempts: AttemptTable,
+        committer: Committer,
+        publisher: EventPublisher,
+        tokens: TokenWriter,
+        status: EngineStatus,
+    ) -> EngineHost:
+        return EngineHost(
+            engine,
+            attempts,
+            committer,
+            publisher,
+            AdapterIds(self.settings.adapter_store),
+            status,
+            is_revoked=is_revoked,
+            on_died=self._on_died,
+            on_broken=self.service.give_up,
+            caches_by_tenant=self.settings.prefix_cache == "tenant",
+            on_text=tokens.put,
+        )
+
+    def _registration(self) -> Registration:
+        return make_registration(self.settings, self.incarnation, limits_of(self.info), device_of(self.info))
+
+    def _lease(
+        self, registration: Registration, attempts: AttemptTable, host: EngineHost, health: LedgerHealth
+    ) -> LeaseKeeper:
+        return LeaseKeeper(
+            registration,
+            attempts,
+            host,
+            health=health,
+            on_registered=self.service.on_registered,
+            heartbeat=self.service.on_heartbeat,
+            on_lost=lambda: self.service.end(WorkerEnd.LEASE_LOST),
+            on_broken=self.service.give_up,
+        )
+
+    def _celery(self, host: EngineHost, lease: LeaseKeeper) -> CeleryWorker:
+        define_tasks(app, host, pool=self.settings.pool, incarnation=self.incarnation)
+        return CeleryWorker(
+            app,
+            self.incarnation,
+            self.hostname,
+            host,
+            max_num_seqs=self.info.max_num_seqs,
+            on_ready=lease.start,
+        )
+
+    def _commands(self, redis: Redis, host: EngineHost) -> CommandReader:
+        return CommandReader(
+            redis,
+            self.keys.commands(self.incarnation),
+            host,
+            on_drain=self.service.drain,
+            on_broken=self.service.give_up,
+        )
+
+    def _on_died(self, error: EngineDied) -> None:
+        if isinstance(error, DeviceLost):
+            self.service.end(WorkerEnd.DEVICE_LOST, error.reason)
+        else:
+            self.service.end(WorkerEnd.ENGINE_DIED)
+
+
+def hostname_of(settings: WorkerSettings, incarnation: str) -> str:
+    """Name an incarnation as Celery, ledger and `lorayard workers` do."""
+    return f"{settings.worker_name}-{incarnation[:8]}@{socket.gethostname()}"
+
+
+def make_registration(
+    settings: WorkerSettings, incarnation: str, limits: WorkerLimits, device: WorkerDevice
+) -> Registration:
+    """Make an incarnation's rows in the ledger, on connections of their own."""
+    lease_ms = settings.worker_lease_s * 1000
+    database = Database(
+        settings.database_url,
+        pool_size=2,  # a drain has its word between beats
+        statement_timeout_ms=round(lease_ms / STATEMENTS_PER_LEASE),
+        lock_timeout_ms=min(MAX_HOLD_MS, round(lease_ms / LOCKS_PER_LEASE)),
+        name="lorayard-lease",
+    )
+    return Registration(
+        database,
+        incarnation,
+        settings.pool,
+        hostname_of(settings, incarnation),
+        limits,
+        device=device,
+        lease_s=settings.worker_lease_s,
+    )
