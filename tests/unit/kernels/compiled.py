@@ -34,6 +34,7 @@ class Compiled(NamedTuple):
     num_registers: int
     stack_bytes: int  # registers that spilled
     num_narrow: int  # global loads and stores of two bytes
+    shared_bytes: int
 
 
 class Launch(NamedTuple):
@@ -83,4 +84,11 @@ def compile_launch(kernel: JITFunction, launch: Launch, *, arch: int, tmp_path: 
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout)
     assert found, usage.stdout
     ptx = compiled.asm["ptx"]
-    return Compiled(ptx, compiled.asm["cubin"], int(found[1]), int(found[2]), len(_NARROW.findall(ptx)))
+    return Compiled(
+        ptx,
+        compiled.asm["cubin"],
+        num_registers=int(found[1]),
+        stack_bytes=int(found[2]),
+        num_narrow=len(_NARROW.findall(ptx)),
+        shared_bytes=compiled.metadata.shared,
+    )
