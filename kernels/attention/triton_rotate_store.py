@@ -10,6 +10,17 @@ from torch import Tensor
 from kernels.attention.paged_attention import HeadNorms
 from kernels.attention.triton_sequences import find_row
 
+_HEADS = 16
+"""Heads of a program: two loads of 16 bytes a thread for heads of 128 in 16 bits."""
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _norm_weight(q_norm_ptr, k_norm_ptr, is_query, columns, exists):  # type: ignore[no-untyped-def]
+    """Return [BLOCK_HEADS, BLOCK_D] of one norm or the other."""
+    q_weight = tl.load(q_norm_ptr + columns, mask=exists & is_query, other=0.0)
+    k_weight = tl.load(k_norm_ptr + columns, mask=exists & ~is_query, other=0.0)
+    return tl.where(is_query, q_weight, k_weight)
+
 
 @triton.jit(do_not_specialize=["num_seqs", "max_blocks"])  # type: ignore[untyped-decorator]
 def rotate_store_kernel(  # type: ignore[no-untyped-def]
@@ -33,51 +44,53 @@ def rotate_store_kernel(  # type: ignore[no-untyped-def]
     BLOCK_SIZE: tl.constexpr,
     NORMS: tl.constexpr,
     BLOCK_SEQS: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Bring one head of one row to its place; program (row, head): heads of queries, keys, values."""
+    """Bring some heads of one row to their places; program (row, tile of heads): of queries, keys, values.
+
+    The queries of a row in no sequence become 0, and its keys and values go nowhere.
+    """
     row = tl.program_id(0)
-    head = tl.program_id(1)
     seq, position = find_row(sequence_rows_ptr, row, num_seqs, BLOCK_SEQS)
-    if position < 0:
-        return
 
-    columns = tl.arange(0, BLOCK_D)
-    exists = columns < HEAD_DIM
-    width: tl.constexpr = (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM
-    head_ptr = qkv_ptr + row.to(tl.int64) * width + head * HEAD_DIM
-    x = tl.load(head_ptr + columns, mask=exists, other=0.0)
-    if head < NUM_HEADS + NUM_KV_HEADS:
-        half: tl.constexpr = ROTARY_DIM // 2
-        partners = tl.where(columns < half, columns + half, columns - half)
-        turns = columns < ROTARY_DIM
-        partner = tl.load(head_ptr + partners, mask=turns, other=0.0)
-        wide, wide_partner = x.to(tl.float32), partner.to(tl.float32)
-        if NORMS:
-            inverse = 1.0 / tl.sqrt_rn(tl.sum(wide * wide, axis=0) / HEAD_DIM + eps)
-            norm_ptr = q_norm_ptr
-            if head >= NUM_HEADS:
-                norm_ptr = k_norm_ptr
-            weight = tl.load(norm_ptr + columns, mask=exists, other=0.0)
-            partner_weight = tl.load(norm_ptr + partners, mask=turns, other=0.0)
-            wide = (wide * inverse * weight).to(x.dtype).to(tl.float32)
-            wide_partner = (wide_partner * inverse * partner_weight).to(x.dtype).to(tl.float32)
-        at = row.to(tl.int64) * ROTARY_DIM + columns
-        cos = tl.load(cos_ptr + at, mask=turns, other=1.0).to(tl.float32)
-        sin = tl.load(sin_ptr + at, mask=turns, other=0.0).to(tl.float32)
-        x = (wide * cos + wide_partner * sin).to(x.dtype)
+    num_rotated: tl.constexpr = NUM_HEADS + NUM_KV_HEADS
+    num_all: tl.constexpr = NUM_HEADS + 2 * NUM_KV_HEADS
+    # Whatever is loaded is [BLOCK_HEADS, BLOCK_D], the row's rotation too: no thread asks another.
+    heads = (tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS))[:, None]
+    columns = tl.arange(0, BLOCK_D)[None, :] + heads * 0
+    exists = (heads < num_all) & (columns < HEAD_DIM)
+    row_ptr = qkv_ptr + row.to(tl.int64) * (num_all * HEAD_DIM) + heads * HEAD_DIM
+    x = tl.load(row_ptr + columns, mask=exists, other=0.0)
 
-    if head < NUM_HEADS:
-        target = queries_ptr + row.to(tl.int64) * NUM_HEADS * HEAD_DIM + head * HEAD_DIM
-    else:
-        table_ptr = block_tables_ptr + seq.to(tl.int64) * max_blocks
-        block = tl.load(table_ptr + position // BLOCK_SIZE).to(tl.int64)
-        kv_head = (head - NUM_HEADS) % NUM_KV_HEADS
-        place = ((block * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + position % BLOCK_SIZE) * HEAD_DIM
-        target = keys_ptr + place
-        if head >= NUM_HEADS + NUM_KV_HEADS:
-            target = values_ptr + place
-    tl.store(target + columns, x, mask=exists)
+    half: tl.constexpr = ROTARY_DIM // 2
+    partners = tl.where(columns < half, columns + half, columns - half)
+    turns = (heads < num_rotated) & (columns < ROTARY_DIM)
+    partner = tl.load(row_ptr + partners, mask=turns, other=0.0)
+    wide, wide_partner = x.to(tl.float32), partner.to(tl.float32)
+    if NORMS:
+        inverse = 1.0 / tl.sqrt_rn(tl.sum(wide * wide, axis=1) / HEAD_DIM + eps)[:, None]
+        is_query = heads < NUM_HEADS
+        weight = _norm_weight(q_norm_ptr, k_norm_ptr, is_query, columns, exists)
+        wide = (wide * inverse * weight).to(x.dtype).to(tl.float32)
+        partner_weight = _norm_weight(q_norm_ptr, k_norm_ptr, is_query, partners, turns)
+        wide_partner = (wide_partner * inverse * partner_weight).to(x.dtype).to(tl.float32)
+    at = row.to(tl.int64) * ROTARY_DIM + columns
+    cos = tl.load(cos_ptr + at, mask=turns, other=1.0).to(tl.float32)
+    sin = tl.load(sin_ptr + at, mask=turns, other=0.0).to(tl.float32)
+    x = tl.where(heads < num_rotated, (wide * cos + wide_partner * sin).to(x.dtype), x)
+
+    in_sequence = position >= 0
+    query_ptr = queries_ptr + row.to(tl.int64) * (NUM_HEADS * HEAD_DIM) + heads * HEAD_DIM
+    tl.store(query_ptr + columns, tl.where(in_sequence, x, 0.0), mask=exists & (heads < NUM_HEADS))
+    table_ptr = block_tables_ptr + tl.maximum(seq, 0).to(tl.int64) * max_blocks
+    block = tl.load(table_ptr + position // BLOCK_SIZE, mask=in_sequence, other=0).to(tl.int64)
+    place = (block * (NUM_KV_HEADS * BLOCK_SIZE) + position % BLOCK_SIZE) * HEAD_DIM
+    kv_places = place + (heads - NUM_HEADS) % NUM_KV_HEADS * (BLOCK_SIZE * HEAD_DIM) + columns
+    is_key = (heads >= NUM_HEADS) & (heads < num_rotated) & in_sequence
+    tl.store(keys_ptr + kv_places, x, mask=exists & is_key)
+    is_value = (heads >= num_rotated) & in_sequence
+    tl.store(values_ptr + kv_places, x, mask=exists & is_value)
 
 
 def rotate_store(
@@ -89,14 +102,14 @@ def rotate_store(
     sequence_rows: Tensor,  # [num_seqs, 3] int32
     block_tables: Tensor,  # [num_seqs, max_blocks] int32
     head_norms: HeadNorms | None,
-) -> Tensor:  # [num_rows, num_heads * head_dim]; rows in no sequence stay unwritten
+) -> Tensor:  # [num_rows, num_heads * head_dim]; rows in no sequence are 0
     """Store this step's keys and values; return its queries, rotated."""
     _, num_kv_heads, block_size, head_dim = keys.shape
     num_rows, num_heads = qkv.shape[0], qkv.shape[1] // head_dim - 2 * num_kv_heads
     # Not in place: no thread may read a column's partner after another has turned it.
     queries = torch.empty((num_rows, num_heads * head_dim), dtype=qkv.dtype, device=qkv.device)
     norms = head_norms or HeadNorms(sin, sin, 0.0)  # which are not read
-    rotate_store_kernel[num_rows, num_heads + 2 * num_kv_heads](
+    rotate_store_kernel[num_rows, triton.cdiv(num_heads + 2 * num_kv_heads, _HEADS)](
         qkv,
         queries,
         keys,
@@ -116,8 +129,10 @@ def rotate_store(
         ROTARY_DIM=cos.shape[1],
         BLOCK_SIZE=block_size,
         NORMS=head_norms is not None,
+        # A constant to the compiler: steps are filled up to a few numbers of sequences.
         BLOCK_SEQS=triton.next_power_of_2(sequence_rows.shape[0]),
+        BLOCK_HEADS=_HEADS,
         BLOCK_D=triton.next_power_of_2(head_dim),
-        num_warps=1,
+        num_warps=4,
     )
     return queries

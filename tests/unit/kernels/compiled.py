@@ -89,5 +89,11 @@ def compile_launch(kernel: JITFunction, launch: Launch, *, arch: int, tmp_path: 
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout)
     assert found, usage.stdout
     ptx = compiled.asm["ptx"]
-    num_narrow, shared_bytes = len(_NARROW.findall(ptx)), compiled.metadata.shared
-    return Compiled(ptx, compiled.asm["cubin"], int(found[1]), int(found[2]), num_narrow, shared_bytes)
+    return Compiled(
+        ptx,
+        compiled.asm["cubin"],
+        num_registers=int(found[1]),
+        stack_bytes=int(found[2]),
+        num_narrow=len(_NARROW.findall(ptx)),
+        shared_bytes=compiled.metadata.shared,
+    )

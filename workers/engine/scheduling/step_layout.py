@@ -22,7 +22,6 @@ class StepLayout:
 
     max_num_seqs: int
     max_blocks: int  # of a sequence of full length
-    split_blocks: int  # as many as attention reads without splitting a sequence
     max_loras: int  # 0: no adapters
     is_filled: bool = True  # False: steps keep the size they have, where nothing is compiled or captured
 
@@ -35,19 +34,16 @@ class StepLayout:
             return self._decode(_bucket(num_tokens, DECODE_BUCKETS))
         if num_tokens <= MIXED_BUCKETS[-1]:
             return self._mixed(_bucket(num_tokens, MIXED_BUCKETS))
-        return self.large(num_tokens, max_blocks)
+        return self.large(num_tokens)
 
-    def large(self, num_tokens: int, max_blocks: int) -> StepShape:
+    def large(self, num_tokens: int) -> StepShape:
         """Return the shape of a step that is launched kernel by kernel.
 
-        Sequences and blocks have few shapes here as well, or kernels would be compiled while serving.
+        Sequences have few shapes here as well, or kernels would be compiled while serving.
         """
-        num_seqs = _bucket(self.max_num_seqs, DECODE_BUCKETS)
-        blocks = (
-            min(self.max_blocks, self.split_blocks) if max_blocks <= self.split_blocks else self.max_blocks
-        )
         num_tokens += -num_tokens % _ROW_MULTIPLE
-        return StepShape(num_tokens, num_seqs, blocks, 0, MIXED_TILE_ROWS, is_fixed=False)
+        num_seqs = self._mixed_seqs(num_tokens)
+        return StepShape(num_tokens, num_seqs, self.max_blocks, 0, MIXED_TILE_ROWS, is_fixed=False)
 
     def fixed_shapes(self) -> list[StepShape]:
         """Return the shapes that recur, the largest first."""
@@ -62,9 +58,13 @@ class StepLayout:
 
     def _mixed(self, bucket: int) -> StepShape:
         rows = DECODE_TILE_ROWS if bucket <= _SMALL else MIXED_TILE_ROWS
-        num_seqs = _bucket(self.max_num_seqs, DECODE_BUCKETS)
+        num_seqs = self._mixed_seqs(bucket)
         tiles = self._num_tiles(bucket, num_seqs, rows)
         return StepShape(bucket, num_seqs, self.max_blocks, tiles, rows, is_fixed=True)
+
+    def _mixed_seqs(self, num_rows: int) -> int:
+        """Return the sequences of a step that holds prompts: fewer than rows, by which attention knows it."""
+        return min(_bucket(self.max_num_seqs, DECODE_BUCKETS), num_rows - 1)
 
     def _num_tiles(self, num_rows: int, num_seqs: int, tile_rows: int) -> int:
         """Return the most tiles that runs of rows can be cut into.

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 
-from kernels.attention.paged_attention import SPLIT_TOKENS
 from kernels.registry import Kernels
 from kernels.sampling.draw import Draw
 from workers.engine.core.config import EngineConfig
@@ -150,7 +149,6 @@ def _layout(config: EngineConfig, max_model_len: int, device: torch.device) -> S
     return StepLayout(
         config.max_num_seqs,
         -(-max_model_len // config.block_size),
-        SPLIT_TOKENS // config.block_size,
         config.max_loras if config.enable_lora else 0,
         is_filled=device.type != "cpu",
     )

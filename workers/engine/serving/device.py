@@ -138,12 +138,11 @@ def warm_up(
     """Compile what steps need, and run the largest one that there can be."""
     rows = torch.arange(config.max_num_seqs, device=device)
     with torch.inference_mode():
-        for blocks in (layout.split_blocks, layout.max_blocks):
-            shape = layout.large(config.max_num_batched_tokens, blocks)
-            for has_adapters in (False, True) if config.enable_lora else (False,):
-                step = on_device(idle_step(shape, has_adapters=has_adapters), device)
-                hidden = decoder.forward(step, cache)
-                decoder.logits(hidden, rows, None)
+        shape = layout.large(config.max_num_batched_tokens)
+        for has_adapters in (False, True) if config.enable_lora else (False,):
+            step = on_device(idle_step(shape, has_adapters=has_adapters), device)
+            hidden = decoder.forward(step, cache)
+            decoder.logits(hidden, rows, None)
     torch.cuda.synchronize(device)
 
 

@@ -40,8 +40,9 @@ def test_what_is_launched_compiles_without_spills_and_reads_whole_words(
     recorders: dict[str, Recorder] = {}
     for module, name in (
         (triton_rotate_store, "rotate_store_kernel"),
-        (triton_paged_attention, "attend_kernel"),
-        (triton_paged_attention, "merge_kernel"),
+        (triton_paged_attention, "attend_splits_kernel"),
+        (triton_paged_attention, "merge_splits_kernel"),
+        (triton_paged_attention, "attend_prompts_kernel"),
     ):
         kernels[name], recorders[name] = getattr(module, name), Recorder()
         monkeypatch.setattr(module, name, recorders[name])

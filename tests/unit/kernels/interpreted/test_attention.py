@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from triton.runtime import interpreter
 
-from kernels.attention import triton_paged_attention
+from kernels.attention import triton_tiles
 from kernels.attention.paged_attention import HeadNorms
 from kernels.registry import resolve
 from tests.unit.kernels.attention_cases import Case, make_case
@@ -109,22 +112,112 @@ def test_nan_in_one_sequence_reaches_no_other() -> None:
     assert torch.equal(out[others], clean[others])
 
 
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim", "dtype"),
+    [
+        (2, 2, 64, torch.bfloat16),
+        (3, 1, 96, torch.float32),
+        (4, 1, 128, torch.bfloat16),
+        (7, 1, 64, torch.float16),
+        (8, 1, 256, torch.bfloat16),
+    ],
+)
+@pytest.mark.parametrize(("window", "softcap"), [(None, 3.0), (45, None)])
+def test_groups_and_head_sizes_of_real_models_equal_plain_torch(
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    window: int | None,
+    softcap: float | None,
+) -> None:
+    chunks = [(1, 140), (7, 90)]
+    case = make_case(
+        chunks, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype=dtype, num_padding=1
+    )
+    case.window, case.softcap = window, softcap
+
+    compare(case)
+
+
+@pytest.mark.parametrize(
+    ("seen", "window"), [(55, None), (56, None), (57, 32), (55, 31), (56, 33), (63, 64), (57, 9)]
+)
+def test_tokens_are_masked_where_some_row_of_a_tile_does_not_see_them(seen: int, window: int | None) -> None:
+    case = make_case([(10, seen)], num_heads=2, num_kv_heads=1)
+    case.window = window
+
+    compare(case)
+
+
+def test_splits_of_long_contexts_grow() -> None:
+    compare(make_case([(1, 2100)], num_heads=1, num_kv_heads=1))
+
+
+def test_idle_sequences_do_not_hide_that_another_has_several_rows() -> None:
+    case = make_case([(1, 150), (3, 130)], num_heads=2, num_kv_heads=1)
+    case.sequence_rows = torch.cat((case.sequence_rows, torch.tensor([[4, 0, 0], [4, 0, 0]]).int()))
+    case.block_tables = torch.cat((case.block_tables, torch.zeros_like(case.block_tables)))
+
+    compare(case)
+
+
+def test_one_program_or_several_attend_to_splits_with_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make_case([(1, 700), (1, 200)], num_heads=2, num_kv_heads=1)
+    case.window = 500
+    expected = attend(case.copied())
+    monkeypatch.setattr(triton_tiles, "ENOUGH_PROGRAMS", 1)
+    monkeypatch.setattr(triton_tiles, "LEAST_PROGRAMS_A_HEAD", 2)
+
+    assert torch.equal(attend(case), expected)
+
+
+def test_a_single_row_has_the_same_bits_alone_and_beside_others() -> None:
+    case = make_case([(1, 300), (1, 20), (5, 60)], num_heads=2, num_kv_heads=1)
+    together = attend(case.copied())
+
+    assert torch.equal(attend(rows_of(case, 0, 1, 300)), together[:1])
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.125])
+def test_a_scale_that_is_not_positive_is_refused(scale: float) -> None:
+    case = make_case([(1, 3)])
+    case.scale = scale
+
+    with pytest.raises(ValueError, match=f"scale must be positive, not {scale}"):
+        attend(case)
+
+
 @pytest.mark.parametrize("window", [None, 40])
 def test_chunks_of_a_prompt_see_what_the_whole_sees(
     window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_paged_attention, "SPLIT_TOKENS", 64)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", multiply_rows_alike)
     whole = make_case([(24, 50)], num_heads=2, num_kv_heads=1)
     whole.window = window
     expected = attend(whole.copied())
 
-    pieces, chunked = [], whole.copied()
+    chunked = whole.copied()
     for start, end in [(0, 1), (1, 13), (13, 15), (15, 23), (23, 24)]:
-        chunked.qkv, chunked.cos, chunked.sin = (
-            part[start:end].clone() for part in (whole.qkv, whole.cos, whole.sin)
-        )
-        chunked.sequence_rows = torch.tensor([[0, end - start, 50 + start]], dtype=torch.int32)
-        pieces.append(attend(chunked))
+        piece = rows_of(chunked, start, end, 50)
+        out = attend(piece)
+        chunked.keys, chunked.values = piece.keys, piece.values
 
-    # Here numpy multiplies, whose sums depend on a tile's shape; a device's do not.
-    torch.testing.assert_close(torch.cat(pieces), expected, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(out, expected[start:end], atol=1e-6, rtol=1e-6)
+        # A single row is summed in splits, which rounds differently.
+        assert end - start == 1 or torch.equal(out, expected[start:end])
+
+
+def multiply_rows_alike(_: Any, a: Any, b: Any, d: Any, *_options: Any) -> Any:
+    """Multiply as a device does, whose sums do not depend on a row's place in its tile, as numpy's do."""
+    product = (a.data[:, :, None] * b.data[None, :, :]).sum(axis=1)
+    return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
+
+
+def rows_of(case: Case, start: int, end: int, seen: int) -> Case:
+    """Return a step with some rows of the case's first sequence alone, of which `seen` tokens are cached."""
+    piece = case.copied()
+    piece.qkv, piece.cos, piece.sin = (part[start:end].clone() for part in (case.qkv, case.cos, case.sin))
+    piece.sequence_rows = torch.tensor([[0, end - start, seen + start]], dtype=torch.int32)
+    piece.block_tables = case.block_tables[:1].clone()
+    return piece
