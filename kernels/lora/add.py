@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +20,19 @@ Absent sub-modules stay as they are. A row's result depends on that row and its 
 its neighbours hold. Compiled, neither do its bits depend on its place or the size of the batch; plain
 torch's do if its products do (`kernels.linear.linear`).
 """
+
+
+@runtime_checkable
+class LoRAInHalves(Protocol):
+    """A `LoRAAdd` whose first half needs no output yet, and can be computed beside what makes it."""
+
+    def shrink(self, x: Tensor, segments: Segments, module: LoRAModule) -> list[Tensor]:
+        """Return what `expand` adds, one tensor for each pass."""
+        ...
+
+    def expand(self, out: Tensor, shrunk: list[Tensor], segments: Segments, module: LoRAModule) -> None:
+        """Add it to the output, in place."""
+        ...
 
 
 def check(out: Tensor, x: Tensor, segments: Segments, module: LoRAModule) -> None:

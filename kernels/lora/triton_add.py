@@ -11,8 +11,26 @@ from kernels.lora.shrink import lora_shrink
 from kernels.lora.tables import LoRAModule
 
 
-def lora_add_triton(out: Tensor, x: Tensor, segments: Segments, module: LoRAModule) -> None:
-    """Compute `LoRAAdd` for segments with `block_rows`, which lie on the device; nothing is copied there."""
-    check(out, x, segments, module)
-    for lora_pass in segments.passes:
-        lora_expand(out, lora_shrink(x, module, lora_pass), module, lora_pass)
+class TritonLoRA:
+    """`LoRAAdd` and `LoRAInHalves` for segments with `block_rows`, which lie on the device.
+
+    Nothing is copied there. A mix's second pass needs nothing of the first, so that both can be shrunk at once.
+    """
+
+    def __call__(self, out: Tensor, x: Tensor, segments: Segments, module: LoRAModule) -> None:
+        """Compute `LoRAAdd`."""
+        check(out, x, segments, module)
+        for lora_pass in segments.passes:
+            lora_expand(out, lora_shrink(x, module, lora_pass), module, lora_pass)
+
+    def shrink(self, x: Tensor, segments: Segments, module: LoRAModule) -> list[Tensor]:
+        """Compute the first half of every pass."""
+        return [lora_shrink(x, module, lora_pass) for lora_pass in segments.passes]
+
+    def expand(self, out: Tensor, shrunk: list[Tensor], segments: Segments, module: LoRAModule) -> None:
+        """Compute the second half of every pass, in their order."""
+        for planes, lora_pass in zip(shrunk, segments.passes, strict=True):
+            lora_expand(out, planes, module, lora_pass)
+
+
+lora_add_triton = TritonLoRA()

@@ -19,6 +19,7 @@ from workers.engine.model.layers.decoder_layer import LayerParts
 from workers.engine.model.layers.expert_linear import ExpertLinear
 from workers.engine.model.layers.layer_builders import build_layer
 from workers.engine.model.layers.ops import RotaryTable, look_up_shard
+from workers.engine.model.layers.side_stream import side_stream_of
 from workers.engine.model.weights import DecoderWeights, LayerWeights
 
 
@@ -92,6 +93,7 @@ class Decoder:
         self._rotary = [
             RotaryTable(rope, max_positions=max_model_len, dtype=dtype, device=device) for rope in ropes
         ]
+        self._side = side_stream_of(device)
         self._layers = [
             build_layer(
                 self._parts(index, layer, ropes.index(config.layers[index].rope), adapters, attention)
@@ -150,7 +152,10 @@ class Decoder:
             index,
             rotary,
             weights,
-            linears={name: AdaptedLinear(one, slots(name), add) for name, one in weights.linears.items()},
+            linears={
+                name: AdaptedLinear(one, slots(name), add, self._side)
+                for name, one in weights.linears.items()
+            },
             experts={name: ExpertLinear(some, slots(name), add) for name, some in weights.experts.items()},
             kernels=kernels,
             backend=attention,

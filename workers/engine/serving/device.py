@@ -21,6 +21,8 @@ from workers.engine.serving.step_graphs import StepGraphs, idle_step, on_device
 _LEAST_CAPABILITY = (8, 0)
 _POOL_SHARE = 10
 """Adapters get a tenth of the card at most, unless they are given more."""
+_LEAST_POOL_BYTES = 256 << 20
+"""Room for what adapters may bring beyond LoRA of linear modules: biases, DoRA, embeddings and heads."""
 _GIB = 1 << 30
 
 
@@ -70,7 +72,7 @@ def kernels_for(config: EngineConfig, model: ModelConfig, device: torch.device) 
 
 def pool_bytes(config: EngineConfig, device: torch.device, largest_adapter_bytes: int) -> int:
     """Return the bytes that adapters get on the device; ConfigError if the largest one does not fit."""
-    wanted = config.max_loras * largest_adapter_bytes
+    wanted = max(_LEAST_POOL_BYTES, config.max_loras * largest_adapter_bytes)
     if config.lora_pool_bytes is None and device.type == "cuda":
         card = torch.cuda.get_device_properties(device).total_memory
         return max(largest_adapter_bytes, min(wanted, card // _POOL_SHARE))

@@ -74,7 +74,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     def counting(device_type: str, dtype: torch.dtype, level: Any) -> Kernels:
         kernels = build(device_type, dtype, level)
-        wrapped = {
+        wrapped: dict[str, Any] = {
             field.name: _counted(counted, field.name, getattr(kernels, field.name))
             for field in fields(kernels)
             if callable(getattr(kernels, field.name))
@@ -129,7 +129,8 @@ def test_an_engine_one_of_whose_kernels_gives_zeros_answers_wrong(
                 return None
             return result.zero_()
 
-        return replace(kernels, **{op: zeros})
+        changes: dict[str, Any] = {op: zeros}
+        return replace(kernels, **changes)
 
     word = short_words("upper", 1)
     with tiny_engine(kernels="triton") as engine:
