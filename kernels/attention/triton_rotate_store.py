@@ -14,7 +14,7 @@ _HEADS = 16
 """Heads of a program: two loads of 16 bytes a thread for heads of 128 in 16 bits."""
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _norm_weight(q_norm_ptr, k_norm_ptr, is_query, columns, exists):  # type: ignore[no-untyped-def]
     """Return [BLOCK_HEADS, BLOCK_D] of one norm or the other."""
     q_weight = tl.load(q_norm_ptr + columns, mask=exists & is_query, other=0.0)

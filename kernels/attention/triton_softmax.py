@@ -44,9 +44,9 @@ def add_tokens(  # type: ignore[no-untyped-def]
     values_ptr += kv_head * (BLOCK_SIZE * HEAD_DIM)
     for first in range(begin, stop, BLOCK_N):
         tokens = first + tl.arange(0, BLOCK_N)
+        # What no row of the tile sees is not read: its values, times a weight of 0, could be NaN.
+        token_exists = (tokens >= first_token) & (tokens < stop)
         if MASKED:
-            # What no row of the tile sees is not read: its values, times a weight of 0, could be NaN.
-            token_exists = (tokens >= first_token) & (tokens < stop)
             blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=token_exists, other=0)
         else:
             blocks = tl.load(table_ptr + tokens // BLOCK_SIZE)

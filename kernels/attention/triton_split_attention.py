@@ -10,7 +10,7 @@ from kernels.attention.triton_softmax import add_tokens
 from kernels.attention.triton_tiles import LEAST_SPLIT, MOST_SPLITS, SPLIT_GRAIN
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def split_of(position, window):  # type: ignore[no-untyped-def]
     """Return where a row's first split begins, the tokens of a split and the number of splits.
 

@@ -19,7 +19,8 @@ ENOUGH_PROGRAMS = 1024
 LEAST_PROGRAMS_A_HEAD = 4
 
 _LEAST_ROWS = 16  # what tl.dot multiplies at least
-_LARGE_SHARED_MEMORY = (9, 10)  # major compute capabilities with 227 KB for a program, not 99 KB
+_HOPPER = 9  # the only one where 128 rows of a head of 256 have enough registers
+_LARGE_SHARED_MEMORY = (_HOPPER, 10)  # major compute capabilities with 227 KB for a program, not 99 KB
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +67,10 @@ def prompt_tile(dtype: torch.dtype, block_d: int, group: int, device: torch.devi
     is_wide = block_d >= _WIDE
     if dtype is torch.float32:
         tile = PROMPT_FLOAT32
-    elif capability(device) in _LARGE_SHARED_MEMORY:
-        tile = PROMPT_LARGE_WIDE if is_wide else PROMPT_LARGE
+    elif is_wide:
+        tile = PROMPT_LARGE_WIDE if capability(device) == _HOPPER else PROMPT_WIDE
     else:
-        tile = PROMPT_WIDE if is_wide else PROMPT
+        tile = PROMPT_LARGE if capability(device) in _LARGE_SHARED_MEMORY else PROMPT
     return _with_rows_for(group, tile)
 
 

@@ -53,26 +53,19 @@ class StepLayout:
         return sorted(decode + mixed, reverse=True)
 
     def _decode(self, bucket: int) -> StepShape:
-        tiles = self._num_tiles(bucket, bucket, DECODE_TILE_ROWS)
+        tiles = bucket // DECODE_TILE_ROWS + min(bucket, self.max_loras)
         return StepShape(bucket, bucket, self.max_blocks, tiles, DECODE_TILE_ROWS, is_fixed=True)
 
     def _mixed(self, bucket: int) -> StepShape:
         rows = DECODE_TILE_ROWS if bucket <= _SMALL else MIXED_TILE_ROWS
         num_seqs = self._mixed_seqs(bucket)
-        tiles = self._num_tiles(bucket, num_seqs, rows)
+        # Rows that decode are sorted by adapters, and so are those of prompts: two runs for each at most.
+        tiles = bucket // rows + min(num_seqs, 2 * self.max_loras)
         return StepShape(bucket, num_seqs, self.max_blocks, tiles, rows, is_fixed=True)
 
     def _mixed_seqs(self, num_rows: int) -> int:
         """Return the sequences of a step that holds prompts: fewer than rows, by which attention knows it."""
         return min(_bucket(self.max_num_seqs, DECODE_BUCKETS), num_rows - 1)
-
-    def _num_tiles(self, num_rows: int, num_seqs: int, tile_rows: int) -> int:
-        """Return the most tiles that runs of rows can be cut into.
-
-        Rows that decode are sorted by adapters, and so are those of prompts: a run for each at most.
-        """
-        num_runs = min(num_rows, num_seqs, 2 * self.max_loras)
-        return num_rows // tile_rows + num_runs
 
 
 def _bucket(value: int, buckets: tuple[int, ...]) -> int:

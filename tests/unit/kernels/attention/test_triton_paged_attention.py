@@ -8,33 +8,46 @@ import pytest
 import torch
 from triton.runtime.jit import JITFunction
 
-from kernels.attention import triton_paged_attention, triton_rotate_store
+from kernels.attention import triton_paged_attention, triton_rotate_store, triton_tiles
 from kernels.attention.paged_attention import HeadNorms
 from tests.unit.kernels.attention_cases import make_case
 from tests.unit.kernels.compiled import ARCHITECTURES, Recorder, compile_launch
 
-DECODE, PROMPTS = [(1, 600), (1, 20)], [(1, 600), (40, 0)]
+MIXED = [(1, 600), (40, 0)]
+SHARED_BYTES = {80: 166_912, 90: 232_448, 100: 232_448, 120: 101_376}
+"""What a program may have of an architecture's shared memory."""
+MAX_REGISTERS = {
+    "rotate_store_kernel": 168,
+    "attend_splits_kernel": 208,
+    "merge_splits_kernel": 128,
+    "attend_prompts_kernel": 255,
+}
+SPILLS = 96
+"""Bytes of float32's stack where a head of 128 is multiplied without tensor cores."""
 
 
 @pytest.mark.parametrize(
-    ("chunks", "head_dim", "softcap", "max_registers", "arch"),
+    ("head_dim", "softcap", "window", "dtype", "arch"),
     [
-        *((DECODE, 128, None, 128, arch) for arch in ARCHITECTURES),
-        *((PROMPTS, 128, None, 192, arch) for arch in ARCHITECTURES),
-        *((PROMPTS, 256, 50.0, 224, arch) for arch in (90, 120)),
+        *((128, None, None, torch.bfloat16, arch) for arch in ARCHITECTURES),
+        *((256, 50.0, None, torch.bfloat16, arch) for arch in ARCHITECTURES[1:]),
+        (64, None, None, torch.float16, 90),
+        (96, None, 40, torch.bfloat16, 90),
+        (128, None, None, torch.float32, 90),
     ],
 )
 def test_what_is_launched_compiles_without_spills_and_reads_whole_words(
     arch: int,
-    chunks: list[tuple[int, int]],
     head_dim: int,
     softcap: float | None,
-    max_registers: int,
+    window: int | None,
+    dtype: torch.dtype,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    case = make_case(chunks, num_heads=8, num_kv_heads=2, head_dim=head_dim, dtype=torch.bfloat16)
-    case.softcap = softcap
+    monkeypatch.setattr(triton_tiles, "capability", lambda _device: arch // 10)
+    case = make_case(MIXED, num_heads=8, num_kv_heads=2, head_dim=head_dim, dtype=dtype)
+    case.softcap, case.window = softcap, window
     case.head_norms = HeadNorms(torch.ones(head_dim), torch.ones(head_dim), 1e-6)
     kernels: dict[str, JITFunction] = {}
     recorders: dict[str, Recorder] = {}
@@ -52,5 +65,41 @@ def test_what_is_launched_compiles_without_spills_and_reads_whole_words(
         compiled = compile_launch(kernel, recorders[name].launches[0], arch=arch, tmp_path=tmp_path)
 
         assert f".target sm_{arch}" in compiled.ptx
-        assert (name, compiled.stack_bytes, compiled.num_narrow) == (name, 0, 0)
-        assert compiled.num_registers <= max_registers
+        assert (name, compiled.num_narrow) == (name, 0)
+        assert compiled.stack_bytes <= (SPILLS if dtype is torch.float32 else 0)
+        assert compiled.num_registers <= MAX_REGISTERS[name], name
+        assert compiled.shared_bytes <= SHARED_BYTES[arch]
+        if name == "attend_prompts_kernel" and dtype is not torch.float32:
+            # Tokens come while others are multiplied; on Hopper four warps multiply together.
+            assert "cp.async.cg" in compiled.ptx
+            assert (arch != 90) or "wgmma.mma_async" in compiled.ptx
+
+
+def test_partial_sums_are_bounded_and_prompts_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make_case([(1, 600), (40, 0)])
+    case.block_tables = torch.zeros(2, 8192, dtype=torch.int32)
+    kept = {
+        name: Recorder() for name in ("attend_splits_kernel", "merge_splits_kernel", "attend_prompts_kernel")
+    }
+    for name, recorder in kept.items():
+        monkeypatch.setattr(triton_paged_attention, name, recorder)
+    monkeypatch.setattr(triton_rotate_store, "rotate_store_kernel", Recorder())
+
+    out = case.run(triton_paged_attention.paged_attention_triton)
+
+    assert out.shape == (41, 6 * 16)
+    parts, sums = kept["attend_splits_kernel"].launches[0].args[5:7]
+    assert (parts.shape, sums.shape) == ((2, 6, 16, 16), (2, 6, 16, 2))
+
+
+def test_steps_that_only_decode_have_no_launch_for_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Recorder()
+    for name in ("attend_splits_kernel", "merge_splits_kernel"):
+        monkeypatch.setattr(triton_paged_attention, name, Recorder())
+    monkeypatch.setattr(triton_paged_attention, "attend_prompts_kernel", kept)
+    monkeypatch.setattr(triton_rotate_store, "rotate_store_kernel", Recorder())
+
+    make_case([(1, 600), (1, 20)]).run(triton_paged_attention.paged_attention_triton)
+    assert not kept.launches
+    make_case([(1, 600), (2, 20)]).run(triton_paged_attention.paged_attention_triton)
+    assert len(kept.launches) == 1

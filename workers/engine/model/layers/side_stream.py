@@ -11,7 +11,7 @@ _Result = TypeVar("_Result")
 
 
 class SideStream:
-    """Forks and joins, which become edges of the graph; launched by themselves they would cost the host more."""
+    """Forks and joins that become edges of the graph; for single launches they would cost the host more."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
