@@ -35,6 +35,11 @@ class LoRAInHalves(Protocol):
         ...
 
 
+def halves_of(lora_add: object) -> LoRAInHalves | None:
+    """Return an implementation of `LoRAAdd` as one in halves, if it is."""
+    return lora_add if isinstance(lora_add, LoRAInHalves) else None
+
+
 def check(out: Tensor, x: Tensor, segments: Segments, module: LoRAModule) -> None:
     """Raise ValueError, with the values, for inputs a kernel would misread."""
     expected_x = (segments.num_rows, module.in_features)

@@ -14,7 +14,7 @@ from kernels.lora.tables import LoRAModule
 class TritonLoRA:
     """`LoRAAdd` and `LoRAInHalves` for segments with `block_rows`, which lie on the device.
 
-    Nothing is copied there. A mix's second pass needs nothing of the first, so that both can be shrunk at once.
+    Nothing is copied there. A mix's second pass needs nothing of the first: both can be shrunk at once.
     """
 
     def __call__(self, out: Tensor, x: Tensor, segments: Segments, module: LoRAModule) -> None:

@@ -58,7 +58,7 @@ def test_it_errs_no_more_than_plain_torch_and_leaves_base_rows_alone(
 
 
 def test_nan_in_one_adapter_reaches_no_other_row() -> None:
-    runs = [(4, (SlotScale(0),)), (4, (SlotScale(1),))]
+    runs: list[tuple[int, tuple[SlotScale, ...]]] = [(4, (SlotScale(0),)), (4, (SlotScale(1),))]
     case = make_embedding_case(ranks=[8, 8], runs=runs, hidden_size=32, dtype=torch.float32, block_rows=16)
     poisoned = case.module.weights(0)
     assert poisoned is not None

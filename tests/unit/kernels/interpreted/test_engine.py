@@ -212,7 +212,7 @@ def test_what_requests_ask_for_is_done_as_by_the_cpus_kernels() -> None:
                     one.token_ids,
                     one.finish_reason,
                     one.text,
-                    one.logprobs and [sorted(at) for at in one.logprobs],
+                    [sorted(at) for at in one.logprobs or ()],
                 )
                 for output in outputs
                 for one in output.outputs

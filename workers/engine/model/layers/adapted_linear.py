@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kernels.linear.quantized_linear import AnyLinear
-from kernels.lora.add import LoRAAdd, LoRAInHalves
+from kernels.lora.add import LoRAAdd, halves_of
 from kernels.lora.segments import Segments
 from kernels.lora.tables import LoRAModule
 from workers.engine.model.layers.side_stream import SideStream
@@ -23,7 +23,7 @@ class AdaptedLinear:
     ) -> None:
         """`slots` is None if the engine serves no adapters. `side` is where A x may be computed meanwhile."""
         self._lora_add = lora_add
-        self._halves = lora_add if isinstance(lora_add, LoRAInHalves) else None
+        self._halves = halves_of(lora_add)
         self._side = side
         self._linear = linear
         self._slots = slots
