@@ -24,7 +24,13 @@ from kernels.attention.paged_attention import (
 )
 from kernels.cpu import library
 from kernels.linear.linear import PLAIN, LinearKernel, bfloat16_on_cpu, linear_reference
-from kernels.linear.logits import PLAIN_HEAD, HeadKernel, logits_compiled, logits_reference
+from kernels.linear.logits import (
+    PLAIN_HEAD,
+    HeadKernel,
+    logits_by_cublas,
+    logits_compiled,
+    logits_reference,
+)
 from kernels.linear.quantized_linear import (
     QuantizedMultiply,
     quantized_linear_compiled,
@@ -100,6 +106,17 @@ def _triton(module: str, name: str) -> Implementation:
     )
 
 
+def _library(
+    kernel: Any,
+    name: str,
+    *,
+    devices: tuple[str, ...] = ("cuda", "cpu"),
+    dtypes: tuple[torch.dtype, ...] = DTYPES,
+) -> Implementation:
+    """Wrap what torch's own library does best beside the Triton kernels."""
+    return Implementation(name, lambda _level: kernel, devices, ("triton",), dtypes)
+
+
 def _meta(kernel: Any) -> Implementation:
     return Implementation("shapes", lambda _level: kernel, ("meta",), ("meta",), DTYPES)
 
@@ -143,13 +160,22 @@ OPS = (
                 ("avx512_bf16", "avx2", "torch"),
                 (torch.bfloat16,),
             ),
+            _library(PLAIN, "F.linear"),
             _plain(PLAIN, "F.linear", compiled_too=True),
         ),
     ),
     Op(
         "logits",
         logits_reference,
-        (_compiled(logits_compiled, (torch.bfloat16,)), _plain(PLAIN_HEAD, compiled_too=True)),
+        (
+            _compiled(logits_compiled, (torch.bfloat16,)),
+            *(
+                _library(HeadKernel(dtype, logits_by_cublas), "cuBLAS", devices=("cuda",), dtypes=(dtype,))
+                for dtype in (torch.bfloat16, torch.float16)
+            ),
+            _library(PLAIN_HEAD, "F.linear"),
+            _plain(PLAIN_HEAD, compiled_too=True),
+        ),
     ),
     Op(
         "quantized_linear",
@@ -159,6 +185,7 @@ OPS = (
             _meta(quantized_linear_meta),
             _plain(quantized_linear_reference),
         ),
+        otherwise="quantised bases are dequantised or refused",
     ),
     Op(
         "paged_attention",
@@ -195,7 +222,7 @@ class Kernels:
     geglu: Gate
     linear: LinearKernel
     logits: HeadKernel
-    quantized_linear: QuantizedMultiply
+    quantized_linear: QuantizedMultiply | None  # None: weights cannot stay quantised
     lora_add: LoRAAdd
     lora_add_float32: LoRAAdd  # of the head, whose logits are float32
     paged_attention: PagedAttention | None  # None: gather the blocks for torch's attention

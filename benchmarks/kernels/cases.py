@@ -86,6 +86,7 @@ def _quantized_linear(kernels: Kernels, shapes: Shapes, generator: torch.Generat
     codes = torch.randint(16, (width, hidden), generator=generator, dtype=torch.uint8)
     scales = torch.rand(-(-width * hidden // _QUANTIZED_BLOCK), generator=generator)
     weight = QuantizedWeight(hidden, pack_codes(codes), scales, None, IDENTITY_TABLE, _QUANTIZED_BLOCK)
+    assert kernels.quantized_linear is not None, "a CPU has it at every level"
     layer = QuantizedLinear([weight], multiply=kernels.quantized_linear)
     x = _random(generator, kernels, rows, hidden)
     moved = layer.nbytes + x.nbytes + rows * width * x.itemsize

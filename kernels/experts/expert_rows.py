@@ -42,7 +42,11 @@ class ExpertRows:
         """Return the sorted rows' adapters, each row with its expert's share of them."""
         sources = self.sources.numpy()
         passes = (
-            Pass.of(self._runs(lora_pass, sources), lora_pass.scales.numpy()[sources])
+            Pass.of(
+                self._runs(lora_pass, sources),
+                lora_pass.scales.numpy()[sources],
+                block_rows=lora_pass.block_rows,
+            )
             for lora_pass in segments.passes
         )
         return Segments(len(sources), tuple(passes))

@@ -24,6 +24,14 @@ def logits_compiled(level: library.Level) -> HeadKernel:
     return HeadKernel(torch.bfloat16, library.operator("logits", level))
 
 
+def logits_by_cublas(
+    x: Tensor,  # [num_rows, hidden_size], half precision
+    weight: Tensor,  # [vocab_size, hidden_size], the same
+) -> Tensor:  # [num_rows, vocab_size] float32
+    """Return x W^T with float32 sums, never rounded; the head needs no float32 copy."""
+    return torch.mm(x, weight.t(), out_dtype=torch.float32)
+
+
 def logits_reference(
     x: Tensor,  # [num_rows, hidden_size]
     weight: Tensor,  # [vocab_size, hidden_size]

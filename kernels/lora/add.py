@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from kernels.lora.segments import Segments
+from kernels.lora.segments import BLOCK_ROWS, Pass, Segments
 from kernels.lora.tables import LoRAModule
 
 LoRAAdd = Callable[[Tensor, Tensor, Segments, LoRAModule], None]
@@ -37,6 +38,27 @@ def check(out: Tensor, x: Tensor, segments: Segments, module: LoRAModule) -> Non
         raise ValueError(
             f"x is {x.dtype} and the adapters are {module.dtype}; load them in the model's dtype"
         )
+
+
+def check_tiles(lora_pass: Pass, num_rows: int, device: torch.device) -> int:
+    """Return a pass's block_rows; ValueError, with the values, unless GPU kernels can read it as it lies."""
+    block_rows, table, scales = lora_pass.block_rows, lora_pass.table, lora_pass.scales
+    if block_rows not in BLOCK_ROWS:
+        raise ValueError(
+            f"the pass has block_rows {block_rows}; build its segments with block_rows={BLOCK_ROWS[0]}, "
+            f"or another of {BLOCK_ROWS}"
+        )
+    for name, tensor, shape, dtype in (
+        ("table", table, (table.shape[0], 4), torch.int64),
+        ("scales", scales, (num_rows,), torch.float32),
+    ):
+        if tensor.dtype is not dtype or tensor.shape != shape or not tensor.is_contiguous():
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)} {tensor.dtype}; it must be contiguous {shape} {dtype}"
+            )
+        if tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}, the rows on {device}; give Segments.to(device)")
+    return block_rows
 
 
 def lora_add_meta(out: Tensor, x: Tensor, segments: Segments, module: LoRAModule) -> None:

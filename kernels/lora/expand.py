@@ -7,10 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.lora.add import check_tiles
 from kernels.lora.reference import apply_dora
+from kernels.lora.segments import Pass
 from kernels.lora.shrink import BLOCK_RANK
 from kernels.lora.tables import ENTRY_COLUMNS, LoRAModule
-from kernels.lora.tiles import DeviceTiles
 
 # Not yet tuned on a device; what they compile to is bounded by test_expand.py.
 BLOCK_OUT = 128
@@ -22,7 +23,7 @@ def expand_kernel(  # type: ignore[no-untyped-def]
     out_ptr,  # [num_rows, out_features], changed in place
     shrunk_ptr,  # [num_slices, num_rows, shrunk_width] float32
     table_ptr,  # [num_slots, slot_stride] int64
-    tiles_ptr,  # [num_tiles, 4] int32: start, end, slot, expert
+    tiles_ptr,  # [num_tiles, 4] int64: start, end, slot (-1: idle), expert
     scales_ptr,  # [num_rows] float32
     columns_ptr,  # [num_slices + 1] int64, where each slice starts
     num_rows,
@@ -45,7 +46,7 @@ def expand_kernel(  # type: ignore[no-untyped-def]
     """
     tile_ptr = tiles_ptr + tl.program_id(0) * 4
     part = tl.program_id(2)
-    slot = tl.load(tile_ptr + 2).to(tl.int64)
+    slot = tl.load(tile_ptr + 2)
     if slot < 0:
         return
     place = first_entry + tl.load(tile_ptr + 3) * NUM_SLICES + part
@@ -65,7 +66,7 @@ def expand_kernel(  # type: ignore[no-untyped-def]
     row_is_mine = rows < tl.load(tile_ptr + 1)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     column_is_mine = columns < slice_features
-    shrunk_rows = (part * num_rows + rows).to(tl.int64) * shrunk_width
+    shrunk_rows = (part * num_rows + rows) * shrunk_width
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, rank, BLOCK_R):
@@ -83,7 +84,7 @@ def expand_kernel(  # type: ignore[no-untyped-def]
         )
         acc = tl.dot(shrunk.to(b.dtype), b, acc, input_precision="ieee")
 
-    out_ptrs = out_ptr + rows[:, None].to(tl.int64) * out_features + slice_start + columns[None, :]
+    out_ptrs = out_ptr + rows[:, None] * out_features + slice_start + columns[None, :]
     mask = row_is_mine[:, None] & column_is_mine[None, :]
     before = tl.load(out_ptrs, mask=mask, other=0.0)
     total = before.to(tl.float32) + acc
@@ -110,24 +111,26 @@ def lora_expand(
     out: Tensor,  # [num_rows, out_features], changed in place
     shrunk: Tensor,  # [num_slices, num_rows, max_rank rounded up to 16] float32
     module: LoRAModule,
-    tiles: DeviceTiles,
+    lora_pass: Pass,
     *,
     has_extras: bool = True,
 ) -> None:
     """Add shrunk . B of every row's adapter to its slices; base rows and absent sub-modules keep theirs.
 
-    `has_extras` is whether some adapter of the tiles may have a bias or DoRA.
+    `has_extras` is whether some adapter of the pass may have a bias or DoRA.
     """
-    check_expand(out, shrunk, module, tiles)
-    if tiles.num_tiles == 0:
+    block_rows = check_tiles(lora_pass, out.shape[0], out.device)
+    num_tiles = lora_pass.table.shape[0]
+    check_expand(out, shrunk, module)
+    if num_tiles == 0:
         return
     num_blocks = triton.cdiv(module.max_slice_features, BLOCK_OUT)
-    expand_kernel[tiles.num_tiles, num_blocks, module.num_slices](
+    expand_kernel[num_tiles, num_blocks, module.num_slices](
         out,
         shrunk,
         module.table,
-        tiles.tiles,
-        tiles.scales,
+        lora_pass.table,
+        lora_pass.scales,
         module.columns,
         out.shape[0],
         out.shape[1],
@@ -136,7 +139,7 @@ def lora_expand(
         module.table.stride(0),
         NUM_SLICES=module.num_slices,
         ENTRY=ENTRY_COLUMNS,
-        BLOCK_M=tiles.block_rows,
+        BLOCK_M=block_rows,
         BLOCK_N=BLOCK_OUT,
         BLOCK_R=BLOCK_RANK,
         ALIGNED=module.is_aligned,
@@ -146,9 +149,8 @@ def lora_expand(
     )
 
 
-def check_expand(out: Tensor, shrunk: Tensor, module: LoRAModule, tiles: DeviceTiles) -> None:
+def check_expand(out: Tensor, shrunk: Tensor, module: LoRAModule) -> None:
     """Raise ValueError, with the values, for inputs the kernel would misread."""
-    tiles.check(out.shape[0])
     width = triton.cdiv(module.max_rank, BLOCK_RANK) * BLOCK_RANK
     expected = (module.num_slices, out.shape[0], width)
     if tuple(shrunk.shape) != expected or shrunk.dtype is not torch.float32 or not shrunk.is_contiguous():
@@ -171,14 +173,14 @@ def lora_expand_reference(
     out: Tensor,  # [num_rows, out_features], changed in place
     shrunk: Tensor,  # [num_slices, num_rows, max_rank rounded up to 16] float32
     module: LoRAModule,
-    tiles: DeviceTiles,
+    lora_pass: Pass,
 ) -> None:
     """Compute `lora_expand` in plain torch, one tile after another, in float32."""
-    for start, end, slot, expert in tiles.tiles.tolist():
+    for start, end, slot, expert in lora_pass.table.tolist():
         weights = None if slot < 0 else module.weights(slot, expert)
         for part in () if weights is None else weights.slices:
             rows = slice(start, end)
-            scales, rank = tiles.scales[rows, None], part.num_ranks
+            scales, rank = lora_pass.scales[rows, None], part.num_ranks
             columns = out[rows, part.out.start : part.out.end]
             sums = columns.float() + shrunk[module.place(part), rows, :rank] @ part.b_t[:rank].float()
             if part.bias is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import NamedTuple, Self
 
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 BASE_SLOT = -1
+BLOCK_ROWS = (16, 32, 64)
+"""Rows of the tiles that GPU kernels take: 16 where every sequence has one row, more for prompts."""
 
 
 class SlotScale(NamedTuple):
@@ -40,39 +42,30 @@ class Run(NamedTuple):
     expert: int = 0  # whose matrices of the slot's adapter, if a module has experts
 
 
-class Tiles(NamedTuple):
-    """Runs cut into pieces of at most a kernel's row block; a filler piece is empty and has slot -1."""
-
-    starts: list[int]
-    ends: list[int]
-    slots: list[int]
-    experts: list[int]
-
-
 @dataclass(frozen=True, slots=True)
 class Pass:
     """Runs over rows of which none is named twice, so that a kernel may work on all of them at once."""
 
     runs: tuple[Run, ...]
-    table: Tensor = field(compare=False, repr=False)  # [num_runs, 4] int64: start, end, slot, expert
+    table: Tensor = field(compare=False, repr=False)  # [num_tiles, 4] int64: runs, then idle (0, 0, -1, 0)
     scales: Tensor = field(compare=False, repr=False)  # [num_rows] float32, 1 for rows in no run
+    block_rows: int | None = None  # rows of the longest run that there may be; None: of any length
 
     @classmethod
-    def of(cls, runs: Iterable[Run], scales: NDArray[np.float32]) -> Self:
-        """Build from runs in row order, and a scale for every row of the batch."""
-        runs = tuple(runs)
-        table = torch.tensor(runs, dtype=torch.int64).view(-1, len(Run._fields))
-        return cls(runs, table, torch.from_numpy(scales))
-
-    def tiles(self, block_rows: int, *, pad_to: int = 0) -> Tiles:
-        """Cut the runs into tiles of `block_rows`; fill up to `pad_to` so that a grid keeps its size."""
-        cuts = [
-            run._replace(start=row, end=min(row + block_rows, run.end))
-            for run in self.runs
-            for row in range(run.start, run.end, block_rows)
-        ]
-        cuts += [Run(0, 0, BASE_SLOT)] * (pad_to - len(cuts))
-        return Tiles(*map(list, zip(*cuts, strict=True))) if cuts else Tiles([], [], [], [])
+    def of(
+        cls,
+        runs: Iterable[Run],
+        scales: NDArray[np.float32],
+        *,
+        block_rows: int | None = None,
+        num_tiles: int = 0,
+    ) -> Self:
+        """Build from runs in row order, and a scale for every row of the batch; see `Segments.from_runs`."""
+        _check_tiles(block_rows, num_tiles)
+        runs = tuple(runs if block_rows is None else _cut(runs, block_rows))
+        rows = (*runs, *[_IDLE] * (num_tiles - len(runs)))
+        table = torch.tensor(rows, dtype=torch.int64).view(-1, len(Run._fields))
+        return cls(runs, table, torch.from_numpy(scales), block_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +79,19 @@ class Segments:
     passes: tuple[Pass, ...]
 
     @classmethod
-    def from_runs(cls, runs: Iterable[tuple[int, SlotScales]]) -> Self:
-        """Build from (num_rows, adapters) in batch order; equal neighbours are joined, empty runs dropped."""
+    def from_runs(
+        cls,
+        runs: Iterable[tuple[int, SlotScales]],
+        *,
+        block_rows: int | None = None,
+        num_tiles: int = 0,
+    ) -> Self:
+        """Build from (num_rows, adapters) in batch order; equal neighbours are joined, empty runs dropped.
+
+        GPU kernels need runs of at most `block_rows` rows, one of `BLOCK_ROWS`: a program works on each.
+        Tables are filled up to `num_tiles` runs with idle ones, so that a captured grid keeps its size.
+        """
+        _check_tiles(block_rows, num_tiles)
         filled = [_checked(num_rows, adapters) for num_rows, adapters in runs if num_rows]
         num_passes = max((len(adapters) for _, adapters in filled), default=0)
         counts = [num_rows for num_rows, _ in filled]
@@ -95,16 +99,26 @@ class Segments:
         for index in range(num_passes):
             mine = [adapters[index] if index < len(adapters) else _NONE for _, adapters in filled]
             scales = np.array([adapter.scale for adapter in mine], dtype=np.float32)
-            passes.append(Pass.of(_runs(counts, mine), scales.repeat(counts)))
+            rows = scales.repeat(counts)
+            passes.append(Pass.of(_runs(counts, mine), rows, block_rows=block_rows, num_tiles=num_tiles))
         return cls(sum(counts), tuple(passes))
 
     @classmethod
-    def from_slots(cls, slots: Sequence[int]) -> Self:
+    def from_slots(cls, slots: Sequence[int], *, block_rows: int | None = None, num_tiles: int = 0) -> Self:
         """Build from one unscaled adapter, or none (-1), per row."""
-        return cls.from_runs((1, () if slot == BASE_SLOT else (SlotScale(slot),)) for slot in slots)
+        runs = ((1, () if slot == BASE_SLOT else (SlotScale(slot),)) for slot in slots)
+        return cls.from_runs(runs, block_rows=block_rows, num_tiles=num_tiles)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return a copy whose tensors lie on a device."""
+        passes = (
+            replace(one, table=one.table.to(device), scales=one.scales.to(device)) for one in self.passes
+        )
+        return replace(self, passes=tuple(passes))
 
 
 _NONE = SlotScale(BASE_SLOT)
+_IDLE = Run(0, 0, BASE_SLOT)
 
 
 def _runs(counts: list[int], adapters: list[SlotScale]) -> Iterator[Run]:
@@ -114,6 +128,19 @@ def _runs(counts: list[int], adapters: list[SlotScale]) -> Iterator[Run]:
         if slot != BASE_SLOT:
             yield Run(start, end, slot)
         start = end
+
+
+def _cut(runs: Iterable[Run], block_rows: int) -> Iterator[Run]:
+    for run in runs:
+        for row in range(run.start, run.end, block_rows):
+            yield run._replace(start=row, end=min(row + block_rows, run.end))
+
+
+def _check_tiles(block_rows: int | None, num_tiles: int) -> None:
+    if block_rows is not None and block_rows not in BLOCK_ROWS:
+        raise ValueError(f"block_rows is {block_rows}; give one of {BLOCK_ROWS}")
+    if num_tiles < 0 or (num_tiles and block_rows is None):
+        raise ValueError(f"num_tiles is {num_tiles} with block_rows {block_rows}; give both, or neither")
 
 
 def _checked(num_rows: int, adapters: SlotScales) -> tuple[int, SlotScales]:

@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.lora.add import check_tiles
+from kernels.lora.segments import Pass
 from kernels.lora.tables import ENTRY_COLUMNS, LoRAModule
-from kernels.lora.tiles import DeviceTiles
 
 # Not yet tuned on a device; what they compile to is bounded by test_shrink.py.
 BLOCK_IN = 128
@@ -21,7 +22,7 @@ def shrink_kernel(  # type: ignore[no-untyped-def]
     x_ptr,  # [num_rows, in_features]
     shrunk_ptr,  # [num_slices, num_rows, shrunk_width] float32
     table_ptr,  # [num_slots, slot_stride] int64
-    tiles_ptr,  # [num_tiles, 4] int32: start, end, slot, expert
+    tiles_ptr,  # [num_tiles, 4] int64: start, end, slot (-1: idle), expert
     scales_ptr,  # [num_rows] float32
     num_rows,
     in_features,
@@ -43,7 +44,7 @@ def shrink_kernel(  # type: ignore[no-untyped-def]
     tile_ptr = tiles_ptr + tl.program_id(0) * 4
     first_rank = tl.program_id(1) * BLOCK_R
     part = tl.program_id(2)
-    slot = tl.load(tile_ptr + 2).to(tl.int64)
+    slot = tl.load(tile_ptr + 2)
     if slot < 0:
         return
     place = first_entry + tl.load(tile_ptr + 3) * NUM_SLICES + part
@@ -66,7 +67,7 @@ def shrink_kernel(  # type: ignore[no-untyped-def]
         columns = start + tl.arange(0, BLOCK_K)
         column_exists = columns < in_features
         x = tl.load(
-            x_ptr + rows[:, None].to(tl.int64) * in_features + columns[None, :],
+            x_ptr + rows[:, None] * in_features + columns[None, :],
             mask=row_is_mine[:, None] & column_exists[None, :],
             other=0.0,
         )
@@ -78,7 +79,7 @@ def shrink_kernel(  # type: ignore[no-untyped-def]
         acc = tl.dot(x, a, acc, input_precision="ieee")
 
     scales = tl.load(scales_ptr + rows, mask=row_is_mine, other=0.0)
-    shrunk_rows = (part * num_rows + rows).to(tl.int64) * shrunk_width
+    shrunk_rows = (part * num_rows + rows) * shrunk_width
     tl.store(
         shrunk_ptr + shrunk_rows[:, None] + ranks[None, :],
         acc * scales[:, None],
@@ -89,21 +90,23 @@ def shrink_kernel(  # type: ignore[no-untyped-def]
 def lora_shrink(
     x: Tensor,  # [num_rows, in_features]
     module: LoRAModule,
-    tiles: DeviceTiles,
+    lora_pass: Pass,
 ) -> Tensor:  # [num_slices, num_rows, max_rank rounded up to 16] float32
     """Return scale x . A per sub-module; base rows and ranks past an adapter's last block stay unwritten."""
-    check_shrink(x, module, tiles)
+    block_rows = check_tiles(lora_pass, x.shape[0], x.device)
+    num_tiles = lora_pass.table.shape[0]
+    check_shrink(x, module)
     num_blocks = triton.cdiv(module.max_rank, BLOCK_RANK)
     num_rows, width = x.shape[0], num_blocks * BLOCK_RANK
     shrunk = torch.empty(module.num_slices, num_rows, width, dtype=torch.float32, device=x.device)
-    if tiles.num_tiles == 0:
+    if num_tiles == 0:
         return shrunk
-    shrink_kernel[tiles.num_tiles, num_blocks, module.num_slices](
+    shrink_kernel[num_tiles, num_blocks, module.num_slices](
         x,
         shrunk,
         module.table,
-        tiles.tiles,
-        tiles.scales,
+        lora_pass.table,
+        lora_pass.scales,
         num_rows,
         module.in_features,
         width,
@@ -111,7 +114,7 @@ def lora_shrink(
         module.table.stride(0),
         NUM_SLICES=module.num_slices,
         ENTRY=ENTRY_COLUMNS,
-        BLOCK_M=tiles.block_rows,
+        BLOCK_M=block_rows,
         BLOCK_R=BLOCK_RANK,
         BLOCK_K=BLOCK_IN,
         ALIGNED=module.in_features % 16 == 0,
@@ -121,9 +124,8 @@ def lora_shrink(
     return shrunk
 
 
-def check_shrink(x: Tensor, module: LoRAModule, tiles: DeviceTiles) -> None:
+def check_shrink(x: Tensor, module: LoRAModule) -> None:
     """Raise ValueError, with the values, for inputs the kernel would misread."""
-    tiles.check(x.shape[0])
     if x.dim() != 2 or x.shape[1] != module.in_features or not x.is_contiguous():
         raise ValueError(
             f"x is {tuple(x.shape)} with strides {x.stride()}; it must be a contiguous matrix of "
@@ -139,16 +141,16 @@ def check_shrink(x: Tensor, module: LoRAModule, tiles: DeviceTiles) -> None:
 def lora_shrink_reference(
     x: Tensor,  # [num_rows, in_features]
     module: LoRAModule,
-    tiles: DeviceTiles,
+    lora_pass: Pass,
 ) -> Tensor:  # [num_slices, num_rows, max_rank rounded up to 16] float32, zero where nothing is written
     """Compute `lora_shrink` in plain torch, one tile after another, in float32."""
     width = triton.cdiv(module.max_rank, BLOCK_RANK) * BLOCK_RANK
     shrunk = torch.zeros(module.num_slices, x.shape[0], width, device=x.device)
-    for start, end, slot, expert in tiles.tiles.tolist():
+    for start, end, slot, expert in lora_pass.table.tolist():
         weights = None if slot < 0 else module.weights(slot, expert)
         for part in () if weights is None else weights.slices:
             assert weights is not None
             a = weights.a[part.rank.start : part.rank.start + part.num_ranks]
-            product = x[start:end].float() @ a.float().T * tiles.scales[start:end, None]
+            product = x[start:end].float() @ a.float().T * lora_pass.scales[start:end, None]
             shrunk[module.place(part), start:end, : part.num_ranks] = product
     return shrunk

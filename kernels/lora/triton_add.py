@@ -9,12 +9,10 @@ from kernels.lora.expand import lora_expand
 from kernels.lora.segments import Segments
 from kernels.lora.shrink import lora_shrink
 from kernels.lora.tables import LoRAModule
-from kernels.lora.tiles import BLOCK_ROWS, DeviceTiles
 
 
 def lora_add_triton(out: Tensor, x: Tensor, segments: Segments, module: LoRAModule) -> None:
-    """Compute `LoRAAdd`; the passes are cut into tiles and copied to the device on every call."""
+    """Compute `LoRAAdd` for segments with `block_rows`, which lie on the device; nothing is copied there."""
     check(out, x, segments, module)
     for lora_pass in segments.passes:
-        tiles = DeviceTiles.of(lora_pass, block_rows=BLOCK_ROWS[0], device=x.device)
-        lora_expand(out, lora_shrink(x, module, tiles), module, tiles)
+        lora_expand(out, lora_shrink(x, module, lora_pass), module, lora_pass)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from kernels.lora.segments import BASE_SLOT, Pass, Segments, SlotScale
 from kernels.lora.tables import NUM_DORA_TERMS, RANK_MULTIPLE, LoRAModule, LoRASlice, PackedLoRA, Slice
-from kernels.lora.tiles import DeviceTiles
 from tests.unit.kernels.one_module import OneModule
 
 
@@ -24,7 +23,7 @@ class Case:
     expected: Tensor
     one: OneModule
     segments: Segments
-    tiles: DeviceTiles
+    lora_pass: Pass
 
     @property
     def module(self) -> LoRAModule:
@@ -91,9 +90,7 @@ def make_case(
     one = OneModule(in_features, slice_widths, adapters, dtype, max_rank or -(-largest // 16) * 16)
     rows = zip(slots, factors.tolist(), strict=True)
     runs = [(1, () if slot == BASE_SLOT else (SlotScale(slot, scale),)) for slot, scale in rows]
-    segments = Segments.from_runs(runs)
-    none = Pass.of((), np.ones(len(slots), np.float32))
-    lora_pass = (*segments.passes, none)[0]
-    pad_to = len(slots) // block_rows + len(ranks[0])
-    tiles = DeviceTiles.of(lora_pass, block_rows=block_rows, device="cpu", pad_to=pad_to)
-    return Case(x, out, expected.to(dtype), one, segments, tiles)
+    num_tiles = len(slots) // block_rows + len(ranks[0])
+    segments = Segments.from_runs(runs, block_rows=block_rows, num_tiles=num_tiles)
+    idle = Pass.of((), np.ones(len(slots), np.float32), block_rows=block_rows, num_tiles=num_tiles)
+    return Case(x, out, expected.to(dtype), one, segments, (*segments.passes, idle)[0])

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
 from kernels.lora.segments import Segments
 from workers.engine.core.outputs import TopLogprobs
+
+
+class StepShape(NamedTuple):
+    """What a step for a GPU is filled up to."""
+
+    num_tokens: int
+    num_seqs: int
+    max_blocks: int  # columns of the block tables
+    num_tiles: int  # of each pass of LoRA
+    tile_rows: int
+    is_fixed: bool  # whether it is one of a few, and worth capturing
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +133,8 @@ class ForwardInput:
     groups: tuple[AttentionGroup, ...]  # empty if attention reads the cache in place
     segments: Segments | None  # None: no row has an adapter
     carried: CarriedTokens | None = None  # None: every token is in `token_ids`
+    shape: StepShape | None = None
+    """One of the few shapes that recur, if the step was filled up to it: it may have been captured."""
 
 
 StepHalf = ForwardInput | SamplingInput

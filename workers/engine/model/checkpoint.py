@@ -20,9 +20,10 @@ _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)  # recomputed from rope_theta; old
 class CheckpointReader:
     """Gives out tensors by name; `require_all_read` refuses leftovers, which would be silently ignored."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         self._folder = folder
         self._dtype = dtype
+        self._device = device
         self._files: dict[Path, Any] = {}
         self._place_of = self._locate()
         self._unread = {name for name in self._place_of if not name.endswith(_IGNORED_SUFFIXES)}
@@ -40,11 +41,11 @@ class CheckpointReader:
         return name in self._place_of
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Return the tensor in the engine's dtype, or refuse it with the shape that was expected."""
-        return self.read_float(name, shape).to(self._dtype)
+        """Return the tensor on the engine's device, in its dtype; a shape other than expected is refused."""
+        return self.read_float(name, shape).to(device=self._device, dtype=self._dtype)
 
     def read_float(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Return the tensor in the file's dtype, which must be a floating-point one."""
+        """Return the tensor in host memory and in the file's dtype, which must be a floating-point one."""
         return self.read_stored(name, shape, _FLOAT_DTYPES)
 
     def read_stored(

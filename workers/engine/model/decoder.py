@@ -34,6 +34,10 @@ class AdaptedVocabulary(Protocol):
         """Change the rows of adapters that change the embedding."""
         ...
 
+    def adapts_embedded(self, segments: Segments) -> bool:
+        """Whether some row's adapter changes the embedding."""
+        ...
+
     def adapt_logits(
         self,
         logits: Tensor,  # [num_rows, vocab_size] float32, changed in place
@@ -83,9 +87,11 @@ class Decoder:
         self._vocabulary = None if adapters is None else adapters.vocabulary
         self._weights = weights
         self._add_rms_norm = weights.kernels.add_rms_norm
-        dtype = weights.embedding.dtype
+        dtype, device = weights.embedding.dtype, weights.embedding.device
         ropes = list(dict.fromkeys(kind.rope for kind in config.layers))
-        self._rotary = [RotaryTable(rope, max_positions=max_model_len, dtype=dtype) for rope in ropes]
+        self._rotary = [
+            RotaryTable(rope, max_positions=max_model_len, dtype=dtype, device=device) for rope in ropes
+        ]
         self._layers = [
             build_layer(
                 self._parts(index, layer, ropes.index(config.layers[index].rope), adapters, attention)
@@ -103,6 +109,12 @@ class Decoder:
         for layer, kv in zip(self._layers, cache.layers, strict=True):
             delta = layer(residual, delta, rotations, step, kv)
         return HiddenStates(residual, delta)
+
+    def adapts_embedded(self, step: ForwardInput) -> bool:
+        """Whether some row's adapter changes the embedding, which is a launch for each run of rows."""
+        if step.segments is None or self._vocabulary is None:
+            return False
+        return self._vocabulary.adapts_embedded(step.segments)
 
     def logits(
         self,

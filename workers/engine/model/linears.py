@@ -15,14 +15,16 @@ from workers.engine.core.errors import CheckpointError
 from workers.engine.model.checkpoint import CheckpointReader
 from workers.engine.model.modules import LinearModule, PackedLinear
 from workers.engine.model.quantization import Quantize, QuantizedCheckpoint
+from workers.engine.model.random_weights import RandomWeights
 
 
 @dataclass(frozen=True, slots=True)
 class LinearLoader:
     """Knows what to make of a linear module's tensors, and in what form to keep them."""
 
-    reader: CheckpointReader
+    reader: CheckpointReader | RandomWeights
     dtype: torch.dtype
+    device: torch.device | str
     checkpoint: QuantizedCheckpoint | None  # how the file is quantised
     in_flight: Quantize | None  # what plain weights go through
     keep: bool  # quantised weights stay so; else they are dequantised into `dtype`
@@ -33,13 +35,14 @@ class LinearLoader:
         weights = [self._weight(f"{prefix}.{part.path}", part) for part in packed.parts]
         bias = self._bias(prefix, packed)
         quantized = [weight for weight in weights if isinstance(weight, QuantizedWeight)]
-        if self.keep and len(quantized) == len(weights):
-            return QuantizedLinear(quantized, bias, multiply=self.kernels.quantized_linear)
+        multiply = self.kernels.quantized_linear
+        if self.keep and multiply is not None and len(quantized) == len(weights):
+            return QuantizedLinear(quantized, bias, multiply=multiply)
         return Linear(_stacked([self._dense(weight) for weight in weights]), bias, kernel=self.kernels.linear)
 
     def _weight(self, path: str, part: LinearModule) -> QuantizedWeight | Tensor:
         shape = (part.out_features, part.in_features)
-        if self.checkpoint is not None:
+        if self.checkpoint is not None and isinstance(self.reader, CheckpointReader):
             weight = self.checkpoint.read_weight(self.reader, path, *shape)
             return self.reader.read(f"{path}.weight", shape) if weight is None else weight
         # Routers stay plain: they are small, and rounded they would choose other experts.
@@ -49,7 +52,9 @@ class LinearLoader:
         return self.reader.read(f"{path}.weight", shape)
 
     def _dense(self, weight: QuantizedWeight | Tensor) -> Tensor:
-        return weight.dense().to(self.dtype) if isinstance(weight, QuantizedWeight) else weight
+        if isinstance(weight, QuantizedWeight):
+            return weight.dense().to(device=self.device, dtype=self.dtype)
+        return weight
 
     def _bias(self, prefix: str, packed: PackedLinear) -> Tensor | None:
         biases = []

@@ -25,6 +25,7 @@ from workers.engine.model.layout import (
 from workers.engine.model.linears import LinearLoader
 from workers.engine.model.modules import PackedLinear
 from workers.engine.model.quantization import Quantize
+from workers.engine.model.random_weights import RandomWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,26 +73,41 @@ def load_weights(
     in_flight: Quantize | None = None,
     keep_quantized: bool = True,
     kernels: Kernels | None = None,
+    device: torch.device | str = "cpu",
 ) -> DecoderWeights:
-    """Read the checkpoint; every tensor it holds is used or refused.
+    """Read the checkpoint onto a device; every tensor it holds is used or refused.
 
     `in_flight` quantises the linear modules of a plain checkpoint; `keep_quantized` is whether quantised ones
     stay so, or are dequantised into `dtype`. Without `kernels` they are the best of this machine's CPU.
     """
     kernels = kernels or build("cpu", dtype)
-    with CheckpointReader(folder, dtype) as reader:
-        linears = LinearLoader(reader, dtype, config.quantization, in_flight, keep_quantized, kernels)
-        hidden, vocab = config.hidden_size, config.vocab_size
-        embedding = reader.read(EMBEDDING, (vocab, hidden))
-        layers = tuple(_load_layer(reader, linears, config, index) for index in range(config.num_layers))
-        final_norm = _load_norm(reader, FINAL_NORM, hidden, config)
-        head = Head(_load_head(reader, config, embedding), kernels.logits)
-        reader.require_all_read()
-    return DecoderWeights(embedding, layers, final_norm, head, kernels)
+    with CheckpointReader(folder, dtype, device) as reader:
+        linears = LinearLoader(reader, dtype, device, config.quantization, in_flight, keep_quantized, kernels)
+        return _load(reader, linears, config)
+
+
+def random_weights(
+    config: ModelConfig, dtype: torch.dtype, *, kernels: Kernels, device: torch.device | str = "cpu"
+) -> DecoderWeights:
+    """Make weights of a checkpoint's geometry without reading any."""
+    reader = RandomWeights(dtype, device)
+    return _load(reader, LinearLoader(reader, dtype, device, None, None, False, kernels), config)
+
+
+def _load(
+    reader: CheckpointReader | RandomWeights, linears: LinearLoader, config: ModelConfig
+) -> DecoderWeights:
+    hidden, vocab = config.hidden_size, config.vocab_size
+    embedding = reader.read(EMBEDDING, (vocab, hidden))
+    layers = tuple(_load_layer(reader, linears, config, index) for index in range(config.num_layers))
+    final_norm = _load_norm(reader, FINAL_NORM, hidden, config)
+    head = Head(_load_head(reader, config, embedding), linears.kernels.logits)
+    reader.require_all_read()
+    return DecoderWeights(embedding, layers, final_norm, head, linears.kernels)
 
 
 def _load_layer(
-    reader: CheckpointReader, linears: LinearLoader, config: ModelConfig, index: int
+    reader: CheckpointReader | RandomWeights, linears: LinearLoader, config: ModelConfig, index: int
 ) -> LayerWeights:
     prefix, modules = layer_path(index), layer_modules(config, index)
     norms = {
@@ -113,12 +129,14 @@ def _load_experts(
     return experts
 
 
-def _load_norm(reader: CheckpointReader, name: str, width: int, config: ModelConfig) -> Tensor:
+def _load_norm(
+    reader: CheckpointReader | RandomWeights, name: str, width: int, config: ModelConfig
+) -> Tensor:
     # In float32 whatever the model is in: 1 + weight would lose the weight's last bits in bfloat16.
     return reader.read(f"{name}.weight", (width,)).float() + config.family.norm_offset
 
 
-def _load_head(reader: CheckpointReader, config: ModelConfig, embedding: Tensor) -> Tensor:
+def _load_head(reader: CheckpointReader | RandomWeights, config: ModelConfig, embedding: Tensor) -> Tensor:
     if config.tie_word_embeddings:
         reader.ignore(HEAD)
         return embedding

@@ -18,11 +18,13 @@ from workers.engine.core.step_input import (
     ForwardInput,
     PromptRows,
     SamplingInput,
+    StepShape,
 )
 from workers.engine.kv.kv_cache import SCRATCH_BLOCK
 from workers.engine.sampling.sampling_input import sampling_input
 from workers.engine.scheduling.batching import Schedule, ScheduledRows
 from workers.engine.scheduling.prompt_rows import prompt_rows
+from workers.engine.scheduling.step_layout import DECODE_TILE_ROWS, StepLayout
 
 MIN_ROWS = 4
 """Rows of the smallest step; the head's float32 products sum fewer in another order, whatever the dtype."""
@@ -36,6 +38,13 @@ Ints = NDArray[np.int64]
 
 _Run = tuple[int, SlotScales]
 """How many rows follow one another, and the slots of their adapters."""
+
+
+class Tiling(NamedTuple):
+    """How runs of LoRA are cut: not at all, for a CPU."""
+
+    rows: int | None = None
+    num_tiles: int = 0
 
 
 class BuiltStep(NamedTuple):
@@ -65,10 +74,12 @@ class StepBuilder:
         dtype: torch.dtype,
         gathers_kv: bool = True,
         windows: tuple[int | None, ...] = (None,),
+        layout: StepLayout | None = None,
     ) -> None:
         """`gathers_kv` is False if attention reads the cache in place and needs no groups.
 
-        `windows` are the model's: how many positions a row sees, its own included; None for all.
+        `windows` are the model's: how many positions a row sees, its own included; None for all. `layout` is
+        what a GPU's steps are filled up to.
         """
         self._block_size = block_size
         self._num_kv_heads = num_kv_heads
@@ -77,28 +88,33 @@ class StepBuilder:
         self._gathers_kv = gathers_kv
         self._windows = windows
         self._heads = np.arange(num_kv_heads, dtype=np.int64)
-        self._latest_segments: tuple[list[_Run], Segments] | None = None
+        self._layout = layout
+        self._latest_segments: tuple[tuple[list[_Run], Tiling], Segments] | None = None
 
     def build(self, schedule: Schedule) -> BuiltStep:
         """Lay out the scheduled rows, decode rows first, and by adapters within decode and prefill."""
         rows = sorted(schedule.rows, key=lambda row: (row.num_tokens > 1, slots_of(row.sequence.slots)))
         spans = _spans(rows)
         num_real = sum(row.num_tokens for row in rows)
-        num_tokens = self._num_padded(num_real)
+        shape = self._shape(spans, num_real)
+        num_tokens = self._num_padded(num_real) if shape is None else shape.num_tokens
         token_ids, positions, places = self._rows(spans, num_tokens)
         step = ForwardInput(
             num_tokens=num_tokens,
             token_ids=torch.from_numpy(token_ids),
             positions=torch.from_numpy(positions),
-            kv_write_rows=torch.from_numpy(self._write_rows(places)),
-            sequence_rows=_span_table(spans),
-            block_tables=_block_tables(spans),
+            kv_write_rows=torch.from_numpy(self._write_rows(places) if self._gathers_kv else places[:0]),
+            sequence_rows=_span_table(spans, num_real, shape),
+            block_tables=_block_tables(spans, shape),
             fresh_blocks=_tensor(schedule.fresh_blocks) if schedule.fresh_blocks else None,
             groups=self._groups(spans, num_tokens, positions) if self._gathers_kv else (),
             segments=self._segments(
-                [(span.num_rows, span.sequence.slots) for span in spans], num_tokens - num_real
+                [(span.num_rows, span.sequence.slots) for span in spans],
+                num_tokens - num_real,
+                Tiling() if shape is None else Tiling(shape.tile_rows, shape.num_tiles),
             ),
             carried=_carried(spans),
+            shape=shape if shape is not None and shape.is_fixed else None,
         )
         return BuiltStep(step, spans)
 
@@ -113,7 +129,9 @@ class StepBuilder:
             [span.sequence for span in sampled],
             _tensor(rows + rows[-1:] * num_padding),
             self._vocab_size,
-            segments=self._segments([(1, span.sequence.slots) for span in sampled], num_padding),
+            segments=self._segments(
+                [(1, span.sequence.slots) for span in sampled], num_padding, self._tiling_of_samples
+            ),
             prompts=tuple(piece for _, piece in prompts),
         )
         return BuiltSampling(sampling, sampled, [sequence for sequence, _ in prompts])
@@ -183,23 +201,39 @@ class StepBuilder:
             is_hidden |= kv_positions <= limits - window
         return torch.zeros(is_hidden.shape, dtype=self._dtype).masked_fill_(is_hidden, float("-inf"))
 
-    def _segments(self, runs: list[_Run], num_padding: int) -> Segments | None:
+    def _shape(self, spans: list[Span], num_real: int) -> StepShape | None:
+        if self._layout is None:
+            return None
+        return self._layout.shape(num_real, len(spans), max(len(span.sequence.block_table) for span in spans))
+
+    def _segments(self, runs: list[_Run], num_padding: int, tiling: Tiling) -> Segments | None:
         """Return the segments of runs of rows, given by their lengths and slots; None if none has any.
 
         The latest are kept: a step that only decodes has those of its head, and of the step before as well.
         """
         if not any(slots for _, slots in runs):
             return None
-        runs = [*runs, (num_padding, ())]
-        if self._latest_segments is None or self._latest_segments[0] != runs:
-            self._latest_segments = (runs, Segments.from_runs(runs))
+        key = [*runs, (num_padding, ())], tiling
+        if self._latest_segments is None or self._latest_segments[0] != key:
+            made = Segments.from_runs(key[0], block_rows=tiling.rows, num_tiles=tiling.num_tiles)
+            self._latest_segments = key, made
         return self._latest_segments[1]
 
+    @property
+    def _tiling_of_samples(self) -> Tiling:
+        return Tiling() if self._layout is None else Tiling(DECODE_TILE_ROWS)
+
     def _prompt_rows(self, span: Span) -> list[PromptRows]:
-        return prompt_rows(span, vocab_size=self._vocab_size, num_padded=self._num_padded)
+        return prompt_rows(
+            span,
+            vocab_size=self._vocab_size,
+            num_padded=self._num_padded,
+            tile_rows=self._tiling_of_samples.rows,
+        )
 
     def _num_padded(self, num_rows: int) -> int:
-        return max(MIN_ROWS, num_padded_rows(num_rows, self._dtype))
+        """Return how many rows of a product to compute for so many; a GPU's steps have shapes instead."""
+        return num_rows if self._layout is not None else max(MIN_ROWS, num_padded_rows(num_rows, self._dtype))
 
 
 def _spans(rows: list[ScheduledRows]) -> list[Span]:
@@ -210,15 +244,18 @@ def _spans(rows: list[ScheduledRows]) -> list[Span]:
     return spans
 
 
-def _span_table(spans: list[Span]) -> Tensor:
+def _span_table(spans: list[Span], num_real: int, shape: StepShape | None) -> Tensor:
     rows = [(span.first_row, span.num_rows, span.start) for span in spans]
+    if shape is not None:
+        rows += [(num_real, 0, 0)] * (shape.num_seqs - len(rows))
     return torch.tensor(rows, dtype=torch.int32)
 
 
-def _block_tables(spans: list[Span]) -> Tensor:
+def _block_tables(spans: list[Span], shape: StepShape | None) -> Tensor:
     tables = [span.sequence.block_table for span in spans]
-    filled = np.full((len(tables), max(map(len, tables))), SCRATCH_BLOCK, dtype=np.int32)
-    for row, table in zip(filled, tables, strict=True):
+    size = (len(tables), max(map(len, tables))) if shape is None else (shape.num_seqs, shape.max_blocks)
+    filled = np.full(size, SCRATCH_BLOCK, dtype=np.int32)
+    for row, table in zip(filled, tables, strict=False):  # those that only fill up have no blocks
         row[: len(table)] = table
     return torch.from_numpy(filled)
 

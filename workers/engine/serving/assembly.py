@@ -8,28 +8,35 @@ from typing import NamedTuple
 
 import torch
 
-from kernels.registry import Kernels, build
+from kernels.attention.paged_attention import SPLIT_TOKENS
+from kernels.registry import Kernels
 from workers.engine.core.config import EngineConfig
 from workers.engine.core.engine_info import EngineInfo
 from workers.engine.core.errors import ConfigError
 from workers.engine.kv.kv_cache import BlockAllocator, KVCache
 from workers.engine.kv.prefix_cache import PrefixCache
 from workers.engine.kv.prefix_keys import base_fingerprint
-from workers.engine.lora.files.base import describe_base
-from workers.engine.lora.files.limits import check_limits
+from workers.engine.lora.files.base import BaseDescription, describe_base
+from workers.engine.lora.files.limits import check_limits, largest_adapter_bytes
 from workers.engine.lora.loading import LoaderChild, start_process
+from workers.engine.lora.residency.adapter_memory import DeviceMemory
+from workers.engine.lora.residency.copier import copier_for
 from workers.engine.lora.residency.manager import LoRAManager
 from workers.engine.lora.tables.dora import DoraTerms
 from workers.engine.model.config import ModelConfig, load_model_config
 from workers.engine.model.decoder import Decoder
 from workers.engine.model.layers.attention_backend import choose_attention
-from workers.engine.model.quantization import in_flight
-from workers.engine.model.weights import DecoderWeights, load_weights
+from workers.engine.model.quantization import Quantize, in_flight
+from workers.engine.model.weights import DecoderWeights, load_weights, random_weights
 from workers.engine.scheduling.batching import Batcher
 from workers.engine.scheduling.step_builder import StepBuilder
+from workers.engine.scheduling.step_layout import StepLayout
+from workers.engine.serving.device import kernels_for, measure, open_device, pool_bytes
+from workers.engine.serving.device_executor import DeviceExecutor
 from workers.engine.serving.executor import Executor, LocalExecutor
 from workers.engine.serving.input_processor import InputProcessor
 from workers.engine.serving.output_processor import OutputProcessor
+from workers.engine.serving.step_graphs import StepGraphs
 from workers.engine.structured_output import GrammarCompiler
 from workers.engine.text.tokenizer import Tokenizer
 
@@ -55,38 +62,33 @@ class EngineParts(NamedTuple):
 def assemble(config: EngineConfig, *, look_ahead: int = 0) -> EngineParts:
     """Load the checkpoint and connect the parts; raises `ConfigError` or `CheckpointError`.
 
-    `look_ahead` is the executor's.
+    `look_ahead` is the executor's; a GPU's always looks ahead.
     """
-    if config.device != "cpu" or config.kernels is not None or config.load_format != "auto":
-        raise ConfigError("device 'cuda', kernels 'triton' and load_format 'dummy' are not built yet")
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
+    device = open_device(config)
     folder = Path(config.model)
     model = load_model_config(folder)
-    dtype = getattr(torch, config.dtype)
-    kernels = build(config.device, dtype)
-    info = _engine_info(config, model, kernels)
+    kernels = kernels_for(config, model, device)
+    max_model_len = _max_model_len(config, model)
     tokenizer = Tokenizer.from_folder(folder)
     quantize = in_flight(config.quantization, model.quantization)
     loader_child = start_process() if config.enable_lora else None  # it starts while the weights are read
-    weights = load_weights(
-        folder,
-        model,
-        dtype,
-        in_flight=quantize,
-        keep_quantized=config.quant_storage == "keep",
-        kernels=kernels,
-    )
-    adapters = _adapters(config, weights, dtype, loader_child) if config.enable_lora else None
-    allocator = BlockAllocator(info.num_kv_blocks + 1)
-    prefixes = _prefix_cache(config, allocator, adapters) if config.enable_prefix_caching else None
+    weights = _weights(config, model, kernels, quantize, device)
+    layout = _layout(config, max_model_len, device) if kernels.level == "triton" else None
+    adapters = _adapters(config, weights, loader_child, device) if config.enable_lora else None
     attention = choose_attention(kernels, config.block_size)
-    decoder = Decoder(
-        model, weights, max_model_len=info.max_model_len, adapters=adapters, attention=attention
+    decoder = Decoder(model, weights, max_model_len=max_model_len, adapters=adapters, attention=attention)
+    num_kv_blocks = _num_kv_blocks(
+        config, model, max_model_len, _cache_bytes(config, model, decoder, layout, device)
     )
+    allocator = BlockAllocator(num_kv_blocks + 1)
+    cache = _kv_cache(config, model, allocator.num_blocks, device)
+    prefixes = _prefix_cache(config, allocator, adapters) if config.enable_prefix_caching else None
     grammars = GrammarCompiler(
         folder / "tokenizer.json", vocab_size=model.vocab_size, eos_token_ids=model.eos_token_ids
     )
+    info = _engine_info(config, model, kernels, max_model_len, num_kv_blocks)
     return EngineParts(
         info=replace(info, linear_bytes=weights.linear_bytes),
         adapters=adapters,
@@ -97,13 +99,14 @@ def assemble(config: EngineConfig, *, look_ahead: int = 0) -> EngineParts:
             block_size=config.block_size,
             num_kv_heads=model.num_kv_heads,
             vocab_size=model.vocab_size,
-            dtype=dtype,
+            dtype=kernels.dtype,
             gathers_kv=attention.gathers,
             windows=model.windows,
+            layout=layout,
         ),
-        executor=LocalExecutor(
-            decoder, _kv_cache(config, model, allocator.num_blocks, dtype), look_ahead=look_ahead
-        ),
+        executor=LocalExecutor(decoder, cache, look_ahead=look_ahead)
+        if layout is None
+        else _device_executor(config, decoder, cache, layout, device),
         input_processor=InputProcessor(
             tokenizer,
             vocab_size=model.vocab_size,
@@ -118,8 +121,70 @@ def assemble(config: EngineConfig, *, look_ahead: int = 0) -> EngineParts:
     )
 
 
-def _engine_info(config: EngineConfig, model: ModelConfig, kernels: Kernels) -> EngineInfo:
-    max_model_len = _max_model_len(config, model)
+def _weights(
+    config: EngineConfig,
+    model: ModelConfig,
+    kernels: Kernels,
+    quantize: Quantize | None,
+    device: torch.device,
+) -> DecoderWeights:
+    if config.load_format == "dummy":
+        if model.quantization is not None or quantize is not None:
+            raise ConfigError("load_format 'dummy' makes plain weights only; leave quantization out")
+        return random_weights(model, kernels.dtype, kernels=kernels, device=device)
+    return load_weights(
+        Path(config.model),
+        model,
+        kernels.dtype,
+        in_flight=quantize,
+        keep_quantized=config.quant_storage == "keep",
+        kernels=kernels,
+        device=device,
+    )
+
+
+def _layout(config: EngineConfig, max_model_len: int, device: torch.device) -> StepLayout:
+    return StepLayout(
+        config.max_num_seqs,
+        -(-max_model_len // config.block_size),
+        SPLIT_TOKENS // config.block_size,
+        config.max_loras if config.enable_lora else 0,
+        is_filled=device.type != "cpu",
+    )
+
+
+def _cache_bytes(
+    config: EngineConfig,
+    model: ModelConfig,
+    decoder: Decoder,
+    layout: StepLayout | None,
+    device: torch.device,
+) -> int | None:
+    """Return what a card has left for keys and values; None where that is not measured."""
+    if layout is None or device.type != "cuda":
+        return None
+    budget = measure(decoder, _kv_cache(config, model, 1, device), layout, config, device)
+    if budget.cache <= 0:
+        raise ConfigError(
+            f"the card's memory does not suffice: {budget}; raise gpu_memory_utilization, or lower "
+            "max_num_batched_tokens, lora_pool_bytes or max_loras"
+        )
+    return budget.cache
+
+
+def _device_executor(
+    config: EngineConfig, decoder: Decoder, cache: KVCache, layout: StepLayout, device: torch.device
+) -> DeviceExecutor:
+    graphs: StepGraphs | None = None
+    if device.type == "cuda" and not config.enforce_eager:
+        graphs = StepGraphs(layout.fixed_shapes(), has_adapters=config.enable_lora)
+        graphs.capture(decoder, cache, device)
+    return DeviceExecutor(decoder, cache, device, graphs=graphs)
+
+
+def _engine_info(
+    config: EngineConfig, model: ModelConfig, kernels: Kernels, max_model_len: int, num_kv_blocks: int
+) -> EngineInfo:
     folder_name = Path(config.model).absolute().name
     return EngineInfo(
         model=config.model,
@@ -130,7 +195,7 @@ def _engine_info(config: EngineConfig, model: ModelConfig, kernels: Kernels) -> 
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         block_size=config.block_size,
-        num_kv_blocks=_num_kv_blocks(config, model, max_model_len),
+        num_kv_blocks=num_kv_blocks,
         max_loras=config.max_loras if config.enable_lora else 0,
         max_lora_rank=config.max_lora_rank,
         quantization=config.quantization if model.quantization is None else model.quantization.quant_method,
@@ -152,8 +217,13 @@ def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
     return config.max_model_len
 
 
-def _num_kv_blocks(config: EngineConfig, model: ModelConfig, max_model_len: int) -> int:
-    """Return the usable blocks, scratch not counted; one sequence of full length must fit."""
+def _num_kv_blocks(
+    config: EngineConfig, model: ModelConfig, max_model_len: int, measured_bytes: int | None
+) -> int:
+    """Return the usable blocks, scratch not counted; one sequence of full length must fit.
+
+    `measured_bytes` is what a card has left for them.
+    """
     needed = -(-max_model_len // config.block_size)
     element_bytes = getattr(torch, config.dtype).itemsize
     block_bytes = (
@@ -163,14 +233,16 @@ def _num_kv_blocks(config: EngineConfig, model: ModelConfig, max_model_len: int)
         num_blocks = config.num_kv_blocks
     elif config.kv_cache_bytes is not None:
         num_blocks = config.kv_cache_bytes // block_bytes
+    elif measured_bytes is not None:
+        num_blocks = min(measured_bytes // block_bytes - 1, needed * config.max_num_seqs)
     else:
         affordable = max(needed, _DEFAULT_KV_CACHE_BYTES // block_bytes)
         num_blocks = min(affordable, needed * config.max_num_seqs)
     if num_blocks < needed:
         raise ConfigError(
             f"the KV cache has {num_blocks} blocks, one sequence of max_model_len ({max_model_len}) needs "
-            f"{needed} ({needed * block_bytes} bytes); raise num_kv_blocks "
-            "or kv_cache_bytes, or lower max_model_len"
+            f"{needed} ({needed * block_bytes} bytes); raise num_kv_blocks, kv_cache_bytes "
+            "or a GPU's gpu_memory_utilization, or lower max_model_len"
         )
     return num_blocks
 
@@ -178,10 +250,10 @@ def _num_kv_blocks(config: EngineConfig, model: ModelConfig, max_model_len: int)
 def _adapters(
     config: EngineConfig,
     weights: DecoderWeights,
-    dtype: torch.dtype,
     loader_child: LoaderChild | None,
+    device: torch.device,
 ) -> LoRAManager:
-    base = describe_base(config.model, name=config.served_model_name)
+    base, dtype = describe_base(config.model, name=config.served_model_name), weights.kernels.dtype
     check_limits(
         base,
         rank=config.max_lora_rank,
@@ -201,7 +273,7 @@ def _adapters(
         max_queued_lora_loads=config.max_queued_lora_loads,
         lora_load_timeout_s=config.lora_load_timeout_s,
         dtype=dtype,
-        device=torch.device(config.device),
+        device=device,
         base_name=base.name,
         vocabulary=base.vocabulary,
         target_modules=config.lora_target_modules,
@@ -209,7 +281,18 @@ def _adapters(
         dora=dora,
         kernels=weights.kernels,
         loader_child=loader_child,
+        memory=_adapter_memory(config, base, dtype, device) if weights.kernels.level == "triton" else None,
     )
+
+
+def _adapter_memory(
+    config: EngineConfig, base: BaseDescription, dtype: torch.dtype, device: torch.device
+) -> DeviceMemory:
+    largest = largest_adapter_bytes(
+        base, rank=config.max_lora_rank, dtype=dtype, target_modules=config.lora_target_modules
+    )
+    arena = torch.empty(pool_bytes(config, device, largest), dtype=torch.uint8, device=device)
+    return DeviceMemory(arena, copier_for(device))
 
 
 def _prefix_cache(
@@ -235,13 +318,13 @@ def _batcher(
     )
 
 
-def _kv_cache(config: EngineConfig, model: ModelConfig, num_blocks: int, dtype: torch.dtype) -> KVCache:
+def _kv_cache(config: EngineConfig, model: ModelConfig, num_blocks: int, device: torch.device) -> KVCache:
     return KVCache(
         num_layers=model.num_layers,
         num_blocks=num_blocks,
         num_kv_heads=model.num_kv_heads,
         block_size=config.block_size,
         head_dim=model.head_dim,
-        dtype=dtype,
-        device=torch.device(config.device),
+        dtype=getattr(torch, config.dtype),
+        device=device,
     )

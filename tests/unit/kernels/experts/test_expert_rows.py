@@ -53,3 +53,12 @@ def test_a_row_with_two_adapters_has_a_pass_for_each():
     assert first.runs == (Run(0, 3, 1), Run(3, 5, 1, 1), Run(5, 8, 1, 2))
     assert second.runs == (Run(0, 3, 0), Run(3, 5, 0, 1), Run(5, 8, 0, 2))
     assert (first.scales.tolist(), second.scales.tolist()) == ([1] * 8, [2] * 8)
+
+
+def test_batches_cut_into_tiles_stay_so():
+    segments = Segments.from_runs([(40, (SlotScale(1),))], block_rows=16)
+
+    (only,) = ExpertRows.of(torch.tensor([[2]] * 40)).segments(segments).passes
+
+    assert only.runs == (Run(0, 16, 1, 2), Run(16, 32, 1, 2), Run(32, 40, 1, 2))
+    assert only.block_rows == 16

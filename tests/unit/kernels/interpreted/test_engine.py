@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from kernels.lora.segments import Pass, Segments
+from kernels.lora.tables import LoRAModule
 from kernels.registry import Kernels, build, resolve
 from tests.unit.workers.engine.loader_pool import shared_loaders
 from workers.engine import EngineConfig, LLMEngine, LoRAMix, LoRARequest, SamplingParams
@@ -28,15 +31,20 @@ def _answers() -> list[list[int]]:
     return [output.outputs[0].token_ids for output in outputs]
 
 
+def _in_tiles(segments: Segments) -> Segments:
+    passes = (Pass.of(one.runs, one.scales.numpy(), block_rows=16) for one in segments.passes)
+    return Segments(segments.num_rows, tuple(passes))
+
+
 def test_a_mixed_batch_gets_the_tokens_that_the_cpu_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
     launches = []
 
     def with_triton(device: str, dtype: torch.dtype) -> Kernels:
         lora_add = resolve("lora_add", device, dtype, "triton")
 
-        def counted(*arguments: object) -> None:
-            launches.append(arguments)
-            lora_add(*arguments)
+        def counted(out: Tensor, x: Tensor, segments: Segments, module: LoRAModule) -> None:
+            launches.append(module)
+            lora_add(out, x, _in_tiles(segments), module)
 
         return replace(build(device, dtype), lora_add=counted)
 

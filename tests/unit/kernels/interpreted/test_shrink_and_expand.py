@@ -22,21 +22,21 @@ def _run(case: Case) -> None:
     tolerance = TOLERANCES[case.x.dtype]
     before = case.out.clone()
 
-    shrunk = lora_shrink(case.x, case.module, case.tiles)
+    shrunk = lora_shrink(case.x, case.module, case.lora_pass)
     by_kernel = case.out.clone()
-    lora_expand(by_kernel, shrunk, case.module, case.tiles)
+    lora_expand(by_kernel, shrunk, case.module, case.lora_pass)
 
-    reference = lora_shrink_reference(case.x, case.module, case.tiles)
+    reference = lora_shrink_reference(case.x, case.module, case.lora_pass)
     _compare_written(case, shrunk, reference, tolerance)
     by_reference = before.clone()
-    lora_expand_reference(by_reference, reference, case.module, case.tiles)
+    lora_expand_reference(by_reference, reference, case.module, case.lora_pass)
     torch.testing.assert_close(by_reference, case.expected, atol=tolerance, rtol=tolerance)
     torch.testing.assert_close(by_kernel, case.expected, atol=tolerance, rtol=tolerance)
 
 
 def _compare_written(case: Case, shrunk: Tensor, reference: Tensor, tolerance: float) -> None:
     """Compare whole blocks of ranks: those past an adapter's own must be zero, not what lies behind A."""
-    for start, end, slot, expert in case.tiles.tiles.tolist():
+    for start, end, slot, expert in case.lora_pass.table.tolist():
         weights = case.module.weights(slot, expert) if slot >= 0 else None
         for part in weights.slices if weights is not None else ():
             place, written = case.module.place(part), -(-part.num_ranks // BLOCK_RANK) * BLOCK_RANK
@@ -139,7 +139,7 @@ def test_behaviour_03_a_batch_of_base_rows_only_is_left_as_it_was() -> None:
     case = make_case(ranks=[[8]], slots=[-1] * 20, in_features=32, slice_widths=[32], dtype=torch.float32)
     before = case.out.clone()
 
-    lora_expand(case.out, lora_shrink(case.x, case.module, case.tiles), case.module, case.tiles)
+    lora_expand(case.out, lora_shrink(case.x, case.module, case.lora_pass), case.module, case.lora_pass)
 
     assert torch.equal(case.out, before)
 
@@ -156,8 +156,8 @@ def test_behaviour_28_fixed_addresses_serve_whatever_the_tables_hold_right_after
         make_case(in_features=24, slice_widths=[16], dtype=torch.float32, max_rank=48, **batch)  # type: ignore[arg-type]
         for batch in batches
     ]
-    table, tiles, x, out = cases[0].one.table, cases[0].tiles, cases[0].x, cases[0].out
-    static = [table.addresses, tiles.tiles, tiles.scales, x, out]
+    table, static_pass, x, out = cases[0].one.table, cases[0].lora_pass, cases[0].x, cases[0].out
+    static = [table.addresses, static_pass.table, static_pass.scales, x, out]
     addresses = [tensor.data_ptr() for tensor in static]
 
     for case in cases:
@@ -165,8 +165,9 @@ def test_behaviour_28_fixed_addresses_serve_whatever_the_tables_hold_right_after
             table.point(slot, table.describe(case.one.table.adapter(slot)))
         x.copy_(case.x)
         out.copy_(case.out)
-        tiles.update((*case.segments.passes, Pass.of((), np.ones(20, np.float32)))[0])
-        lora_expand(out, lora_shrink(x, cases[0].module, tiles), cases[0].module, tiles)
+        static_pass.table.copy_(case.lora_pass.table)
+        static_pass.scales.copy_(case.lora_pass.scales)
+        lora_expand(out, lora_shrink(x, cases[0].module, static_pass), cases[0].module, static_pass)
         torch.testing.assert_close(out, case.expected, atol=1e-4, rtol=1e-4)
 
     assert [tensor.data_ptr() for tensor in static] == addresses
@@ -180,9 +181,9 @@ def test_a_row_is_the_same_bits_whatever_its_neighbours() -> None:
     module, x, out = among.module, among.x, among.out
 
     whole = out.clone()
-    lora_expand(whole, lora_shrink(x, module, among.tiles), module, among.tiles)
+    lora_expand(whole, lora_shrink(x, module, among.lora_pass), module, among.lora_pass)
     single = out[:1].clone()
-    lora_expand(single, lora_shrink(x[:1].contiguous(), module, alone.tiles), module, alone.tiles)
+    lora_expand(single, lora_shrink(x[:1].contiguous(), module, alone.lora_pass), module, alone.lora_pass)
 
     assert torch.equal(whole[:1], single)
 
@@ -195,7 +196,7 @@ def test_one_adapters_nan_stays_in_its_own_rows() -> None:
     assert poisoned is not None
     poisoned.a.fill_(float("nan"))
 
-    lora_expand(case.out, lora_shrink(case.x, case.module, case.tiles), case.module, case.tiles)
+    lora_expand(case.out, lora_shrink(case.x, case.module, case.lora_pass), case.module, case.lora_pass)
 
     assert torch.isnan(case.out[:5]).all()
     torch.testing.assert_close(case.out[5:], case.expected[5:], atol=1e-4, rtol=1e-4)
@@ -248,7 +249,7 @@ def test_experts_read_their_own_entries() -> None:
     table.point(1, table.describe(held))
     x, out, expected = torch.randn(5, 32), torch.zeros(5, 32), torch.zeros(5, 32)
     runs = [Run(0, 2, 1, 1), Run(2, 4, 1, 0), Run(4, 5, 0, 1)]
-    segments = Segments(5, (Pass.of(runs, np.array([1, 2, 1, 0.5, 1], np.float32)),))
+    segments = Segments(5, (Pass.of(runs, np.array([1, 2, 1, 0.5, 1], np.float32), block_rows=16),))
 
     resolve("lora_add", "cpu", torch.float32, "triton")(out, x, segments, table.module("experts"))
 

@@ -55,7 +55,7 @@ def test_what_is_launched_compiles_without_spills_and_moves_whole_words_where_sl
     recorder = Recorder()
     monkeypatch.setattr(expand, "expand_kernel", recorder)
     shrunk = torch.zeros(len(widths), 2, 16)
-    lora_expand(case.out, shrunk, case.module, case.tiles, has_extras=has_extras)
+    lora_expand(case.out, shrunk, case.module, case.lora_pass, has_extras=has_extras)
 
     compiled = compile_launch(expand_kernel, recorder.launches[0], arch=arch, tmp_path=tmp_path)
 
@@ -78,22 +78,22 @@ def test_the_references_together_are_the_dense_low_rank_product(has_extras: bool
         has_extras=has_extras,
     )
 
-    shrunk = lora_shrink_reference(case.x, case.module, case.tiles)
-    lora_expand_reference(case.out, shrunk, case.module, case.tiles)
+    shrunk = lora_shrink_reference(case.x, case.module, case.lora_pass)
+    lora_expand_reference(case.out, shrunk, case.module, case.lora_pass)
 
     torch.testing.assert_close(case.out, case.expected)
 
 
 def test_shrunk_rows_of_another_shape_are_refused_with_the_right_one(case: Case) -> None:
     with pytest.raises(ValueError, match=r"shrunk is \(2, 7, 32\).*\(2, 8, 32\) float32"):
-        lora_expand(case.out, torch.zeros(2, 7, 32), case.module, case.tiles)
+        lora_expand(case.out, torch.zeros(2, 7, 32), case.module, case.lora_pass)
 
 
 def test_a_strided_output_is_refused(case: Case) -> None:
     with pytest.raises(ValueError, match=r"out is .* with strides \(40, 2\)"):
-        lora_expand(torch.zeros(8, 40)[:, ::2], torch.zeros(2, 8, 32), case.module, case.tiles)
+        lora_expand(torch.zeros(8, 40)[:, ::2], torch.zeros(2, 8, 32), case.module, case.lora_pass)
 
 
 def test_an_output_of_another_dtype_than_the_adapters_is_refused(case: Case) -> None:
     with pytest.raises(ValueError, match=r"out is .* torch.float16 .*20 columns of torch.float32"):
-        lora_expand(case.out.half(), torch.zeros(2, 8, 32), case.module, case.tiles)
+        lora_expand(case.out.half(), torch.zeros(2, 8, 32), case.module, case.lora_pass)

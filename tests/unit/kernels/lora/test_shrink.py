@@ -3,13 +3,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from kernels.lora import shrink
-from kernels.lora.segments import Pass, Segments
+from kernels.lora.segments import Segments
 from kernels.lora.shrink import lora_shrink, lora_shrink_reference, shrink_kernel
+from kernels.lora.triton_add import lora_add_triton
 from tests.unit.kernels.compiled import ARCHITECTURES, Recorder, compile_launch
 from tests.unit.kernels.random_adapters import Case, make_case
 
@@ -55,7 +55,7 @@ def test_what_is_launched_compiles_without_spills_and_reads_whole_words_where_ro
     )
     recorder = Recorder()
     monkeypatch.setattr(shrink, "shrink_kernel", recorder)
-    lora_shrink(case.x, case.module, case.tiles)
+    lora_shrink(case.x, case.module, case.lora_pass)
 
     compiled = compile_launch(shrink_kernel, recorder.launches[0], arch=arch, tmp_path=tmp_path)
 
@@ -71,7 +71,7 @@ def test_the_reference_is_the_dense_product_with_the_rows_own_adapter_and_scale(
     assert wide is not None
     assert narrow is not None
 
-    shrunk = lora_shrink_reference(case.x, case.module, case.tiles)
+    shrunk = lora_shrink_reference(case.x, case.module, case.lora_pass)
 
     scales = torch.tensor([[1.0], [0.5], [0.25]])
     torch.testing.assert_close(shrunk[0, :3, :20], scales * (case.x[:3] @ wide.a[:20].T))
@@ -81,37 +81,43 @@ def test_the_reference_is_the_dense_product_with_the_rows_own_adapter_and_scale(
 
 def test_x_of_another_width_is_refused_with_both_widths(case: Case) -> None:
     with pytest.raises(ValueError, match=r"x is \(6, 25\).*24 columns"):
-        lora_shrink(torch.zeros(6, 25), case.module, case.tiles)
+        lora_shrink(torch.zeros(6, 25), case.module, case.lora_pass)
 
 
 def test_strided_x_is_refused(case: Case) -> None:
     with pytest.raises(ValueError, match=r"strides \(48, 2\)"):
-        lora_shrink(torch.zeros(6, 48)[:, ::2], case.module, case.tiles)
+        lora_shrink(torch.zeros(6, 48)[:, ::2], case.module, case.lora_pass)
 
 
 def test_x_of_another_dtype_is_refused_with_both_dtypes(case: Case) -> None:
     with pytest.raises(ValueError, match=r"x is torch.float16.*adapters are torch.float32"):
-        lora_shrink(case.x.half(), case.module, case.tiles)
+        lora_shrink(case.x.half(), case.module, case.lora_pass)
 
 
-def test_a_block_of_a_size_the_kernel_was_not_compiled_for_is_refused(case: Case) -> None:
-    with pytest.raises(ValueError, match="block_rows is 64; give one of"):
-        lora_shrink(case.x, case.module, replace(case.tiles, block_rows=64))
+@pytest.mark.parametrize("block_rows", [None, 48])
+def test_a_pass_that_is_not_cut_for_the_kernels_is_refused_with_the_remedy(
+    block_rows: int | None, case: Case
+) -> None:
+    uncut = replace(case.lora_pass, block_rows=block_rows)
+
+    with pytest.raises(ValueError, match=rf"block_rows {block_rows}; build its segments with block_rows=16,"):
+        lora_shrink(case.x, case.module, uncut)
+    with pytest.raises(ValueError, match="build its segments with block_rows=16"):
+        lora_add_triton(case.out, case.x, Segments(6, (uncut,)), case.module)
 
 
 def test_scales_of_another_batch_are_refused(case: Case) -> None:
     with pytest.raises(ValueError, match=r"scales is \(6,\) .*contiguous \(7,\)"):
-        lora_shrink(torch.zeros(7, 24), case.module, case.tiles)
-
-
-def test_a_step_that_does_not_fit_the_grid_is_refused_with_both_numbers(case: Case) -> None:
-    (many,) = Segments.from_slots([0, 1, 0, 1, 0, 1]).passes
-    with pytest.raises(ValueError, match=r"6 tiles of 6 rows for a grid of 2 tiles and 6 rows"):
-        case.tiles.update(many)
-    with pytest.raises(ValueError, match=r"2 tiles of 0 rows for a grid of 2 tiles and 6 rows"):
-        case.tiles.update(Pass.of((), np.ones(0, np.float32)))
+        lora_shrink(torch.zeros(7, 24), case.module, case.lora_pass)
 
 
 def test_tiles_of_a_wrong_type_are_refused(case: Case) -> None:
-    with pytest.raises(ValueError, match=r"tiles is \(2, 4\) torch.int64"):
-        lora_shrink(case.x, case.module, replace(case.tiles, tiles=case.tiles.tiles.long()))
+    with pytest.raises(ValueError, match=r"table is \(2, 4\) torch.int32"):
+        lora_shrink(case.x, case.module, replace(case.lora_pass, table=case.lora_pass.table.int()))
+
+
+def test_tiles_on_another_device_are_refused_with_the_remedy(case: Case) -> None:
+    (elsewhere,) = case.segments.to("meta").passes
+
+    with pytest.raises(ValueError, match=r"table is on meta, the rows on cpu; give Segments.to\(device\)"):
+        lora_shrink(case.x, case.module, elsewhere)

@@ -12,11 +12,12 @@ from kernels.lora.tables import LoRAModule
 from kernels.registry import Kernels, build
 from workers.engine.core.adapter_stats import AdapterStats, RevisionStats
 from workers.engine.core.composition import AcquiredSlot
-from workers.engine.core.errors import AdapterInUse, AllSlotsPinned, ConfigError
+from workers.engine.core.errors import AdapterInUse, AdapterTooLarge, AllSlotsPinned, ConfigError
 from workers.engine.core.lora_request import LoRARequest
 from workers.engine.core.residency_change import ResidencyChange, Tier
 from workers.engine.lora.files.base import BaseDescription, ModuleShape, Vocabulary
 from workers.engine.lora.loading import DEFAULT_TIMEOUT_S, Loader, LoaderChild, LoadSpec
+from workers.engine.lora.residency.adapter_memory import AdapterMemory
 from workers.engine.lora.residency.fetcher import AdapterFetcher
 from workers.engine.lora.residency.identities import Identities
 from workers.engine.lora.residency.loads import DEFAULT_MAX_QUEUED, Loads
@@ -53,16 +54,18 @@ class LoRAManager:
         lora_load_timeout_s: float = DEFAULT_TIMEOUT_S,
         max_queued_lora_loads: int = DEFAULT_MAX_QUEUED,
         loader_child: LoaderChild | None = None,
+        memory: AdapterMemory | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`shapes` are the base's linear layers by module path; an empty `base_name` means unknown.
 
         `layout` says which of them are packed together. `target_modules` are those that adapters may change,
         None for all. Without `vocabulary` adapters cannot change embedding and head, without `dora` they
-        cannot have DoRA. Without `kernels` they are the best of the device.
+        cannot have DoRA. Without `kernels` they are the best of the device. `memory` is where the device
+        reads adapters, None for the host's.
         """
         host_capacity = max_loras if max_cpu_loras is None else max_cpu_loras
-        _check_limits(max_loras, host_capacity, max_lora_rank, torch.device(device))
+        _check_limits(max_loras, host_capacity, max_lora_rank)
         kernels = kernels or build(torch.device(device).type, dtype)
         spec = LoadSpec(
             base=BaseDescription(base_name, num_layers, dict(shapes), dict(layout), vocabulary),
@@ -86,6 +89,8 @@ class LoRAManager:
             vocabulary=vocabulary,
             max_saved_bytes=max_saved_module_bytes,
             dora=dora,
+            memory=memory,
+            device=device,
         )
         self._identities = Identities()
         self._retired: set[str] = set()
@@ -110,6 +115,7 @@ class LoRAManager:
         if len(found) < len(requests):
             return None
         check_mixable([self._tiers.host.peek(revision) for revision in found], requests)
+        self._refuse_if_too_large(found, requests)
         slots = self._tiers.use_all(found)
         if slots is None:
             return None
@@ -136,7 +142,8 @@ class LoRAManager:
         self._fetcher.prefetch(request)
 
     def collect(self) -> None:
-        """Take in what has been loaded and go on with what is hinted at; costs next to nothing otherwise."""
+        """Take in what has been loaded or copied, go on with what is hinted at; next to nothing otherwise."""
+        self._tiers.take_in()
         self._fetcher.collect()
 
     def is_loading(self, request: LoRARequest) -> bool:
@@ -196,6 +203,7 @@ class LoRAManager:
             self._tiers.touch(revision)
             return False
         self._tiers.activate(revision)
+        self._tiers.await_arrival(revision)
         return True
 
     def remove(self, lora_int_id: int) -> bool:
@@ -286,8 +294,9 @@ class LoRAManager:
         return self._tiers.stats(num_loading=self._loads.num_underway)
 
     def close(self) -> None:
-        """End the loader; the manager is of no use afterwards."""
+        """End the loader and the copies; the manager is of no use afterwards."""
         self._loads.close()
+        self._tiers.close()
 
     def _known_revision(self, request: LoRARequest) -> str | None:
         """Return the revision that a waiting request means; None while its files are still to be read.
@@ -308,6 +317,12 @@ class LoRAManager:
         self._fetcher.start_if_room(request)
         return None
 
+    def _refuse_if_too_large(self, revisions: Sequence[str], requests: Sequence[LoRARequest]) -> None:
+        shortage = self._tiers.shortage(revisions)
+        if shortage is not None:
+            names = " and ".join(repr(request.lora_name) for request in requests)
+            raise AdapterTooLarge(f"adapter {names}: {shortage}; raise it, or ask for fewer or smaller ones")
+
     def _retire(self, revision: str, successor: LoRARequest) -> None:
         """Keep a revision that gave its id to another only for those who run with it; its pin goes over."""
         self._identities.let_go_of_path(successor.lora_path)
@@ -319,7 +334,7 @@ class LoRAManager:
         self._retired.add(revision)
 
 
-def _check_limits(max_loras: int, host_capacity: int, max_lora_rank: int, device: torch.device) -> None:
+def _check_limits(max_loras: int, host_capacity: int, max_lora_rank: int) -> None:
     if max_loras < 1 or max_lora_rank < 1:
         raise ConfigError(f"max_loras={max_loras} and max_lora_rank={max_lora_rank} must be at least 1")
     if host_capacity < max_loras:
@@ -327,5 +342,3 @@ def _check_limits(max_loras: int, host_capacity: int, max_lora_rank: int, device
             f"max_cpu_loras={host_capacity} is below max_loras={max_loras}: slots need the host copy; "
             f"raise max_cpu_loras to {max_loras}"
         )
-    if device.type != "cpu":
-        raise ConfigError(f"adapters on device {str(device)!r} are not supported; use device='cpu'")

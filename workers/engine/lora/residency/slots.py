@@ -22,10 +22,11 @@ class _Occupied:
     slot: int
     num_uses: int = 0
     pinned: bool = False
+    arriving: bool = False  # its weights are on their way to the device
 
     @property
     def busy(self) -> bool:
-        return self.pinned or self.num_uses > 0
+        return self.pinned or self.arriving or self.num_uses > 0
 
 
 class SlotTable:
@@ -61,24 +62,52 @@ class SlotTable:
         held_slot = self._occupied.get(revision)
         return held_slot is not None and held_slot.pinned
 
-    def can_hold(self, revisions: Collection[str]) -> bool:
-        """Tell whether all could have slots at once; AllSlotsPinned when waiting cannot help."""
-        others = [held_slot for held, held_slot in self._occupied.items() if held not in revisions]
+    def set_arriving(self, revision: str, is_arriving: bool) -> None:
+        """Note whether a revision's weights are on their way; until they are there it must stay."""
+        self._occupied[revision].arriving = is_arriving
+
+    def is_arriving(self, revision: str) -> bool:
+        """Tell whether a revision has a slot that its weights have not reached yet."""
+        held_slot = self._occupied.get(revision)
+        return held_slot is not None and held_slot.arriving
+
+    @property
+    def num_busy(self) -> int:
+        """Count the revisions that must stay."""
+        return sum(held_slot.busy for held_slot in self._occupied.values())
+
+    def idle(self, keep: Collection[str] = ()) -> str | None:
+        """Return the least recently used revision that may leave, none of those to `keep`."""
+        return next(
+            (held for held, held_slot in self._occupied.items() if not held_slot.busy and held not in keep),
+            None,
+        )
+
+    def can_hold(self, revisions: Collection[str], keep: Collection[str] = ()) -> bool:
+        """Tell whether all could have slots at once, beside those to `keep`.
+
+        AllSlotsPinned when waiting cannot help.
+        """
+        others = [(held, held_slot) for held, held_slot in self._occupied.items() if held not in revisions]
         num_wanted = len(set(revisions))
-        if num_wanted + sum(held_slot.pinned for held_slot in others) > self.num_slots:
+        if num_wanted + sum(held_slot.pinned for _, held_slot in others) > self.num_slots:
             raise AllSlotsPinned(
                 f"no slots for {', '.join(revisions)}: of {self.num_slots}, too many hold pinned adapters; "
                 "unpin one, or raise max_loras"
             )
-        return num_wanted + sum(held_slot.busy for held_slot in others) <= self.num_slots
+        num_staying = sum(held_slot.busy or held in keep for held, held_slot in others)
+        return num_wanted + num_staying <= self.num_slots
 
-    def assign(self, revision: str) -> Assignment | None:
-        """Give a revision a slot; None while all are busy, AllSlotsPinned when waiting cannot help."""
+    def assign(self, revision: str, keep: Collection[str] = ()) -> Assignment | None:
+        """Give a revision a slot; None while all are busy or to `keep`.
+
+        AllSlotsPinned when waiting cannot help.
+        """
         assert revision not in self._occupied, f"{revision} already has a slot"
         if len(self._occupied) < self.num_slots:
             evicted, slot = None, self._lowest_free()
         else:
-            evicted = next((held for held, held_slot in self._occupied.items() if not held_slot.busy), None)
+            evicted = self.idle(keep)
             if evicted is None:
                 self._refuse_if_all_pinned(revision)
                 return None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import torch
 
 from kernels.lora.tables import MAX_RANK, RANK_MULTIPLE, AdapterRow, LoRAModule, LoRATable
 from kernels.registry import Kernels
 from workers.engine.core.adapter_stats import AdapterCounters, AdapterStats
 from workers.engine.lora.files.base import HEAD, ModuleShape, Vocabulary
+from workers.engine.lora.residency.adapter_memory import AdapterMemory, Done, HostMemory, Placed
 from workers.engine.lora.residency.host_cache import HostCache
 from workers.engine.lora.residency.residency_log import ResidencyLog
 from workers.engine.lora.residency.slots import SlotTable
@@ -34,8 +37,12 @@ class Tiers:
         vocabulary: Vocabulary | None = None,
         max_saved_bytes: int | None = None,
         dora: DoraTerms | None = None,
+        memory: AdapterMemory | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
-        """`dora` completes adapters with DoRA; without it and without `vocabulary` they must bring none."""
+        """`memory` is where the device reads adapters, None for the host's; the table is on `device`.
+
+        `dora` completes adapters with DoRA; without it and without `vocabulary` they must bring none."""
         self.slots = SlotTable(num_slots)
         self.host = HostCache(
             host_capacity,
@@ -51,7 +58,12 @@ class Tiers:
             packed_shapes(shapes, layout, kernels.dtype, vocabulary),
             num_slots,
             max_rank=min(MAX_RANK, -(-max_rank // RANK_MULTIPLE) * RANK_MULTIPLE),
+            device=str(device),
         )
+        self._memory: AdapterMemory = memory or HostMemory()
+        self._arriving: dict[str, tuple[int, Placed]] = {}  # slot and place by revision
+        self._unused: set[str] = set()  # brought to the device, and not yet used there
+        self._kept: set[str] = set()  # for those who were passed over in this step
         self._rows: dict[str, AdapterRow] = {}  # by revision, as long as it is on the host
         self.vocabulary = None if vocabulary is None else VocabularySlots(self._table.module(HEAD), kernels)
         self._dora = dora
@@ -66,37 +78,108 @@ class Tiers:
     def use_all(self, revisions: Sequence[str]) -> list[int] | None:
         """Count one more sequence on the slot of each of these host revisions.
 
-        Without slots for all of them none is taken and the answer is None: sequences that each held a part
-        of what they need would wait for each other forever.
+        Without places for all of them, or while one is still on its way to the device, none is taken and the
+        answer is None: sequences that each held a part of what they need would wait for each other forever.
+        What they have already is then kept from whoever asks later, until the next `take_in`.
         """
-        if not self.slots.can_hold(revisions):
+        if not self.slots.can_hold(revisions, self._kept):
             return None
         for revision in revisions:
-            if revision in self.slots:  # counted first: the newcomers must not take their slots
-                self.counters.hit(revision)
+            if revision in self.slots:  # first: the newcomers must not take their slots
                 self.touch(revision)
+        is_all_there = self._bring_all(revisions)
+        if not is_all_there:
+            self._kept.update(revisions)
+            return None
         return [self._use(revision) for revision in revisions]
 
+    def _bring_all(self, revisions: Sequence[str]) -> bool:
+        """See that all have places; whether all can be used now."""
+        missing = [revision for revision in revisions if revision not in self.slots]
+        self._unused.update(missing)
+        keep = self._kept | set(revisions)
+        lacking = [revision for revision in missing if not self.activate(revision, keep)]
+        if lacking and not self.slots.num_busy and not self._kept:
+            # Nobody else holds anything: what is in the way is their own, badly placed.
+            while (idle := self.slots.idle()) is not None:
+                self._left_slot(idle)
+            self._unused.update(revisions)
+            lacking = [revision for revision in revisions if not self.activate(revision)]
+        return not lacking and not any(self.slots.is_arriving(revision) for revision in revisions)
+
     def _use(self, revision: str) -> int:
-        if revision not in self.slots:
-            self.activate(revision)
+        if revision in self._unused:
+            self._unused.discard(revision)
+        else:
+            self.counters.hit(revision)
         self.host.use(revision)
         return self.slots.use(revision)
 
-    def activate(self, revision: str) -> bool:
-        """Give a host revision a slot; False while every slot is in use, AllSlotsPinned if all are pinned."""
-        assignment = self.slots.assign(revision)
+    def activate(self, revision: str, keep: Collection[str] = ()) -> bool:
+        """Give a host revision a slot and bring its weights to the device; False while there is no place.
+
+        None of those to `keep` makes room. AllSlotsPinned if all slots are.
+        """
+        assignment = self.slots.assign(revision, keep)
         if assignment is None:
             return False
         if assignment.evicted is not None:
-            self.counters.slot_evictions += 1
-            self.residency.record(assignment.evicted, "host")
-        weights = self.host.use(revision)
-        self._table.point(assignment.slot, self._rows[revision])
-        if self.vocabulary is not None:
-            self.vocabulary.point(assignment.slot, weights.vocabulary)
-        self.residency.record(revision, "device")
+            self._left_device(assignment.evicted)
+        weights, row = self.host.use(revision), self._rows[revision]
+        while (placed := self._memory.bring(revision, weights, row)) is None:
+            idle = self.slots.idle({revision, *keep})
+            if idle is None:
+                self.slots.free(revision)
+                return False
+            self._left_slot(idle)
+        self._arriving[revision] = assignment.slot, placed
+        self.slots.set_arriving(revision, True)
+        if isinstance(placed.copy, Done):
+            self._arrived(revision)
         return True
+
+    def take_in(self) -> None:
+        """Let what has reached the device be used, and what was kept for those who waited be given away."""
+        self._kept.clear()
+        for revision in [one for one, (_, placed) in self._arriving.items() if placed.copy.is_done]:
+            self._arrived(revision)
+
+    def await_arrival(self, revision: str) -> None:
+        """Wait for a revision's weights if they are on their way."""
+        arriving = self._arriving.get(revision)
+        if arriving is not None:
+            arriving[1].copy.wait()
+            self._arrived(revision)
+
+    def shortage(self, revisions: Sequence[str]) -> str | None:
+        """Say why these can never be on the device together; None if they can."""
+        return self._memory.shortage(self.host.peek(revision) for revision in set(revisions))
+
+    def close(self) -> None:
+        """Stop copying."""
+        self._memory.close()
+
+    def _arrived(self, revision: str) -> None:
+        slot, placed = self._arriving.pop(revision)
+        self.slots.set_arriving(revision, False)
+        self._table.point(slot, placed.row)
+        if self.vocabulary is not None:
+            self.vocabulary.point(slot, placed.vocabulary)
+        self.residency.record(revision, "device")
+
+    def _left_slot(self, revision: str) -> None:
+        """Take an idle revision out of its slot; it stays on the host."""
+        slot = self.slots.free(revision)
+        self._table.clear(slot)
+        if self.vocabulary is not None:
+            self.vocabulary.point(slot, VocabularyWeights())
+        self._left_device(revision)
+
+    def _left_device(self, revision: str) -> None:
+        self._memory.drop(revision)
+        self._unused.discard(revision)
+        self.counters.slot_evictions += 1
+        self.residency.record(revision, "host")
 
     def touch(self, revision: str) -> None:
         """Make a revision that has a slot the most recently used."""
@@ -121,7 +204,8 @@ class Tiers:
         return leaving
 
     def drop(self, revision: str) -> None:
-        """Take a revision that nobody uses out of slot and host."""
+        """Take a revision that nobody uses out of slot and host, once it is no longer being copied."""
+        self.await_arrival(revision)
         self.host.drop(revision)
         self._left_host(revision)
 
@@ -139,6 +223,8 @@ class Tiers:
         if revision in self.slots:
             slot = self.slots.free(revision)
             self._table.clear(slot)
+            self._memory.drop(revision)
+            self._unused.discard(revision)
             if self.vocabulary is not None:
                 self.vocabulary.point(slot, VocabularyWeights())
         del self._rows[revision]

@@ -33,6 +33,7 @@ class DoraTerms:
         self._linear = linear
         self._embedding = embedding
         self._head = head
+        self._device = embedding.device  # the base's; the adapter's terms stay with it on the host
         self._square_norms: dict[PackedKey, Tensor] = {}
 
     def complete(self, weights: AdapterWeights) -> AdapterWeights:
@@ -54,22 +55,25 @@ class DoraTerms:
         linear = self._linear(*key)
         norms = self._square_norms_of(key, linear)
         bias = torch.zeros_like(norms) if linear.bias is None else linear.bias.float()
-        return _completed(packed, linear(packed.a).float() - bias, norms, bias)
+        products = linear(packed.a.to(self._device)).float() - bias
+        return _completed(packed, products.cpu(), norms.cpu(), bias.cpu())
 
     def _complete_head(self, packed: PackedLoRA) -> PackedLoRA:
-        chunks = self._head.split(_CHUNK_ROWS)
-        products = torch.cat([packed.a @ chunk.float().T for chunk in chunks], dim=1)
-        norms = torch.cat([chunk.float().square().sum(dim=1) for chunk in chunks])
+        chunks, a = self._head.split(_CHUNK_ROWS), packed.a.to(self._device)
+        products = torch.cat([a @ chunk.float().T for chunk in chunks], dim=1).cpu()
+        norms = torch.cat([chunk.float().square().sum(dim=1) for chunk in chunks]).cpu()
         return _completed(packed, products, norms, torch.zeros_like(norms))
 
     def _complete_embedding(self, lora: EmbeddingLoRA) -> EmbeddingLoRA:
         # Its rows, in DoRA's sense, are the columns of the table: a magnitude for each hidden feature.
         assert lora.dora is not None
-        products = torch.zeros(lora.a_t.shape[1], self._embedding.shape[1])
-        norms = torch.zeros(self._embedding.shape[1])
-        for chunk, a_t in zip(self._embedding.split(_CHUNK_ROWS), lora.a_t.split(_CHUNK_ROWS), strict=True):
+        whole = lora.a_t.to(self._device)
+        products = torch.zeros(lora.a_t.shape[1], self._embedding.shape[1], device=self._device)
+        norms = torch.zeros(self._embedding.shape[1], device=self._device)
+        for chunk, a_t in zip(self._embedding.split(_CHUNK_ROWS), whole.split(_CHUNK_ROWS), strict=True):
             products += a_t.float().T @ chunk.float()
             norms += chunk.float().square().sum(dim=0)
+        products, norms = products.cpu(), norms.cpu()
         return replace(lora, dora=_filled(lora.dora, products, lora.b_t, norms, torch.zeros_like(norms)))
 
     def _square_norms_of(self, key: PackedKey, linear: AnyLinear) -> Tensor:

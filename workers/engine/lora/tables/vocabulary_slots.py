@@ -57,6 +57,13 @@ class VocabularySlots:
             if (lora := self._embeddings.get(slot)) is not None:
                 _add_embedding(rows, ids, lora, scales)
 
+    def adapts_embedded(self, segments: Segments) -> bool:
+        """Whether some row's adapter has an embedding of its own or LoRA for it."""
+        if not (self._embeddings or self._saved_embeddings):
+            return False
+        slots = {run.slot for lora_pass in segments.passes for run in lora_pass.runs}
+        return not slots.isdisjoint(self._embeddings) or not slots.isdisjoint(self._saved_embeddings)
+
     def adapt_logits(
         self,
         logits: Tensor,  # [num_rows, vocab_size] float32, changed in place

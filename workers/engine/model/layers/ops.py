@@ -20,12 +20,14 @@ class Rotation(NamedTuple):
 class RotaryTable:
     """Cosines and signed sines per position (Su et al., 2021), in the half-split layout of Llama."""
 
-    def __init__(self, rope: Rope, *, max_positions: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, rope: Rope, *, max_positions: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
         angles, scaling = rope.angles(max_positions), rope.attention_scaling
         cos, sin = angles.cos() * scaling, angles.sin() * scaling
-        self._cos = torch.cat((cos, cos), dim=-1).to(dtype)
+        self._cos = torch.cat((cos, cos), dim=-1).to(device=device, dtype=dtype)
         # The first half meets the second one negated, so the sign lives in the table.
-        self._sin = torch.cat((-sin, sin), dim=-1).to(dtype)
+        self._sin = torch.cat((-sin, sin), dim=-1).to(device=device, dtype=dtype)
 
     def rows(
         self,

@@ -397,7 +397,6 @@ def test_behaviour_12_a_wrong_shape_deep_in_the_file_leaves_no_residue(
         ({"max_loras": 4, "max_cpu_loras": 3}, "max_cpu_loras=3 is below max_loras=4"),
         ({"max_loras": 0}, "max_loras=0"),
         ({"max_lora_rank": 0}, "max_lora_rank=0"),
-        ({"device": "cuda"}, "device 'cuda' are not supported"),
     ],
 )
 def test_behaviour_16_impossible_limits_are_refused_with_their_values(

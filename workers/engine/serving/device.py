@@ -1,0 +1,169 @@
+"""Opens the device that an engine is told to use, and shares out a GPU's memory."""
+
+from __future__ import annotations
+
+import gc
+import os
+from typing import NamedTuple
+
+import torch
+
+from kernels.registry import Kernels, build
+from workers.engine.core.config import EngineConfig
+from workers.engine.core.errors import ConfigError
+from workers.engine.kv.kv_cache import KVCache
+from workers.engine.model.config import ModelConfig
+from workers.engine.model.decoder import Decoder
+from workers.engine.scheduling.step_layout import StepLayout
+from workers.engine.serving.step_graphs import StepGraphs, idle_step, on_device
+
+_LEAST_CAPABILITY = (8, 0)
+_POOL_SHARE = 10
+"""Adapters get a tenth of the card at most, unless they are given more."""
+_GIB = 1 << 30
+
+
+def open_device(config: EngineConfig) -> torch.device:
+    """Return the device, ready for use; ConfigError says what is missing."""
+    device = torch.device(config.device)
+    if device.type == "cpu":
+        if config.kernels == "triton" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ConfigError(
+                "kernels is 'triton' and device is 'cpu': a CPU runs them in Triton's interpreter only; "
+                "set TRITON_INTERPRET=1 before Python starts, or leave kernels out"
+            )
+        return device
+    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
+        raise ConfigError(
+            f"device is {config.device!r}, but torch {torch.__version__} was built without CUDA; install a "
+            "build with it, or give device='cpu'"
+        )
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        num_cards = torch.cuda.device_count()
+    except RuntimeError as error:  # no driver, or one that is too old
+        raise ConfigError(f"device is {config.device!r}, but CUDA does not start: {error}") from error
+    if (device.index or 0) >= num_cards:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        raise ConfigError(
+            f"device is {config.device!r}, but the visible cards are {num_cards} "
+            f"(CUDA_VISIBLE_DEVICES is {visible}); give one of them"
+        )
+    device = torch.device("cuda", device.index or 0)
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _LEAST_CAPABILITY:
+        raise ConfigError(
+            f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}; "
+            f"the kernels need {_LEAST_CAPABILITY[0]}.{_LEAST_CAPABILITY[1]} or more"
+        )
+    torch.cuda.set_device(device)
+    return device
+
+
+def kernels_for(config: EngineConfig, model: ModelConfig, device: torch.device) -> Kernels:
+    """Return the kernels of the device; ConfigError for what they do not serve yet."""
+    kernels = build(
+        device.type, getattr(torch, config.dtype), "triton" if config.kernels == "triton" else None
+    )
+    if kernels.level != "triton":
+        return kernels
+    if any(model.experts_of(layer) is not None for layer in range(model.num_layers)):
+        raise ConfigError(
+            f"{config.model}: models with experts are not served on a GPU yet; give device='cpu'"
+        )
+    is_quantized = model.quantization is not None or config.quantization is not None
+    if is_quantized and config.quant_storage == "keep":
+        raise ConfigError(
+            f"{config.model}: quantised weights cannot stay so on a GPU yet; give "
+            "quant_storage='dequantize', or device='cpu'"
+        )
+    if not kernels.attends_in_place(config.block_size):
+        raise ConfigError(
+            f"block_size is {config.block_size}; a GPU's attention takes 16, 32, 64, 128, 256 or 512"
+        )
+    return kernels
+
+
+def pool_bytes(config: EngineConfig, device: torch.device, largest_adapter_bytes: int) -> int:
+    """Return the bytes that adapters get on the device; ConfigError if the largest one does not fit."""
+    wanted = config.max_loras * largest_adapter_bytes
+    if config.lora_pool_bytes is None and device.type == "cuda":
+        card = torch.cuda.get_device_properties(device).total_memory
+        return max(largest_adapter_bytes, min(wanted, card // _POOL_SHARE))
+    if config.lora_pool_bytes is not None and config.lora_pool_bytes < largest_adapter_bytes:
+        raise ConfigError(
+            f"lora_pool_bytes is {config.lora_pool_bytes}, but one adapter of max_lora_rank "
+            f"({config.max_lora_rank}) on all modules takes {largest_adapter_bytes} bytes; raise the first, "
+            "lower the second, or give lora_target_modules"
+        )
+    return config.lora_pool_bytes or wanted
+
+
+class MemoryBudget(NamedTuple):
+    """What a card's memory goes to, in bytes."""
+
+    card: int
+    allowed: int  # gpu_memory_utilization of it
+    held: int  # weights, adapters, the context, and what other processes hold
+    step: int  # the largest step, beyond what is held
+    graphs: int
+
+    @property
+    def cache(self) -> int:
+        """What is left for keys and values; negative if it does not suffice for the rest."""
+        return self.allowed - self.held - self.step - self.graphs
+
+    def __str__(self) -> str:
+        """Return it in GiB."""
+        return (
+            f"{self.allowed / _GIB:.2f} GiB of {self.card / _GIB:.2f} are allowed; weights, adapters and "
+            f"context take {self.held / _GIB:.2f}, the largest step {self.step / _GIB:.2f}, captured steps "
+            f"{self.graphs / _GIB:.2f}; {self.cache / _GIB:.2f} are left for keys and values"
+        )
+
+
+def measure(
+    decoder: Decoder, cache: KVCache, layout: StepLayout, config: EngineConfig, device: torch.device
+) -> MemoryBudget:
+    """Run the largest step, and capture the largest shape, against a cache of the scratch block alone."""
+    _tidy()
+    free, card = torch.cuda.mem_get_info(device)
+    held = card - free
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    warm_up(decoder, cache, layout, config, device)
+    step = torch.cuda.max_memory_allocated(device) - before
+    graphs_bytes = 0
+    if not config.enforce_eager:
+        _tidy()
+        before = torch.cuda.mem_get_info(device)[0]
+        graphs = StepGraphs(layout.fixed_shapes()[:1], has_adapters=config.enable_lora)
+        graphs.capture(decoder, cache, device)
+        torch.cuda.synchronize(device)
+        # One pool serves them all, and the largest shape sets its size; the rest is the graphs' own.
+        graphs_bytes = 2 * max(0, before - torch.cuda.mem_get_info(device)[0])
+        del graphs
+    _tidy()
+    allowed = int(card * config.gpu_memory_utilization)
+    return MemoryBudget(card, allowed, held, step, graphs_bytes)
+
+
+def warm_up(
+    decoder: Decoder, cache: KVCache, layout: StepLayout, config: EngineConfig, device: torch.device
+) -> None:
+    """Compile what steps need, and run the largest one that there can be."""
+    rows = torch.arange(config.max_num_seqs, device=device)
+    with torch.inference_mode():
+        for blocks in (layout.split_blocks, layout.max_blocks):
+            shape = layout.large(config.max_num_batched_tokens, blocks)
+            for has_adapters in (False, True) if config.enable_lora else (False,):
+                step = on_device(idle_step(shape, has_adapters=has_adapters), device)
+                hidden = decoder.forward(step, cache)
+                decoder.logits(hidden, rows, None)
+    torch.cuda.synchronize(device)
+
+
+def _tidy() -> None:
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()

@@ -1,0 +1,134 @@
+"""Runs steps on a device that works while the host goes on: one copy there, launches, one copy back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from workers.engine.core.outputs import TopLogprobs
+from workers.engine.core.step_input import ForwardInput, SamplingInput, StepHalf, StepOutput
+from workers.engine.core.tensor_pack import TensorPack, unpack
+from workers.engine.kv.kv_cache import KVCache
+from workers.engine.model.decoder import Decoder, HiddenStates
+from workers.engine.sampling.logprobs import top_logprobs
+from workers.engine.sampling.sampler import ChosenTokens, choose
+from workers.engine.serving.executor import InFlightStep
+from workers.engine.serving.step_buffers import DeviceBuffer, HostBuffers, StepBuffers
+from workers.engine.serving.step_graphs import StepGraphs
+
+
+class DeviceExecutor:
+    """The decoder and its cache on a GPU; on CPU tensors it does the same, to be tested without one.
+
+    Attention reads no place that its sequence has not written, so that blocks need not be cleared.
+    """
+
+    look_ahead = 1
+
+    def __init__(
+        self, decoder: Decoder, cache: KVCache, device: torch.device, *, graphs: StepGraphs | None = None
+    ) -> None:
+        """`graphs` replays the steps that were captured, None if every step is launched kernel by kernel."""
+        self._decoder = decoder
+        self._cache = cache
+        self._device = device
+        self._graphs = graphs
+        pinned = device.type == "cuda"
+        self._forward_half = _Sender(device, pinned=pinned)
+        self._sampling_half = _Sender(device, pinned=pinned)
+        self._staging = DeviceBuffer(device)
+        self._home = HostBuffers(pinned=pinned)
+        self._latest: Tensor | None = None  # [num_rows] int64, what the step before chooses
+
+    def forward(self, step: ForwardInput) -> HiddenStates:
+        """Launch the layers."""
+        with torch.inference_mode():
+            captured = None if self._graphs is None else self._graphs.find(step, self._decoder)
+            buffer = None if captured is None else captured.buffer
+            there = self._forward_half.send(replace(step, fresh_blocks=None), buffer)
+            assert isinstance(there, ForwardInput)
+            if there.carried is not None:
+                assert self._latest is not None, "a step goes on with tokens of one that chose none"
+                carried = self._latest.index_select(0, there.carried.places)
+                there.token_ids.index_copy_(0, there.carried.rows, carried)
+            if captured is not None:
+                return captured.replay(there)
+            return self._decoder.forward(there, self._cache)
+
+    def sample(self, step: InFlightStep, sampling: SamplingInput) -> _SampledStep:
+        """Launch the head, the choice of tokens, and their copy to the host."""
+        assert isinstance(step, HiddenStates), "a step was sampled by another executor than launched it"
+        with torch.inference_mode():
+            there = self._sampling_half.send(sampling)
+            assert isinstance(there, SamplingInput)
+            prompts = tuple(
+                top_logprobs(
+                    self._decoder.logits(step, prompt.rows, prompt.segments)[: prompt.num_rows],
+                    prompt.token_ids,
+                    prompt.num_likeliest,
+                )
+                for prompt in there.prompts
+            )
+            chosen = None
+            if there.num_rows:
+                logits = self._decoder.logits(step, there.rows, there.segments)
+                chosen = choose(logits[: there.num_rows], there)
+            self._latest = None if chosen is None else chosen.token_ids
+            return self._send_home(_Results(chosen, prompts))
+
+    def _send_home(self, results: _Results) -> _SampledStep:
+        pack = TensorPack(results)
+        staged = self._staging.bytes(pack.num_bytes)
+        pack.write(staged)
+        home = self._home.turn(pack.num_bytes)
+        home.copy_(staged, non_blocking=True)
+        event: Any = None
+        if self._device.type == "cuda":
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        return _SampledStep(pack.skeleton, home, event)
+
+
+class _Results(NamedTuple):
+    """What a step yields, on the device or copied to the host."""
+
+    chosen: ChosenTokens | None  # None: nothing was sampled
+    prompts: tuple[list[TopLogprobs], ...]
+
+
+class _SampledStep(NamedTuple):
+    """Results on their way to the host."""
+
+    skeleton: bytes
+    home: Tensor  # [num_bytes] uint8
+    event: Any  # torch.cuda.Event; None: they are there
+
+    def wait(self) -> StepOutput:
+        """Return what the step yields; the loop's only wait for the device."""
+        if self.event is not None:
+            self.event.synchronize()
+        results = unpack(self.skeleton, self.home)
+        assert isinstance(results, _Results)
+        output = StepOutput([], []) if results.chosen is None else results.chosen.read()
+        prompts: list[list[TopLogprobs]] = list(results.prompts)
+        output.prompt_logprobs.extend(prompts)
+        return output
+
+
+class _Sender:
+    """Copies halves of steps to the device, one after the other into the same place.
+
+    The device reads one before the next is copied there, for it does things in order.
+    """
+
+    def __init__(self, device: torch.device, *, pinned: bool) -> None:
+        self._host = StepBuffers(pinned=pinned)
+        self._buffer = DeviceBuffer(device)
+
+    def send(self, half: StepHalf, buffer: Tensor | None = None) -> StepHalf:
+        """Return the half with its tensors on the device, in `buffer` if one is given."""
+        packed = self._host.pack(half)
+        return packed.to(self._buffer.bytes(packed.buffer.numel()) if buffer is None else buffer).unpack()
