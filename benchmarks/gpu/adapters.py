@@ -1,4 +1,4 @@
-"""Stage: how long an adapter takes from its files and from host memory to the card, and what that costs others."""
+"""Stage: how long an adapter takes from its files and from the host to the card, and what others pay."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _load_ms(engine: LLMEngine) -> float:
 
 
 def _beside_loads(device: Device, recorder: Recorder, shapes: Shapes, engine: LLMEngine) -> None:
-    """Time steps of a full batch of the base: with nothing else, while files are read, while adapters join."""
+    """Time steps of a full batch of the base: alone, while files are read, while adapters join."""
     num_loaded, num_quiet = (1, 1) if device.is_rehearsal else (_NUM_LOADED, _NUM_QUIET)
     rank = shapes.ranks[0]
     loras = adapters(device, shapes, rank, _NUM_TIMED + num_loaded)[_NUM_TIMED:]

@@ -1,4 +1,4 @@
-"""Stage: the engine's answers on the card: right words, the CPU's tokens for every feature, and no hidden waits."""
+"""Stage: the engine's answers on the card: right words, the CPU's tokens, and no hidden waits."""
 
 from __future__ import annotations
 
@@ -92,6 +92,7 @@ def _answers(device: Device, recorder: Recorder, name: str, engine: LLMEngine, f
     _shipped_answers(device, recorder, name, engine, folder)
     expected = recorded()
     questions = _fitting(device, feature_questions(folder), _REHEARSED)
+    outputs: list[RequestOutput] = []
     for turn in ("features", "features again"):
         outputs = ask(engine, questions)
         for question, output in zip(questions, outputs, strict=True):
@@ -109,9 +110,7 @@ def _answers(device: Device, recorder: Recorder, name: str, engine: LLMEngine, f
     )
 
 
-def _shipped_answers(
-    device: Device, recorder: Recorder, name: str, engine: LLMEngine, folder: Path
-) -> None:
+def _shipped_answers(device: Device, recorder: Recorder, name: str, engine: LLMEngine, folder: Path) -> None:
     """Ask words of eight adapters, which take turns on three slots, and of the base."""
     del folder
     asked = shipped_questions()[: 1 if device.is_rehearsal else None]
@@ -161,7 +160,7 @@ def _compare(
 
 
 def _waits(device: Device, recorder: Recorder, name: str, engine: LLMEngine, folder: Path) -> None:
-    """Run rows that are greedy, drawn, penalised and bound to a grammar, and have CUDA tell each hidden wait."""
+    """Run rows of every way to choose, and have CUDA tell each hidden wait."""
     questions = _fitting(device, feature_questions(folder), _REHEARSED_WAITS)
     if not device.is_rehearsal:
         ask(engine, questions)  # brings the adapters, and compiles what only such rows need
@@ -179,9 +178,7 @@ def _waits(device: Device, recorder: Recorder, name: str, engine: LLMEngine, fol
         recorder.check(
             f"engine: {name}", f"{count} hidden waits at {stack}", error=count, limit=0, passed=False
         )
-    recorder.check(
-        f"engine: {name}", "places of hidden waits", error=len(found), limit=0, passed=not found
-    )
+    recorder.check(f"engine: {name}", "places of hidden waits", error=len(found), limit=0, passed=not found)
 
 
 @contextmanager
@@ -194,7 +191,9 @@ def _told_waits(device: Device) -> Any:
         if "synchroniz" in str(message) and threading.get_ident() == engine_thread:
             frames = traceback.extract_stack()[:-1]
             ours = [one for one in frames if "/torch/" not in one.filename][-_STACK_END:]
-            found[" < ".join(f"{Path(one.filename).name}:{one.lineno} {one.name}" for one in reversed(ours))] += 1
+            found[
+                " < ".join(f"{Path(one.filename).name}:{one.lineno} {one.name}" for one in reversed(ours))
+            ] += 1
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")

@@ -34,7 +34,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     "rank-1": {"r": 1, "targets": tuple(_LINEAR)},
 }
 _STRENGTH, _STRENGTH_OF_VOCABULARY = 0.2, 0.5
-"""Size of the square root of what is added to a weight: answers differ from the base's, and from near ties."""
+"""Root of the size of what is added to a weight: enough to change answers, and no near ties."""
 
 
 def write(parent: Path) -> dict[str, LoRARequest]:

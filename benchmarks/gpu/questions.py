@@ -1,7 +1,7 @@
-"""What the engine is asked on a card, and what it answers on a CPU: `python -m benchmarks.gpu.questions` records that.
+"""What the engine is asked on a card, and what it answers on a CPU; this module, run, records that.
 
-The record has the settings of the engine that made it. It is made again whenever seeded choices, shipped adapters or
-these questions change; a test compares it with the engine.
+`python -m benchmarks.gpu.questions` writes the record, with the settings of the engine that made it, whenever
+seeded choices, shipped adapters or these questions change; a test compares it with the engine.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def shipped_questions() -> list[tuple[Question, str]]:
         for word in sample_words(name, "held_out", _WORDS_EACH, seed=8):
             answer = TASKS[name].answer(word)
             asked.append((Question(f"{name} {word}", prompt(word), params, loras[name]), answer))
-    for word in sample_words("upper", "held_out", _WORDS_EACH, seed=9):
-        asked.append((Question(f"base {word}", prompt(word), params), word))
+    words = sample_words("upper", "held_out", _WORDS_EACH, seed=9)
+    asked += [(Question(f"base {word}", prompt(word), params), word) for word in words]
     # Neighbours have different adapters.
     return [asked[at] for start in range(_WORDS_EACH) for at in range(start, len(asked), _WORDS_EACH)]
 
@@ -98,13 +98,17 @@ def feature_questions(folder: Path) -> list[Question]:
 def _chosen(upper: LoRARequest, head: LoRARequest) -> Iterator[Question]:
     """Yield the ways in which tokens are chosen."""
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-    lists = {"regex": r"[A-C]{3}[0-9]{2}", "choice": ["pot", "star", "kettle"], "json": schema}
-    for kind, form in lists.items():
+    forms: dict[str, Any] = {
+        "regex": r"[A-C]{3}[0-9]{2}",
+        "choice": ["pot", "star", "kettle"],
+        "json": schema,
+    }
+    for kind, form in forms.items():
         limits = StructuredOutputsParams(**{kind: form})
-        yield Question(f"{kind}", "anchor>", replace(_GREEDY, structured_outputs=limits), upper)
+        yield Question(kind, "anchor>", replace(_GREEDY, structured_outputs=limits), upper)
     drawn = replace(_DRAWN, structured_outputs=StructuredOutputsParams(regex=r"[a-f]{6}"))
     yield Question("regex, drawn", "anchor>", drawn)
-    for name, changes in {
+    ways: dict[str, dict[str, Any]] = {
         "drawn": {},
         "top-k": {"top_k": 5},
         "top-p": {"top_p": 0.8},
@@ -112,10 +116,11 @@ def _chosen(upper: LoRARequest, head: LoRARequest) -> Iterator[Question]:
         "all limits": {"top_k": 20, "top_p": 0.9, "min_p": 0.01, "temperature": 9.0},
         "two completions": {"n": 2},
         "penalties, drawn": {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.3},
-    }.items():
+    }
+    for name, changes in ways.items():
         yield Question(name, "barrel>", replace(_DRAWN, **changes), upper)
         yield Question(f"{name}, head", "barrel>", replace(_DRAWN, **changes), head)
-    for name, changes in {
+    edits: dict[str, dict[str, Any]] = {
         "penalties": {"repetition_penalty": 3.0, "presence_penalty": 2.0, "frequency_penalty": 2.0},
         "logit bias": {"logit_bias": {335: 12.0, 307: -100.0}},
         "bad words": {"bad_words": ("A", "T")},
@@ -123,7 +128,8 @@ def _chosen(upper: LoRARequest, head: LoRARequest) -> Iterator[Question]:
         "stop string": {"stop": "TR"},
         "logprobs": {"logprobs": 3},
         "prompt logprobs": {"prompt_logprobs": 2},
-    }.items():
+    }
+    for name, changes in edits.items():
         yield Question(name, "theatre>", replace(_GREEDY, **changes), upper)
 
 
@@ -164,15 +170,16 @@ def answers_of_the_cpu() -> dict[str, Answer]:
         questions = [*(one for one, _ in shipped_questions()), *feature_questions(Path(folder))]
         _require_leads(engine, questions)
         return {
-            one.name: answer_of(output)
-            for one, output in zip(questions, ask(engine, questions), strict=True)
+            one.name: answer_of(output) for one, output in zip(questions, ask(engine, questions), strict=True)
         }
 
 
 def _require_leads(engine: LLMEngine, questions: Sequence[Question]) -> None:
     """Refuse greedy questions whose answer is a near tie, which another device may break otherwise."""
     plain = [one for one in questions if one.params.is_greedy and one.params.structured_outputs is None]
-    asked = [one._replace(params=replace(one.params, logprobs=2)) for one in plain if not one.params.edits_logits]
+    asked = [
+        one._replace(params=replace(one.params, logprobs=2)) for one in plain if not one.params.edits_logits
+    ]
     for one, output in zip(asked, ask(engine, asked), strict=True):
         for found in output.outputs[0].logprobs or ():
             best, second = sorted((each.logprob for each in found.values()), reverse=True)[:2]

@@ -146,7 +146,7 @@ def _elapsed_s(marks: tuple[Any, Any] | None) -> float:
     if marks is None:
         return 0.0
     begin, end = marks
-    return end - begin if isinstance(begin, float) else float(begin.elapsed_time(end)) / 1e3
+    return float(end - begin) if isinstance(begin, float) else float(begin.elapsed_time(end)) / 1e3
 
 
 class Batch(NamedTuple):

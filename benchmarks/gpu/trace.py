@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.device import Device
@@ -24,6 +23,9 @@ TRACE = "trace.txt"
 _NUM_TRACED, _NUM_PROFILED = 3, 20
 """Steps whose kernels are traced, and then steps in which the host is profiled."""
 _MOST_KERNELS, _MOST_GAPS, _MOST_FUNCTIONS = 32, 22, 22
+
+
+_DeviceType = torch.autograd.DeviceType  # type: ignore[attr-defined]
 
 
 class Work(NamedTuple):
@@ -87,7 +89,7 @@ def _trace(engine: LLMEngine, device: Device, recorder: Recorder, name: str, bat
 
 
 def _works(events: Iterable[torch.autograd.profiler_util.FunctionEvent], device: Device) -> Iterator[Work]:
-    kind = DeviceType.CPU if device.is_rehearsal else DeviceType.CUDA
+    kind = _DeviceType.CPU if device.is_rehearsal else _DeviceType.CUDA
     for event in events:
         if event.device_type == kind and not event.name.startswith("ProfilerStep"):
             yield Work(event.name, event.time_range.start, event.time_range.end)
@@ -102,8 +104,8 @@ def describe(works: Sequence[Work]) -> list[str]:
     busy = _busy(works)
     busy_us, span_us = sum(end - begin for begin, end in busy), busy[-1][1] - busy[0][0] if busy else 0.0
     lines = [
-        f"{len(works)} kernels and copies; {sum(totals.values()):.0f} us in all, busy {busy_us:.0f} us "
-        f"of {span_us:.0f} us",
+        f"{len(works)} kernels and copies; {sum(totals.values()):.0f} us in all",
+        f"busy {busy_us:.0f} us of {span_us:.0f} us",
         "",
         "     us  count  us each  kernel",
     ]
