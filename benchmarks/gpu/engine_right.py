@@ -8,7 +8,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -182,7 +182,7 @@ def _waits(device: Device, recorder: Recorder, name: str, engine: LLMEngine, fol
 
 
 @contextmanager
-def _told_waits(device: Device) -> Any:
+def _told_waits(device: Device) -> Iterator[Counter[str]]:
     """Count the ends of the stacks that wait for the device through torch; an event's own wait is no such."""
     found: Counter[str] = Counter()
     engine_thread = threading.get_ident()  # adapters are copied by another, which may wait
@@ -190,7 +190,9 @@ def _told_waits(device: Device) -> Any:
     def note(message: Warning | str, *_: Any, **__: Any) -> None:
         if "synchroniz" in str(message) and threading.get_ident() == engine_thread:
             frames = traceback.extract_stack()[:-1]
-            ours = [one for one in frames if "/torch/" not in one.filename][-_STACK_END:]
+            ours = [
+                one for one in frames if "/torch/" not in one.filename and "warnings" not in one.filename
+            ][-_STACK_END:]
             found[
                 " < ".join(f"{Path(one.filename).name}:{one.lineno} {one.name}" for one in reversed(ours))
             ] += 1
@@ -202,6 +204,7 @@ def _told_waits(device: Device) -> Any:
             yield found
             return
         torch.cuda.set_sync_debug_mode("warn")
+        found.clear()  # of what switching it on says of itself
         try:
             torch.zeros(1, device="cuda").item()
             if not found:

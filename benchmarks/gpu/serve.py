@@ -19,10 +19,11 @@ from benchmarks.gpu.feature_adapters import shipped
 from benchmarks.gpu.folders import TINY, adapters, model_folder
 from benchmarks.gpu.peft_in_turn import PeftInTurn
 from benchmarks.gpu.records import Recorder
-from benchmarks.gpu.serving import engine_of, prompt_of
+from benchmarks.gpu.serving import engine_of, pool_bytes, prompt_of
 from benchmarks.gpu.shapes import LLAMA_1B, TINY_ENGINE, Shapes, engine_shapes_of
 from workers.engine import LLMEngine, LoRARequest, RequestOutputKind, SamplingParams
 
+_FEW_SLOTS = 8
 _NUM_SWAPS, _NUM_FIRST_SWAPS = 500, 40
 _MOST_DEVICE_BYTES, _MOST_HOST_BYTES = 4 << 20, 32 << 20
 _TABLE = "serving"
@@ -48,21 +49,25 @@ def run(device: Device, recorder: Recorder) -> None:
     load = Load(2, 4, 2) if device.is_rehearsal else Load(64, 256, 128)
     asked = zipf(loras, load.num_requests)
     name = f"{len(set(asked))} of {count} by Zipf's law"
-    with recorder.alone("all adapters on the card"), _engine(device, shapes, count, count, rank) as engine:
-        for lora in loras:
-            engine.add_lora(lora)
-        base = _serve(engine, recorder, "base", load, [None])
-        mixed = _serve(engine, recorder, name, load, asked)
-        recorder.figure("served with adapters / base", mixed / base, "x")
+
+    def serve(num_slots: int, case: str) -> None:
+        """Serve the base, then the adapters; nothing refers to the engine afterwards."""
+        with _engine(device, shapes, num_slots, count, rank) as engine:
+            for lora in loras:
+                engine.add_lora(lora)
+            base = _serve(engine, recorder, f"base, {case}", load, [None])
+            mixed = _serve(engine, recorder, f"{name}, {case}", load, asked)
+        recorder.figure(f"seconds served with adapters / base, {case}", mixed / base, "x")
+
+    with recorder.alone("a slot for each adapter"):
+        serve(count, f"{count} slots")
     with recorder.alone("swaps"):
         _swap(device, recorder)
     with recorder.alone("transformers and PEFT"):
         _rival(device, recorder)
     if not device.is_rehearsal:
-        with recorder.alone("few slots"), _engine(device, shapes, 8, count, rank) as engine:
-            for lora in loras:
-                engine.add_lora(lora)
-            _serve(engine, recorder, f"{name}, 8 slots", load, asked)
+        with recorder.alone("few slots"):
+            serve(_FEW_SLOTS, f"{_FEW_SLOTS} slots")
 
 
 def zipf(loras: Sequence[LoRARequest], count: int) -> list[LoRARequest]:
@@ -82,7 +87,7 @@ def _engine(
         "max_lora_rank": max(rank, 16),
         "max_model_len": 2048,
         "max_num_seqs": 64,
-        "lora_pool_bytes": (num_slots + 1) * shapes.adapter_bytes(max(rank, 16)) * 2,
+        "lora_pool_bytes": pool_bytes(device, shapes, max(rank, 16), num_slots),
     }
     if device.is_rehearsal:
         limits |= {"max_model_len": 64, "max_num_seqs": 2, "num_kv_blocks": 16}

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.gpu.device import Device
+from benchmarks.gpu.shapes import Shapes
 from workers.engine import EngineConfig, LLMEngine, LoRARequest, RequestOutput, SamplingParams
 
 _PROMPT_IDS = range(5, 350)
@@ -23,6 +24,11 @@ def settings(device: Device) -> dict[str, Any]:
     if device.is_rehearsal:
         return {"device": "cpu", "kernels": "triton", "dtype": "float32", "num_threads": 1}
     return {"device": "cuda", "dtype": "bfloat16"}
+
+
+def pool_bytes(device: Device, shapes: Shapes, rank: int, count: int) -> int:
+    """Return the memory for so many adapters of a rank, with some to spare; float32 takes twice as much."""
+    return (count + 2) * shapes.adapter_bytes(rank) * (3 if device.is_rehearsal else 1)
 
 
 @contextmanager

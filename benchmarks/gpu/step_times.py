@@ -11,7 +11,7 @@ from benchmarks.gpu import goals
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.folders import adapters, model_folder
 from benchmarks.gpu.records import Recorder, copy_bytes_per_s
-from benchmarks.gpu.serving import Batch, StepTime, decode, engine_of, graphs_of, median_ms
+from benchmarks.gpu.serving import Batch, StepTime, decode, engine_of, graphs_of, median_ms, pool_bytes
 from benchmarks.gpu.shapes import Shapes, engine_shapes_of
 from workers.engine import LLMEngine, LoRARequest
 
@@ -79,19 +79,20 @@ class _Stage:
             "enable_lora": True,
             "max_loras": counts[-1],
             "max_lora_rank": max(rank, 16),
-            "lora_pool_bytes": (counts[-1] + 1) * self.shapes.adapter_bytes(max(rank, 16)) * 2,
+            "lora_pool_bytes": pool_bytes(self._device, self.shapes, max(rank, 16), counts[-1]),
         }
         is_first = rank == self.shapes.ranks[0]
         with self._engine(f"rank {rank}", **limits) as engine:
+            batches = self.shapes.batches[1:] if self._device.is_rehearsal else self.shapes.batches
             if is_first:
-                for batch in self.shapes.batches:
+                for batch in batches:
                     times = self._measure(engine, "LoRA unused", batch)
                     self._ratio(f"step with LoRA unused / base b{batch}", times, batch, goals.UNUSED_LORA)
             num_loaded = 0
             for count in counts if is_first else counts[1:]:
                 self._load(engine, loras[num_loaded:count])
                 num_loaded = count
-                for batch in self.shapes.batches:
+                for batch in batches:
                     # Steps of few rows have few adapters; large ranks are measured where their goals are.
                     if batch >= count and (is_first or batch >= self.shapes.batches[-2]):
                         name = f"{count}xr{rank}"
