@@ -152,7 +152,8 @@ def _elapsed_s(marks: tuple[Any, Any] | None) -> float:
     if marks is None:
         return 0.0
     begin, end = marks
-    return float(end - begin) if isinstance(begin, float) else float(begin.elapsed_time(end)) / 1e3
+    seconds = end - begin if isinstance(begin, float) else begin.elapsed_time(end) / 1e3
+    return float(seconds)
 
 
 class Batch(NamedTuple):
