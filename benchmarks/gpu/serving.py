@@ -208,4 +208,4 @@ def stop(engine: LLMEngine, batch: Batch) -> None:
 
 def median_ms(times: Sequence[StepTime], field: str) -> float:
     """Return the median of one field, in milliseconds."""
-    return 1e3 * statistics.median(getattr(one, field) for one in times)
+    return 1e3 * float(statistics.median(getattr(one, field) for one in times))

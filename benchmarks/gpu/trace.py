@@ -38,6 +38,7 @@ class Work(NamedTuple):
 
 def run(device: Device, recorder: Recorder) -> None:
     """Trace a batch of the base, then one with adapters; the text is `trace.txt` beside the results."""
+    (recorder.folder / TRACE).unlink(missing_ok=True)
     shapes = engine_shapes_of(device)
     count, rank, size = shapes.adapter_counts[1], shapes.ranks[0], shapes.batches[-2]
     loras = adapters(device, shapes, rank, count)
