@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install check-install check test emulated-kernels test-unit test-stack test-workers test-levels coverage demo bench up format clean
+.PHONY: help install check-install check test emulated-kernels test-unit test-stack test-workers test-levels test-kernels coverage demo bench up format clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,19 @@ test-workers: install
 
 test-levels: emulated-kernels ## Run the numeric tests with the processor's instructions held back or emulated
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.levels
+
+# The oldest versions that kernels are held to; 4.5 GB, so that `make test` has no part in it.
+VENV ?= .venv-kernels
+
+$(VENV)/bin/pytest:
+	$(BIN)/uv venv --quiet --python $(BIN)/python $(VENV)
+	$(BIN)/uv pip install --quiet --python $(VENV)/bin/python 'torch==2.11.*' 'triton==3.6.*' 'numpy<2.4' \
+		hypothesis jinja2 llguidance pydantic pytest pytest-timeout safetensors structlog tokenizers tqdm \
+		transformers==5.17.0
+
+test-kernels: install ## Compile and interpret the kernels on torch 2.11 and triton 3.6 (VENV=FOLDER)
+	$(MAKE) --no-print-directory $(VENV)/bin/pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/unit/kernels
 
 coverage: emulated-kernels ## Run the unit tests and show which lines they leave out
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --cov --cov-report=term

@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="where results, log and report are written")
     add("--stages", default=",".join(SHARES_S), metavar="A,B", help=f"of {', '.join(SHARES_S)}")
-    add("--seconds", type=float, default=500, metavar="N", help="for all stages together")
+    add("--seconds", type=float, default=480, metavar="N", help="for all stages together")
     add("--rehearse", action="store_true", help="on the CPU, in Triton's interpreter, with tiny shapes")
     add("--stage", choices=list(SHARES_S), help=argparse.SUPPRESS)  # runs in this process
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks.gpu import goals
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.records import Recorder
 from benchmarks.gpu.shapes import Shapes, shapes_of
@@ -9,10 +10,6 @@ from benchmarks.gpu.timings import Timing, timings
 from benchmarks.gpu.workers import share_out
 
 _NUM_WORKERS = 12
-_GOAL_OF_BASE = {1: 1.3}
-_GOAL_OF_OTHER_BATCHES = 1.25
-_GOALS_WITH_ADAPTERS = {(1, 16): 1.05, (8, 16): 1.10, (32, 16): 1.25, (8, 64): 1.25, (32, 64): 1.75}
-_BATCH_OF_GOALS = 32
 
 
 def run(device: Device, recorder: Recorder) -> None:
@@ -65,10 +62,8 @@ def _steps(shapes: Shapes, recorder: Recorder, taken: dict[str, float], copy_byt
         if base is None or head is None:
             continue
         base += head
-        kv_bytes = batch * shapes.contexts[0] * shapes.kv_bytes_per_token
-        floor_bytes = (shapes.layer_bytes + kv_bytes) * shapes.num_layers
-        floor_s = (floor_bytes + 2 * shapes.vocab_size * shapes.hidden_size) / copy_bytes_per_s
-        goal = _GOAL_OF_BASE.get(batch, _GOAL_OF_OTHER_BATCHES) * floor_s
+        floor_s = shapes.step_bytes(batch, shapes.contexts[0]) / copy_bytes_per_s
+        goal = goals.of_base(batch) * floor_s
         name = f"sum of a base step b{batch}"
         recorder.figure(name, base * 1e3, "ms", floor=floor_s * 1e3, goal=goal * 1e3)
         for count in shapes.adapter_counts:
@@ -77,13 +72,12 @@ def _steps(shapes: Shapes, recorder: Recorder, taken: dict[str, float], copy_byt
                 added = _sum(taken, parts, shapes.num_layers)
                 if added is None:
                     continue
-                goals = _GOALS_WITH_ADAPTERS if batch == _BATCH_OF_GOALS else {}
                 recorder.figure(
                     f"sum with {count}xr{rank} / base b{batch}",
                     1 + added / base,
                     "x",
                     floor=1 + count * shapes.adapter_bytes(rank) / copy_bytes_per_s / base,
-                    goal=goals.get((count, rank)),
+                    goal=goals.with_adapters(batch, count, rank),
                     added_ms=added * 1e3,
                 )
 

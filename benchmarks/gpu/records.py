@@ -42,6 +42,10 @@ class Recorder:
         """Write a measurement where less is better, its floor and its goal, all three in `unit`."""
         self._write(kind="figure", name=name, value=value, unit=unit, floor=floor, goal=goal, **details)
 
+    def row(self, table: str, **cells: str | float | None) -> None:
+        """Write a row of a table of the report: what explains figures, in columns of its own."""
+        self._write(kind="row", table=table, cells=cells)
+
     def failure(self, name: str, trace: str) -> None:
         """Write what broke, with the end of its traceback."""
         self._write(kind="failure", name=name, trace=trace[-4000:])
@@ -65,6 +69,12 @@ class Recorder:
             os.write(descriptor, line.encode())  # one write: lines of several processes do not mix
         finally:
             os.close(descriptor)
+
+
+def copy_bytes_per_s(folder: Path) -> float | None:
+    """Return the first ceiling as the environment stage measured it; None if it has not run."""
+    found = [one["value"] for one in read(folder) if one.get("name") == "copy_bytes_per_s"]
+    return float(found[0]) if found else None
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

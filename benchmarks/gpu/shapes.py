@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.gpu.device import Device
 
@@ -46,6 +46,11 @@ class Shapes:
         """Bytes of one layer's linear layers, in bfloat16."""
         return sum(2 * width * sum(slices) for width, slices in self.modules.values())
 
+    def step_bytes(self, batch: int, context: int) -> int:
+        """Bytes that a decode step of the base reads at least: layers, keys and values, and the head."""
+        layers = (self.layer_bytes + batch * context * self.kv_bytes_per_token) * self.num_layers
+        return layers + 2 * self.vocab_size * self.hidden_size
+
     def adapter_bytes(self, rank: int) -> int:
         """Bytes of an adapter of all linear layers, in bfloat16."""
         a_and_b = sum(len(slices) * width + sum(slices) for width, slices in self.modules.values())
@@ -82,6 +87,16 @@ TINY = Shapes(
     max_context=32,
     prompt=4,
 )
+
+LLAMA_1B = replace(
+    LLAMA_8B, num_layers=16, hidden_size=2048, num_heads=32, head_dim=64, intermediate_size=8192
+)
+TINY_ENGINE = replace(TINY, num_layers=1, vocab_size=368)  # as many as the tiny base's tokenizer has
+
+
+def engine_shapes_of(device: Device) -> Shapes:
+    """Return what engines serve: Llama-3-8B, or in a rehearsal tiny shapes."""
+    return TINY_ENGINE if device.is_rehearsal else LLAMA_8B
 
 
 def shapes_of(device: Device) -> Shapes:

@@ -8,7 +8,16 @@ from pathlib import Path
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.records import Recorder
 
-SHARES_S = {"environment": 30, "kernels-right": 120, "kernel-times": 150}
+SHARES_S = {
+    "environment": 15,
+    "kernels-right": 50,
+    "engine-right": 80,
+    "step-times": 150,
+    "trace": 25,
+    "kernel-times": 40,
+    "adapters": 40,
+    "serve": 70,
+}
 """Seconds of each stage if all are run; what one leaves over goes to those that follow."""
 
 

@@ -18,6 +18,7 @@ def summarize(records: list[Record], *, max_failures: int, max_figures: int) -> 
         _stages([one for one in records if one["kind"] == "stage"]),
         _failures([one for one in records if one["kind"] == "failure"], max_failures),
         _checks([one for one in records if one["kind"] == "check"], max_failures),
+        _tables([one for one in records if one["kind"] == "row"]),
         _figures([one for one in records if one["kind"] == "figure"], max_figures),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -66,6 +67,20 @@ def _checks(checks: list[Record], most: int) -> str:
     if len(wrong) > len(lines):
         lines.append(f"... {len(wrong) - len(lines)} more")
     return "\n".join([*lines, "", table(rows)]).strip()
+
+
+def _tables(found: list[Record]) -> str:
+    """Return the stages' own tables, rows in the order in which they were found."""
+    rows: dict[str, list[Row]] = {}
+    for one in found:
+        columns = [one["table"], *one["cells"]]
+        body = rows.setdefault("\n".join(columns), [columns])
+        body.append(["", *map(_cell, one["cells"].values())])
+    return "\n\n".join(table(one) for one in rows.values())
+
+
+def _cell(value: str | float | None) -> str:
+    return "" if value is None else value if isinstance(value, str) else f"{value:.4g}"
 
 
 def _share(check: Record) -> float:

@@ -18,11 +18,11 @@ _ROOT = Path(__file__).parents[3]
 
 def test_every_stage_runs_on_the_cpu_and_finds_all_kernels_right(tmp_path: Path) -> None:
     finished = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--out", str(tmp_path)],
+        [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--seconds", "1500", "--out", str(tmp_path)],
         cwd=_ROOT,
         capture_output=True,
         text=True,
-        timeout=550,
+        timeout=590,
         check=False,
     )
 
@@ -33,8 +33,14 @@ def test_every_stage_runs_on_the_cpu_and_finds_all_kernels_right(tmp_path: Path)
     )
     checks = [one for one in records if one["kind"] == "check"]
     assert {one["kernel"] for one in checks} >= {"attention", "lora_add", "add_rms_norm", "swiglu", "geglu"}
+    assert {one["kernel"] for one in checks} >= {"engine: float32, words", "engine: waits", "waits", "memory"}
     assert all(one["passed"] for one in checks)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "report.md", "results.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "log.txt",
+        "report.md",
+        "results.jsonl",
+        "trace.txt",
+    ]
 
 
 def test_a_stage_that_runs_out_of_time_or_breaks_is_told_and_the_next_one_runs(
