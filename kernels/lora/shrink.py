@@ -37,6 +37,70 @@ def planes_shape(num_rows: int, module: LoRAModule) -> tuple[int, int, int, int]
     return num_splits, module.num_slices, num_rows, triton.cdiv(module.max_rank, BLOCK_RANK) * BLOCK_RANK
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def multiply(  # type: ignore[no-untyped-def]
+    x_rows,  # [BLOCK_M] pointers
+    a_rows,  # [BLOCK_R] pointers
+    row_is_mine,
+    rank_is_mine,
+    first,
+    end,
+    BLOCK_M: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Return x A^T over the columns from `first` to `end`, [BLOCK_M, BLOCK_R] float32."""
+    acc = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
+    for start in range(first, end, BLOCK_K):
+        columns = start + tl.arange(0, BLOCK_K)
+        exists = columns < end
+        x = tl.load(
+            x_rows[:, None] + columns[None, :], mask=row_is_mine[:, None] & exists[None, :], other=0.0
+        )
+        a = tl.load(
+            a_rows[None, :] + columns[:, None], mask=rank_is_mine[None, :] & exists[:, None], other=0.0
+        )
+        acc = tl.dot(x, a, acc, input_precision="ieee")
+    return acc
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def multiply_by_warps(  # type: ignore[no-untyped-def]
+    x_rows,  # [BLOCK_M] pointers
+    a_rows,  # [BLOCK_R] pointers
+    row_is_mine,
+    rank_is_mine,
+    first,
+    end,
+    BLOCK_M: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    NUM_PIECES: tl.constexpr,
+):
+    """Return what `multiply` does, each block's columns shared out among the warps.
+
+    16 rows make one tile of a tensor core: all warps would multiply it, and wait for each product in turn.
+    """
+    width: tl.constexpr = BLOCK_K // NUM_PIECES
+    places = tl.arange(0, NUM_PIECES)[:, None] * width + tl.arange(0, width)[None, :]
+    acc = tl.zeros((NUM_PIECES, BLOCK_M, BLOCK_R), dtype=tl.float32)
+    for start in range(first, end, BLOCK_K):
+        columns = start + places
+        exists = columns < end
+        x = tl.load(
+            x_rows[None, :, None] + columns[:, None, :],
+            mask=row_is_mine[None, :, None] & exists[:, None, :],
+            other=0.0,
+        )
+        a = tl.load(
+            a_rows[None, None, :] + columns[:, :, None],
+            mask=rank_is_mine[None, None, :] & exists[:, :, None],
+            other=0.0,
+        )
+        acc = tl.dot(x, a, acc, input_precision="ieee")
+    return tl.sum(acc, axis=0)
+
+
 @triton.jit(do_not_specialize=["num_rows", "first_entry", "slot_stride"])  # type: ignore[untyped-decorator]
 def shrink_kernel(  # type: ignore[no-untyped-def]
     x_ptr,  # [num_rows, in_features]
@@ -55,6 +119,7 @@ def shrink_kernel(  # type: ignore[no-untyped-def]
     BLOCK_M: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    NUM_PIECES: tl.constexpr,
     STORED: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
@@ -89,23 +154,15 @@ def shrink_kernel(  # type: ignore[no-untyped-def]
     # What lies behind the rank is padding or another sub-module's.
     rank_is_mine = ranks < rank
 
-    acc = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
     first = plane // NUM_SLICES * SPLIT
-    for start in range(first, tl.minimum(first + SPLIT, in_features), BLOCK_K):
-        columns = start + tl.arange(0, BLOCK_K)
-        column_exists = columns < in_features
-        x = tl.load(
-            x_ptr + rows[:, None] * in_features + columns[None, :],
-            mask=row_is_mine[:, None] & column_exists[None, :],
-            other=0.0,
+    end = tl.minimum(first + SPLIT, in_features)
+    x_rows, a_rows = x_ptr + rows * in_features, a_ptr + ranks.to(tl.int64) * in_features
+    if NUM_PIECES == 1:
+        acc = multiply(x_rows, a_rows, row_is_mine, rank_is_mine, first, end, BLOCK_M, BLOCK_R, BLOCK_K)
+    else:
+        acc = multiply_by_warps(
+            x_rows, a_rows, row_is_mine, rank_is_mine, first, end, BLOCK_M, BLOCK_R, BLOCK_K, NUM_PIECES
         )
-        a = tl.load(
-            a_ptr + ranks[None, :].to(tl.int64) * in_features + columns[:, None],
-            mask=rank_is_mine[None, :] & column_exists[:, None],
-            other=0.0,
-        )
-        acc = tl.dot(x, a, acc, input_precision="ieee")
-
     is_stored = ranks < (rank + STORED - 1) // STORED * STORED
     tl.store(
         planes_ptr + (plane * num_rows + rows[:, None]) * planes_width + ranks[None, :],
@@ -150,6 +207,7 @@ def lora_shrink(
         BLOCK_M=block_rows,
         BLOCK_R=block_rank,
         BLOCK_K=row_bytes // x.element_size(),
+        NUM_PIECES=NUM_WARPS if block_rows == BLOCK_ROWS[0] and x.element_size() == 2 else 1,
         STORED=BLOCK_RANK,
         ALIGNED=is_aligned,
         num_warps=NUM_WARPS,

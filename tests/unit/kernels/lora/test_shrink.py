@@ -30,7 +30,7 @@ def case() -> Case:
 @pytest.mark.parametrize(
     ("dtype", "block_rows", "max_rank", "in_features", "max_registers"),
     [
-        (torch.bfloat16, 16, 16, 4096, 80),
+        (torch.bfloat16, 16, 16, 4096, 64),
         (torch.bfloat16, 16, 64, 14336, 96),
         (torch.float16, 32, 16, 4096, 128),
         (torch.bfloat16, 64, 64, 4096, 160),
