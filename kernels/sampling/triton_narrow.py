@@ -78,7 +78,7 @@ def narrow_kernel(  # type: ignore[no-untyped-def]
             min_p = tl.load(min_ps_ptr + row)
         row_ptr = logits_ptr + row * vocab_size
         low = lowest_of(best, temperature)
-        threshold = _threshold(row_ptr, low, best, vocab_size, FEW)
+        threshold = _threshold(row_ptr, low, best, vocab_size, WIDTH * SEGMENTS, FEW)
 
         rate = rate_of(temperature)
         counts = tl.zeros([SEGMENTS, COLUMNS], tl.int32)
@@ -111,11 +111,11 @@ def narrow_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _threshold(row_ptr, low, best, vocab_size, FEW: tl.constexpr):  # type: ignore[no-untyped-def]
+def _threshold(row_ptr, low, best, vocab_size, SIZE: tl.constexpr, FEW: tl.constexpr):  # type: ignore[no-untyped-def]
     """Return a logit that a quarter to a half of the columns reach, or `low` if fewer reach that."""
     columns = tl.arange(0, FEW)
     largest = tl.full([FEW], -float("inf"), tl.float32)
-    for start in range(0, vocab_size, FEW):
+    for start in range(0, SIZE, FEW):
         at = start + columns
         largest = tl.maximum(largest, tl.load(row_ptr + at, mask=at < vocab_size, other=-float("inf")))
     below, beyond = rising(low), rising(best) + 1
