@@ -44,13 +44,13 @@ def test_missing_variables_are_named_together(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_wrong_variable_is_named_with_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in zip(_VARIABLES, ("postgresql://", "/m", "float16", "/s", "8"), strict=True):
+    for name, value in zip(_VARIABLES, ("postgresql://", "/m", "float8", "/s", "8"), strict=True):
         monkeypatch.setenv(f"LORAYARD_{name}", value)
 
     with pytest.raises(ValidationError) as raised:
         StoreSettings()
 
-    assert "LORAYARD_DTYPE='float16'" in str(plain_message(raised.value))
+    assert "LORAYARD_DTYPE='float8'" in str(plain_message(raised.value))
 
 
 def test_a_validation_that_is_not_of_settings_is_a_bug() -> None:
