@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +58,7 @@ class EmbeddingCase:
 def make_embedding_case(
     *,
     ranks: list[int],  # by slot; 0: the adapter leaves the embedding alone; odd slots have DoRA
-    runs: list[tuple[int, tuple[SlotScale, ...]]],
+    runs: Sequence[tuple[int, tuple[SlotScale, ...]]],
     hidden_size: int,
     dtype: torch.dtype,
     block_rows: int | None = None,

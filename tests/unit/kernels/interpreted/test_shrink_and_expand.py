@@ -133,7 +133,7 @@ def test_slices_of_unequal_width_and_rank_land_in_their_own_columns() -> None:
 
 
 @pytest.mark.parametrize("block_rows", [16, 32, 64])
-@pytest.mark.parametrize("num_rows", [1, 15, 16, 17, 31, 47, 70, 130])
+@pytest.mark.parametrize("num_rows", [1, 16, 17, 47, 130])
 def test_row_counts_that_are_no_multiple_of_the_block(num_rows: int, block_rows: int) -> None:
     slots = [2] * (num_rows // 2) + [0] * (num_rows - num_rows // 2)
     _run(
