@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_NUM_CANDIDATES = (72, 576, 4608, 1 << 62)
+_NUM_CANDIDATES = (66, 514, 1 << 62)
 """Most likely tokens looked at for top-k and top-p, and how many the next time if those were too few.
 
 A few more than the usual limits: whether the last that stays has equals is seen from the one after them.
@@ -102,22 +103,24 @@ def _invert_likeliest(rows: _Rows, mass: Tensor, num_candidates: int) -> tuple[T
     and then the allowed mass is unknown, or among tokens as likely as the last one allowed, and then others
     of them may come first.
     """
-    vocab_size = rows.logits.shape[1]
-    top_logits, top_ids = _likeliest(rows.logits, num_candidates)
+    top_ids: Tensor | None = None
+    if num_candidates == rows.logits.shape[1]:
+        in_order, top_logits = rows.logits, _falling(rows.logits)
+    else:
+        top_logits, top_ids = _likeliest(rows.logits, num_candidates)
+        top_ids, order = top_ids.sort(dim=-1)
+        in_order = top_logits.gather(1, order)
     weights = rows.weights(top_logits).double()
     # Past a likely token without weight come only more of them: min-p ends there, or exp() underflows.
-    covers_all = (weights[:, -1] == 0.0) | (num_candidates == vocab_size)
+    covers_all = (weights[:, -1] == 0.0) | (top_ids is None)
     allowed = weights.masked_fill(torch.arange(num_candidates) >= rows.top_ks.unsqueeze(1), 0.0)
     through = allowed.cumsum(dim=-1)
     mass = torch.where(covers_all | (rows.top_ks <= num_candidates), through[:, -1], mass)
     num_allowed = (through - allowed < (rows.top_ps * mass).unsqueeze(1)).sum(dim=-1)
     last = top_logits.gather(1, (num_allowed - 1).unsqueeze(1))  # the least likely one allowed
     is_settled = covers_all | (top_logits[:, -1] < last.squeeze(1))
-    if num_candidates == vocab_size:
-        return _invert_down_to(rows, last, num_allowed, rows.logits), is_settled
-    top_ids, order = top_ids.sort(dim=-1)
-    picks = _invert_down_to(rows, last, num_allowed, top_logits.gather(1, order))
-    return top_ids.gather(1, picks.unsqueeze(1)).squeeze(1), is_settled
+    picks = _invert_down_to(rows, last, num_allowed, in_order)
+    return picks if top_ids is None else top_ids.gather(1, picks.unsqueeze(1)).squeeze(1), is_settled
 
 
 def _invert_down_to(rows: _Rows, last: Tensor, num_allowed: Tensor, logits: Tensor) -> Tensor:
@@ -130,6 +133,15 @@ def _invert_down_to(rows: _Rows, last: Tensor, num_allowed: Tensor, logits: Tens
         allowed &= ~equal | (num_equal <= num_equal[:, -1:] - too_many.unsqueeze(1))
     picks, _, _ = _invert(rows.weights(logits).mul_(allowed), rows.uniforms)
     return picks
+
+
+def _falling(logits: Tensor) -> Tensor:
+    """Return each row's logits in falling order.
+
+    NumPy's sort keeps no places: a tenth of the time of torch's, 35 and 362 ms for [32, 49152] (one core with
+    AVX2, NumPy 2.4, torch 2.13, 2026-11).
+    """
+    return torch.from_numpy(np.sort(logits.numpy(), axis=-1)).flip(-1)
 
 
 def _likeliest(logits: Tensor, num_candidates: int) -> tuple[Tensor, Tensor]:

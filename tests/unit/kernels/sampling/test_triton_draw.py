@@ -11,7 +11,7 @@ from kernels.sampling import triton_draw
 from kernels.sampling.triton_draw import draw_kernel, draw_triton
 from kernels.sampling.triton_narrow import narrow_kernel
 from tests.unit.kernels.compiled import ARCHITECTURES, Recorder, compile_launch
-from tests.unit.kernels.draw_cases import Case, arguments
+from tests.unit.kernels.draw_cases import Arguments, Case, arguments
 
 
 @pytest.fixture
@@ -65,6 +65,17 @@ def test_small_vocabularies_are_searched_whole(recorders: dict[str, Recorder]) -
     draw_triton(*arguments(torch.zeros(2, 16_383), Case(top_k=5), [0.5] * 2))
 
     assert (len(recorders["draw"].launches), recorders["narrow"].launches) == (1, [])
+
+
+@pytest.mark.parametrize("min_p", [None, 0.1])
+def test_the_launcher_asks_the_device_nothing(min_p: float | None, recorders: dict[str, Recorder]) -> None:
+    given = arguments(torch.zeros(3, 16_384), Case(top_k=5, top_p=0.9, min_p=min_p), [0.5] * 3)
+    there = Arguments._make(None if part is None else part.to("meta") for part in given)
+
+    tokens = draw_triton(*there)
+
+    assert (tokens.device.type, tokens.shape, tokens.dtype) == ("meta", (3,), torch.int64)
+    assert [len(recorder.launches) for recorder in recorders.values()] == [1, 1]
 
 
 def test_what_the_kernel_would_misread_is_refused_with_the_values() -> None:
