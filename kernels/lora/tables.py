@@ -211,7 +211,7 @@ class LoRATable:
 
     def point(self, slot: int, row: AdapterRow) -> None:
         """Make `slot` serve an adapter: one copy, after which nothing of the last one is left."""
-        self.addresses[slot] = row.addresses
+        self.addresses[slot].copy_(row.addresses, non_blocking=True)  # truly so from pinned memory
         self._held[slot] = row.weights
 
     def clear(self, slot: int) -> None:

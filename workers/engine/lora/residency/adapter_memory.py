@@ -228,6 +228,8 @@ def _moved_row(row: AdapterRow, moves: list[_Move]) -> AdapterRow:
         for (start, bytes_), move in ((move.extent, move) for move in moves):
             is_here = (host >= start) & (host < start + bytes_.numel())
             values[..., column] += is_here * move.distance
+    if any(move.target.device.type == "cuda" for move in moves):
+        addresses = addresses.pin_memory()  # so that giving a slot waits for nothing
     return replace(row, addresses=addresses)
 
 
