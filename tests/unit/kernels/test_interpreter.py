@@ -4,14 +4,15 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
+
+import pytest
 
 FOLDER = Path(__file__).parent / "interpreted"
 LEAST = {
     "test_shrink_and_expand.py": 90,
     "test_embedding_add.py": 13,
-    "test_engine.py": 9,
+    "test_engine.py": 10,
     "test_norms_and_gates.py": 60,
     "test_attention.py": 53,
     "test_draws.py": 32,
@@ -23,18 +24,20 @@ def test_every_interpreted_file_is_run() -> None:
     assert {path.name for path in FOLDER.glob("test_*.py")} == set(LEAST)
 
 
-def test_triton_kernels_do_under_the_interpreter_what_their_references_do() -> None:
-    """TRITON_INTERPRET must be set before triton is imported, so these tests have their own process."""
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("name", LEAST)
+def test_triton_kernels_do_under_the_interpreter_what_their_references_do(name: str) -> None:
+    """TRITON_INTERPRET must be set before triton is imported, so these tests have their own processes."""
     finished = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rp", "-p", "no:cacheprovider", str(FOLDER)],
+        [sys.executable, "-m", "pytest", "-q", "-rp", "-p", "no:cacheprovider", str(FOLDER / name)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1400,
         check=False,
     )
 
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    passed = Counter(re.findall(r"^PASSED .*/(\w+\.py)::", finished.stdout, re.MULTILINE))
-    assert all(passed[name] >= num_tests for name, num_tests in LEAST.items()), finished.stdout
+    passed = re.findall(r"^PASSED ", finished.stdout, re.MULTILINE)
+    assert len(passed) >= LEAST[name], finished.stdout

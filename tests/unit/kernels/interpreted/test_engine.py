@@ -29,7 +29,8 @@ from workers.engine import (
     SamplingParams,
     StructuredOutputsParams,
 )
-from workers.engine.serving import device
+from workers.engine.scheduling.step_layout import StepLayout
+from workers.engine.serving import assembly, device
 
 NUM_ADAPTERS, NUM_WORDS, MOST_LETTERS = 8, 6, 3
 LORAS = {
@@ -137,6 +138,23 @@ def test_an_engine_one_of_whose_kernels_gives_zeros_answers_wrong(
     with tiny_engine(kernels="triton") as engine:
         texts = answer(engine, word, ["upper"], MOST_LETTERS + 2)
     assert texts != [TASKS["upper"].answer(word[0])]
+
+
+def test_steps_filled_up_as_for_a_card_are_answered_as_those_that_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make = assembly._layout
+
+    def filled(*arguments: Any) -> StepLayout:
+        return replace(make(*arguments), is_filled=True)
+
+    monkeypatch.setattr(assembly, "_layout", filled)
+    names = ["upper", "reverse", "upper"]
+    words = [short_words(name, 1)[0] for name in names]
+    with tiny_engine(kernels="triton", max_num_seqs=3, max_model_len=32) as engine:
+        texts = answer(engine, words, names, MOST_LETTERS + 2)
+
+    assert texts == [TASKS[name].answer(word) for word, name in zip(words, names, strict=True)]
 
 
 @pytest.mark.parametrize("family", ["llama-with-wide-heads", "qwen3", "gemma2"])
