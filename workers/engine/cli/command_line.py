@@ -57,6 +57,7 @@ def read_command_line(arguments: list[str] | None) -> Asked:
     adapters = tuple(_adapters(options.adapter, options.scale))
     config = EngineConfig(
         model=options.model,
+        device=options.device,
         dtype=options.dtype,
         quantization=options.quantization,
         served_model_name=options.served_model_name,
@@ -185,7 +186,8 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("engine").add_argument
-    add("--dtype", default="float32", help="float32, the default, or bfloat16")
+    add("--device", default="cpu", help="cpu, the default, cuda, or cuda:N for one of several cards")
+    add("--dtype", default="float32", help="float32, the default, bfloat16, or on a card float16")
     add("--quantization", metavar="HOW", help="int8 or bitsandbytes: quantise a plain checkpoint at loading")
     add("--served-model-name", metavar="NAME", help="what adapters call the model (config.json's name)")
     add("--threads", type=int, metavar="N", help="CPU threads (one per core)")
