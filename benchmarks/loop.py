@@ -23,6 +23,7 @@ class NoModel:
     """An executor that answers every row with the same token at once."""
 
     look_ahead = 0
+    num_replayed_steps = 0
 
     def __init__(self) -> None:
         self.num_steps = 0

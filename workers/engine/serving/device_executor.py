@@ -50,6 +50,11 @@ class DeviceExecutor:
         self._home = HostBuffers(pinned=pinned)
         self._latest: Tensor | None = None  # [num_rows] int64, what the step before chooses
 
+    @property
+    def num_replayed_steps(self) -> int:
+        """Steps whose forward pass was launched as one captured graph."""
+        return 0 if self._graphs is None else self._graphs.num_replayed
+
     def forward(self, step: ForwardInput) -> HiddenStates:
         """Launch the layers."""
         with torch.inference_mode():

@@ -124,7 +124,13 @@ class LLMEngine(AdapterControls, OfflineServing):
     def stats(self) -> EngineStats:
         """Return the engine's counters."""
         parts = self._parts
-        return self._counters.stats(parts.batcher, parts.allocator, parts.prefixes, parts.adapters)
+        return self._counters.stats(
+            parts.batcher,
+            parts.allocator,
+            parts.prefixes,
+            parts.adapters,
+            num_replayed_steps=parts.executor.num_replayed_steps,
+        )
 
     def capacity(self) -> Capacity:
         """Return how much more the engine could take on; cheap enough for every step."""

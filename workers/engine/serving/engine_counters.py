@@ -19,6 +19,9 @@ class EngineStats:
     """Counters since the start, and what is held now."""
 
     num_steps: int
+    num_replayed_steps: (
+        int  # of those, launched as one captured graph; on a GPU the rest was too large or mixed
+    )
     busy_ms: float
     wasted_ms: float  # of those, spent on rows whose request had ended before they were computed
     num_prompt_tokens: int
@@ -78,10 +81,13 @@ class EngineCounters:
         allocator: BlockAllocator,
         prefixes: PrefixCache | None,
         adapters: LoRAManager | None,
+        *,
+        num_replayed_steps: int,
     ) -> EngineStats:
         """Return the counts with what the engine's parts hold now."""
         return EngineStats(
             num_steps=self.num_steps,
+            num_replayed_steps=num_replayed_steps,
             busy_ms=self.busy_ms,
             wasted_ms=self.wasted_ms,
             num_prompt_tokens=self.num_prompt_tokens,

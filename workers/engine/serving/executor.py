@@ -38,6 +38,11 @@ class Executor(Protocol):
 
     look_ahead: int  # 0 or 1
 
+    @property
+    def num_replayed_steps(self) -> int:
+        """Steps whose forward pass was launched as one captured graph."""
+        ...
+
     def forward(self, step: ForwardInput) -> InFlightStep:
         """Launch the layers over all rows of a step; the cache keeps what later steps need."""
         ...
@@ -49,6 +54,8 @@ class Executor(Protocol):
 
 class LocalExecutor:
     """The decoder and its cache in this process; what it launches is done at once, but for reading it."""
+
+    num_replayed_steps = 0
 
     def __init__(self, decoder: Decoder, cache: KVCache, draw: Draw, *, look_ahead: int = 0) -> None:
         """`look_ahead` 1 is for tests: this device computes while the host waits, so it gains nothing."""

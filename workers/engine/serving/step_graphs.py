@@ -62,7 +62,7 @@ class StepGraphs:
         self.capture_s = time.monotonic() - began_s
 
     def find(self, step: ForwardInput, decoder: Decoder) -> CapturedStep | None:
-        """Return the graph that serves a step; None, and a count, for one that is launched by itself."""
+        """Return the graph that serves a step; None for one that is launched kernel by kernel. Both count."""
         captured = None
         if step.shape is not None and _is_plain(step, step.shape) and not decoder.replaces_embedded(step):
             captured = self._captured.get(_Key(step.shape, step.segments is not None))

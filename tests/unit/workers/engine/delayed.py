@@ -37,6 +37,7 @@ class DelayedExecutor:
     """
 
     look_ahead = 1
+    num_replayed_steps = 0
 
     def __init__(self, engine: LLMEngine, pace: Iterator[int]) -> None:
         self._inner: Executor = engine._parts.executor

@@ -19,6 +19,7 @@ class LogitTap:
     def __init__(self, engine: LLMEngine) -> None:
         self._builder, self._executor = engine._parts.builder, engine._parts.executor
         self.look_ahead = self._executor.look_ahead
+        self.num_replayed_steps = 0
         self._sampled: list[str] = []
         self._rows: dict[str, list[Tensor]] = defaultdict(list)
         engine._parts = engine._parts._replace(builder=self, executor=self)  # type: ignore[arg-type]

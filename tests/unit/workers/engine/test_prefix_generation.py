@@ -269,6 +269,7 @@ class Spoiler:
         self._inner = inner
         self._num_sound_steps = num_sound_steps
         self.look_ahead = inner.look_ahead
+        self.num_replayed_steps = inner.num_replayed_steps
 
     def forward(self, step: ForwardInput) -> InFlightStep:
         return self._inner.forward(step)
