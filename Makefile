@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install check-install check test emulated-kernels test-unit test-stack test-workers test-levels test-kernels coverage demo bench up format clean
+.PHONY: help install check-install check test emulated-kernels test-unit test-unit-kernels test-stack test-workers test-levels test-kernels coverage demo bench up format clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,14 +27,17 @@ check: install ## Lint, types (of the tests too) and the arrows between rooms
 	$(BIN)/lint-imports
 
 test: install ## Run every test on embedded Redis and Postgres
-	$(MAKE) --no-print-directory -j3 --output-sync=target test-unit test-stack test-workers
+	$(MAKE) --no-print-directory -j4 --output-sync=target test-unit-kernels test-unit test-stack test-workers
 
 emulated-kernels: install
 	@$(BIN)/python -m tests.emulated.library
 
-# The first computes, the others mostly wait: side by side they take little longer than the first.
+# The first two compute, the others mostly wait: side by side they take little longer than the first.
+test-unit-kernels: emulated-kernels
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit/kernels tests/unit/benchmarks
+
 test-unit: emulated-kernels
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --ignore=tests/unit/kernels --ignore=tests/unit/benchmarks
 
 test-stack: install
 	$(BIN)/python -m pytest tests/integration tests/acceptance --ignore=tests/integration/workers
