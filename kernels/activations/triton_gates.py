@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.dependent_launch import dependent_launch, wait_for_inputs
+
 BLOCK_COLUMNS = 1024
 NUM_WARPS = 4
 
@@ -18,12 +20,14 @@ def gate_kernel(  # type: ignore[no-untyped-def]
     width,
     GELU: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """out[row, block b] = act(gate[row, b]) * up[row, b]; program (row, b)."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     exists = columns < width
     gate_ptr = gate_up_ptr + row * 2 * width + columns
+    wait_for_inputs(PDL)
     gate = tl.load(gate_ptr, mask=exists, other=0.0).to(tl.float32)
     up = tl.load(gate_ptr + width, mask=exists, other=0.0).to(tl.float32)
     inner = gate
@@ -56,6 +60,12 @@ def _gate(gate_up: Tensor, *, gelu: bool) -> Tensor:
     out = torch.empty((num_rows, width), dtype=gate_up.dtype, device=gate_up.device)
     if out.numel():
         gate_kernel[num_rows, triton.cdiv(width, BLOCK_COLUMNS)](
-            gate_up, out, width, GELU=gelu, BLOCK=BLOCK_COLUMNS, num_warps=NUM_WARPS
+            gate_up,
+            out,
+            width,
+            GELU=gelu,
+            BLOCK=BLOCK_COLUMNS,
+            num_warps=NUM_WARPS,
+            **dependent_launch(out.device),
         )
     return out

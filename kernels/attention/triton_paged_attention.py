@@ -13,6 +13,7 @@ from kernels.attention.paged_attention import HeadNorms
 from kernels.attention.triton_prompt_attention import attend_prompts_kernel
 from kernels.attention.triton_rotate_store import rotate_store
 from kernels.attention.triton_split_attention import attend_splits_kernel, merge_splits_kernel
+from kernels.dependent_launch import dependent_launch
 
 _NO_WINDOW = 2**30
 
@@ -107,6 +108,7 @@ def _attend_single_rows(
         BLOCK_D=block_d,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        **dependent_launch(out.device),
     )
     if num_splits > 1:
         merge_splits_kernel[num_seqs, num_heads](
@@ -121,6 +123,7 @@ def _attend_single_rows(
             HEAD_DIM=head_dim,
             BLOCK_D=block_d,
             num_warps=1 if block_d < 256 else 2,
+            **dependent_launch(out.device),
         )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kernels.attention.paged_attention import HeadNorms
 from kernels.attention.triton_sequences import find_row
+from kernels.dependent_launch import dependent_launch, wait_for_inputs
 
 _HEADS = 16
 """Heads of a program: two loads of 16 bytes a thread for heads of 128 in 16 bits."""
@@ -46,6 +47,7 @@ def rotate_store_kernel(  # type: ignore[no-untyped-def]
     BLOCK_SEQS: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Bring some heads of one row to their places; program (row, tile of heads): of queries, keys, values.
 
@@ -53,6 +55,10 @@ def rotate_store_kernel(  # type: ignore[no-untyped-def]
     """
     row = tl.program_id(0)
     seq, position = find_row(sequence_rows_ptr, row, num_seqs, BLOCK_SEQS)
+    in_sequence = position >= 0
+    table_ptr = block_tables_ptr + tl.maximum(seq, 0).to(tl.int64) * max_blocks
+    block = tl.load(table_ptr + position // BLOCK_SIZE, mask=in_sequence, other=0).to(tl.int64)
+    place = (block * (NUM_KV_HEADS * BLOCK_SIZE) + position % BLOCK_SIZE) * HEAD_DIM
 
     num_rotated: tl.constexpr = NUM_HEADS + NUM_KV_HEADS
     num_all: tl.constexpr = NUM_HEADS + 2 * NUM_KV_HEADS
@@ -61,31 +67,30 @@ def rotate_store_kernel(  # type: ignore[no-untyped-def]
     columns = tl.arange(0, BLOCK_D)[None, :] + heads * 0
     exists = (heads < num_all) & (columns < HEAD_DIM)
     row_ptr = qkv_ptr + row.to(tl.int64) * (num_all * HEAD_DIM) + heads * HEAD_DIM
-    x = tl.load(row_ptr + columns, mask=exists, other=0.0)
-
     half: tl.constexpr = ROTARY_DIM // 2
     partners = tl.where(columns < half, columns + half, columns - half)
     turns = (heads < num_rotated) & (columns < ROTARY_DIM)
+    weight, partner_weight = 1.0, 1.0
+    if NORMS:
+        is_query = heads < NUM_HEADS
+        weight = _norm_weight(q_norm_ptr, k_norm_ptr, is_query, columns, exists)
+        partner_weight = _norm_weight(q_norm_ptr, k_norm_ptr, is_query, partners, turns)
+
+    wait_for_inputs(PDL)
+    x = tl.load(row_ptr + columns, mask=exists, other=0.0)
     partner = tl.load(row_ptr + partners, mask=turns, other=0.0)
     wide, wide_partner = x.to(tl.float32), partner.to(tl.float32)
     if NORMS:
         inverse = 1.0 / tl.sqrt_rn(tl.sum(wide * wide, axis=1) / HEAD_DIM + eps)[:, None]
-        is_query = heads < NUM_HEADS
-        weight = _norm_weight(q_norm_ptr, k_norm_ptr, is_query, columns, exists)
         wide = (wide * inverse * weight).to(x.dtype).to(tl.float32)
-        partner_weight = _norm_weight(q_norm_ptr, k_norm_ptr, is_query, partners, turns)
         wide_partner = (wide_partner * inverse * partner_weight).to(x.dtype).to(tl.float32)
     at = row.to(tl.int64) * ROTARY_DIM + columns
     cos = tl.load(cos_ptr + at, mask=turns, other=1.0).to(tl.float32)
     sin = tl.load(sin_ptr + at, mask=turns, other=0.0).to(tl.float32)
     x = tl.where(heads < num_rotated, (wide * cos + wide_partner * sin).to(x.dtype), x)
 
-    in_sequence = position >= 0
     query_ptr = queries_ptr + row.to(tl.int64) * (NUM_HEADS * HEAD_DIM) + heads * HEAD_DIM
     tl.store(query_ptr + columns, tl.where(in_sequence, x, 0.0), mask=exists & (heads < NUM_HEADS))
-    table_ptr = block_tables_ptr + tl.maximum(seq, 0).to(tl.int64) * max_blocks
-    block = tl.load(table_ptr + position // BLOCK_SIZE, mask=in_sequence, other=0).to(tl.int64)
-    place = (block * (NUM_KV_HEADS * BLOCK_SIZE) + position % BLOCK_SIZE) * HEAD_DIM
     kv_places = place + (heads - NUM_HEADS) % NUM_KV_HEADS * (BLOCK_SIZE * HEAD_DIM) + columns
     is_key = (heads >= NUM_HEADS) & (heads < num_rotated) & in_sequence
     tl.store(keys_ptr + kv_places, x, mask=exists & is_key)
@@ -134,5 +139,6 @@ def rotate_store(
         BLOCK_HEADS=_HEADS,
         BLOCK_D=triton.next_power_of_2(head_dim),
         num_warps=4,
+        **dependent_launch(qkv.device),
     )
     return queries

@@ -8,6 +8,7 @@ import triton.language as tl
 from kernels.attention.triton_sequences import SEQUENCE_COLUMNS
 from kernels.attention.triton_softmax import add_tokens
 from kernels.attention.triton_tiles import LEAST_SPLIT, MOST_SPLITS, SPLIT_GRAIN
+from kernels.dependent_launch import wait_for_inputs
 
 
 @triton.jit
@@ -50,6 +51,7 @@ def attend_splits_kernel(  # type: ignore[no-untyped-def]
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Attend from a row to some of its splits; program (sequence, kv head, first split).
 
@@ -63,6 +65,7 @@ def attend_splits_kernel(  # type: ignore[no-untyped-def]
     first_row = tl.load(sequence_ptr)
     num_mine = tl.load(sequence_ptr + 1)
     first_position = tl.load(sequence_ptr + 2)
+    wait_for_inputs(PDL)
     if (num_mine > 1) & (is_mixed != 0):
         return
 
@@ -129,6 +132,7 @@ def merge_splits_kernel(  # type: ignore[no-untyped-def]
     NUM_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Add up the splits of one head of the rows of `attend_splits_kernel`; program (sequence, head)."""
     seq = tl.program_id(0)
@@ -137,6 +141,7 @@ def merge_splits_kernel(  # type: ignore[no-untyped-def]
     first_row = tl.load(sequence_ptr)
     num_mine = tl.load(sequence_ptr + 1)
     first_position = tl.load(sequence_ptr + 2)
+    wait_for_inputs(PDL)
     if (num_mine > 1) & (is_mixed != 0):
         return
 

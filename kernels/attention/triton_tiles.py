@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import triton.language as tl
+
+from kernels import cards
 
 SPLIT_GRAIN = tl.constexpr(64)
 """Splits begin at multiples of it and are as long as multiples of it; every block_n divides it or is it."""
@@ -55,7 +56,7 @@ def decode_tile(dtype: torch.dtype, block_d: int, group: int, device: torch.devi
     is_wide = block_d >= _WIDE
     if dtype is torch.float32:
         tile = DECODE_FLOAT32
-    elif capability(device) in _LARGE_SHARED_MEMORY:
+    elif cards.capability(device) in _LARGE_SHARED_MEMORY:
         tile = DECODE_LARGE_WIDE if is_wide else DECODE_LARGE
     else:
         tile = DECODE_WIDE if is_wide else DECODE
@@ -68,16 +69,10 @@ def prompt_tile(dtype: torch.dtype, block_d: int, group: int, device: torch.devi
     if dtype is torch.float32:
         tile = PROMPT_FLOAT32
     elif is_wide:
-        tile = PROMPT_LARGE_WIDE if capability(device) == _HOPPER else PROMPT_WIDE
+        tile = PROMPT_LARGE_WIDE if cards.capability(device) == _HOPPER else PROMPT_WIDE
     else:
-        tile = PROMPT_LARGE if capability(device) in _LARGE_SHARED_MEMORY else PROMPT
+        tile = PROMPT_LARGE if cards.capability(device) in _LARGE_SHARED_MEMORY else PROMPT
     return _with_rows_for(group, tile)
-
-
-@cache
-def capability(device: torch.device) -> int:
-    """Return a card's major compute capability; 0 for what is no card."""
-    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
 
 
 def _with_rows_for(group: int, tile: Tile) -> Tile:

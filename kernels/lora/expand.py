@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.dependent_launch import dependent_launch, wait_for_inputs
 from kernels.lora.add import check_tiles
 from kernels.lora.reference import apply_dora
 from kernels.lora.segments import BLOCK_ROWS, Pass
@@ -38,6 +39,16 @@ def apply_dora_terms(total, scales, address, width, columns, column_exists):  # 
     return gain * (total - base_bias) + base_bias
 
 
+@triton.jit
+def load_ranks(b_ptr, ranks, rank, width, columns, column_exists):  # type: ignore[no-untyped-def]
+    """Return [BLOCK_R, BLOCK_N] of B, 0 behind its rank."""
+    return tl.load(
+        b_ptr + ranks[:, None] * width + columns[None, :],
+        mask=(ranks < rank)[:, None] & column_exists[None, :],
+        other=0.0,
+    )
+
+
 @triton.jit(do_not_specialize=["num_rows", "first_entry", "slot_stride"])  # type: ignore[untyped-decorator]
 def expand_kernel(  # type: ignore[no-untyped-def]
     out_ptr,  # [num_rows, out_features], changed in place
@@ -59,14 +70,16 @@ def expand_kernel(  # type: ignore[no-untyped-def]
     BLOCK_R: tl.constexpr,
     GROUP: tl.constexpr,
     STORED: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
     ALIGNED: tl.constexpr,
     EXTRAS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """out[row, s] += sum over r of shrunk[s, row, r] B[slot(row), s][r]; program (tile, columns, s).
 
     shrunk is the sum of the planes, in an order that module and tile decide. EXTRAS: then the adapter's bias
     and DoRA gain, if its table entry has their addresses. ALIGNED: slices start and end at multiples of 16
-    columns, so that 16 bytes are read and written at a time.
+    columns, so that 16 bytes are read and written at a time. ONE_BLOCK: no rank exceeds BLOCK_R.
     """
     tile_ptr = tiles_ptr + tl.program_id(0) * 4
     first_row = tl.load(tile_ptr)
@@ -76,25 +89,31 @@ def expand_kernel(  # type: ignore[no-untyped-def]
     part = tl.program_id(2)
     slice_start = tl.load(columns_ptr + part)
     slice_features = tl.load(columns_ptr + part + 1) - slice_start
-    if (slot < 0) | (tl.program_id(1) * BLOCK_N >= slice_features):
-        return
+    has_adapter = slot >= 0
     entry_ptr = table_ptr + slot * slot_stride + (first_entry + expert * NUM_SLICES + part) * ENTRY
-    b_address = tl.load(entry_ptr + 1)
-    rank = tl.load(entry_ptr + 2).to(tl.int32)
-    bias_address = tl.load(entry_ptr + 3)
-    dora_address = tl.load(entry_ptr + 4)
-    if rank == 0:
-        return
+    b_address = tl.load(entry_ptr + 1, mask=has_adapter, other=0)
+    rank = tl.load(entry_ptr + 2, mask=has_adapter, other=0).to(tl.int32)
+    bias_address = tl.load(entry_ptr + 3, mask=has_adapter, other=0)
+    dora_address = tl.load(entry_ptr + 4, mask=has_adapter, other=0)
     b_ptr = b_address.to(tl.pointer_type(out_ptr.dtype.element_ty))
     if ALIGNED:
         b_ptr = tl.multiple_of(b_ptr, 16)
         slice_start = tl.multiple_of(slice_start, 16)
         slice_features = tl.multiple_of(slice_features, 16)
 
-    rows = first_row + tl.arange(0, BLOCK_M)
-    row_is_mine = rows < end_row
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     column_is_mine = columns < slice_features
+    first_b = columns  # not read unless ONE_BLOCK
+    if ONE_BLOCK:
+        # On its way while the planes are being made.
+        first_b = load_ranks(b_ptr, tl.arange(0, BLOCK_R), rank, slice_features, columns, column_is_mine)
+    wait_for_inputs(PDL)
+    if (rank == 0) | (tl.program_id(1) * BLOCK_N >= slice_features):
+        return
+    # The compiler for sm_120 spills registers around the loop without this, with 64 rows because of it.
+    tl.assume((rank > 0) | (BLOCK_M > 16))
+    rows = first_row + tl.arange(0, BLOCK_M)
+    row_is_mine = rows < end_row
     out_ptrs = out_ptr + rows[:, None] * out_features + slice_start + columns[None, :]
     mask = row_is_mine[:, None] & column_is_mine[None, :]
     before = tl.load(out_ptrs, mask=mask, other=0.0)
@@ -105,11 +124,7 @@ def expand_kernel(  # type: ignore[no-untyped-def]
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, rank, BLOCK_R):
         ranks = start + tl.arange(0, BLOCK_R)
-        b = tl.load(
-            b_ptr + ranks[:, None] * slice_features + columns[None, :],
-            mask=(ranks < rank)[:, None] & column_is_mine[None, :],
-            other=0.0,
-        )
+        b = first_b if ONE_BLOCK else load_ranks(b_ptr, ranks, rank, slice_features, columns, column_is_mine)
         plane_ptrs = slice_planes_ptr + ranks[None, :]
         is_stored = row_is_mine[:, None] & (ranks < num_stored)[None, :]
         shrunk = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
@@ -141,10 +156,12 @@ def lora_expand(
     lora_pass: Pass,
     *,
     has_extras: bool = True,
+    is_joined: bool = False,
 ) -> None:
     """Add shrunk . B of every row's adapter to its slices; base rows and absent sub-modules keep theirs.
 
-    `has_extras` is whether some adapter of the pass may have a bias or DoRA.
+    `has_extras` is whether some adapter of the pass may have a bias or DoRA, `is_joined` whether the planes
+    were made on another stream.
     """
     block_rows = check_tiles(lora_pass, out.shape[0], out.device)
     num_tiles = lora_pass.table.shape[0]
@@ -180,11 +197,13 @@ def lora_expand(
         BLOCK_R=block_rank,
         GROUP=min(group, triton.next_power_of_2(num_splits)),
         STORED=BLOCK_RANK,
+        ONE_BLOCK=width <= block_rank,
         ALIGNED=module.is_aligned,
         EXTRAS=has_extras,
         num_warps=num_warps,
         num_stages=NUM_STAGES,
         enable_fp_fusion=True,
+        **dependent_launch(out.device, follows_other_stream=is_joined),
     )
 
 

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.dependent_launch import dependent_launch, wait_for_inputs
 from kernels.lora.add import check_tiles
 from kernels.lora.segments import BLOCK_ROWS, Pass
 from kernels.lora.tables import ENTRY_COLUMNS, LoRAModule
@@ -122,6 +123,7 @@ def shrink_kernel(  # type: ignore[no-untyped-def]
     NUM_PIECES: tl.constexpr,
     STORED: tl.constexpr,
     ALIGNED: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """planes[k, s, row, block b] = scale(row) x[row] . A[slot(row), s][ranks of b] over the k-th split.
 
@@ -133,23 +135,23 @@ def shrink_kernel(  # type: ignore[no-untyped-def]
     end_row = tl.load(tile_ptr + 1)
     slot = tl.load(tile_ptr + 2)
     expert = tl.load(tile_ptr + 3)
-    if slot < 0:
-        return
+    has_adapter = slot >= 0
     first_rank = tl.program_id(1) * BLOCK_R
     plane = tl.program_id(2)
     place = first_entry + expert * NUM_SLICES + plane % NUM_SLICES
     entry_ptr = table_ptr + slot * slot_stride + place * ENTRY
-    a_address = tl.load(entry_ptr)
-    rank = tl.load(entry_ptr + 2).to(tl.int32)
+    a_address = tl.load(entry_ptr, mask=has_adapter, other=0)
+    rank = tl.load(entry_ptr + 2, mask=has_adapter, other=0).to(tl.int32)
+    rows = first_row + tl.arange(0, BLOCK_M)
+    row_is_mine = rows < end_row
+    scales = tl.load(scales_ptr + rows, mask=row_is_mine, other=0.0)
+    wait_for_inputs(PDL)
     if first_rank >= rank:
         return
     a_ptr = a_address.to(tl.pointer_type(x_ptr.dtype.element_ty))
     if ALIGNED:
         a_ptr = tl.multiple_of(a_ptr, 16)
 
-    rows = first_row + tl.arange(0, BLOCK_M)
-    row_is_mine = rows < end_row
-    scales = tl.load(scales_ptr + rows, mask=row_is_mine, other=0.0)
     ranks = first_rank + tl.arange(0, BLOCK_R)
     # What lies behind the rank is padding or another sub-module's.
     rank_is_mine = ranks < rank
@@ -175,10 +177,13 @@ def lora_shrink(
     x: Tensor,  # [num_rows, in_features]
     module: LoRAModule,
     lora_pass: Pass,
+    *,
+    is_forked: bool = False,
 ) -> Tensor:  # [num_splits, num_slices, num_rows, max_rank rounded up to 16] float32, see `planes_shape`
     """Return scale x . A per sub-module, in planes to be added up in their order.
 
-    Rows in no tile and ranks behind an adapter's last block stay unwritten.
+    Rows in no tile and ranks behind an adapter's last block stay unwritten. `is_forked` is whether x was made
+    on another stream.
     """
     block_rows = check_tiles(lora_pass, x.shape[0], x.device)
     num_tiles = lora_pass.table.shape[0]
@@ -213,6 +218,7 @@ def lora_shrink(
         num_warps=NUM_WARPS,
         num_stages=NUM_STAGES,
         enable_fp_fusion=True,
+        **dependent_launch(x.device, follows_other_stream=is_forked),
     )
     return planes
 

@@ -25,12 +25,12 @@ class TritonLoRA:
 
     def shrink(self, x: Tensor, segments: Segments, module: LoRAModule) -> list[Tensor]:
         """Compute the first half of every pass."""
-        return [lora_shrink(x, module, lora_pass) for lora_pass in segments.passes]
+        return [lora_shrink(x, module, lora_pass, is_forked=True) for lora_pass in segments.passes]
 
     def expand(self, out: Tensor, shrunk: list[Tensor], segments: Segments, module: LoRAModule) -> None:
         """Compute the second half of every pass, in their order."""
         for planes, lora_pass in zip(shrunk, segments.passes, strict=True):
-            lora_expand(out, planes, module, lora_pass)
+            lora_expand(out, planes, module, lora_pass, is_joined=True)
 
 
 lora_add_triton = TritonLoRA()

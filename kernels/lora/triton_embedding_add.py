@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.dependent_launch import dependent_launch, wait_for_inputs
 from kernels.lora.add import check_tiles
 from kernels.lora.embedding_lora_add import check
 from kernels.lora.expand import apply_dora_terms
@@ -33,6 +34,7 @@ def embedding_add_kernel(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
     ALIGNED: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """embedded[row] += scale(row) A[slot(row)][token(row)] B[slot(row)]; program (tile, columns).
 
@@ -43,13 +45,13 @@ def embedding_add_kernel(  # type: ignore[no-untyped-def]
     first_row = tl.load(tile_ptr)
     end_row = tl.load(tile_ptr + 1)
     slot = tl.load(tile_ptr + 2)
-    if slot < 0:
-        return
+    has_adapter = slot >= 0
     entry_ptr = table_ptr + slot * slot_stride + first_entry * ENTRY
-    a_address = tl.load(entry_ptr)
-    b_address = tl.load(entry_ptr + 1)
-    rank = tl.load(entry_ptr + 2).to(tl.int32)
-    dora_address = tl.load(entry_ptr + 4)
+    a_address = tl.load(entry_ptr, mask=has_adapter, other=0)
+    b_address = tl.load(entry_ptr + 1, mask=has_adapter, other=0)
+    rank = tl.load(entry_ptr + 2, mask=has_adapter, other=0).to(tl.int32)
+    dora_address = tl.load(entry_ptr + 4, mask=has_adapter, other=0)
+    wait_for_inputs(PDL)
     if rank == 0:
         return
     a_ptr = a_address.to(tl.pointer_type(embedded_ptr.dtype.element_ty))
@@ -116,4 +118,5 @@ def embedding_lora_add_triton(
             ALIGNED=module.is_aligned,
             num_warps=NUM_WARPS[block_rows],
             enable_fp_fusion=True,
+            **dependent_launch(embedded.device),
         )

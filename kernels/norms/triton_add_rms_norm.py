@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.dependent_launch import dependent_launch, wait_for_inputs
+
 MAX_WIDTH = 16_384
 """A row lives in one program's registers; a wider one would spill."""
 
@@ -21,11 +23,14 @@ def add_rms_norm_kernel(  # type: ignore[no-untyped-def]
     eps,
     ADDS: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """residual[row] += delta[row]; out[row] = residual[row] / rms * weight; program (row)."""
     columns = tl.arange(0, BLOCK)
     exists = columns < width
     at = tl.program_id(0).to(tl.int64) * width + columns
+    weight = tl.load(weight_ptr + columns, mask=exists, other=0.0)
+    wait_for_inputs(PDL)
     row = tl.load(residual_ptr + at, mask=exists, other=0.0)
     if ADDS:
         # Rounded as the stream keeps it: what is normed is what later layers read.
@@ -35,7 +40,6 @@ def add_rms_norm_kernel(  # type: ignore[no-untyped-def]
         tl.store(residual_ptr + at, row, mask=exists)
     wide = row.to(tl.float32)
     inverse = 1.0 / tl.sqrt_rn(tl.sum(wide * wide, axis=0) / width + eps)
-    weight = tl.load(weight_ptr + columns, mask=exists, other=0.0)
     tl.store(out_ptr + at, wide * inverse * weight, mask=exists)
 
 
@@ -57,6 +61,7 @@ def add_rms_norm_triton(residual: Tensor, delta: Tensor | None, weight: Tensor, 
         ADDS=delta is not None,
         BLOCK=block,
         num_warps=max(1, min(16, block // 512)),
+        **dependent_launch(residual.device),
     )
     return out
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 import triton
 from torch import Tensor
@@ -15,11 +16,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from kernels import cards
+
 ARCHITECTURES = (80, 90, 100, 120)
 MAX_SHARED_BYTES = 99 << 10
 """Of one program: what the smallest of them, sm_120, allows."""
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 _NARROW = re.compile(r"\b(?:ld|st)\.global\S*\.[bsu]16\b")
+_INSTRUCTION = re.compile(r"^\s*(?:@!?%p\d+ )?([a-z][\w.:]*)\s+(.*?);")
+_REGISTER = re.compile(r"%[a-z]+\d+")
 _POINTERS = {
     torch.float64: "*fp64",
     torch.float32: "*fp32",
@@ -38,6 +43,7 @@ class Compiled(NamedTuple):
     stack_bytes: int  # registers that spilled
     num_narrow: int  # global loads and stores of two bytes
     shared_bytes: int
+    read_before_wait: frozenset[str] | None  # parameters; None: it waits for no kernel in front
 
 
 class Launch(NamedTuple):
@@ -55,6 +61,11 @@ class Recorder:
 
     def __getitem__(self, _grid: tuple[int, ...]) -> Callable[..., None]:
         return lambda *args, **options: self.launches.append(Launch(args, options))
+
+
+def launch_on(arch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have launchers choose for every device what they would for a card of this architecture."""
+    monkeypatch.setattr(cards, "capability", lambda _device: arch // 10)
 
 
 def compile_launch(kernel: JITFunction, launch: Launch, *, arch: int, tmp_path: Path) -> Compiled:
@@ -89,6 +100,7 @@ def compile_launch(kernel: JITFunction, launch: Launch, *, arch: int, tmp_path: 
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout)
     assert found, usage.stdout
     ptx = compiled.asm["ptx"]
+    parameters = [name for name, kind in ordered.items() if kind != "constexpr"]
     return Compiled(
         ptx,
         compiled.asm["cubin"],
@@ -96,4 +108,37 @@ def compile_launch(kernel: JITFunction, launch: Launch, *, arch: int, tmp_path: 
         stack_bytes=int(found[2]),
         num_narrow=len(_NARROW.findall(ptx)),
         shared_bytes=compiled.metadata.shared,
+        read_before_wait=_read_before_wait(ptx, parameters),
     )
+
+
+def _read_before_wait(ptx: str, parameters: Sequence[str]) -> frozenset[str] | None:
+    """Return the pointers that addresses read before the wait for kernels in front were made of.
+
+    AssertionError if something is written there, if not all programs come to the wait, or if some wait twice.
+    """
+    read: set[str] = set()
+    made_of: dict[str, set[str]] = {}
+    before, *rest = ptx.split("griddepcontrol.wait;")
+    if not rest:
+        return None
+    assert len(rest) == 1, "some programs wait twice"
+    for opcode, operands in filter(None, map(_instruction, before.splitlines())):
+        assert opcode.split(".")[0] not in ("bra", "ret", "exit", "atom", "red", "call"), (opcode, operands)
+        assert not opcode.startswith("st.global"), operands
+        target, *sources = re.split(r",(?![^{]*\})", operands)
+        used = {
+            name for register in _REGISTER.findall(",".join(sources)) for name in made_of.get(register, ())
+        }
+        if opcode.startswith("ld.param"):
+            used = {parameters[int(re.findall(r"_param_(\d+)", operands)[0])]}
+        elif opcode.startswith("ld.global"):
+            read |= used
+        for register in _REGISTER.findall(target):
+            made_of.setdefault(register, set()).update(used)
+    return frozenset(name for name in read if name.endswith("_ptr"))
+
+
+def _instruction(line: str) -> tuple[str, str] | None:
+    found = _INSTRUCTION.match(line)
+    return None if found is None else (found[1], found[2])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.activations import triton_gates
 from kernels.activations.triton_gates import gate_kernel, geglu_triton, swiglu_triton
-from tests.unit.kernels.compiled import ARCHITECTURES, Recorder, compile_launch
+from tests.unit.kernels.compiled import ARCHITECTURES, Recorder, compile_launch, launch_on
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -19,6 +19,7 @@ from tests.unit.kernels.compiled import ARCHITECTURES, Recorder, compile_launch
 def test_what_is_launched_compiles_without_spills_and_reads_whole_words(
     gate: Callable[[Tensor], Tensor], arch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    launch_on(arch, monkeypatch)
     recorder = Recorder()
     monkeypatch.setattr(triton_gates, "gate_kernel", recorder)
     gate(torch.zeros(2, 2 * 14_336, dtype=torch.bfloat16))
@@ -29,6 +30,7 @@ def test_what_is_launched_compiles_without_spills_and_reads_whole_words(
     assert compiled.stack_bytes == 0
     assert compiled.num_registers <= 48
     assert compiled.num_narrow == 0
+    assert compiled.read_before_wait == (None if arch < 90 else set())
 
 
 def test_columns_that_are_no_two_halves_are_refused_with_the_shape() -> None:

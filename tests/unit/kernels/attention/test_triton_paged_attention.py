@@ -8,10 +8,10 @@ import pytest
 import torch
 from triton.runtime.jit import JITFunction
 
-from kernels.attention import triton_paged_attention, triton_rotate_store, triton_tiles
+from kernels.attention import triton_paged_attention, triton_rotate_store
 from kernels.attention.paged_attention import HeadNorms
 from tests.unit.kernels.attention_cases import make_case
-from tests.unit.kernels.compiled import ARCHITECTURES, Recorder, compile_launch
+from tests.unit.kernels.compiled import ARCHITECTURES, Recorder, compile_launch, launch_on
 
 MIXED = [(1, 600), (40, 0)]
 SHARED_BYTES = {80: 166_912, 90: 232_448, 100: 232_448, 120: 101_376}
@@ -21,6 +21,12 @@ MAX_REGISTERS = {
     "attend_splits_kernel": 208,
     "merge_splits_kernel": 128,
     "attend_prompts_kernel": 255,
+}
+READ_BEFORE_WAIT: dict[str, set[str] | None] = {
+    "rotate_store_kernel": {"sequence_rows_ptr", "block_tables_ptr", "q_norm_ptr", "k_norm_ptr"},
+    "attend_splits_kernel": {"sequence_rows_ptr"},
+    "merge_splits_kernel": {"sequence_rows_ptr"},
+    "attend_prompts_kernel": None,
 }
 SPILLS = 96
 """Bytes of float32's stack where a head of 128 is multiplied without tensor cores."""
@@ -45,7 +51,7 @@ def test_what_is_launched_compiles_without_spills_and_reads_whole_words(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(triton_tiles, "capability", lambda _device: arch // 10)
+    launch_on(arch, monkeypatch)
     case = make_case(MIXED, num_heads=8, num_kv_heads=2, head_dim=head_dim, dtype=dtype)
     case.softcap, case.window = softcap, window
     case.head_norms = HeadNorms(torch.ones(head_dim), torch.ones(head_dim), 1e-6)
@@ -69,6 +75,7 @@ def test_what_is_launched_compiles_without_spills_and_reads_whole_words(
         assert compiled.stack_bytes <= (SPILLS if dtype is torch.float32 else 0)
         assert compiled.num_registers <= MAX_REGISTERS[name], name
         assert compiled.shared_bytes <= SHARED_BYTES[arch]
+        assert compiled.read_before_wait == (None if arch < 90 else READ_BEFORE_WAIT[name])
         if name == "attend_prompts_kernel" and dtype is not torch.float32:
             # Tokens come while others are multiplied; on Hopper four warps multiply together.
             assert "cp.async.cg" in compiled.ptx

@@ -11,7 +11,7 @@ from kernels import registry
 from kernels.lora import triton_embedding_add
 from kernels.lora.segments import Segments, SlotScale
 from kernels.lora.triton_embedding_add import embedding_add_kernel, embedding_lora_add_triton
-from tests.unit.kernels.compiled import ARCHITECTURES, MAX_SHARED_BYTES, Recorder, compile_launch
+from tests.unit.kernels.compiled import ARCHITECTURES, MAX_SHARED_BYTES, Recorder, compile_launch, launch_on
 from tests.unit.kernels.conftest import Resolve
 from tests.unit.kernels.embedding_cases import EmbeddingCase, make_embedding_case
 
@@ -65,6 +65,7 @@ def test_what_is_launched_compiles_without_spills_and_moves_rows_in_whole_words(
     case = make_embedding_case(
         ranks=[8], runs=[(2, (SlotScale(0),))], hidden_size=hidden_size, dtype=dtype, block_rows=block_rows
     )
+    launch_on(arch, monkeypatch)
     recorder = Recorder()
     monkeypatch.setattr(triton_embedding_add, "embedding_add_kernel", recorder)
     embedding_lora_add_triton(case.embedded, case.token_ids, case.segments, case.module)
@@ -76,6 +77,7 @@ def test_what_is_launched_compiles_without_spills_and_moves_rows_in_whole_words(
     assert compiled.shared_bytes <= MAX_SHARED_BYTES
     # A token's row of A has any rank: it is read number by number, and is a few hundred bytes.
     assert hidden_size == 131 or compiled.num_narrow <= block_rows * 16 // 32
+    assert compiled.read_before_wait == (None if arch < 90 else {"tiles_ptr", "table_ptr"})
 
 
 def test_a_pass_that_is_not_cut_is_refused_by_the_gpus_kernel(case: EmbeddingCase) -> None:

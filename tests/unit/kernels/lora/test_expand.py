@@ -8,7 +8,7 @@ import torch
 from kernels.lora import expand
 from kernels.lora.expand import expand_kernel, lora_expand, lora_expand_reference
 from kernels.lora.shrink import lora_shrink_reference, planes_shape
-from tests.unit.kernels.compiled import ARCHITECTURES, MAX_SHARED_BYTES, Recorder, compile_launch
+from tests.unit.kernels.compiled import ARCHITECTURES, MAX_SHARED_BYTES, Recorder, compile_launch, launch_on
 from tests.unit.kernels.random_adapters import Case, make_case
 
 
@@ -61,6 +61,7 @@ def test_what_is_launched_compiles_without_spills_and_moves_whole_words_where_sl
         block_rows=block_rows,
         max_rank=max_rank,
     )
+    launch_on(arch, monkeypatch)
     recorder = Recorder()
     monkeypatch.setattr(expand, "expand_kernel", recorder)
     planes = torch.zeros(planes_shape(2, case.module))
@@ -74,6 +75,8 @@ def test_what_is_launched_compiles_without_spills_and_moves_whole_words_where_sl
     assert compiled.num_registers <= max_registers
     assert compiled.shared_bytes <= MAX_SHARED_BYTES
     assert widths == [131, 3] or compiled.num_narrow == 0
+    looked_up = {"tiles_ptr", "table_ptr", "columns_ptr"}
+    assert compiled.read_before_wait == (None if arch < 90 else looked_up)
 
 
 @pytest.mark.parametrize("has_extras", [False, True])

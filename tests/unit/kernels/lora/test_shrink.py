@@ -10,7 +10,7 @@ from kernels.lora import shrink
 from kernels.lora.segments import Segments
 from kernels.lora.shrink import lora_shrink, lora_shrink_reference, shrink_kernel, split_width
 from kernels.lora.triton_add import lora_add_triton
-from tests.unit.kernels.compiled import ARCHITECTURES, MAX_SHARED_BYTES, Recorder, compile_launch
+from tests.unit.kernels.compiled import ARCHITECTURES, MAX_SHARED_BYTES, Recorder, compile_launch, launch_on
 from tests.unit.kernels.random_adapters import Case, make_case
 
 
@@ -58,6 +58,7 @@ def test_what_is_launched_compiles_without_spills_and_reads_whole_words_where_ro
         block_rows=block_rows,
         max_rank=max_rank,
     )
+    launch_on(arch, monkeypatch)
     recorder = Recorder()
     monkeypatch.setattr(shrink, "shrink_kernel", recorder)
     lora_shrink(case.x, case.module, case.lora_pass)
@@ -70,6 +71,8 @@ def test_what_is_launched_compiles_without_spills_and_reads_whole_words_where_ro
     assert compiled.num_registers <= max_registers
     assert compiled.shared_bytes <= MAX_SHARED_BYTES
     assert in_features == 33 or compiled.num_narrow == 0
+    looked_up = {"tiles_ptr", "table_ptr", "scales_ptr"}
+    assert compiled.read_before_wait == (None if arch < 90 else looked_up)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from kernels.norms import triton_add_rms_norm
 from kernels.norms.triton_add_rms_norm import add_rms_norm_kernel, add_rms_norm_triton
-from tests.unit.kernels.compiled import ARCHITECTURES, Recorder, compile_launch
+from tests.unit.kernels.compiled import ARCHITECTURES, Recorder, compile_launch, launch_on
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -25,6 +25,7 @@ def test_what_is_launched_compiles_without_spills_and_reads_whole_words(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    launch_on(arch, monkeypatch)
     recorder = Recorder()
     monkeypatch.setattr(triton_add_rms_norm, "add_rms_norm_kernel", recorder)
     residual = torch.zeros(2, width, dtype=dtype)
@@ -36,6 +37,7 @@ def test_what_is_launched_compiles_without_spills_and_reads_whole_words(
     assert compiled.stack_bytes == 0
     assert compiled.num_registers <= max_registers
     assert compiled.num_narrow == 0
+    assert compiled.read_before_wait == (None if arch < 90 else {"weight_ptr"})
 
 
 def test_what_the_kernel_would_misread_is_refused_with_the_values() -> None:
