@@ -40,7 +40,7 @@ class Tile:
 
 DECODE = Tile(16, 64, 4, 3)
 DECODE_WIDE = Tile(16, 32, 4, 3)
-DECODE_LARGE = Tile(16, 64, 4, 5)
+DECODE_LARGE = Tile(16, 32, 4, 5)
 DECODE_LARGE_WIDE = Tile(16, 32, 4, 5)
 DECODE_FLOAT32 = Tile(16, 32, 4, 1)
 PROMPT = Tile(64, 32, 4, 3)
