@@ -253,8 +253,8 @@ def _num_kv_blocks(
     if num_blocks < needed:
         raise ConfigError(
             f"the KV cache has {num_blocks} blocks, one sequence of max_model_len ({max_model_len}) needs "
-            f"{needed} ({needed * block_bytes} bytes); raise num_kv_blocks, kv_cache_bytes "
-            "or a GPU's gpu_memory_utilization, or lower max_model_len"
+            f"{needed} ({needed * block_bytes} bytes); raise num_kv_blocks "
+            "or kv_cache_bytes, or lower max_model_len; on a GPU raise gpu_memory_utilization"
         )
     return num_blocks
 
