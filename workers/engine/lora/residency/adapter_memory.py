@@ -62,8 +62,13 @@ class AdapterMemory(Protocol):
         """Give up a revision's place; nothing reads it, and nothing is being copied to it, any more."""
         ...
 
-    def shortage(self, weights: Iterable[AdapterWeights]) -> str | None:
-        """Say why these can never be there together; None if they can."""
+    @property
+    def num_bytes(self) -> int | None:
+        """What it holds at the most; None: all that the host cache does."""
+        ...
+
+    def size_of(self, weights: AdapterWeights) -> int:
+        """Return the bytes that an adapter takes there."""
         ...
 
     def close(self) -> None:
@@ -83,6 +88,8 @@ class Done:
 class HostMemory:
     """The device reads the host's memory: adapters are used where they were loaded."""
 
+    num_bytes = None
+
     def bring(self, revision: str, weights: AdapterWeights, row: AdapterRow) -> Placed:
         """Return the adapter as it is."""
         del revision
@@ -91,9 +98,10 @@ class HostMemory:
     def drop(self, revision: str) -> None:
         """Do nothing: the host cache owns the memory."""
 
-    def shortage(self, weights: Iterable[AdapterWeights]) -> None:
-        """Return that they fit: whatever is in the host cache can be used."""
+    def size_of(self, weights: AdapterWeights) -> int:
+        """Return 0: an adapter takes nothing beyond its place in the host cache."""
         del weights
+        return 0
 
     def close(self) -> None:
         """Do nothing."""
@@ -137,14 +145,14 @@ class DeviceMemory:
         """Give up a revision's region."""
         self._arena.release(self._regions.pop(revision))
 
-    def shortage(self, weights: Iterable[AdapterWeights]) -> str | None:
-        """Say by how much a set of adapters exceeds the arena."""
-        needed = sum(region_bytes(_num_bytes(_extents(one))) for one in weights)
-        if needed <= self._arena.num_bytes:
-            return None
-        return (
-            f"together they take {needed} bytes on the device, but lora_pool_bytes is {self._arena.num_bytes}"
-        )
+    @property
+    def num_bytes(self) -> int:
+        """The size of the arena."""
+        return self._arena.num_bytes
+
+    def size_of(self, weights: AdapterWeights) -> int:
+        """Return the bytes of an adapter's region; looks at each of its tensors."""
+        return region_bytes(_num_bytes(_extents(weights)))
 
     def close(self) -> None:
         """Stop copying."""

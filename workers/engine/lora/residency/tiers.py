@@ -65,6 +65,7 @@ class Tiers:
         self._unused: set[str] = set()  # brought to the device, and not yet used there
         self._kept: set[str] = set()  # for those who were passed over in this step
         self._rows: dict[str, AdapterRow] = {}  # by revision, as long as it is on the host
+        self._sizes: dict[str, int] = {}  # the same: its bytes on the device
         self.vocabulary = None if vocabulary is None else VocabularySlots(self._table, kernels)
         self._dora = dora
 
@@ -153,7 +154,10 @@ class Tiers:
 
     def shortage(self, revisions: Sequence[str]) -> str | None:
         """Say why these can never be on the device together; None if they can."""
-        return self._memory.shortage(self.host.peek(revision) for revision in set(revisions))
+        most, needed = self._memory.num_bytes, sum(self._sizes[revision] for revision in set(revisions))
+        if most is None or needed <= most:
+            return None
+        return f"together they take {needed} bytes on the device, but lora_pool_bytes is {most}"
 
     def close(self) -> None:
         """Stop copying."""
@@ -197,6 +201,7 @@ class Tiers:
         if leaving is None:
             return None
         self._rows[weights.digest] = row
+        self._sizes[weights.digest] = self._memory.size_of(weights)
         for revision in leaving:
             self.counters.evicted(revision)
             self._left_host(revision)
@@ -227,5 +232,5 @@ class Tiers:
             self._unused.discard(revision)
             if self.vocabulary is not None:
                 self.vocabulary.point(slot, VocabularyWeights())
-        del self._rows[revision]
+        del self._rows[revision], self._sizes[revision]
         self.residency.record(revision, "none")
