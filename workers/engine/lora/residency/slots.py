@@ -72,9 +72,9 @@ class SlotTable:
         return held_slot is not None and held_slot.arriving
 
     @property
-    def num_busy(self) -> int:
-        """Count the revisions that must stay."""
-        return sum(held_slot.busy for held_slot in self._occupied.values())
+    def num_underway(self) -> int:
+        """Count the revisions that sequences use or that are on their way: they will not be so forever."""
+        return sum(held_slot.num_uses > 0 or held_slot.arriving for held_slot in self._occupied.values())
 
     def idle(self, keep: Collection[str] = ()) -> str | None:
         """Return the least recently used revision that may leave, none of those to `keep`."""

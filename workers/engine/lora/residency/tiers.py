@@ -9,6 +9,7 @@ import torch
 from kernels.lora.tables import MAX_RANK, RANK_MULTIPLE, AdapterRow, LoRAModule, LoRATable
 from kernels.registry import Kernels
 from workers.engine.core.adapter_stats import AdapterCounters, AdapterStats
+from workers.engine.core.errors import AllSlotsPinned
 from workers.engine.lora.files.base import ModuleShape, Vocabulary
 from workers.engine.lora.residency.adapter_memory import AdapterMemory, Done, HostMemory, Placed
 from workers.engine.lora.residency.host_cache import HostCache
@@ -100,12 +101,18 @@ class Tiers:
         self._unused.update(missing)
         keep = self._kept | set(revisions)
         lacking = [revision for revision in missing if not self.activate(revision, keep)]
-        if lacking and not self.slots.num_busy and not self._kept:
-            # Nobody else holds anything: what is in the way is their own, badly placed.
+        if lacking and not self.slots.num_underway and not self._kept:
+            # Nobody runs or arrives who could make room: what is in the way is their own, badly placed.
             while (idle := self.slots.idle()) is not None:
                 self._left_slot(idle)
-            self._unused.update(revisions)
-            lacking = [revision for revision in revisions if not self.activate(revision)]
+            missing = [revision for revision in revisions if revision not in self.slots]
+            self._unused.update(missing)
+            lacking = [revision for revision in missing if not self.activate(revision, keep)]
+            if lacking:
+                raise AllSlotsPinned(
+                    f"no room on the device for {', '.join(lacking)}: pinned adapters leave gaps too small "
+                    "for it; unpin one, or raise lora_pool_bytes"
+                )
         return not lacking and not any(self.slots.is_arriving(revision) for revision in revisions)
 
     def _use(self, revision: str) -> int:
@@ -130,7 +137,7 @@ class Tiers:
         while (placed := self._memory.bring(revision, weights, row)) is None:
             idle = self.slots.idle({revision, *keep})
             if idle is None:
-                self.slots.free(revision)
+                self._clear(self.slots.free(revision))
                 return False
             self._left_slot(idle)
         self._arriving[revision] = assignment.slot, placed
@@ -173,11 +180,14 @@ class Tiers:
 
     def _left_slot(self, revision: str) -> None:
         """Take an idle revision out of its slot; it stays on the host."""
-        slot = self.slots.free(revision)
+        self._clear(self.slots.free(revision))
+        self._left_device(revision)
+
+    def _clear(self, slot: int) -> None:
+        """Leave nothing in a slot that nobody has."""
         self._table.clear(slot)
         if self.vocabulary is not None:
             self.vocabulary.point(slot, VocabularyWeights())
-        self._left_device(revision)
 
     def _left_device(self, revision: str) -> None:
         self._memory.drop(revision)
@@ -226,11 +236,8 @@ class Tiers:
 
     def _left_host(self, revision: str) -> None:
         if revision in self.slots:
-            slot = self.slots.free(revision)
-            self._table.clear(slot)
+            self._clear(self.slots.free(revision))
             self._memory.drop(revision)
             self._unused.discard(revision)
-            if self.vocabulary is not None:
-                self.vocabulary.point(slot, VocabularyWeights())
         del self._rows[revision], self._sizes[revision]
         self.residency.record(revision, "none")

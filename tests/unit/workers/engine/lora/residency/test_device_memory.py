@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.unit.workers.engine.lora.manager_fixtures import acquired, new_manager, request_of
 from tests.unit.workers.engine.lora.numbered_requests import answers_of, numbered_request
-from workers.engine.core.errors import AdapterTooLarge, EngineError
+from workers.engine.core.errors import AdapterTooLarge, AllSlotsPinned, EngineError
 from workers.engine.core.lora_request import LoRARequest
 from workers.engine.lora.residency.adapter_memory import DeviceMemory
 from workers.engine.lora.residency.copier import DirectCopier
@@ -202,6 +202,28 @@ def test_a_pair_in_the_way_of_each_other_is_placed_anew(tmp_path: Path) -> None:
     held = manager.acquire_all([first, second])
 
     assert held is not None
+    manager.close()
+
+
+def test_a_request_that_pinned_adapters_leave_no_room_for_is_told_so_and_waits_for_nothing(
+    tmp_path: Path,
+) -> None:
+    """The pinned one lies in the middle: both gaps together would do."""
+    first, pinned = (request_of(tmp_path, number, rank=4) for number in (1, 2))
+    large = request_of(tmp_path, 4, rank=40)
+    manager = with_arena(DirectCopier(), 64 << 10, num_slots=4)
+    wait_for(manager, [first, pinned, large])
+    for request in (first, pinned):
+        manager.add(request)
+    assert manager.pin(pinned.lora_int_id)
+
+    with pytest.raises(
+        AllSlotsPinned, match=r"pinned adapters leave gaps.*unpin one, or raise lora_pool_bytes"
+    ):
+        manager.acquire(large)
+
+    assert manager.unpin(pinned.lora_int_id)
+    assert acquired(manager, large) >= 0
     manager.close()
 
 
