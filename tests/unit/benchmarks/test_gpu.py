@@ -16,9 +16,14 @@ from benchmarks.gpu.summary import summarize
 _ROOT = Path(__file__).parents[3]
 
 
-def test_every_stage_runs_on_the_cpu_and_finds_all_kernels_right(tmp_path: Path) -> None:
+REHEARSED = [name for name in SHARES_S if name not in ("trace", "serve")]
+"""Those two take as long as the others together."""
+
+
+def test_stages_run_on_the_cpu_and_find_all_kernels_right(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--seconds", "1500"]
     finished = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--seconds", "1500", "--out", str(tmp_path)],
+        [*command, "--stages", ",".join(REHEARSED), "--out", str(tmp_path)],
         cwd=_ROOT,
         capture_output=True,
         text=True,
@@ -29,17 +34,16 @@ def test_every_stage_runs_on_the_cpu_and_finds_all_kernels_right(tmp_path: Path)
     records = read(tmp_path)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert {one["stage"]: one["outcome"] for one in records if one["kind"] == "stage"} == dict.fromkeys(
-        SHARES_S, "done"
+        REHEARSED, "done"
     )
     checks = [one for one in records if one["kind"] == "check"]
     assert {one["kernel"] for one in checks} >= {"attention", "lora_add", "add_rms_norm", "swiglu", "geglu"}
-    assert {one["kernel"] for one in checks} >= {"engine: float32, words", "engine: waits", "waits", "memory"}
+    assert {one["kernel"] for one in checks} >= {"engine: float32, words", "engine: waits", "waits"}
     assert all(one["passed"] for one in checks)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "log.txt",
         "report.md",
         "results.jsonl",
-        "trace.txt",
     ]
 
 

@@ -23,21 +23,20 @@ def case() -> Case:
     )
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize(
-    ("dtype", "block_rows", "max_rank", "in_features", "widths", "has_extras", "max_registers"),
+    ("arch", "dtype", "block_rows", "max_rank", "in_features", "widths", "has_extras", "max_registers"),
     [
-        (torch.bfloat16, 16, 16, 4096, [4096, 1024, 1024], False, 96),
-        (torch.bfloat16, 16, 16, 4096, [4096, 1024, 1024], True, 96),
-        (torch.bfloat16, 16, 16, 14336, [4096], True, 128),
-        (torch.bfloat16, 16, 16, 4096, [14336, 14336], True, 168),
-        (torch.bfloat16, 16, 64, 4096, [14336, 14336], True, 144),
-        (torch.float16, 32, 64, 4096, [4096, 1024, 1024], True, 128),
-        (torch.bfloat16, 64, 16, 14336, [4096], True, 232),
-        (torch.bfloat16, 64, 64, 4096, [14336, 14336], True, 232),
-        (torch.float32, 16, 64, 4096, [128256], True, 128),
-        (torch.float32, 64, 64, 4096, [4096, 1024, 1024], True, 128),
-        (torch.bfloat16, 16, 16, 64, [131, 3], True, 255),
+        *((arch, torch.bfloat16, 16, 16, 4096, [4096, 1024, 1024], True, 96) for arch in ARCHITECTURES),
+        *((arch, torch.bfloat16, 16, 16, 4096, [14336, 14336], True, 168) for arch in ARCHITECTURES),
+        *((arch, torch.bfloat16, 64, 64, 4096, [14336, 14336], True, 232) for arch in ARCHITECTURES),
+        (90, torch.bfloat16, 16, 16, 4096, [4096, 1024, 1024], False, 96),
+        (90, torch.bfloat16, 16, 16, 14336, [4096], True, 128),
+        (90, torch.bfloat16, 16, 64, 4096, [14336, 14336], True, 144),
+        (90, torch.float16, 32, 64, 4096, [4096, 1024, 1024], True, 128),
+        (90, torch.bfloat16, 64, 16, 14336, [4096], True, 232),
+        (90, torch.float32, 16, 64, 4096, [128256], True, 128),
+        (90, torch.float32, 64, 64, 4096, [4096, 1024, 1024], True, 128),
+        (90, torch.bfloat16, 16, 16, 64, [131, 3], True, 255),
     ],
 )
 def test_what_is_launched_compiles_without_spills_and_moves_whole_words_where_slices_are_aligned(

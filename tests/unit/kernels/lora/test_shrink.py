@@ -26,17 +26,16 @@ def case() -> Case:
     )
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize(
-    ("dtype", "block_rows", "max_rank", "in_features", "max_registers"),
+    ("arch", "dtype", "block_rows", "max_rank", "in_features", "max_registers"),
     [
-        (torch.bfloat16, 16, 16, 4096, 64),
-        (torch.bfloat16, 16, 64, 14336, 96),
-        (torch.float16, 32, 16, 4096, 128),
-        (torch.bfloat16, 64, 64, 4096, 160),
-        (torch.float32, 16, 64, 4096, 96),
-        (torch.float32, 64, 64, 4096, 240),
-        (torch.bfloat16, 16, 16, 33, 255),
+        *((arch, torch.bfloat16, 16, 16, 4096, 64) for arch in ARCHITECTURES),
+        *((arch, torch.bfloat16, 16, 64, 14336, 96) for arch in ARCHITECTURES),
+        *((arch, torch.bfloat16, 64, 64, 4096, 160) for arch in ARCHITECTURES),
+        (90, torch.float16, 32, 16, 4096, 128),
+        (90, torch.float32, 16, 64, 4096, 96),
+        (90, torch.float32, 64, 64, 4096, 240),
+        (90, torch.bfloat16, 16, 16, 33, 255),
     ],
 )
 def test_what_is_launched_compiles_without_spills_and_reads_whole_words_where_rows_are_aligned(
