@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from torch import Tensor
 
-from benchmarks.workload import Geometry
+from benchmarks.workload import Geometry, projections
 
 CACHE = Path.home() / ".cache" / "lorayard" / "benchmarks"
 
@@ -86,21 +85,8 @@ def _adapter_config(base: Path, rank: int) -> dict[str, object]:
         "lora_dropout": 0.0,
         "bias": "none",
         "inference_mode": True,
-        "target_modules": sorted(name.rpartition(".")[2] for name, _, _ in _projections(Geometry())),
+        "target_modules": sorted(name.rpartition(".")[2] for name, _, _ in projections(Geometry())),
     }
-
-
-def _projections(geometry: Geometry) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, in_features, out_features) of one layer's projections."""
-    hidden, inner = geometry.hidden_size, geometry.intermediate_size
-    queries, kv = geometry.num_heads * geometry.head_dim, geometry.num_kv_heads * geometry.head_dim
-    yield "self_attn.q_proj", hidden, queries
-    yield "self_attn.k_proj", hidden, kv
-    yield "self_attn.v_proj", hidden, kv
-    yield "self_attn.o_proj", queries, hidden
-    yield "mlp.gate_proj", hidden, inner
-    yield "mlp.up_proj", hidden, inner
-    yield "mlp.down_proj", inner, hidden
 
 
 def _base_weights(geometry: Geometry, seed: int) -> dict[str, Tensor]:
@@ -108,7 +94,7 @@ def _base_weights(geometry: Geometry, seed: int) -> dict[str, Tensor]:
     weights = {"model.embed_tokens.weight": _normal(generator, geometry.vocab_size, geometry.hidden_size)}
     for layer in range(geometry.num_layers):
         prefix = f"model.layers.{layer}"
-        for name, num_in, num_out in _projections(geometry):
+        for name, num_in, num_out in projections(geometry):
             weights[f"{prefix}.{name}.weight"] = _normal(generator, num_out, num_in)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             weights[f"{prefix}.{norm}.weight"] = torch.ones(geometry.hidden_size, dtype=torch.bfloat16)
@@ -120,7 +106,7 @@ def _adapter_weights(geometry: Geometry, rank: int, seed: int) -> dict[str, Tens
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for layer in range(geometry.num_layers):
-        for name, num_in, num_out in _projections(geometry):
+        for name, num_in, num_out in projections(geometry):
             prefix = f"base_model.model.model.layers.{layer}.{name}"
             weights[f"{prefix}.lora_A.weight"] = _normal(generator, rank, num_in)
             weights[f"{prefix}.lora_B.weight"] = _normal(generator, num_out, rank, _LORA_B_STD)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,34 @@ class Geometry:
     intermediate_size: int = 1536
     vocab_size: int = 49152
     max_positions: int = 2048
+
+
+class Projected(Protocol):
+    """A geometry as far as a layer's projections go."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+
+
+def projections(geometry: Projected) -> Iterator[tuple[str, int, int]]:
+    """Yield (name, in_features, out_features) of one layer's projections."""
+    hidden, inner = geometry.hidden_size, geometry.intermediate_size
+    queries, kv = geometry.num_heads * geometry.head_dim, geometry.num_kv_heads * geometry.head_dim
+    yield "self_attn.q_proj", hidden, queries
+    yield "self_attn.k_proj", hidden, kv
+    yield "self_attn.v_proj", hidden, kv
+    yield "self_attn.o_proj", queries, hidden
+    yield "mlp.gate_proj", hidden, inner
+    yield "mlp.up_proj", hidden, inner
+    yield "mlp.down_proj", inner, hidden
 
 
 @dataclass(frozen=True, slots=True)

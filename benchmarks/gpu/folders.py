@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.shapes import Shapes
+from benchmarks.workload import projections
 from workers.engine import LoRARequest
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny"
@@ -95,19 +95,6 @@ def _adapter_config(shapes: Shapes, rank: int, alpha: int) -> dict[str, object]:
         "inference_mode": True,
         "target_modules": [name.rpartition(".")[2] for name, _, _ in projections(shapes)],
     }
-
-
-def projections(shapes: Shapes) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, in_features, out_features) of one layer's projections."""
-    hidden, inner = shapes.hidden_size, shapes.intermediate_size
-    queries, kv = shapes.num_heads * shapes.head_dim, shapes.num_kv_heads * shapes.head_dim
-    yield "self_attn.q_proj", hidden, queries
-    yield "self_attn.k_proj", hidden, kv
-    yield "self_attn.v_proj", hidden, kv
-    yield "self_attn.o_proj", queries, hidden
-    yield "mlp.gate_proj", hidden, inner
-    yield "mlp.up_proj", hidden, inner
-    yield "mlp.down_proj", inner, hidden
 
 
 def _write_weights(device: Device, shapes: Shapes, rank: int, seed: int, path: Path) -> None:

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.sampling.triton_search import (
+    STEPS,
     falling_back,
     is_drawn,
     lowest_of,
@@ -26,7 +27,6 @@ from kernels.sampling.triton_search import (
     tile,
 )
 
-_STEPS = tl.constexpr(48)
 PER_ROW = ["largest_ptr", "temperatures_ptr", "top_ks_ptr", "top_ps_ptr", "min_ps_ptr"]
 
 
@@ -121,7 +121,7 @@ def _threshold(row_ptr, low, best, vocab_size, SIZE: tl.constexpr, FEW: tl.const
     below, beyond = rising(low), rising(best) + 1
     if tl.sum((largest >= low).to(tl.int32), axis=0) <= FEW // 2:
         beyond = below + 1
-    for step in range(_STEPS):
+    for step in range(STEPS):
         if beyond - below > 1:
             middle = middle_of(below, beyond, step)
             reached = tl.sum((largest >= falling_back(middle)).to(tl.int32), axis=0)

@@ -18,7 +18,7 @@ _ONE = tl.constexpr(float(1 << 43))
 _RANGE = tl.constexpr(31.0)
 """Temperatures under the largest logit beyond which no threshold is sought."""
 _VALUE_STEPS = tl.constexpr(16)
-_STEPS = tl.constexpr(48)
+STEPS = tl.constexpr(48)
 """Halvings of a search's interval: by value as long as that is faster, then by the 32 bits of a float."""
 
 
@@ -103,7 +103,7 @@ def search(  # type: ignore[no-untyped-def]
     The ends of the interval are bits of floats in rising order: `below` is reached, `beyond` is not.
     """
     below, beyond = rising(low), rising(best) + 1
-    for step in range(_STEPS):
+    for step in range(STEPS):
         if beyond - below > 1:
             threshold = falling_back(middle_of(below, beyond, step))
             reached, least, most = _measure(

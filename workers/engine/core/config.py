@@ -98,11 +98,6 @@ class EngineConfig:
         self._require_consistent()
 
     @property
-    def device_type(self) -> str:
-        """The kind of device, without its number."""
-        return self.device.partition(":")[0]
-
-    @property
     def host_cache_capacity(self) -> int:
         """Number of adapters kept in host memory."""
         return self.max_loras if self.max_cpu_loras is None else self.max_cpu_loras

@@ -13,9 +13,7 @@ from workers.engine.core.step_input import ForwardInput, SamplingInput, StepHalf
 from workers.engine.core.tensor_pack import TensorPack, unpack
 from workers.engine.kv.kv_cache import KVCache
 from workers.engine.model.decoder import Decoder, HiddenStates
-from workers.engine.sampling.logprobs import TokenLogprobs, token_logprobs
-from workers.engine.sampling.sampler import ChosenTokens, choose
-from workers.engine.serving.executor import InFlightStep
+from workers.engine.serving.executor import InFlightStep, StepResults, sample_rows
 from workers.engine.serving.step_buffers import DeviceBuffer, HostBuffers, StepBuffers
 from workers.engine.serving.step_graphs import StepGraphs
 
@@ -72,26 +70,14 @@ class DeviceExecutor:
 
     def sample(self, step: InFlightStep, sampling: SamplingInput) -> _SampledStep:
         """Launch the head, the choice of tokens, and their copy to the host."""
-        assert isinstance(step, HiddenStates), "a step was sampled by another executor than launched it"
         with torch.inference_mode():
             there = self._sampling_half.send(sampling)
             assert isinstance(there, SamplingInput)
-            prompts = tuple(
-                token_logprobs(
-                    self._decoder.logits(step, prompt.rows, prompt.segments)[: prompt.num_rows],
-                    prompt.token_ids,
-                    prompt.num_likeliest,
-                )
-                for prompt in there.prompts
-            )
-            chosen = None
-            if there.num_rows:
-                logits = self._decoder.logits(step, there.rows, there.segments)
-                chosen = choose(logits[: there.num_rows], there, self._draw)
-            self._latest = None if chosen is None else chosen.token_ids
-            return self._send_home(_Results(chosen, prompts))
+            results = sample_rows(self._decoder, step, there, self._draw)
+            self._latest = None if results.chosen is None else results.chosen.token_ids
+            return self._send_home(results)
 
-    def _send_home(self, results: _Results) -> _SampledStep:
+    def _send_home(self, results: StepResults) -> _SampledStep:
         pack = TensorPack(results)
         staged = self._staging.bytes(pack.num_bytes)
         pack.write(staged)
@@ -102,13 +88,6 @@ class DeviceExecutor:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         return _SampledStep(pack.skeleton, home, event)
-
-
-class _Results(NamedTuple):
-    """What a step yields, on the device or copied to the host."""
-
-    chosen: ChosenTokens | None  # None: nothing was sampled
-    prompts: tuple[TokenLogprobs, ...]
 
 
 class _SampledStep(NamedTuple):
@@ -123,10 +102,8 @@ class _SampledStep(NamedTuple):
         if self.event is not None:
             self.event.synchronize()
         results = unpack(self.skeleton, self.home)
-        assert isinstance(results, _Results)
-        output = StepOutput([], []) if results.chosen is None else results.chosen.read()
-        output.prompt_logprobs.extend(prompt.read() for prompt in results.prompts)
-        return output
+        assert isinstance(results, StepResults)
+        return results.wait()
 
 
 class _Sender:

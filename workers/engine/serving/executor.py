@@ -72,23 +72,12 @@ class LocalExecutor:
                 self._cache.zero(step.fresh_blocks)
             return self._decoder.forward(self._with_carried(step), self._cache)
 
-    def sample(self, step: InFlightStep, sampling: SamplingInput) -> _LocalSample:
+    def sample(self, step: InFlightStep, sampling: SamplingInput) -> StepResults:
         """Run the head and choose the tokens."""
-        assert isinstance(step, HiddenStates), "a step was sampled by another executor than launched it"
         with torch.inference_mode():
-            prompts = [
-                token_logprobs(
-                    self._decoder.logits(step, prompt.rows, prompt.segments)[: prompt.num_rows],
-                    prompt.token_ids,
-                    prompt.num_likeliest,
-                )
-                for prompt in sampling.prompts
-            ]
-            self._latest = None
-            if sampling.num_rows:
-                logits = self._decoder.logits(step, sampling.rows, sampling.segments)
-                self._latest = choose(logits[: sampling.num_rows], sampling, self._draw)
-            return _LocalSample(self._latest, prompts)
+            results = sample_rows(self._decoder, step, sampling, self._draw)
+            self._latest = results.chosen
+            return results
 
     def _with_carried(self, step: ForwardInput) -> ForwardInput:
         if step.carried is None:
@@ -98,13 +87,31 @@ class LocalExecutor:
         return replace(step, token_ids=step.token_ids.index_copy(0, step.carried.rows, carried))
 
 
-class _LocalSample(NamedTuple):
-    """What a step has yielded, not read yet."""
+class StepResults(NamedTuple):
+    """What a step yields, where the logits are or copied to the host."""
 
     chosen: ChosenTokens | None  # None: nothing was sampled
-    prompts: list[TokenLogprobs]
+    prompts: tuple[TokenLogprobs, ...]
 
     def wait(self) -> StepOutput:
+        """Return them as plain values; the tensors must be on the host."""
         output = StepOutput([], []) if self.chosen is None else self.chosen.read()
         output.prompt_logprobs.extend(prompt.read() for prompt in self.prompts)
         return output
+
+
+def sample_rows(decoder: Decoder, step: InFlightStep, sampling: SamplingInput, draw: Draw) -> StepResults:
+    """Launch what follows the layers; the tensors of `sampling` are where those of the step are."""
+    assert isinstance(step, HiddenStates), "a step was sampled by another executor than launched it"
+    prompts = tuple(
+        token_logprobs(
+            decoder.logits(step, prompt.rows, prompt.segments)[: prompt.num_rows],
+            prompt.token_ids,
+            prompt.num_likeliest,
+        )
+        for prompt in sampling.prompts
+    )
+    if not sampling.num_rows:
+        return StepResults(None, prompts)
+    logits = decoder.logits(step, sampling.rows, sampling.segments)
+    return StepResults(choose(logits[: sampling.num_rows], sampling, draw), prompts)
