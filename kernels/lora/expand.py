@@ -49,6 +49,20 @@ def load_ranks(b_ptr, ranks, rank, width, columns, column_exists):  # type: igno
     )
 
 
+@triton.jit
+def find_slice(columns_ptr, block, NUM_SLICES: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return the slice with the block-th block of columns, the block's number in it, its start and width."""
+    part, start, end = block * 0, tl.load(columns_ptr), tl.load(columns_ptr + 1)
+    for index in tl.static_range(1, NUM_SLICES):
+        num_blocks = ((end - start + BLOCK_N - 1) // BLOCK_N).to(tl.int32)
+        is_behind = (part == index - 1) & (block >= num_blocks)
+        block = tl.where(is_behind, block - num_blocks, block)
+        part = tl.where(is_behind, index, part)
+        start = tl.where(is_behind, end, start)
+        end = tl.where(is_behind, tl.load(columns_ptr + index + 1), end)
+    return part, block, start, end - start
+
+
 @triton.jit(do_not_specialize=["num_rows", "first_entry", "slot_stride"])  # type: ignore[untyped-decorator]
 def expand_kernel(  # type: ignore[no-untyped-def]
     out_ptr,  # [num_rows, out_features], changed in place
@@ -75,20 +89,19 @@ def expand_kernel(  # type: ignore[no-untyped-def]
     EXTRAS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """out[row, s] += sum over r of shrunk[s, row, r] B[slot(row), s][r]; program (tile, columns, s).
+    """out[row, s] += sum over r of shrunk[s, row, r] B[slot(row), s][r]; program (tile, block of columns).
 
-    shrunk is the sum of the planes, in an order that module and tile decide. EXTRAS: then the adapter's bias
-    and DoRA gain, if its table entry has their addresses. ALIGNED: slices start and end at multiples of 16
-    columns, so that 16 bytes are read and written at a time. ONE_BLOCK: no rank exceeds BLOCK_R.
+    Blocks are counted through all slices; shrunk is the sum of the planes, in an order that module and tile
+    decide. EXTRAS: then the adapter's bias and DoRA gain, if its table entry has their addresses. ALIGNED:
+    slices start and end at multiples of 16 columns, so that 16 bytes are read and written at a time.
+    ONE_BLOCK: no rank exceeds BLOCK_R.
     """
     tile_ptr = tiles_ptr + tl.program_id(0) * 4
     first_row = tl.load(tile_ptr)
     end_row = tl.load(tile_ptr + 1)
     slot = tl.load(tile_ptr + 2)
     expert = tl.load(tile_ptr + 3)
-    part = tl.program_id(2)
-    slice_start = tl.load(columns_ptr + part)
-    slice_features = tl.load(columns_ptr + part + 1) - slice_start
+    part, block, slice_start, slice_features = find_slice(columns_ptr, tl.program_id(1), NUM_SLICES, BLOCK_N)
     has_adapter = slot >= 0
     entry_ptr = table_ptr + slot * slot_stride + (first_entry + expert * NUM_SLICES + part) * ENTRY
     b_address = tl.load(entry_ptr + 1, mask=has_adapter, other=0)
@@ -98,17 +111,18 @@ def expand_kernel(  # type: ignore[no-untyped-def]
     b_ptr = b_address.to(tl.pointer_type(out_ptr.dtype.element_ty))
     if ALIGNED:
         b_ptr = tl.multiple_of(b_ptr, 16)
-        slice_start = tl.multiple_of(slice_start, 16)
-        slice_features = tl.multiple_of(slice_features, 16)
+        # Arithmetic that the compiler sees through; it loses hints on what was selected.
+        slice_start = slice_start // 16 * 16
+        slice_features = slice_features // 16 * 16
 
-    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    columns = block * BLOCK_N + tl.arange(0, BLOCK_N)
     column_is_mine = columns < slice_features
     first_b = columns  # not read unless ONE_BLOCK
     if ONE_BLOCK:
         # On its way while the planes are being made.
         first_b = load_ranks(b_ptr, tl.arange(0, BLOCK_R), rank, slice_features, columns, column_is_mine)
     wait_for_inputs(PDL)
-    if (rank == 0) | (tl.program_id(1) * BLOCK_N >= slice_features):
+    if rank == 0:
         return
     # The compiler for sm_120 spills registers around the loop without this, with 64 rows because of it.
     tl.assume((rank > 0) | (BLOCK_M > 16))
@@ -177,7 +191,8 @@ def lora_expand(
         row_bytes = ROW_BYTES_OF_WIDE_BLOCK
     block_out = row_bytes // element_size
     group = PLANES_IN_REGISTERS * 32 * num_warps // (block_rows * block_rank)
-    expand_kernel[num_tiles, triton.cdiv(module.max_slice_features, block_out), num_slices](
+    num_blocks = sum(triton.cdiv(width, block_out) for width in module.out_slices)
+    expand_kernel[num_tiles, num_blocks](
         out,
         planes,
         module.table,

@@ -118,6 +118,7 @@ class LoRAModule:
         self.dtype = shape.dtype
         self.num_experts = shape.num_experts
         self.is_lookup = shape.is_lookup
+        self.out_slices = shape.out_slices
         self.num_slices = len(shape.out_slices)
         self.max_slice_features = max(shape.out_slices)
         self.is_aligned = all(width % 16 == 0 for width in shape.out_slices)

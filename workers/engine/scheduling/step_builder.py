@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -204,7 +205,8 @@ class StepBuilder:
     def _shape(self, spans: list[Span], num_real: int) -> StepShape | None:
         if self._layout is None:
             return None
-        return self._layout.shape(num_real, len(spans), max(len(span.sequence.block_table) for span in spans))
+        longest = max(len(span.sequence.block_table) for span in spans)
+        return self._layout.shape(num_real, len(spans), longest, _run_lengths(spans))
 
     def _segments(self, runs: list[_Run], num_padding: int, tiling: Tiling) -> Segments | None:
         """Return the segments of runs of rows, given by their lengths and slots; None if none has any.
@@ -242,6 +244,12 @@ def _spans(rows: list[ScheduledRows]) -> list[Span]:
         spans.append(Span(sequence, sequence.epoch, first_row, num_tokens, sequence.num_scheduled_tokens))
         first_row += num_tokens
     return spans
+
+
+def _run_lengths(spans: list[Span]) -> list[int]:
+    """Return the rows of each run that has the same adapters, in their order; those without any left out."""
+    runs = groupby(spans, key=lambda span: slots_of(span.sequence.slots))
+    return [sum(span.num_rows for span in run) for slots, run in runs if slots]
 
 
 def _span_table(spans: list[Span], num_real: int, shape: StepShape | None) -> Tensor:

@@ -183,7 +183,7 @@ def _device_executor(
 ) -> DeviceExecutor:
     graphs: StepGraphs | None = None
     if device.type == "cuda" and not config.enforce_eager:
-        graphs = StepGraphs(layout.fixed_shapes(), has_adapters=config.enable_lora)
+        graphs = StepGraphs(layout.fixed_shapes())
         graphs.capture(decoder, cache, device)
     return DeviceExecutor(decoder, cache, draw, device, graphs=graphs)
 

@@ -123,7 +123,7 @@ def measure(
     if not config.enforce_eager:
         _tidy()
         before = torch.cuda.mem_get_info(device)[0]
-        graphs = StepGraphs(layout.fixed_shapes()[:1], has_adapters=config.enable_lora)
+        graphs = StepGraphs(layout.fixed_shapes()[:1])
         graphs.capture(decoder, cache, device)
         torch.cuda.synchronize(device)
         # One pool serves them all, and the largest shape sets its size; the rest is the graphs' own.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +15,6 @@ from workers.engine.core.step_input import ForwardInput, StepShape
 from workers.engine.kv.kv_cache import SCRATCH_BLOCK, KVCache
 from workers.engine.model.decoder import Decoder, HiddenStates
 from workers.engine.serving.step_buffers import StepBuffers
-
-
-class _Key(NamedTuple):
-    shape: StepShape
-    has_adapters: bool
 
 
 class CapturedStep:
@@ -41,14 +36,10 @@ class CapturedStep:
 class StepGraphs:
     """Captures steps and finds the one that serves; what was not captured is launched kernel by kernel."""
 
-    def __init__(self, shapes: Iterable[StepShape], *, has_adapters: bool) -> None:
-        """Steps of each shape are captured without adapters, and if the engine serves such, with."""
-        self._keys = [
-            _Key(shape, with_adapters)
-            for shape in shapes
-            for with_adapters in ((False, True) if has_adapters else (False,))
-        ]
-        self._captured: dict[_Key, CapturedStep] = {}
+    def __init__(self, shapes: Iterable[StepShape]) -> None:
+        """A shape without tiles is captured without adapters."""
+        self._shapes = tuple(shapes)
+        self._captured: dict[StepShape, CapturedStep] = {}
         self._pool: Any = None
         self.num_replayed = self.num_eager = 0
         self.capture_s = 0.0
@@ -57,26 +48,26 @@ class StepGraphs:
         """Capture every shape against this cache, whose addresses the graphs keep."""
         began_s = time.monotonic()
         with torch.inference_mode():
-            for key in self._keys:
-                self._captured[key] = self._capture(key, decoder, cache, device)
+            for shape in self._shapes:
+                self._captured[shape] = self._capture(shape, decoder, cache, device)
         self.capture_s = time.monotonic() - began_s
 
     def find(self, step: ForwardInput, decoder: Decoder) -> CapturedStep | None:
         """Return the graph that serves a step; None for one that is launched kernel by kernel. Both count."""
         captured = None
         if step.shape is not None and _is_plain(step, step.shape) and not decoder.replaces_embedded(step):
-            captured = self._captured.get(_Key(step.shape, step.segments is not None))
+            captured = self._captured.get(step.shape)
         if captured is None:
             self.num_eager += 1
         else:
             self.num_replayed += 1
         return captured
 
-    def _capture(self, key: _Key, decoder: Decoder, cache: KVCache, device: torch.device) -> CapturedStep:
-        packed = StepBuffers(pinned=True).pack(idle_step(key.shape, has_adapters=key.has_adapters))
-        buffer = torch.zeros(
-            packed.buffer.numel() + _carried_bytes(key.shape), dtype=torch.uint8, device=device
-        )
+    def _capture(
+        self, shape: StepShape, decoder: Decoder, cache: KVCache, device: torch.device
+    ) -> CapturedStep:
+        packed = StepBuffers(pinned=True).pack(idle_step(shape, has_adapters=shape.num_tiles > 0))
+        buffer = torch.zeros(packed.buffer.numel() + _carried_bytes(shape), dtype=torch.uint8, device=device)
         step = packed.to(buffer).unpack()
         assert isinstance(step, ForwardInput)
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -18,3 +18,28 @@ def test_steps_with_prompts_have_fewer_sequences_than_rows_and_others_as_many(ma
         assert mixed.num_tokens > mixed.num_seqs >= num_seqs
         assert large.num_tokens > large.num_seqs >= num_seqs
         assert {decode.max_blocks, mixed.max_blocks, large.max_blocks} == {64}
+
+
+@pytest.mark.parametrize(
+    ("run_lengths", "num_tiles"),
+    [
+        pytest.param([], 0, id="no adapters"),
+        pytest.param([32], 4, id="one"),
+        pytest.param([17, 15], 4, id="two"),
+        pytest.param([4] * 8, 10, id="eight"),
+        pytest.param([1] * 10, 10, id="ten, one row each"),
+        pytest.param([3] * 10, 10, id="as many tiles as eight can need"),
+        pytest.param([2] * 16, 34, id="sixteen"),
+        pytest.param([1] * 32, 34, id="all"),
+        pytest.param([1] * 40, 34, id="more than there are slots: not captured"),
+    ],
+)
+def test_steps_that_decode_have_tiles_for_about_as_many_adapters_as_they_use(
+    run_lengths: list[int], num_tiles: int
+) -> None:
+    layout = StepLayout(32, max_blocks=64, max_loras=32)
+
+    shape = layout.shape(32, 32, 3, run_lengths)
+
+    assert shape.num_tiles == num_tiles
+    assert shape in layout.fixed_shapes()
