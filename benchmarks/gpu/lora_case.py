@@ -48,6 +48,9 @@ class Rows:
         (mine,), (given,) = self._segments.passes, self._made(slots, scales).passes
         mine.table.copy_(given.table)
         mine.scales.copy_(given.scales)
+        assert mine.row_slots is not None
+        assert given.row_slots is not None
+        mine.row_slots.copy_(given.row_slots)
 
     def add(self, out: Tensor, x: Tensor, module: LoRAModule) -> None:
         """Add the adapters' products to `out`."""

@@ -24,14 +24,38 @@ torch's do if its products do (`kernels.linear.linear`).
 
 @runtime_checkable
 class LoRAInHalves(Protocol):
-    """A `LoRAAdd` whose first half needs no output yet, and can be computed beside what makes it."""
+    """A `LoRAAdd` whose first half needs no output yet, and can be computed beside what makes it.
 
-    def shrink(self, x: Tensor, segments: Segments, module: LoRAModule) -> list[Tensor]:
+    `is_beside` is whether it is: on another stream, which is forked before the first half and joined behind.
+    """
+
+    def shrink(self, x: Tensor, segments: Segments, module: LoRAModule, *, is_beside: bool) -> list[Tensor]:
         """Return what `expand` adds, one tensor for each pass."""
         ...
 
-    def expand(self, out: Tensor, shrunk: list[Tensor], segments: Segments, module: LoRAModule) -> None:
+    def expand(
+        self, out: Tensor, shrunk: list[Tensor], segments: Segments, module: LoRAModule, *, is_beside: bool
+    ) -> None:
         """Add it to the output, in place."""
+        ...
+
+    def expands_into_norm(self, segments: Segments, module: LoRAModule) -> bool:
+        """Tell whether `expand_norm` serves these; otherwise `expand` does, before a norm."""
+        ...
+
+    def expand_norm(
+        self,
+        residual: Tensor,  # [num_rows, out_features], changed in place
+        out: Tensor,  # [num_rows, out_features]
+        shrunk: list[Tensor],
+        segments: Segments,
+        module: LoRAModule,
+        weight: Tensor,  # [out_features] float32
+        eps: float,
+        *,
+        is_beside: bool,
+    ) -> Tensor:  # [num_rows, out_features]
+        """Add the output with its second half to the residual stream, and norm it as `AddRMSNorm` does."""
         ...
 
 

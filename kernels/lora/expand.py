@@ -50,6 +50,25 @@ def load_ranks(b_ptr, ranks, rank, width, columns, column_exists):  # type: igno
 
 
 @triton.jit
+def apply_extras(  # type: ignore[no-untyped-def]
+    total,  # [.., BLOCK_N] float32
+    scales,
+    bias_address,
+    dora_address,
+    width,
+    columns,
+    column_exists,
+):
+    """Return the sum with the adapter's bias, and at the adapter's magnitudes, if it has them."""
+    if bias_address != 0:
+        bias_ptr = bias_address.to(tl.pointer_type(tl.float32))
+        total += scales * tl.load(bias_ptr + columns, mask=column_exists, other=0.0)[None, :]
+    if dora_address != 0:
+        total = apply_dora_terms(total, scales, dora_address, width, columns, column_exists)
+    return total
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def find_slice(columns_ptr, block, NUM_SLICES: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
     """Return the slice with the block-th block of columns, the block's number in it, its start and width."""
     part, start, end = block * 0, tl.load(columns_ptr), tl.load(columns_ptr + 1)
@@ -155,11 +174,9 @@ def expand_kernel(  # type: ignore[no-untyped-def]
     total = before.to(tl.float32) + acc
     if EXTRAS:
         scales = tl.load(scales_ptr + rows, mask=row_is_mine, other=0.0)[:, None]
-        if bias_address != 0:
-            bias_ptr = bias_address.to(tl.pointer_type(tl.float32))
-            total += scales * tl.load(bias_ptr + columns, mask=column_is_mine, other=0.0)[None, :]
-        if dora_address != 0:
-            total = apply_dora_terms(total, scales, dora_address, slice_features, columns, column_is_mine)
+        total = apply_extras(
+            total, scales, bias_address, dora_address, slice_features, columns, column_is_mine
+        )
     tl.store(out_ptrs, total.to(before.dtype), mask=mask)
 
 

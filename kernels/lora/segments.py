@@ -50,6 +50,8 @@ class Pass:
     table: Tensor = field(compare=False, repr=False)  # [num_tiles, 4] int64: runs, then idle (0, 0, -1, 0)
     scales: Tensor = field(compare=False, repr=False)  # [num_rows] float32, 1 for rows in no run
     block_rows: int | None = None  # rows of the longest run that there may be; None: of any length
+    # [num_rows] int64, each row's slot or -1; with block_rows, for kernels that work row by row
+    row_slots: Tensor | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -65,7 +67,8 @@ class Pass:
         runs = tuple(runs if block_rows is None else _cut(runs, block_rows))
         rows = (*runs, *[_IDLE] * (num_tiles - len(runs)))
         table = torch.tensor(rows, dtype=torch.int64).view(-1, len(Run._fields))
-        return cls(runs, table, torch.from_numpy(scales), block_rows)
+        slots = None if block_rows is None else _slots_of_rows(runs, len(scales))
+        return cls(runs, table, torch.from_numpy(scales), block_rows, slots)
 
     def whole_runs(self) -> Iterator[Run]:
         """Yield the runs as they were before they were cut."""
@@ -125,7 +128,13 @@ class Segments:
     def to(self, device: torch.device | str) -> Self:
         """Return a copy whose tensors lie on a device."""
         passes = (
-            replace(one, table=one.table.to(device), scales=one.scales.to(device)) for one in self.passes
+            replace(
+                one,
+                table=one.table.to(device),
+                scales=one.scales.to(device),
+                row_slots=None if one.row_slots is None else one.row_slots.to(device),
+            )
+            for one in self.passes
         )
         return replace(self, passes=tuple(passes))
 
@@ -147,6 +156,13 @@ def _cut(runs: Iterable[Run], block_rows: int) -> Iterator[Run]:
     for run in runs:
         for row in range(run.start, run.end, block_rows):
             yield run._replace(start=row, end=min(row + block_rows, run.end))
+
+
+def _slots_of_rows(runs: Iterable[Run], num_rows: int) -> Tensor:
+    slots = np.full(num_rows, BASE_SLOT, dtype=np.int64)
+    for run in runs:
+        slots[run.start : run.end] = run.slot
+    return torch.from_numpy(slots)
 
 
 def _check_tiles(block_rows: int | None, num_tiles: int) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels import dependent_launch as launches
-from kernels.lora import expand, shrink
+from kernels.lora import expand, expand_norm, shrink
 from kernels.lora.triton_add import lora_add_triton
 from tests.unit.kernels.compiled import Recorder, launch_on
 from tests.unit.kernels.random_adapters import make_case
@@ -45,12 +45,18 @@ def test_halves_that_are_launched_on_two_streams_wait_for_each_other_in_full(
     recorder = Recorder()
     monkeypatch.setattr(shrink, "shrink_kernel", recorder)
     monkeypatch.setattr(expand, "expand_kernel", recorder)
+    monkeypatch.setattr(expand_norm, "expand_norm_kernel", recorder)
+    weight, residual = torch.ones(16), case.out.clone()
+    add, rest = lora_add_triton, (case.segments, case.module)
 
-    lora_add_triton(case.out, case.x, case.segments, case.module)
-    shrunk = lora_add_triton.shrink(case.x, case.segments, case.module)
-    lora_add_triton.expand(case.out, shrunk, case.segments, case.module)
+    add(case.out, case.x, *rest)
+    for is_beside in (False, True):
+        shrunk = add.shrink(case.x, *rest, is_beside=is_beside)
+        add.expand(case.out, shrunk, *rest, is_beside=is_beside)
+        add.expand_norm(residual, case.out, shrunk, *rest, weight, 1e-5, is_beside=is_beside)
 
-    assert [launch.options["launch_pdl"] for launch in recorder.launches] == [True, True, False, False]
+    launched_early = [launch.options["launch_pdl"] for launch in recorder.launches]
+    assert launched_early == [True, True, *[True] * 3, *[False] * 3]
     assert all(launch.options["PDL"] for launch in recorder.launches)
 
 

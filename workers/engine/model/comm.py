@@ -15,6 +15,11 @@ class Comm(Protocol):
         """This rank's number."""
         ...
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is no other rank."""
+        ...
+
     def add(self, part: Tensor) -> Tensor:
         """Return the sum over all ranks of a tensor of this shape."""
         ...
@@ -28,6 +33,7 @@ class Alone:
     """The only rank: every part is the whole."""
 
     tp_rank = 0
+    is_alone = True
 
     def add(self, part: Tensor) -> Tensor:
         """Return the part."""

@@ -13,7 +13,7 @@ from workers.engine.core.step_input import ForwardInput
 from workers.engine.kv.kv_cache import KVCache
 from workers.engine.model.comm import Alone, Comm
 from workers.engine.model.config import ModelConfig
-from workers.engine.model.layers.adapted_linear import AdaptedLinear
+from workers.engine.model.layers.adapted_linear import AdaptedLinear, Delta, whole
 from workers.engine.model.layers.attention_backend import AttentionBackend
 from workers.engine.model.layers.decoder_layer import LayerParts
 from workers.engine.model.layers.expert_linear import ExpertLinear
@@ -107,10 +107,10 @@ class Decoder:
         """Run the layers over all rows of a step."""
         residual = self._embed(step)
         rotations = [table.rows(step.positions) for table in self._rotary]
-        delta: Tensor | None = None
+        delta: Delta | None = None
         for layer, kv in zip(self._layers, cache.layers, strict=True):
             delta = layer(residual, delta, rotations, step, kv)
-        return HiddenStates(residual, delta)
+        return HiddenStates(residual, None if delta is None else whole(delta))
 
     def replaces_embedded(self, step: ForwardInput) -> bool:
         """Whether some row's adapter has an embedding of its own, which is launched run by run."""

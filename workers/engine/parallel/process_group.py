@@ -10,6 +10,8 @@ from torch import Tensor
 class ProcessGroupComm:
     """Sums and joins over a process group: gloo between CPUs, NCCL between GPUs."""
 
+    is_alone = False
+
     def __init__(self, group: dist.ProcessGroup) -> None:
         self._group = group
         self._size = dist.get_world_size(group)

@@ -127,5 +127,5 @@ def _carried_bytes(shape: StepShape) -> int:
 def _addresses(step: ForwardInput) -> tuple[int, ...]:
     tensors = [step.token_ids, step.positions, step.sequence_rows, step.block_tables]
     for one in () if step.segments is None else step.segments.passes:
-        tensors += [one.table, one.scales]
+        tensors += [one.table, one.scales] + ([] if one.row_slots is None else [one.row_slots])
     return tuple(tensor.data_ptr() for tensor in tensors)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.lora.expand import lora_expand, lora_expand_reference
+from kernels.lora.expand_norm import expand_norm, expand_norm_reference
 from kernels.lora.reference import lora_add_reference
 from kernels.lora.segments import Pass, Run, Segments
 from kernels.lora.shrink import BLOCK_RANK, lora_shrink, lora_shrink_reference
@@ -292,3 +293,40 @@ def test_experts_read_their_own_entries() -> None:
             delta = scale * (x[row] @ a.T @ part.b_t[: part.num_ranks])
             expected[row, part.out.start : part.out.end] = delta
     torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("ranks", "in_features", "width"),
+    [
+        pytest.param([16, 5], 40, 48, id="one block of ranks"),
+        pytest.param([40, 64], 40, 131, id="more than one, an odd width"),
+        pytest.param([3, 0], 3 * 512, 64, id="three planes, one adapter lacks the module"),
+    ],
+)
+def test_expanded_within_a_norm_is_expanded_then_added_and_normed(
+    ranks: list[int], in_features: int, width: int, dtype: torch.dtype
+) -> None:
+    case = make_case(
+        ranks=[ranks],
+        slots=[0] * 3 + [-1] + [1] * 2,
+        scales=[0.5, 1.0, -2.0, 1.0, 1.0, 0.0],
+        in_features=in_features,
+        slice_widths=[width],
+        dtype=dtype,
+        has_extras=True,
+    )
+    generator = torch.Generator().manual_seed(3)
+    residual = torch.randn(case.out.shape, generator=generator).to(dtype)
+    weight, delta = torch.rand(width, generator=generator), case.out.clone()
+    by_reference = residual.clone()
+    planes = lora_shrink(case.x, case.module, case.lora_pass)
+    written = torch.nan_to_num(planes, nan=0.0)
+
+    normed = expand_norm(residual, case.out, planes, case.module, case.lora_pass, weight, 1e-5)
+
+    expected = expand_norm_reference(by_reference, delta, written, case.module, case.lora_pass, weight, 1e-5)
+    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(residual, by_reference, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(normed, expected, atol=tolerance, rtol=tolerance)
+    assert torch.equal(case.out, delta)

@@ -9,7 +9,7 @@ from torch import Tensor
 from kernels.attention.paged_attention import HeadNorms
 from workers.engine.core.step_input import ForwardInput
 from workers.engine.model.config import ModelConfig
-from workers.engine.model.layers.adapted_linear import AdaptedLinear
+from workers.engine.model.layers.adapted_linear import AdaptedLinear, Delta
 from workers.engine.model.layers.attention_backend import AttentionBackend, HeadLayout
 from workers.engine.model.layers.ops import Rotation
 from workers.engine.model.weights import LayerWeights
@@ -50,7 +50,7 @@ class Attention:
         rotation: Rotation,
         step: ForwardInput,
         kv: tuple[Tensor, Tensor],  # this layer's keys and values
-    ) -> Tensor:  # [num_tokens, hidden_size]
+    ) -> Delta:
         """Return what is added to the residual."""
         attended = self._attend(self._qkv(x, step.segments), rotation, step, kv, self._heads)
-        return self._o(attended, step.segments)
+        return self._o.before_norm(attended, step.segments)

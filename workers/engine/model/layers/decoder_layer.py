@@ -15,7 +15,7 @@ from kernels.registry import Kernels
 from workers.engine.core.step_input import ForwardInput
 from workers.engine.model.comm import Comm
 from workers.engine.model.config import ModelConfig
-from workers.engine.model.layers.adapted_linear import AdaptedLinear
+from workers.engine.model.layers.adapted_linear import AdaptedLinear, Delta, Unexpanded, whole
 from workers.engine.model.layers.attention import Attention
 from workers.engine.model.layers.attention_backend import AttentionBackend
 from workers.engine.model.layers.expert_linear import ExpertLinear
@@ -30,11 +30,11 @@ class DecoderLayer(Protocol):
     def __call__(
         self,
         residual: Tensor,  # [num_tokens, hidden_size], changed in place
-        delta: Tensor | None,  # [num_tokens, hidden_size], what the layer before adds; None in the first
+        delta: Delta | None,  # what the layer before adds; None in the first
         rotations: Sequence[Rotation],  # one for each of the model's rotary tables
         step: ForwardInput,
         kv: tuple[Tensor, Tensor],  # this layer's keys and values
-    ) -> Tensor:  # [num_tokens, hidden_size]
+    ) -> Delta:
         """Add `delta` to `residual`; return what this layer adds in its turn."""
         ...
 
@@ -79,19 +79,28 @@ class SequentialLayer:
     def __call__(
         self,
         residual: Tensor,
-        delta: Tensor | None,
+        delta: Delta | None,
         rotations: Sequence[Rotation],
         step: ForwardInput,
         kv: tuple[Tensor, Tensor],
-    ) -> Tensor:
+    ) -> Delta:
         """Add `delta` to `residual`; return what this layer adds in its turn."""
-        weights, add_rms_norm, eps = self._weights, self._add_rms_norm, self._eps
-        normed = add_rms_norm(residual, delta, weights.pre_attention_norm, eps)
-        delta = self._comm.add(self._attention(normed, rotations[self._rotary], step, kv))
+        weights = self._weights
+        normed = self._norm(residual, delta, weights.pre_attention_norm)
+        delta = self._summed(self._attention(normed, rotations[self._rotary], step, kv))
         if weights.post_attention_norm is not None:
-            delta = add_rms_norm(delta, None, weights.post_attention_norm, eps)
-        normed = add_rms_norm(residual, delta, self._pre_mlp_norm, eps)
-        delta = self._comm.add(self._mlp(normed, step.segments))
+            delta = self._norm(whole(delta), None, weights.post_attention_norm)
+        normed = self._norm(residual, delta, self._pre_mlp_norm)
+        delta = self._summed(self._mlp(normed, step.segments))
         if weights.post_mlp_norm is not None:
-            delta = add_rms_norm(delta, None, weights.post_mlp_norm, eps)
+            delta = self._norm(whole(delta), None, weights.post_mlp_norm)
         return delta
+
+    def _norm(self, residual: Tensor, delta: Delta | None, weight: Tensor) -> Tensor:
+        if isinstance(delta, Unexpanded):
+            return delta.expand_norm(residual, weight, self._eps)
+        return self._add_rms_norm(residual, delta, weight, self._eps)
+
+    def _summed(self, delta: Delta) -> Delta:
+        """Return the sum over all ranks, each of which has expanded its part; alone, whatever there is."""
+        return delta if self._comm.is_alone else self._comm.add(whole(delta))

@@ -11,7 +11,7 @@ from kernels.activations.swiglu import Gate
 from kernels.lora.segments import Segments
 from kernels.registry import Kernels
 from workers.engine.model.config import ModelConfig
-from workers.engine.model.layers.adapted_linear import AdaptedLinear
+from workers.engine.model.layers.adapted_linear import AdaptedLinear, Delta
 from workers.engine.model.layers.expert_linear import ExpertLinear
 from workers.engine.model.layers.sparse_mlp import SparseMLP
 
@@ -23,7 +23,7 @@ class MLP(Protocol):
         self,
         x: Tensor,  # [num_tokens, hidden_size]
         segments: Segments | None,
-    ) -> Tensor:  # [num_tokens, hidden_size]
+    ) -> Delta:
         """Return what is added to the residual."""
         ...
 
@@ -40,9 +40,9 @@ class GatedMLP:
         self,
         x: Tensor,  # [num_tokens, hidden_size]
         segments: Segments | None,
-    ) -> Tensor:  # [num_tokens, hidden_size]
+    ) -> Delta:
         """Return what is added to the residual."""
-        return self._down(self._gate(self._gate_up(x, segments)), segments)
+        return self._down.before_norm(self._gate(self._gate_up(x, segments)), segments)
 
 
 def build_mlp(
