@@ -13,6 +13,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
+from benchmarks.gpu.interpreter import unchecked_integers
 from examples.tiny.recipe import ADAPTERS_DIR, BASE_DIR
 from examples.tiny.tasks import TASKS, prompt, sample_words
 from kernels.registry import Kernels, build
@@ -49,6 +50,13 @@ KINDS: dict[str, dict[str, Any]] = {
 def loader_processes() -> Iterator[LoaderPool]:
     with shared_loaders() as pool:
         yield pool
+
+
+@pytest.fixture(scope="module", autouse=True)
+def integers() -> Iterator[None]:
+    """Kernels' own tests, in the other files, check that no integer overflows."""
+    with unchecked_integers():
+        yield
 
 
 def tiny_engine(**settings: Any) -> LLMEngine:
