@@ -35,14 +35,14 @@ check: install ## Lint, types (of the tests too) and the arrows between rooms
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# WITH=check runs that beside the tests, as CI does.
+# Those that mostly wait come first. WITH=check runs that beside the tests, as CI does.
 test: install ## Run every test on embedded Redis and Postgres
-	$(MAKE) --no-print-directory -j4 --output-sync=target test-unit test-stack test-unit-kernels $(WITH) test-workers
+	$(MAKE) --no-print-directory -j4 --output-sync=target test-stack test-workers test-unit $(WITH) test-unit-kernels
 
 emulated-kernels: install
 	@$(BIN)/python -m tests.emulated.library
 
-# The first two compute, the others mostly wait: side by side they take little longer than the first.
+# Threads that wait for each other on shared cores cost more than they give.
 test-unit-kernels: emulated-kernels
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit/kernels tests/unit/benchmarks
 
@@ -50,10 +50,10 @@ test-unit: emulated-kernels
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --ignore=tests/unit/kernels --ignore=tests/unit/benchmarks
 
 test-stack: install
-	$(BIN)/python -m pytest tests/integration tests/acceptance --ignore=tests/integration/workers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration tests/acceptance --ignore=tests/integration/workers
 
 test-workers: install
-	$(BIN)/python -m pytest tests/integration/workers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/workers
 
 test-levels: emulated-kernels ## Run the numeric tests with the processor's instructions held back or emulated
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.levels
