@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from sqlalchemy import Connection, text
+
 from db.migrate import upgrade
 from db.repositories.terms import TermRepository
 from lorayard.contract.states import JobState
@@ -40,6 +42,12 @@ def term(rig: PoolRig) -> int:
     return int(rows[0].term) if rows else 0
 
 
+def usurp(connection: Connection, pool: str) -> int | None:
+    """Take the term from its leader, who may renew it at any time but within this transaction."""
+    connection.execute(text("UPDATE scheduler_terms SET expires_at = now()"))
+    return TermRepository(connection).take(pool, "usurper", 1.0)
+
+
 def test_a_second_scheduler_follows_and_takes_over_when_the_first_resigns(rig: PoolRig) -> None:
     with rig.scheduler() as first:
         rig.wait_for(JobState.QUEUED, *rig.submit(3))
@@ -61,9 +69,7 @@ def test_a_leader_whose_term_was_taken_follows_again(rig: PoolRig) -> None:
         rig.wait_for(JobState.QUEUED, *rig.submit())
 
         # Another one becomes leader for a moment, as after a long pause of this leader.
-        rig.sql("UPDATE scheduler_terms SET expires_at = now()")
-        taken = rig.database.run(lambda c: TermRepository(c).take(rig.pool, "usurper", 1.0))
-        assert taken == 2
+        assert rig.database.run(lambda c: usurp(c, rig.pool)) == 2
         eventually(lambda: term(rig) == 3)
 
         rig.wait_for(JobState.QUEUED, *rig.submit())

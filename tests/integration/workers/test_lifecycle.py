@@ -64,13 +64,13 @@ def test_bursts_of_signals_end_three_workers_within_their_grace(
     leader: ScriptedLeader, start_worker: StartWorker
 ) -> None:
     with ExitStack() as started:
-        workers, jobs = [], []
+        workers, incarnations, jobs = [], [], []
         for _ in range(3):
-            worker = started.enter_context(start_worker(drain_grace_s=1))
-            incarnation = worker.incarnation(leader)
+            workers.append(started.enter_context(start_worker(drain_grace_s=1)))
+            incarnations.append(workers[-1].incarnation(leader))
+        for incarnation in incarnations:  # none computes while another starts
             jobs += leader.dispatch(incarnation, [ENDLESS])
             leader.await_running(incarnation, jobs[-1])
-            workers.append(worker)
 
         for worker in workers:
             send_burst(worker.process)

@@ -92,15 +92,13 @@ def test_a_thread_that_fails_for_ever_drains_the_worker(
 
 @pytest.mark.parametrize("thread", OBSERVERS)
 def test_an_observer_that_fails_for_ever_ends_nothing(
-    leader: ScriptedLeader, start_worker: StartWorker, tmp_path: Path, thread: str
+    leader: ScriptedLeader, failing: FailingWorker, thread: str
 ) -> None:
-    one = FailingWorker(start_worker(), tmp_path)
-    with one.worker as worker:
-        incarnation = worker.incarnation(leader)
+    incarnation = failing.worker.incarnation(leader)
 
-        one.fail(thread, "ever")
-        ask(leader, incarnation, stream=True)
-        eventually(lambda: one.has_logged("service.broken", thread), 30.0, "the last restart")
+    failing.fail(thread, "ever")
+    ask(leader, incarnation, stream=True)
+    eventually(lambda: failing.has_logged("service.broken", thread), 30.0, "the last restart")
 
-        ask(leader, incarnation, stream=True)
-        assert worker.terminate() == 0
+    ask(leader, incarnation, stream=True)
+    assert failing.worker.terminate() == 0

@@ -31,7 +31,6 @@ class WorkerProcess:
         self._environment = {
             "PATH": os.environ["PATH"],
             "OMP_NUM_THREADS": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
             "LORAYARD_REDIS_URL": redis_url,
             "LORAYARD_DATABASE_URL": database_url,
             "LORAYARD_MODEL": str(model),

@@ -43,16 +43,22 @@ class Double(ScriptedEngine):
         self.events.put(EngineDied(-signal.SIGKILL))
 
 
-@pytest.fixture(params=["scripted", "real"])
-def engine(request: pytest.FixtureRequest) -> Iterator[RealEngine | Double]:
-    """An engine that has started."""
-    if request.param == "scripted":
-        yield Double()
-        return
+@pytest.fixture(scope="module")
+def real() -> Iterator[RealEngine]:
+    """The process that all tests share, as far as they leave it alive."""
     process = RealEngine(EngineConfig(model=str(BASE), max_num_seqs=2, num_threads=1))
-    process.start(START_S)
     yield process
     process.stop()
+
+
+@pytest.fixture(params=["scripted", "real"])
+def engine(request: pytest.FixtureRequest, real: RealEngine) -> RealEngine | Double:
+    """An engine that has started and has nothing to do."""
+    if request.param == "scripted":
+        return Double()
+    if not real.is_alive:
+        real.start(START_S)
+    return real
 
 
 def add(request_id: str, max_tokens: int) -> AddRequest:

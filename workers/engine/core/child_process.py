@@ -6,6 +6,7 @@ imported again by its child.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -22,12 +23,20 @@ NO_CARDS = {"CUDA_VISIBLE_DEVICES": ""}
 """The environment of a child that shall touch no card: a context there would take its memory."""
 
 _START = """
-import runpy, signal, sys
+import gc, runpy, signal, sys
+gc.disable()
 runpy.run_path(sys.argv[1])["die_with_parent"](int(sys.argv[2]))
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 """
 """The parent may die while its child still imports torch, which takes seconds: that is provided for first of
-all. A terminal's Ctrl-C reaches the whole process group, and what it means is for the parent to say."""
+all. A terminal's Ctrl-C reaches the whole process group, and what it means is for the parent to say.
+What is imported stays: the program's main looks for garbage from then on, by `collect_garbage`."""
+
+
+def collect_garbage() -> None:
+    """Look for garbage, which a child's start puts off, though never among what has been imported."""
+    gc.freeze()
+    gc.enable()
 
 
 class ChildProcess:

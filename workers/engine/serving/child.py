@@ -8,6 +8,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
+from workers.engine.core.child_process import collect_garbage
 from workers.engine.core.config import EngineConfig
 from workers.engine.core.device_failures import is_device_failure
 from workers.engine.core.errors import AdapterInUse, ConfigError, EngineError
@@ -37,6 +38,7 @@ _MAX_COMMANDS_PER_STEP = 64
 
 def main(file: int) -> None:
     """Serve the connection that was inherited from the parent; its first message is the configuration."""
+    collect_garbage()
     with Connection(file) as connection:
         try:
             config = connection.recv()

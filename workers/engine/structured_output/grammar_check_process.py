@@ -5,6 +5,7 @@ A script of its own that loads nothing of the engine; it limits its own time and
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -23,6 +24,7 @@ _MAX_TOKEN_S = 0.25
 
 def main() -> None:
     """Answer one line per line; the first one is the setup."""
+    gc.enable()  # `ChildProcess` puts it off
     os.nice(10)
     setup = json.loads(sys.stdin.readline())
     try:

@@ -12,6 +12,9 @@ else:
     import numpy as np
     from triton.runtime import interpreter
 
+    from benchmarks.gpu.interpreter import quicken
+
+    quicken()
     _create_dot = interpreter.InterpreterBuilder.create_dot
 
     def _create_widened_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:

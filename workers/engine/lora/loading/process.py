@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from workers.engine.core.child_process import collect_garbage
 from workers.engine.lora.loading.channel import Channel
 from workers.engine.lora.loading.spec import Load, LoadSpec, Ready
 from workers.engine.lora.loading.work import load
@@ -18,6 +19,7 @@ _NICENESS = 19
 
 def main(file: int) -> None:
     """Serve the socket that was inherited from the engine's process until that is gone."""
+    collect_garbage()
     torch.set_num_threads(1)
     os.nice(_NICENESS)
     _be_first_to_go()

@@ -47,18 +47,24 @@ class FailingEngine(EngineProcess):
 
 
 @pytest.fixture
-def engine(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FailingEngine]:
+def engine(
+    request: pytest.FixtureRequest, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FailingEngine]:
     """An engine that was not started yet."""
     order = tmp_path / "order"
     monkeypatch.setattr(module, "_PROGRAM", program(order))
-    engine = FailingEngine(EngineConfig(model=str(checkpoint), enable_lora=True, num_threads=1), order)
+    # LoRA, and with it a process that loads adapters, where a test says so.
+    config = EngineConfig(model=str(checkpoint), enable_lora=getattr(request, "param", False), num_threads=1)
+    engine = FailingEngine(config, order)
     yield engine
     engine.stop()
 
 
+@pytest.mark.parametrize("engine", [True], ids=["lora"], indirect=True)
 def test_a_device_that_fails_in_a_step_ends_the_process_and_is_named(engine: FailingEngine) -> None:
     engine.start(START_S)
     children = psutil.Process(engine.pid).children()
+    assert len(children) == 1
     engine.add("long")
     engine.hear(lambda events: bool(events.started))
 
