@@ -56,6 +56,14 @@ class Rows:
         """Add the adapters' products to `out`."""
         lora_add_triton(out, x, self._segments, module)
 
+    def add_in_norm(
+        self, stream: Tensor, out: Tensor, x: Tensor, module: LoRAModule, weight: Tensor, eps: float
+    ) -> Tensor:
+        """Add `out` with the adapters' products to the stream, and norm it."""
+        halves, rest = lora_add_triton, (self._segments, module)
+        shrunk = halves.shrink(x, *rest, is_beside=False)
+        return halves.expand_norm(stream, out, shrunk, *rest, weight, eps, is_beside=False)
+
     def _made(self, slots: Sequence[int], scales: Sequence[float] | None) -> Segments:
         """Build one pass, also where no row has an adapter: a grid that is captured stays."""
         factors = np.array(scales or [1.0] * len(slots), np.float32)
@@ -89,6 +97,11 @@ class LoRACase:
         out = self.out.clone()
         Rows(self.device, self.slots, self.scales, block_rows=block_rows).add(out, self.x, self.module)
         return out
+
+    def run_in_norm(self, stream: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Return what the kernels make of the stream, `out` and its adapters added, normed."""
+        rows = Rows(self.device, self.slots, self.scales)
+        return rows.add_in_norm(stream, self.out, self.x, self.module, weight, eps)
 
     def point(self, order: Sequence[int]) -> None:
         """Give slot s adapter `order[s]`."""

@@ -7,11 +7,12 @@ from functools import partial
 
 import torch
 
-from benchmarks.gpu.device import Device
+from benchmarks.gpu.device import Device, random
 from benchmarks.gpu.errors import Verdict, judge, same
 from benchmarks.gpu.lora_case import BLOCK_ROWS, LoRACase, Rows, add_plainly, make_lora
 from benchmarks.gpu.right.check import Check, Found, dtypes_of, short
 from benchmarks.gpu.shapes import shapes_of
+from kernels.norms.add_rms_norm import add_rms_norm_reference
 
 _RANKS = (1, 2, 5, 8, 15, 16, 17, 32, 33, 64, 100, 128, 256, 512)
 _TINY_RANKS = (1, 5, 17)
@@ -32,6 +33,9 @@ def checks(device: Device) -> Iterator[Check]:
         check = partial(_counts, dtype=dtype, widths=widths, most=many)
         yield Check("lora_add", f"{short(dtype)} {module}", check)
         yield Check("lora_add in a graph", module, partial(_graph, dtype=dtype, widths=widths, most=many))
+    for dtype in dtypes_of(device):
+        yield Check("expand_norm", short(dtype), partial(_norm, dtype=dtype))
+    dtype = dtypes_of(device)[0]
     yield Check("lora_add and NaN", "in one adapter", partial(_nan, dtype=dtype))
     yield Check("lora_add of one row", "whatever its neighbours", partial(_neighbours, dtype=dtype))
 
@@ -118,6 +122,33 @@ def _graph(device: Device, dtype: torch.dtype, widths: tuple[int, tuple[int, ...
         expected = add_plainly(case, dtype, order), add_plainly(case, torch.float64, order)
         replay()
         yield f"replay {turn}", judge(out, *expected, case.x.shape[1])
+
+
+def _norm(device: Device, dtype: torch.dtype) -> Found:
+    """Expanded within the norm that follows, held to adapters added plainly, then added and normed."""
+    generator = device.generator(7)
+    for module in ("o", "down"):
+        in_features, (width,) = shapes_of(device).modules[module]
+        for slots in ([0], [-1, 0, 0, 1, 2, 3] * 5):
+            case = make_lora(
+                device,
+                ranks=[16, 64, 5, 40],
+                slots=sorted(slots),
+                widths=(in_features, (width,)),
+                dtype=dtype,
+                scales=[0.5 + row % 3 for row in range(len(slots))],
+                has_extras=True,
+            )
+            weight, eps = random(device, generator, torch.float32, width), 1e-5
+            stream = random(device, generator, dtype, len(slots), width)
+            plain_stream = stream.clone()
+            plain = add_rms_norm_reference(plain_stream, add_plainly(case, dtype), weight, eps)
+            wide = stream.double() + add_plainly(case, torch.float64)
+            exact = wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt() * weight.double()
+            device.poison()
+            out = case.run_in_norm(stream, weight, eps)
+            yield f"{module}, {len(slots)} rows", judge(out, plain, exact, in_features)
+            yield f"{module}, {len(slots)} rows: stream", judge(stream, plain_stream, wide, in_features)
 
 
 def _nan(device: Device, dtype: torch.dtype) -> Found:
