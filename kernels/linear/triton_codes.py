@@ -10,8 +10,8 @@ from torch import Tensor
 
 from kernels.linear.quantized_weight import SPAN, QuantizedWeight
 
-PIECES = (128, 64, SPAN)
-"""Columns that are spread out at a time, the first of them that lies in one block."""
+PIECES = {4: (128, 64, SPAN), 8: (64, SPAN)}
+"""Columns that are spread out at a time, by bits of a code: the first that lie in one block."""
 MAGIC = tl.constexpr(0x4B000000)
 """2^23 in float32: its last bits count in ones, so that a small integer put there is added to it."""
 MAGIC_VALUE = tl.constexpr(8388608.0)
@@ -32,7 +32,7 @@ class Coding(NamedTuple):
         """Return a weight's."""
         is_row = weight.block == weight.in_features
         is_whole = is_row or (weight.in_features % weight.block == 0 and weight.block % SPAN == 0)
-        fits = [piece for piece in PIECES if is_row or not is_whole or weight.block % piece == 0]
+        fits = [piece for piece in PIECES[weight.bits] if is_row or not is_whole or weight.block % piece == 0]
         return Coding(
             weight.bits,
             weight.block,

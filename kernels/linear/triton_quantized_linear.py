@@ -29,7 +29,7 @@ OUTPUTS_OF_TILE = {16: 64, 32: 64, 64: 128}
 WANTED_PROGRAMS, MAX_SPLITS, MIN_SPLIT = 256, 8, 512
 COLUMNS_OF_TURN = 128
 NUM_WARPS = 4
-NUM_STAGES = 4
+NUM_STAGES = {16: 4, 32: 4, 64: 3}
 BLOCK_OF_SUM = 1024
 
 
@@ -65,6 +65,7 @@ def quantized_linear_kernel(  # type: ignore[no-untyped-def]
     HAS_TABLE: tl.constexpr,
     HAS_ZEROS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    EVEN: tl.constexpr,
     TURN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -74,6 +75,7 @@ def quantized_linear_kernel(  # type: ignore[no-untyped-def]
 
     W[n, k] = (number(code) - zero) scale, rounded to x's dtype. A byte's two codes stand 16 columns apart:
     the lower ones of a piece are one product, the upper ones another, each with the columns of x it meets.
+    EVEN: in_features is a multiple of TURN.
     """
     outputs = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     output_exists = outputs < out_features
@@ -99,29 +101,23 @@ def quantized_linear_kernel(  # type: ignore[no-untyped-def]
         for step in tl.static_range(0, TURN, PIECE):
             start = turn + step
             places = start // HALVES + bytes_at
-            codes = tl.load(
-                code_rows[None, :] + places[:, None],
-                mask=output_exists[None, :] & (places < row_bytes)[:, None],
-                other=0,
-            )
+            is_code = output_exists[None, :] & (EVEN | (places < row_bytes))[:, None]
+            codes = tl.load(code_rows[None, :] + places[:, None], mask=is_code, other=0)
             if WHOLE:
                 scales, zeros = load_blocks(
                     scales_ptr,
                     zeros_ptr,
                     first_blocks + start // BLOCK,
-                    output_exists & (start < in_features),
+                    output_exists & (EVEN | (start < in_features)),
                     HAS_TABLE,
                     HAS_ZEROS,
                 )
                 scales, zeros = scales[None, :], zeros[None, :]
             for half in tl.static_range(HALVES):
                 columns = start + columns_of(bytes_at, half, BITS)
-                exists = columns < in_features
-                x = tl.load(
-                    x_rows[:, None] + columns[None, :],
-                    mask=row_exists[:, None] & exists[None, :],
-                    other=0.0,
-                )
+                exists = EVEN | (columns < in_features)
+                is_x = row_exists[:, None] & exists[None, :]
+                x = tl.load(x_rows[:, None] + columns[None, :], mask=is_x, other=0.0)
                 if not WHOLE:
                     scales, zeros = load_blocks(
                         scales_ptr,
@@ -217,11 +213,12 @@ def _multiply_codes(out: Tensor, first: int, x: Tensor, weight: QuantizedWeight,
         IS_SPLIT=is_split,
         **coding.constants(),
         HAS_BIAS=bias is not None,
+        EVEN=weight.in_features % COLUMNS_OF_TURN == 0,
         TURN=COLUMNS_OF_TURN,
         BLOCK_M=block_rows,
         BLOCK_N=block_outputs,
         num_warps=NUM_WARPS,
-        num_stages=1 if coding.has_table else NUM_STAGES,
+        num_stages=1 if coding.has_table else NUM_STAGES[block_rows],
         enable_fp_fusion=True,
         **dependent_launch(x.device),
     )
