@@ -13,7 +13,7 @@ SPAN = 32
 """Columns j and j + 16 of so many share a byte, so that a vector of bytes is two vectors of neighbours."""
 IDENTITY_TABLE = torch.arange(16, dtype=torch.float32)
 _TILE_WEIGHTS = 1 << 22
-"""What is dequantised at a time: positions and zeros of a whole matrix would take several times its memory."""
+"""What is dequantised at a time: the positions of a whole matrix would take several times its memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels import cards
 from kernels.linear.quantized_weight import SPAN, QuantizedWeight
+from kernels.linear.triton_look_up import look_up
 
 PIECES = {4: (128, 64, SPAN), 8: (64, SPAN)}
 """Columns that are spread out at a time, by bits of a code: the first that lie in one block."""
@@ -26,10 +28,11 @@ class Coding(NamedTuple):
     is_whole: bool  # no piece lies in two blocks
     has_table: bool
     has_zeros: bool
+    permutes: bool  # looks codes up by byte permutations; Triton's interpreter reads the table instead
 
     @staticmethod
     def of(weight: QuantizedWeight) -> Coding:
-        """Return a weight's."""
+        """Return a weight's, on the device where it lies."""
         is_row = weight.block == weight.in_features
         is_whole = is_row or (weight.in_features % weight.block == 0 and weight.block % SPAN == 0)
         fits = [piece for piece in PIECES[weight.bits] if is_row or not is_whole or weight.block % piece == 0]
@@ -40,7 +43,12 @@ class Coding(NamedTuple):
             is_whole,
             has_table=not weight.is_identity,
             has_zeros=weight.zeros is not None,
+            permutes=not weight.is_identity and cards.capability(weight.codes.device) > 0,
         )
+
+    def within(self, turn: int) -> Coding:
+        """Return it with pieces that are no larger than a turn."""
+        return self._replace(piece=min(self.piece, turn))
 
     def constants(self) -> dict[str, int | bool]:
         """Return them as the kernels' constants."""
@@ -51,6 +59,7 @@ class Coding(NamedTuple):
             "WHOLE": self.is_whole,
             "HAS_TABLE": self.has_table,
             "HAS_ZEROS": self.has_zeros,
+            "PERMUTES": self.permutes,
         }
 
 
@@ -60,24 +69,40 @@ def tensors_of(weight: QuantizedWeight) -> tuple[Tensor, Tensor, Tensor, Tensor]
     return weight.codes, weight.scales, zeros, weight.scales if weight.table is None else weight.table
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def columns_of(at, half, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Return where the codes of a piece's bytes `at` stand in it: the lower ones (half 0) or the upper ones."""
+    """Return where codes of a piece's bytes `at` stand in it: the lower ones (half 0) or the upper ones."""
     return at if BITS == 8 else at // 16 * 32 + half * 16 + at % 16
 
 
-@triton.jit
-def numbers(codes, half, table_ptr, BITS: tl.constexpr, HAS_TABLE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Return what bytes hold in one half: the table's values, or the codes plus MAGIC_VALUE, in float32."""
-    if BITS == 4:
-        codes = (codes >> 4) if half == 1 else (codes & 15)
+@triton.jit  # type: ignore[untyped-decorator]
+def numbers(  # type: ignore[no-untyped-def]
+    codes,
+    words,
+    table_ptr,
+    BITS: tl.constexpr,
+    HAS_TABLE: tl.constexpr,
+    PERMUTES: tl.constexpr,
+):
+    """Return what bytes hold below and above: the table's values, or codes plus MAGIC_VALUE, in float32."""
+    if PERMUTES:
+        return look_up(codes, words)
+    if BITS == 8:
+        only = number(codes, table_ptr, HAS_TABLE)
+        return only, only
+    return number(codes & 15, table_ptr, HAS_TABLE), number(codes >> 4, table_ptr, HAS_TABLE)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def number(codes, table_ptr, HAS_TABLE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return what codes stand for, as `numbers` does."""
     if HAS_TABLE:
         return tl.load(table_ptr + codes.to(tl.int32))
     # Devices convert integers at a fraction of the rate at which they add.
     return (codes.to(tl.int32) | MAGIC).to(tl.float32, bitcast=True)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def load_blocks(  # type: ignore[no-untyped-def]
     scales_ptr,  # [num_blocks] float32
     zeros_ptr,  # [num_blocks] uint8

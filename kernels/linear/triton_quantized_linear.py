@@ -1,14 +1,16 @@
 """The quantised product on a GPU: few rows multiply codes as they are read, many a tile spread out before.
 
 Up to MAX_ROWS rows, what the product waits for is the codes, which it should read once: 0.54 bytes a weight
-with 4 bits in groups of 128, 0.56 as NF4. Programs take tiles of at most 64 rows by 64 or 128 outputs, so that
-codes are spread out once for a decode step. Where outputs are few, columns are split, and the splits summed in
-their order: how many there are follows from the module alone, and so a row's bits do not depend on the others.
-More rows wait for their multiplications: they get plain tiles, made in memory that stays in the cache, and
-cuBLAS.
+with 4 bits in groups of 128, 0.56 as NF4. A program takes at most 64 rows, so that a decode step spreads each
+code out once. Where outputs are few, columns are split, and the splits summed in their order; how many there
+are follows from the module alone, and so a row's bits do not depend on the others. Spreading out costs about
+four instructions a weight, with a table eight: near what an H100 has time for at the rate of its memory. More
+rows wait for multiplications: they get plain tiles, made in memory that its cache holds, and cuBLAS.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -19,25 +21,36 @@ from kernels.dependent_launch import dependent_launch, wait_for_inputs
 from kernels.linear.quantized_linear import quantized_linear_meta
 from kernels.linear.quantized_weight import QuantizedWeight
 from kernels.linear.triton_codes import Coding, columns_of, load_blocks, numbers, tensors_of
+from kernels.linear.triton_look_up import load_words
 from kernels.linear.triton_spread import spread_rows
 
-MAX_ROWS = 256
-"""So many decode in one captured step at the most."""
-ROWS_OF_TILE = (16, 32, 64)
-OUTPUTS_OF_TILE = {16: 64, 32: 64, 64: 128}
-# Not yet tuned on a device: enough programs for two on each multiprocessor of an H100, and several pieces each.
-WANTED_PROGRAMS, MAX_SPLITS, MIN_SPLIT = 256, 8, 512
-COLUMNS_OF_TURN = 128
-NUM_WARPS = 4
-NUM_STAGES = {16: 4, 32: 4, 64: 3}
+MAX_ROWS, MAX_SLOW_ROWS = 256, 32
+"""So many decode in one captured step. Slow are float32, and blocks that end within a piece of a row."""
+# Not yet tuned on a device: enough programs for two on each multiprocessor of an H100.
+WANTED_PROGRAMS, MAX_SPLITS, MIN_SPLIT, SPLIT_MULTIPLE = 256, 8, 512, 128
 BLOCK_OF_SUM = 1024
 
 
+class Tile(NamedTuple):
+    """What a program multiplies, and with what."""
+
+    rows: int
+    outputs: int
+    turn: int  # columns of x that a turn of its loop takes
+    num_warps: int
+    num_stages: int  # turns that are on their way at once
+
+
+# Not yet tuned on a device; what they compile to is bounded by test_triton_quantized_linear.py.
+TILES = (Tile(16, 64, 128, 4, 4), Tile(32, 64, 128, 4, 4), Tile(64, 128, 128, 8, 3))
+SLOW_TILES = (Tile(16, 64, 32, 4, 1), Tile(32, 64, 32, 4, 1))
+
+
 def split_width(out_features: int, in_features: int) -> int:
-    """Return how many columns one program multiplies; a multiple of every piece."""
-    tiles = triton.cdiv(out_features, OUTPUTS_OF_TILE[ROWS_OF_TILE[0]])
+    """Return how many columns one program multiplies; a multiple of every turn."""
+    tiles = triton.cdiv(out_features, TILES[0].outputs)
     wanted = min(MAX_SPLITS, triton.cdiv(WANTED_PROGRAMS, tiles), max(1, in_features // MIN_SPLIT))
-    return triton.cdiv(triton.cdiv(in_features, wanted), COLUMNS_OF_TURN) * COLUMNS_OF_TURN
+    return triton.cdiv(triton.cdiv(in_features, wanted), SPLIT_MULTIPLE) * SPLIT_MULTIPLE
 
 
 @triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
@@ -64,6 +77,7 @@ def quantized_linear_kernel(  # type: ignore[no-untyped-def]
     WHOLE: tl.constexpr,
     HAS_TABLE: tl.constexpr,
     HAS_ZEROS: tl.constexpr,
+    PERMUTES: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     EVEN: tl.constexpr,
     TURN: tl.constexpr,
@@ -95,6 +109,9 @@ def quantized_linear_kernel(  # type: ignore[no-untyped-def]
         positions = outputs.to(tl.int64) * in_features
         first_blocks = positions // BLOCK
         phases = (positions % BLOCK).to(tl.int32)
+    words = ()
+    if PERMUTES:
+        words = load_words(table_ptr)
     wait_for_inputs(PDL)
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for turn in range(first, end, TURN):
@@ -113,6 +130,7 @@ def quantized_linear_kernel(  # type: ignore[no-untyped-def]
                     HAS_ZEROS,
                 )
                 scales, zeros = scales[None, :], zeros[None, :]
+            values = numbers(codes, words, table_ptr, BITS, HAS_TABLE, PERMUTES)
             for half in tl.static_range(HALVES):
                 columns = start + columns_of(bytes_at, half, BITS)
                 exists = EVEN | (columns < in_features)
@@ -127,7 +145,7 @@ def quantized_linear_kernel(  # type: ignore[no-untyped-def]
                         HAS_TABLE,
                         HAS_ZEROS,
                     )
-                weights = (numbers(codes, half, table_ptr, BITS, HAS_TABLE) - zeros) * scales
+                weights = (values[half] - zeros) * scales
                 acc = tl.dot(x, weights.to(x.dtype), acc, input_precision="ieee")
     mask = row_exists[:, None] & output_exists[None, :]
     if IS_SPLIT:
@@ -179,25 +197,33 @@ def quantized_linear_triton(
 ) -> None:
     """Compute `quantized_linear_reference`; ValueError for tensors that the kernels would misread."""
     check(out, first, x, weight, bias)
-    num_rows = x.shape[0]
-    if num_rows > MAX_ROWS:
+    num_rows, coding = x.shape[0], Coding.of(weight)
+    is_slow = not coding.is_whole or x.dtype is torch.float32
+    if num_rows > (MAX_SLOW_ROWS if is_slow else MAX_ROWS):
         _multiply_spread(out, first, x, weight, bias)
     elif num_rows:
-        _multiply_codes(out, first, x, weight, bias)
+        tiles = SLOW_TILES if is_slow else TILES
+        tile = next((one for one in tiles if one.rows >= num_rows), tiles[-1])
+        _multiply_codes(out, first, x, weight, bias, coding.within(tile.turn), tile)
 
 
-def _multiply_codes(out: Tensor, first: int, x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> None:
+def _multiply_codes(
+    out: Tensor,
+    first: int,
+    x: Tensor,
+    weight: QuantizedWeight,
+    bias: Tensor | None,
+    coding: Coding,
+    tile: Tile,
+) -> None:
     num_rows, (out_features, row_bytes) = x.shape[0], weight.codes.shape
-    block_rows = next((rows for rows in ROWS_OF_TILE if rows >= num_rows), ROWS_OF_TILE[-1])
-    block_outputs = OUTPUTS_OF_TILE[block_rows]
     split = split_width(out_features, weight.in_features)
     num_splits = triton.cdiv(weight.in_features, split)
     is_split = num_splits > 1
     planes = x.new_empty((num_splits, num_rows, out_features), dtype=torch.float32) if is_split else out
     given_bias = out if bias is None else bias
-    coding = Coding.of(weight)
-    tiles = triton.cdiv(out_features, block_outputs), triton.cdiv(num_rows, block_rows)
-    quantized_linear_kernel[*tiles, num_splits](
+    grid = triton.cdiv(out_features, tile.outputs), triton.cdiv(num_rows, tile.rows), num_splits
+    quantized_linear_kernel[grid](
         out,
         planes,
         x,
@@ -213,12 +239,12 @@ def _multiply_codes(out: Tensor, first: int, x: Tensor, weight: QuantizedWeight,
         IS_SPLIT=is_split,
         **coding.constants(),
         HAS_BIAS=bias is not None,
-        EVEN=weight.in_features % COLUMNS_OF_TURN == 0,
-        TURN=COLUMNS_OF_TURN,
-        BLOCK_M=block_rows,
-        BLOCK_N=block_outputs,
-        num_warps=NUM_WARPS,
-        num_stages=1 if coding.has_table else NUM_STAGES[block_rows],
+        EVEN=weight.in_features % tile.turn == 0,
+        TURN=tile.turn,
+        BLOCK_M=tile.rows,
+        BLOCK_N=tile.outputs,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
         enable_fp_fusion=True,
         **dependent_launch(x.device),
     )
@@ -253,11 +279,12 @@ def check(out: Tensor, first: int, x: Tensor, weight: QuantizedWeight, bias: Ten
     """Raise ValueError, with the values, unless shapes, dtypes, devices and strides are the kernels'."""
     quantized_linear_meta(out, first, x, weight, bias)
     if out.dtype is not x.dtype or (bias is not None and bias.dtype is not x.dtype):
-        raise ValueError(
-            f"x is {x.dtype}, out {out.dtype} and the bias {None if bias is None else bias.dtype}; give one dtype"
-        )
+        given = None if bias is None else bias.dtype
+        raise ValueError(f"x is {x.dtype}, out {out.dtype}, the bias {given}; give one dtype")
     tensors = [out, x, *tensors_of(weight), *(() if bias is None else (bias,))]
     if not all(one.is_contiguous() for one in tensors):
         raise ValueError(f"strides are {[one.stride() for one in tensors]}; give contiguous tensors")
     if any(one.device != x.device for one in tensors):
-        raise ValueError(f"x is on {x.device}, the weight on {weight.codes.device}; give QuantizedWeight.to(device)")
+        raise ValueError(
+            f"x is on {x.device}, the weight on {weight.codes.device}; give QuantizedWeight.to(device)"
+        )

@@ -10,8 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
-from kernels.linear.quantized_weight import SPAN, QuantizedWeight
+from kernels.linear.quantized_weight import QuantizedWeight
 from kernels.linear.triton_codes import Coding, columns_of, load_blocks, numbers, tensors_of
+from kernels.linear.triton_look_up import load_words
 
 MAX_TILE_BYTES = 32 << 20
 """Of plain rows at a time: what is written is read again from the second-level cache, 50 MB on an H100."""
@@ -37,11 +38,12 @@ def spread_kernel(  # type: ignore[no-untyped-def]
     WHOLE: tl.constexpr,
     HAS_TABLE: tl.constexpr,
     HAS_ZEROS: tl.constexpr,
+    PERMUTES: tl.constexpr,
     BLOCK_R: tl.constexpr,
     COLUMNS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """out[row - first_row, k] = (number(code[row, k]) - zero) scale, rounded once; program (rows, columns)."""
+    """out[row - first_row, k] = (number(code) - zero) scale, rounded once; program (rows, columns)."""
     places = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     rows = first_row + places
     row_exists = rows < end_row
@@ -51,6 +53,9 @@ def spread_kernel(  # type: ignore[no-untyped-def]
     first_blocks, phases = positions // BLOCK, (positions % BLOCK).to(tl.int32)
     HALVES: tl.constexpr = 8 // BITS
     bytes_at = tl.arange(0, PIECE // HALVES)
+    words = ()
+    if PERMUTES:
+        words = load_words(table_ptr)
     wait_for_inputs(PDL)
     for step in tl.static_range(0, COLUMNS, PIECE):
         start = tl.program_id(1) * COLUMNS + step
@@ -68,6 +73,7 @@ def spread_kernel(  # type: ignore[no-untyped-def]
                 HAS_ZEROS,
             )
             scales, zeros = scales[:, None], zeros[:, None]
+        values = numbers(codes, words, table_ptr, BITS, HAS_TABLE, PERMUTES)
         for half in tl.static_range(HALVES):
             columns = start + columns_of(bytes_at, half, BITS)
             exists = row_exists[:, None] & (columns < in_features)[None, :]
@@ -80,7 +86,7 @@ def spread_kernel(  # type: ignore[no-untyped-def]
                     HAS_TABLE,
                     HAS_ZEROS,
                 )
-            weights = (numbers(codes, half, table_ptr, BITS, HAS_TABLE) - zeros) * scales
+            weights = (values[half] - zeros) * scales
             out_ptrs = out_rows[:, None] + columns[None, :]
             tl.store(out_ptrs, weights.to(out_ptr.dtype.element_ty), mask=exists)
 

@@ -95,7 +95,7 @@ def random_weights(
     kernels: Kernels,
     device: torch.device | str = "cpu",
 ) -> DecoderWeights:
-    """Make weights of a checkpoint's geometry without reading any; linear modules of `codes` if it is given."""
+    """Make weights of a checkpoint's geometry without reading any; with `codes`, linear modules quantised."""
     reader = RandomWeights(dtype, device, codes=codes)
     return _load(reader, LinearLoader(reader, dtype, device, None, None, keep_quantized, kernels), config)
 

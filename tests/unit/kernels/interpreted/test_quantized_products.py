@@ -54,7 +54,10 @@ def test_it_multiplies_as_the_reference_does(
 ) -> None:
     weight = coded(out_features, in_features, coding)
     generator = torch.Generator().manual_seed(2)
-    x, bias = torch.randn(num_rows, in_features, generator=generator).to(dtype), torch.randn(out_features).to(dtype)
+    x, bias = (
+        torch.randn(num_rows, in_features, generator=generator).to(dtype),
+        torch.randn(out_features).to(dtype),
+    )
     out, plain = (torch.full((num_rows, out_features + 3), 7.0, dtype=dtype) for _ in range(2))
     given = None if num_rows == 3 else bias
     exact = x.double() @ weight.coded_rows(0, out_features).to(dtype).double().T
@@ -102,7 +105,7 @@ def test_rows_are_spread_out_to_the_bits_that_the_weight_has(
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_many_rows_multiply_what_was_spread_out(has_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = coded(21, 64, "int4, groups of 32")
-    monkeypatch.setattr(triton_quantized_linear, "MAX_ROWS", 2)
+    monkeypatch.setattr(triton_quantized_linear, "MAX_SLOW_ROWS", 2)
     bias = torch.randn(21) if has_bias else None
     x, out, plain = torch.randn(3, 64), torch.full((3, 25), 7.0), torch.full((3, 25), 7.0)
 

@@ -1,4 +1,4 @@
-"""Random codes of each layout, made where they are to lie, to measure a quantised geometry without its weights."""
+"""Random codes of each layout, made where they are to lie, to measure a quantised geometry."""
 
 from __future__ import annotations
 
