@@ -44,11 +44,19 @@ def assert_as_near_as_the_reference(out: Tensor, plain: Tensor, exact: Tensor, n
         assert error <= 1.5 * plain_error + torch.finfo(out.dtype).eps
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize(
-    ("num_rows", "out_features", "in_features"), [(1, 65, 128), (3, 7, 33), (17, 40, 160), (65, 16, 256)]
+    ("num_rows", "out_features", "in_features", "dtype"),
+    [
+        (1, 65, 128, torch.bfloat16),
+        (3, 7, 33, torch.bfloat16),
+        (17, 40, 160, torch.bfloat16),
+        (65, 16, 256, torch.bfloat16),
+        (3, 7, 33, torch.float32),
+        (17, 9, 128, torch.float32),
+        (1, 9, 160, torch.float16),
+    ],
 )
+@pytest.mark.parametrize("coding", CODINGS)
 def test_it_multiplies_as_the_reference_does(
     num_rows: int, out_features: int, in_features: int, coding: str, dtype: torch.dtype
 ) -> None:
@@ -72,23 +80,22 @@ def test_it_multiplies_as_the_reference_does(
     assert (out[:, 2 + out_features :] == 7).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES[:2])
 def test_columns_are_split_where_outputs_are_few_and_a_rows_bits_stay_its_own(dtype: torch.dtype) -> None:
-    weight = coded(5, 1100, "NF4, whole blocks")
-    x, bias = torch.randn(18, 1100).to(dtype), torch.randn(5).to(dtype)
-    assert -(-1100 // split_width(5, 1100)) == 2
+    weight = coded(5, 1088, "NF4, whole blocks")
+    x, bias = torch.randn(18, 1088).to(dtype), torch.randn(5).to(dtype)
+    assert -(-1088 // split_width(5, 1088)) == 2
     layer = QuantizedLinear([weight], bias, multiply=quantized_linear_triton)
 
     whole = layer(x)
 
     plain = QuantizedLinear([weight], bias, multiply=quantized_linear_reference)(x)
     exact = x.double() @ weight.dense().to(dtype).double().T + bias.double()
-    assert_as_near_as_the_reference(whole, plain, exact, 1100)
+    assert_as_near_as_the_reference(whole, plain, exact, 1088)
     assert torch.equal(layer(x[3:4]), whole[3:4])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize(("coding", "dtype"), [*zip(CODINGS, DTYPES * 2, strict=True)])
 def test_rows_are_spread_out_to_the_bits_that_the_weight_has(
     coding: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
