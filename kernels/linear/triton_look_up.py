@@ -67,7 +67,7 @@ def load_word(table_ptr, plane: tl.constexpr, word: tl.constexpr):  # type: igno
     return found
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def load_words(table_ptr):  # type: ignore[no-untyped-def]
     """Return a table of 16 float32 as `look_up` reads it."""
     return (
@@ -90,7 +90,7 @@ def load_words(table_ptr):  # type: ignore[no-untyped-def]
     )
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def look_up(codes, words):  # type: ignore[no-untyped-def]
     """Return the numbers of the lower codes and of the upper ones, float32 like `codes` in shape."""
     lower, upper = tl.inline_asm_elementwise(

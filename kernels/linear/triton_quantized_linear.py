@@ -50,7 +50,8 @@ def split_width(out_features: int, in_features: int) -> int:
     """Return how many columns one program multiplies; a multiple of every turn."""
     tiles = triton.cdiv(out_features, TILES[0].outputs)
     wanted = min(MAX_SPLITS, triton.cdiv(WANTED_PROGRAMS, tiles), max(1, in_features // MIN_SPLIT))
-    return triton.cdiv(triton.cdiv(in_features, wanted), SPLIT_MULTIPLE) * SPLIT_MULTIPLE
+    multiples: int = triton.cdiv(triton.cdiv(in_features, wanted), SPLIT_MULTIPLE)
+    return multiples * SPLIT_MULTIPLE
 
 
 @triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
@@ -120,6 +121,7 @@ def quantized_linear_kernel(  # type: ignore[no-untyped-def]
             places = start // HALVES + bytes_at
             is_code = output_exists[None, :] & (EVEN | (places < row_bytes))[:, None]
             codes = tl.load(code_rows[None, :] + places[:, None], mask=is_code, other=0)
+            scales, zeros = 0.0, 0.0
             if WHOLE:
                 scales, zeros = load_blocks(
                     scales_ptr,

@@ -63,6 +63,7 @@ def spread_kernel(  # type: ignore[no-untyped-def]
         codes = tl.load(
             code_rows[:, None] + at[None, :], mask=row_exists[:, None] & (at < row_bytes)[None, :], other=0
         )
+        scales, zeros = 0.0, 0.0
         if WHOLE:
             scales, zeros = load_blocks(
                 scales_ptr,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tests.unit.kernels.random_codes import random_weight
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TABLE = torch.linspace(-8, 8, 16).sinh()
-CODINGS = {
+CODINGS: dict[str, dict[str, Any]] = {
     "NF4, whole blocks": {"bits": 4, "block": 64, "table": TABLE, "zeros": False},
     "int4, groups of 128": {"bits": 4, "block": 128},
     "int4, groups of 32": {"bits": 4, "block": 32},
@@ -31,7 +32,7 @@ def coded(out_features: int, in_features: int, coding: str) -> QuantizedWeight:
     options = dict(CODINGS[coding])
     has_zeros = options.pop("zeros", True)
     options["block"] = options["block"] or in_features
-    weight = random_weight(out_features, in_features, **options)  # type: ignore[arg-type]
+    weight = random_weight(out_features, in_features, **options)
     return weight if has_zeros else replace(weight, zeros=None)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import struct
+from collections.abc import Callable
 
 from kernels.linear.triton_look_up import ASSEMBLY, CONSTRAINTS, PLANES, WORDS
 
@@ -21,6 +23,14 @@ def permuted(low: int, high: int, selector: int) -> int:
     return found
 
 
+OPERATIONS: dict[str, Callable[..., int]] = {
+    "and.b32": operator.and_,
+    "or.b32": operator.or_,
+    "shr.u32": operator.rshift,
+    "prmt.b32": permuted,
+}
+
+
 def run(assembly: str, given: dict[str, int]) -> dict[str, int]:
     """Carry out instructions of registers and constants; outputs are the registers that nobody gave."""
     known = dict(given)
@@ -33,13 +43,7 @@ def run(assembly: str, given: dict[str, int]) -> dict[str, int]:
             continue
         opcode, target, *sources = re.split(r"[\s,]+", line.strip())
         first, *rest = (value(one) for one in sources)
-        operations = {
-            "and.b32": lambda one, other: one & other,
-            "or.b32": lambda one, other: one | other,
-            "shr.u32": lambda one, other: one >> other,
-            "prmt.b32": permuted,
-        }
-        known[target] = operations[opcode](first, *rest) & MASK
+        known[target] = OPERATIONS[opcode](first, *rest) & MASK
     return known
 
 
