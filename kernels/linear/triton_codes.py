@@ -70,6 +70,32 @@ def tensors_of(weight: QuantizedWeight) -> tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def prefetch_codes(  # type: ignore[no-untyped-def]
+    codes_ptr,  # [num_rows, row_bytes] uint8
+    rows,
+    num_rows,
+    first,
+    row_bytes,
+    LINES: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Have the second-level cache fetch LINES of 128 bytes of each row, from its byte `first` on."""
+    if PDL:
+        # No address may lie behind the codes.
+        rows = tl.minimum(rows, num_rows - 1).to(tl.int64)
+        places = tl.minimum(first + tl.arange(0, LINES) * 128, row_bytes - 1)
+        addresses = (codes_ptr + rows[:, None] * row_bytes + places[None, :]).to(tl.int64)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [addresses],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def columns_of(at, half, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Return where codes of a piece's bytes `at` stand in it: the lower ones (half 0) or the upper ones."""
     return at if BITS == 8 else at // 16 * 32 + half * 16 + at % 16

@@ -3,9 +3,9 @@
 Up to MAX_ROWS rows, what the product waits for is the codes, which it should read once: 0.54 bytes a weight
 with 4 bits in groups of 128, 0.56 as NF4. A program takes at most 64 rows, so that a decode step spreads each
 code out once. Where outputs are few, columns are split, and the splits summed in their order; how many there
-are follows from the module alone, and so a row's bits do not depend on the others. Spreading out costs about
-four instructions a weight, with a table eight: near what an H100 has time for at the rate of its memory. More
-rows wait for multiplications: they get plain tiles, made in memory that its cache holds, and cuBLAS.
+are follows from the module alone. Spreading out costs about four instructions a weight, with a table eight:
+near what an H100 has time for at the rate of its memory. More rows wait for multiplications: they get plain
+tiles, made in memory that its cache holds, and cuBLAS.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
 from kernels.linear.quantized_linear import quantized_linear_meta
 from kernels.linear.quantized_weight import QuantizedWeight
-from kernels.linear.triton_codes import Coding, columns_of, load_blocks, numbers, tensors_of
+from kernels.linear.triton_codes import Coding, columns_of, load_blocks, numbers, prefetch_codes, tensors_of
 from kernels.linear.triton_look_up import load_words
 from kernels.linear.triton_spread import spread_rows
 
@@ -113,6 +113,7 @@ def quantized_linear_kernel(  # type: ignore[no-untyped-def]
     words = ()
     if PERMUTES:
         words = load_words(table_ptr)
+    prefetch_codes(codes_ptr, outputs, out_features, first // HALVES, row_bytes, LINES=2, PDL=PDL)
     wait_for_inputs(PDL)
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for turn in range(first, end, TURN):

@@ -95,6 +95,8 @@ def test_what_is_launched_compiles_without_spills_and_reads_whole_words(
     assert ("prmt.b32 plane0" in compiled.ptx) == (coding == "nf4")
     looked_up = {"table_ptr"} if coding == "nf4" else set()
     assert compiled.read_before_wait == (None if arch < 90 else looked_up)
+    before, *_ = compiled.ptx.split("griddepcontrol.wait;")
+    assert arch < 90 or ("cp.async" not in before and "prefetch.global.L2" in before)
 
 
 @pytest.mark.parametrize(("arch", "coding"), [(80, "int4"), (90, "nf4"), (120, "int8")])
