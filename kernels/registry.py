@@ -189,6 +189,7 @@ OPS = (
         quantized_linear_reference,
         (
             _compiled(quantized_linear_compiled),
+            _triton("kernels.linear.triton_quantized_linear", "quantized_linear_triton"),
             _meta(quantized_linear_meta),
             _plain(quantized_linear_reference),
         ),

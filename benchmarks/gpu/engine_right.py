@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,9 +32,11 @@ from benchmarks.gpu.questions import (
 from benchmarks.gpu.records import Recorder
 from benchmarks.gpu.serving import StepClock, graphs_of, settings
 from benchmarks.gpu.workers import share_out
-from workers.engine import EngineConfig, LLMEngine, RequestOutput
+from workers.engine import EngineConfig, LLMEngine, RequestOutput, SamplingParams
 
 _LOGPROB_LIMIT = 2e-3
+_ROUNDED_LOGPROB_LIMIT = 0.25
+"""In bfloat16, whose log-probabilities move with every order of summation."""
 _REHEARSED, _REHEARSED_WAITS = ("mix with bias",), ("regex, drawn",)
 _REHEARSED_TOKENS = 2
 _STACK_END = 7
@@ -78,13 +81,24 @@ def run(device: Device, recorder: Recorder) -> None:
 
 def _cases(device: Device) -> list[Case]:
     if device.is_rehearsal:
-        return [Case("float32", {}, _answers), Case("waits", {}, _waits)]
+        return [
+            Case("float32", {}, _answers),
+            Case("waits", {}, _waits),
+            _quantized_case("NF4", {"quantization": "bitsandbytes", "dtype": "float16"}),
+        ]
     return [
         Case("float32", {"dtype": "float32"}, _answers),
         Case("bfloat16", {}, _shipped_answers),
         Case("waits, bfloat16", {}, _waits),
         Case("float32, eager", {"dtype": "float32", "enforce_eager": True}, _answers),
+        _quantized_case("NF4, float32", {"quantization": "bitsandbytes", "dtype": "float32"}),
+        _quantized_case("NF4, bfloat16", {"quantization": "bitsandbytes"}),
+        _quantized_case("int8, bfloat16", {"quantization": "int8"}),
     ]
+
+
+def _quantized_case(name: str, limits: dict[str, Any]) -> Case:
+    return Case(name, limits, partial(_as_if_dequantized, limits))
 
 
 def _answers(device: Device, recorder: Recorder, name: str, engine: LLMEngine, folder: Path) -> None:
@@ -108,6 +122,27 @@ def _answers(device: Device, recorder: Recorder, name: str, engine: LLMEngine, f
         limit=0,
         passed=num_cached >= 2 * engine.info.block_size,
     )
+
+
+def _as_if_dequantized(
+    limits: dict[str, Any], device: Device, recorder: Recorder, name: str, engine: LLMEngine, folder: Path
+) -> None:
+    """Hold prompts' log-probabilities, with adapters, to those of the base dequantised into the dtype."""
+    del folder
+    asked = [question for question, _ in shipped_questions()]
+    if device.is_rehearsal:
+        asked = [asked[0]._replace(prompt="k>", lora=None)]
+    params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+    questions = [one._replace(params=params) for one in asked]
+    given = {**SETTINGS, **settings(device), **limits, "quant_storage": "dequantize"}
+    kept = ask(engine, questions)
+    with LLMEngine(EngineConfig(model=str(TINY / "base"), **given)) as plain:
+        dequantized = ask(plain, questions)
+    limit = _LOGPROB_LIMIT if given["dtype"] == "float32" else _ROUNDED_LOGPROB_LIMIT
+    for question, *outputs in zip(questions, kept, dequantized, strict=True):
+        ours, theirs = (answer_of(one).logprobs for one in outputs)
+        error = max(abs(one - other) for one, other in zip(ours, theirs, strict=True))
+        recorder.check(f"engine: {name}", question.name, error=error, limit=limit, passed=error <= limit)
 
 
 def _shipped_answers(device: Device, recorder: Recorder, name: str, engine: LLMEngine, folder: Path) -> None:

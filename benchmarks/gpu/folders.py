@@ -30,14 +30,22 @@ def scratch() -> Path:
     return folder
 
 
-def model_folder(shapes: Shapes, *, ties_head: bool = False) -> Path:
-    """Return a Llama's config with the tiny base's tokenizer, for `load_format="dummy"`."""
+def model_folder(shapes: Shapes, *, ties_head: bool = False, quantization: str | None = None) -> Path:
+    """Return a Llama's config with the tiny base's tokenizer, for `load_format="dummy"`.
+
+    What is quantised while it loads has a plain checkpoint; one of AWQ says so itself.
+    """
     folder = scratch() / f"llama-{shapes.num_layers}x{shapes.hidden_size}"
+    config = model_config(shapes, ties_head=ties_head)
+    if quantization == "awq":
+        folder = folder.with_name(f"{folder.name}-awq")
+        group_size = min(128, shapes.hidden_size // 2)
+        config["quantization_config"] = {"quant_method": "awq", "bits": 4, "group_size": group_size}
     folder.mkdir(exist_ok=True)
     for name in _TOKENIZER_FILES:
         if (TINY / "base" / name).exists():
             shutil.copy(TINY / "base" / name, folder / name)
-    (folder / "config.json").write_text(json.dumps(model_config(shapes, ties_head=ties_head)))
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 

@@ -46,9 +46,13 @@ class Shapes:
         """Bytes of one layer's linear layers, in bfloat16."""
         return sum(2 * width * sum(slices) for width, slices in self.modules.values())
 
-    def step_bytes(self, batch: int, context: int) -> int:
-        """Bytes that a decode step of the base reads at least: layers, keys and values, and the head."""
-        layers = (self.layer_bytes + batch * context * self.kv_bytes_per_token) * self.num_layers
+    def step_bytes(self, batch: int, context: int, bytes_per_weight: float = 2.0) -> int:
+        """Bytes that a decode step of the base reads at least: layers, keys and values, and the head.
+
+        `bytes_per_weight` is that of the layers.
+        """
+        weights = int(self.layer_bytes * bytes_per_weight / 2)
+        layers = (weights + batch * context * self.kv_bytes_per_token) * self.num_layers
         return layers + 2 * self.vocab_size * self.hidden_size
 
     def adapter_bytes(self, rank: int) -> int:

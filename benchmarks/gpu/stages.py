@@ -14,6 +14,7 @@ SHARES_S = {
     "kernels-right": 50,
     "engine-right": 80,
     "step-times": 150,
+    "quantized-times": 45,
     "trace": 25,
     "kernel-times": 40,
     "adapters": 40,

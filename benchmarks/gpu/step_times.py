@@ -23,7 +23,7 @@ _TABLE = "steps, ms"
 
 def run(device: Device, recorder: Recorder) -> None:
     """Measure one engine after the other; what breaks costs its own cases."""
-    stage = _Stage(device, recorder)
+    stage = Stage(device, recorder)
     with recorder.alone("base"):
         stage.base()
     small, *large = stage.shapes.ranks
@@ -36,7 +36,7 @@ def run(device: Device, recorder: Recorder) -> None:
             stage.with_adapters(rank)
 
 
-class _Stage:
+class Stage:
     """The cases, and the base's times that ratios are held to."""
 
     def __init__(self, device: Device, recorder: Recorder) -> None:
@@ -63,6 +63,17 @@ class _Stage:
                     device_ms = median_ms(times, "forward_s") + median_ms(times, "sample_s")
                     share = median_ms(times, "host_s") / device_ms
                     self._recorder.figure(f"host / card b{batch}", share, "x", goal=goals.HOST_SHARE)
+
+    def quantized(self, name: str, quantization: str, bytes_per_weight: float) -> None:
+        """Measure a base whose layers stay quantised."""
+        with self._engine(name, quantization=quantization) as engine:
+            for batch in self.shapes.batches:
+                times = self._measure(engine, name, batch)
+                num_bytes = self.shapes.step_bytes(batch, self.shapes.contexts[0], bytes_per_weight)
+                floor_ms = 1e3 * num_bytes / self._bandwidth
+                self._recorder.figure(
+                    f"step {name} b{batch}", median_ms(times, "wall_s"), "ms", floor=floor_ms
+                )
 
     def eager(self) -> None:
         """Measure steps that are launched kernel by kernel."""
@@ -109,7 +120,8 @@ class _Stage:
     def _engine(self, name: str, **limits: Any) -> Iterator[LLMEngine]:
         limits |= _REHEARSED_LIMITS if self._device.is_rehearsal else _LIMITS
         began_s = time.perf_counter()
-        with engine_of(self._device, str(model_folder(self.shapes)), **limits) as engine:
+        folder = model_folder(self.shapes, quantization=limits.get("quantization"))
+        with engine_of(self._device, str(folder), **limits) as engine:
             graphs = graphs_of(engine)
             self._recorder.row(
                 "engines",

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from benchmarks.gpu.attention_case import Chunk, Heads, make_attention
 from benchmarks.gpu.device import Device, Launch, random
 from benchmarks.gpu.lora_case import Rows
+from benchmarks.gpu.quantized_case import CODINGS, TIMED, make_weight
 from benchmarks.gpu.shapes import Shapes
 from kernels.lora.tables import LoRASlice, LoRATable, PackedLoRA, PackedShape, Slice, WeightsKey
 from kernels.registry import resolve
@@ -44,6 +45,7 @@ def timings(device: Device, shapes: Shapes) -> Iterator[Timing]:
             for rank in shapes.ranks if count <= batch else ():
                 for module in shapes.modules:
                     yield _lora(device, shapes, dtype, module, batch, count, rank)
+    yield from _quantized_linears(device, shapes, dtype)
     for batch in shapes.batches:
         for context in shapes.contexts[1:]:
             yield _decode(device, shapes, dtype, batch, context, f"decode b{batch} context {context}")
@@ -87,6 +89,37 @@ def _product(
     size = dtype.itemsize
     num_bytes = size * (width * out_width + batch * width) + (4 if head else size) * batch * out_width
     return Timing(name, make, num_bytes, 2 * batch * width * out_width, is_compiled=False)
+
+
+def _quantized_linears(device: Device, shapes: Shapes, dtype: torch.dtype) -> Iterator[Timing]:
+    for batch in (*shapes.batches, shapes.prompt):
+        for module in shapes.modules:
+            for name in TIMED:
+                yield _quantized(device, shapes, dtype, module, batch, name)
+
+
+def _quantized(
+    device: Device, shapes: Shapes, dtype: torch.dtype, module: str, batch: int, name: str
+) -> Timing:
+    """A product whose floor is its codes; of a prompt, its multiplications."""
+    op, coding = resolve("quantized_linear", device.name, dtype, "triton"), CODINGS[name]
+    in_features, slices = shapes.modules[module]
+    out_features, size = sum(slices), dtype.itemsize
+
+    def make(num_copies: int) -> list[Launch]:
+        generator = device.generator(6)
+        x = random(device, generator, dtype, batch, in_features)
+        out = x.new_empty(batch, out_features)
+        weights = [
+            make_weight(device, generator, coding, out_features, in_features) for _ in range(num_copies)
+        ]
+        return [partial(op, out, 0, x, weight, None) for weight in weights]
+
+    num_bytes = int(coding.bytes_per_weight * in_features * out_features)
+    num_bytes += size * batch * (in_features + out_features)
+    flops = 2 * batch * in_features * out_features
+    kind = ("quantized", name, module, min(batch, 257) // 16)
+    return Timing(f"{name} {module} b{batch}", make, num_bytes, flops, kind)
 
 
 def _row_kernels(device: Device, shapes: Shapes, dtype: torch.dtype, batch: int) -> Iterator[Timing]:

@@ -13,10 +13,11 @@ FOLDER = Path(__file__).parent / "interpreted"
 LEAST = {
     "test_shrink_and_expand.py": 90,
     "test_embedding_add.py": 13,
-    "test_engine.py": 7,
+    "test_engine.py": 10,
     "test_norms_and_gates.py": 60,
     "test_attention.py": 53,
     "test_draws.py": 32,
+    "test_quantized_products.py": 53,
 }
 """Tests that each file must have passed."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from kernels.linear.linear import Linear
 from kernels.linear.quantized_linear import AnyLinear, QuantizedLinear
-from kernels.linear.quantized_weight import QuantizedWeight
+from kernels.linear.quantized_weight import QuantizedWeight, joined
 from kernels.registry import Kernels
 from workers.engine.core.errors import CheckpointError
 from workers.engine.model.checkpoint import CheckpointReader
@@ -37,12 +38,21 @@ class LinearLoader:
         quantized = [weight for weight in weights if isinstance(weight, QuantizedWeight)]
         multiply = self.kernels.quantized_linear
         if self.keep and multiply is not None and len(quantized) == len(weights):
-            return QuantizedLinear(quantized, bias, multiply=multiply)
+            return QuantizedLinear(self._placed(quantized), bias, multiply=multiply)
         return Linear(_stacked([self._dense(weight) for weight in weights]), bias, kernel=self.kernels.linear)
+
+    def _placed(self, parts: list[QuantizedWeight]) -> Sequence[QuantizedWeight]:
+        """Return weights on the device; a GPU gets as few as can be, for each is a launch of its own."""
+        if self.kernels.level != "triton":
+            return parts
+        return joined([part.to(self.device) for part in parts])
 
     def _weight(self, path: str, part: LinearModule) -> QuantizedWeight | Tensor:
         shape = (part.out_features, part.in_features)
-        if self.checkpoint is not None and isinstance(self.reader, CheckpointReader):
+        if isinstance(self.reader, RandomWeights):
+            coded = None if part.shard == "replicate" else self.reader.coded(shape)
+            return self.reader.read(f"{path}.weight", shape) if coded is None else coded
+        if self.checkpoint is not None:
             weight = self.checkpoint.read_weight(self.reader, path, *shape)
             return self.reader.read(f"{path}.weight", shape) if weight is None else weight
         # Routers stay plain: they are small, and rounded they would choose other experts.

@@ -25,7 +25,7 @@ from workers.engine.model.layout import (
 from workers.engine.model.linears import LinearLoader
 from workers.engine.model.modules import PackedLinear
 from workers.engine.model.quantization import Quantize
-from workers.engine.model.random_weights import RandomWeights
+from workers.engine.model.random_weights import RandomCodes, RandomWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +87,17 @@ def load_weights(
 
 
 def random_weights(
-    config: ModelConfig, dtype: torch.dtype, *, kernels: Kernels, device: torch.device | str = "cpu"
+    config: ModelConfig,
+    dtype: torch.dtype,
+    *,
+    codes: RandomCodes | None = None,
+    keep_quantized: bool = True,
+    kernels: Kernels,
+    device: torch.device | str = "cpu",
 ) -> DecoderWeights:
-    """Make weights of a checkpoint's geometry without reading any."""
-    reader = RandomWeights(dtype, device)
-    return _load(reader, LinearLoader(reader, dtype, device, None, None, False, kernels), config)
+    """Make weights of a checkpoint's geometry without reading any; with `codes`, linear modules quantised."""
+    reader = RandomWeights(dtype, device, codes=codes)
+    return _load(reader, LinearLoader(reader, dtype, device, None, None, keep_quantized, kernels), config)
 
 
 def _load(

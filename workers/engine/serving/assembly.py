@@ -27,7 +27,7 @@ from workers.engine.lora.tables.dora import DoraTerms
 from workers.engine.model.config import ModelConfig, load_model_config
 from workers.engine.model.decoder import Decoder
 from workers.engine.model.layers.attention_backend import choose_attention
-from workers.engine.model.quantization import Quantize, in_flight
+from workers.engine.model.quantization import Quantize, in_flight, random_codes
 from workers.engine.model.weights import DecoderWeights, load_weights, random_weights
 from workers.engine.scheduling.batching import Batcher
 from workers.engine.scheduling.step_builder import StepBuilder
@@ -131,9 +131,14 @@ def _weights(
     device: torch.device,
 ) -> DecoderWeights:
     if config.load_format == "dummy":
-        if model.quantization is not None or quantize is not None:
-            raise ConfigError("load_format 'dummy' makes plain weights only; leave quantization out")
-        return random_weights(model, kernels.dtype, kernels=kernels, device=device)
+        return random_weights(
+            model,
+            kernels.dtype,
+            codes=random_codes(config.quantization, model.quantization),
+            keep_quantized=config.quant_storage == "keep",
+            kernels=kernels,
+            device=device,
+        )
     return load_weights(
         Path(config.model),
         model,

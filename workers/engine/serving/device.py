@@ -57,12 +57,6 @@ def kernels_for(config: EngineConfig, model: ModelConfig, device: torch.device) 
         raise ConfigError(
             f"{config.model}: models with experts are not served on a GPU yet; give device='cpu'"
         )
-    is_quantized = model.quantization is not None or config.quantization is not None
-    if is_quantized and config.quant_storage == "keep":
-        raise ConfigError(
-            f"{config.model}: quantised weights cannot stay so on a GPU yet; give "
-            "quant_storage='dequantize', or device='cpu'"
-        )
     if not kernels.attends_in_place(config.block_size):
         raise ConfigError(
             f"block_size is {config.block_size}; a GPU's attention takes 16, 32, 64, 128, 256 or 512"

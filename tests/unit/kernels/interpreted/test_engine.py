@@ -14,13 +14,14 @@ import torch
 from peft import LoraConfig
 
 from benchmarks.gpu.interpreter import unchecked_integers
+from examples.quantized_copy import write_gptq
 from examples.tiny.recipe import ADAPTERS_DIR, BASE_DIR
 from examples.tiny.tasks import TASKS, prompt, sample_words
 from kernels.registry import Kernels, build
 from tests.unit.workers.engine.loader_pool import LoaderPool, shared_loaders
 from tests.unit.workers.engine.logit_tap import LogitTap
 from tests.unit.workers.engine.model.family_cases import CASES
-from tests.unit.workers.engine.peft_bases import save_base, train
+from tests.unit.workers.engine.peft_bases import make_base, save_base, train
 from workers.engine import (
     EngineConfig,
     LLMEngine,
@@ -44,6 +45,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "vocabulary": {"r": 7, "target_modules": ["v_proj", "embed_tokens", "lm_head"]},
     "saved": {"r": 2, "target_modules": ["o_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
 }
+NUM_LINEAR_WEIGHTS = 2 * (32 * (32 + 16 + 16) + 32 * 32 + 3 * 32 * 48)  # of `make_base`
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -183,6 +185,39 @@ def test_adapters_of_every_kind_give_the_logits_that_the_cpus_kernels_give(
             outputs = engine.generate(prompts, params, lora_request=requests, use_tqdm=False)
             seen.append([(one.outputs[0].token_ids, tap.of(one.request_id)) for one in outputs])
 
+    for (expected_ids, expected), (token_ids, logits) in zip(*seen, strict=True):
+        assert (logits - expected).abs().max() < 1e-4
+        assert token_ids == expected_ids
+
+
+@pytest.mark.parametrize("coding", ["bitsandbytes", "int8", "GPTQ by importance"])
+def test_quantised_bases_with_adapters_give_the_logits_that_the_cpus_kernels_give(
+    coding: str, tmp_path: Path
+) -> None:
+    base = make_base("biased")
+    folder, coded = save_base(base, tmp_path / "plain"), tmp_path / "coded"
+    requests: list[LoRARequest | None] = [None]
+    for number, kind in enumerate(("dora", "bias"), start=1):
+        path = train(base, LoraConfig(task_type="CAUSAL_LM", **KINDS[kind]), tmp_path / kind, seed=number)
+        requests.append(LoRARequest(kind, number, str(path)))
+    in_flight: dict[str, Any] = {"quantization": coding}
+    if coding.startswith("GPTQ"):
+        write_gptq(folder, coded, group_size=16, desc_act=True)
+        folder, in_flight = coded, {}
+    params = SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True)
+
+    seen = []
+    for kernels in (None, "triton"):
+        config = EngineConfig(
+            model=str(folder), kernels=kernels, num_threads=1, enable_lora=True, max_model_len=32, **in_flight
+        )
+        with LLMEngine(config) as engine:
+            tap = LogitTap(engine)
+            outputs = engine.generate([[3, 8, 13], [5], [7, 9]], params, requests, use_tqdm=False)
+            held = engine.info.linear_bytes
+            seen.append([(one.outputs[0].token_ids, tap.of(one.request_id)) for one in outputs])
+
+    assert held < 0.5 * 4 * NUM_LINEAR_WEIGHTS
     for (expected_ids, expected), (token_ids, logits) in zip(*seen, strict=True):
         assert (logits - expected).abs().max() < 1e-4
         assert token_ids == expected_ids

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kernels.linear.quantized_weight import IDENTITY_TABLE, QuantizedWeight, pack_codes
+from kernels.linear.quantized_weight import IDENTITY_TABLE, QuantizedWeight, joined, pack_codes
 from tests.unit.kernels.random_codes import random_weight
 
 
@@ -56,3 +56,37 @@ def test_the_bytes_held_are_codes_scales_and_zeros(bits: int, block: int, per_we
     weight = random_weight(256, 512, bits=bits, block=block)
 
     assert weight.nbytes == pytest.approx(256 * 512 * per_weight, rel=0.01)
+
+
+def test_neighbours_that_one_weight_can_be_are_joined_and_the_others_stay_apart() -> None:
+    order = torch.randperm(32, dtype=torch.int32)
+    parts = [random_weight(rows, 32, bits=4, block=16, seed=rows) for rows in (3, 5, 2, 4)]
+    parts[2:] = [replace(part, columns=order.clone()) for part in parts[2:]]
+    others = [
+        random_weight(2, 32, bits=8, block=16),
+        random_weight(2, 32, bits=4, block=8),
+        random_weight(2, 32, bits=4, block=8, table=torch.linspace(-1, 1, 16)),
+        replace(random_weight(2, 32, bits=4, block=8), zeros=None),
+        random_weight(1, 32, bits=4, block=24),  # ends within a block
+        random_weight(1, 32, bits=4, block=24),
+    ]
+
+    stacked = joined([*parts, *others])
+
+    assert [one.out_features for one in stacked] == [8, 6, 2, 2, 2, 2, 1, 1]
+    assert torch.equal(
+        torch.cat([one.dense() for one in stacked]), torch.cat([one.dense() for one in [*parts, *others]])
+    )
+
+
+def test_on_another_device_the_codes_own_values_are_still_known_as_such() -> None:
+    weight = random_weight(4, 32, bits=4, block=16)
+    other = random_weight(4, 32, bits=4, block=16, table=torch.linspace(-1, 1, 16))
+
+    moved, unlike = weight.to("meta"), other.to("meta")
+
+    assert moved.codes.device.type == moved.scales.device.type == "meta"
+    assert moved.is_identity
+    assert not unlike.is_identity
+    assert moved.nbytes == weight.nbytes
+    assert weight.to("meta").table is moved.table

@@ -35,7 +35,7 @@ NF4_TABLE = torch.tensor(
         1.0,
     ]
 )
-_NF4_BLOCK = 64
+NF4_BLOCK = 64
 _TINY = 1e-38  # keeps a block of zeros from dividing by zero
 
 
@@ -54,8 +54,8 @@ def quantize_nf4(
 ) -> QuantizedWeight:
     """Quantise each 64 consecutive weights to the nearest of 16 values times their largest magnitude."""
     out_features, in_features = weight.shape
-    blocks = torch.nn.functional.pad(weight.float().flatten(), (0, -weight.numel() % _NF4_BLOCK))
-    blocks = blocks.view(-1, _NF4_BLOCK)
+    blocks = torch.nn.functional.pad(weight.float().flatten(), (0, -weight.numel() % NF4_BLOCK))
+    blocks = blocks.view(-1, NF4_BLOCK)
     scales = blocks.abs().amax(dim=1)
     scaled = blocks * (1.0 / scales.clamp(min=_TINY).unsqueeze(1))
     codes = torch.bucketize(scaled.flatten(), (NF4_TABLE[:-1] + NF4_TABLE[1:]) / 2).to(torch.uint8)
@@ -65,7 +65,7 @@ def quantize_nf4(
         scales=scales,
         zeros=None,
         table=NF4_TABLE,
-        block=_NF4_BLOCK,
+        block=NF4_BLOCK,
     )
 
 

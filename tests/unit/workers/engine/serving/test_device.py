@@ -11,7 +11,7 @@ import torch
 from examples.tiny.recipe import BASE_DIR
 from tests.unit.workers.engine.model.family_cases import SPARSE_CASES
 from tests.unit.workers.engine.peft_bases import save_base
-from workers.engine import EngineConfig, LLMEngine
+from workers.engine import EngineConfig, LLMEngine, SamplingParams
 from workers.engine.core.device_facts import device_facts
 from workers.engine.core.errors import ConfigError
 from workers.engine.model.config import load_model_config
@@ -31,19 +31,18 @@ def test_a_cards_kernels_on_a_cpu_need_the_interpreter(monkeypatch: pytest.Monke
         open_device(config_of(), device_facts("cpu"))
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (
-            {"quantization": "int8"},
-            "quantised weights cannot stay so on a GPU yet; give quant_storage='dequantize', or device='cpu'",
-        ),
-        ({"block_size": 48}, "block_size is 48; a GPU's attention takes 16, 32, 64, 128, 256 or 512"),
-    ],
-)
-def test_what_a_card_does_not_serve_is_refused_by_name(settings: dict[str, Any], message: str) -> None:
+def test_blocks_that_a_cards_attention_does_not_take_are_refused_by_name() -> None:
+    message = "block_size is 48; a GPU's attention takes 16, 32, 64, 128, 256 or 512"
+
     with pytest.raises(ConfigError, match=message):
-        kernels_for(config_of(**settings), load_model_config(BASE_DIR), CPU)
+        kernels_for(config_of(block_size=48), load_model_config(BASE_DIR), CPU)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_quantised_weights_can_stay_so_in_every_dtype(dtype: str) -> None:
+    config = config_of(quantization="int8", dtype=dtype)
+
+    assert kernels_for(config, load_model_config(BASE_DIR), CPU).quantized_linear is not None
 
 
 def test_models_with_experts_are_refused_by_name(tmp_path: Path) -> None:
@@ -78,9 +77,14 @@ def test_random_weights_need_no_files_and_answer(tmp_path: Path) -> None:
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_bytes((BASE_DIR / name).read_bytes())
 
-    with LLMEngine(EngineConfig(model=str(tmp_path), load_format="dummy")) as engine:
-        (output,) = engine.generate(["hello>"], use_tqdm=False)
-    with pytest.raises(ConfigError, match="load_format 'dummy' makes plain weights only"):
-        LLMEngine(EngineConfig(model=str(tmp_path), load_format="dummy", quantization="int8"))
+    held = []
+    for quantization in (None, "int8", "bitsandbytes"):
+        config = EngineConfig(model=str(tmp_path), load_format="dummy", quantization=quantization)
+        with LLMEngine(config) as engine:
+            (output,) = engine.generate(["hello>"], SamplingParams(max_tokens=2), use_tqdm=False)
+            held.append(engine.info.linear_bytes)
+        assert output.outputs[0].token_ids
 
-    assert output.outputs[0].token_ids
+    plain, int8, nf4 = held
+    assert 0.25 < int8 / plain < 0.27  # of float32
+    assert 0.14 < nf4 / plain < 0.15
