@@ -57,5 +57,4 @@ def build_mlp(
     if chosen_from is None:
         gate = {"silu": kernels.swiglu, "gelu_pytorch_tanh": kernels.geglu}[config.family.activation]
         return GatedMLP(linears["gate_up"], linears["down"], gate)
-    router, gate_up, down = linears["router"], experts["gate_up"], experts["down"]
-    return SparseMLP(chosen_from, router, gate_up, down, kernels.swiglu)
+    return SparseMLP(chosen_from, linears["router"], experts["gate_up"], experts["down"], kernels)
