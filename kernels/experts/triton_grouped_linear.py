@@ -35,6 +35,10 @@ BLOCKS = {
 LARGE_BLOCK = Block(256, 128, 8, 4)
 """For 128 rows on cards with more than 200 KB of shared memory."""
 _LARGE_CAPABILITIES = (9, 10)
+NARROW_COLUMNS, FEW_PROGRAMS = 32, 264
+"""Where there would be fewer programs than two for each of an H100's processors, they have fewer columns."""
+UNALIGNED_BLOCK = Block(32, 64, 4, 2)
+"""For rows that are no multiples of 16 elements, which are read two bytes at a time."""
 BLOCKS_FLOAT32 = {
     16: Block(64, 256, 4, 3),
     32: Block(64, 128, 4, 3),
@@ -103,10 +107,10 @@ def grouped_linear_triton(
 ) -> Tensor:  # [num_sorted_rows, out_features]
     """Compute `grouped_linear_reference`."""
     out, device_rows = empty_product(x, weight, rows, gathers)
-    block = block_for(device_rows.tile_rows, x)
     out_features, in_features = weight.shape[1:]
-    block_depth = block.row_bytes // x.element_size()
     num_tiles = device_rows.tiles.shape[0]
+    block = block_for(device_rows.tile_rows, num_tiles, weight)
+    block_depth = block.row_bytes // x.element_size()
     if num_tiles:
         grouped_linear_kernel[num_tiles, triton.cdiv(out_features, block.columns)](
             x,
@@ -128,10 +132,17 @@ def grouped_linear_triton(
     return out
 
 
-def block_for(tile_rows: int, x: Tensor) -> Block:
-    """Return the block for tiles of so many rows, of the dtype and on the card of x."""
-    if x.dtype is torch.float32:
-        return BLOCKS_FLOAT32[tile_rows]
-    if tile_rows == max(BLOCKS) and cards.capability(x.device) in _LARGE_CAPABILITIES:
-        return LARGE_BLOCK
-    return BLOCKS[tile_rows]
+def block_for(tile_rows: int, num_tiles: int, weight: Tensor) -> Block:
+    """Return the block for so many tiles of so many rows; its columns alone depend on their number."""
+    out_features, in_features = weight.shape[1:]
+    if in_features % 16:
+        return UNALIGNED_BLOCK
+    if weight.dtype is torch.float32:
+        block = BLOCKS_FLOAT32[tile_rows]
+    elif tile_rows == max(BLOCKS) and cards.capability(weight.device) in _LARGE_CAPABILITIES:
+        block = LARGE_BLOCK
+    else:
+        block = BLOCKS[tile_rows]
+    if tile_rows == min(BLOCKS) and num_tiles * triton.cdiv(out_features, block.columns) < FEW_PROGRAMS:
+        return block._replace(columns=NARROW_COLUMNS)
+    return block
