@@ -34,8 +34,8 @@ def choose_experts_kernel(  # type: ignore[no-untyped-def]
     experts = tl.arange(0, BLOCK)
     exists = experts < num_experts
     wait_for_inputs(PDL)
-    logits = tl.load(logits_ptr + row * num_experts + experts, mask=exists, other=float("-inf"))
-    logits = logits.to(tl.float32)
+    logits = tl.load(logits_ptr + row * num_experts + experts, mask=exists, other=0.0).to(tl.float32)
+    logits = tl.where(exists, logits, -3.0e38)
     weights = tl.exp(logits - tl.max(logits, axis=0))
     # All of a row's shares are NaN, or none is.
     shares = tl.where(exists, weights / tl.sum(tl.where(exists, weights, 0.0), axis=0), 0.0)
