@@ -59,7 +59,7 @@ def test_adapters_are_looked_up_after_the_kernel_that_made_their_tiles(
 
     compiled = compile_launch(kernel, recorder.launches[0], arch=90, tmp_path=tmp_path)
 
-    assert compiled.read_before_wait == set()
+    assert compiled.read_before_wait == frozenset()
     assert compiled.stack_bytes == compiled.num_narrow == 0
     assert compiled.num_registers <= max_registers
 

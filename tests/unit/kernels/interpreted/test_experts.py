@@ -106,9 +106,8 @@ def test_choices_are_sorted_by_expert_and_cut_into_tiles(name: str) -> None:
 
     rows = kernel("sort_by_expert")(ROUTINGS[name], num_experts)
 
-    expected, on_host = (
-        make(ROUTINGS[name], num_experts) for make in (sort_by_expert_reference, sort_on_host)
-    )
+    expected = sort_by_expert_reference(ROUTINGS[name], num_experts)
+    on_host = sort_on_host(ROUTINGS[name], num_experts)
     assert rows.tile_rows == expected.tile_rows
     for field in fields(DeviceRows)[:-1]:
         assert torch.equal(getattr(rows, field.name), getattr(expected, field.name)), field.name
@@ -180,9 +179,9 @@ def test_rows_are_multiplied_with_their_experts_weights(
 
     out = kernel("grouped_linear", dtype)(x, weight, rows, gathers)
 
-    expected = (reference(*one, rows, gathers) for one in ((x, weight), (x.double(), weight.double())))
+    plain, exact = (reference(*one, rows, gathers) for one in ((x, weight), (x.double(), weight.double())))
     assert out.dtype is dtype
-    assert_as_near_as_torch(out, *expected, in_features)
+    assert_as_near_as_torch(out, plain, exact, in_features)
 
 
 def test_a_row_alone_has_the_bits_that_it_has_among_others_and_nan_stays_in_its_row() -> None:
@@ -209,9 +208,9 @@ def test_answers_are_summed_in_the_routers_order(num_chosen: int, width: int, dt
 
     out = kernel("combine_experts", dtype)(answers, rows.places, shares)
 
-    expected = (reference(one, rows.places, shares) for one in (answers, answers.double()))
+    plain, exact = (reference(one, rows.places, shares) for one in (answers, answers.double()))
     assert out.dtype is dtype
-    assert_as_near_as_torch(out, *expected, num_chosen)
+    assert_as_near_as_torch(out, plain, exact, num_chosen)
 
 
 def test_adapters_of_experts_are_added_as_the_cpus_runs_of_rows_are() -> None:

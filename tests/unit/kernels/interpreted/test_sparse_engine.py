@@ -49,8 +49,8 @@ def test_a_mixed_batch_of_adapters_on_experts_gives_the_logits_of_the_cpus_kerne
     seen = []
     limits: dict[str, Any] = {"max_loras": 3, "max_lora_rank": 16, "max_model_len": 32, "num_threads": 1}
     for kernels in (None, "triton"):
-        given = EngineConfig(model=str(folder), kernels=kernels, enable_lora=True, **limits)
-        with LLMEngine(given) as engine:
+        settings = EngineConfig(model=str(folder), kernels=kernels, enable_lora=True, **limits)
+        with LLMEngine(settings) as engine:
             tap = LogitTap(engine)
             outputs = engine.generate(prompts, params, lora_request=requests, use_tqdm=False)
             seen.append([(one.outputs[0].token_ids, tap.of(one.request_id)) for one in outputs])
