@@ -27,14 +27,17 @@ from benchmarks.gpu.questions import (
     feature_questions,
     recorded,
     shipped_questions,
+    sparse_questions,
 )
 from benchmarks.gpu.records import Recorder
 from benchmarks.gpu.serving import StepClock, graphs_of, settings
+from benchmarks.gpu.sparse_model import write_model
 from benchmarks.gpu.workers import share_out
 from workers.engine import EngineConfig, LLMEngine, RequestOutput
 
 _LOGPROB_LIMIT = 2e-3
 _REHEARSED, _REHEARSED_WAITS = ("mix with bias",), ("regex, drawn",)
+_REHEARSED_SPARSE = ("experts 1",)
 _REHEARSED_TOKENS = 2
 _STACK_END = 7
 
@@ -45,6 +48,7 @@ class Case(NamedTuple):
     name: str
     limits: dict[str, Any]
     run: Callable[[Device, Recorder, str, LLMEngine, Path], None]
+    has_experts: bool = False  # whether the model has, in place of the tiny base
 
 
 def run(device: Device, recorder: Recorder) -> None:
@@ -56,8 +60,9 @@ def run(device: Device, recorder: Recorder) -> None:
         torch.backends.cuda.matmul.allow_tf32 = False
         with recorder.alone(case.name), tempfile.TemporaryDirectory() as folder:
             given = {**SETTINGS, **settings(device), **case.limits}
+            model = write_model(Path(folder) / "sparse") if case.has_experts else TINY / "base"
             began_s = time.perf_counter()
-            with LLMEngine(EngineConfig(model=str(TINY / "base"), **given)) as engine:
+            with LLMEngine(EngineConfig(model=str(model), **given)) as engine:
                 graphs = graphs_of(engine)
                 recorder.row(
                     "tiny engines",
@@ -78,12 +83,14 @@ def run(device: Device, recorder: Recorder) -> None:
 
 def _cases(device: Device) -> list[Case]:
     if device.is_rehearsal:
-        return [Case("float32", {}, _answers), Case("waits", {}, _waits)]
+        cases = [Case("float32", {}, _answers), Case("waits", {}, _waits)]
+        return [*cases, Case("experts", {}, _sparse_answers, has_experts=True)]
     return [
         Case("float32", {"dtype": "float32"}, _answers),
         Case("bfloat16", {}, _shipped_answers),
         Case("waits, bfloat16", {}, _waits),
         Case("float32, eager", {"dtype": "float32", "enforce_eager": True}, _answers),
+        Case("experts", {"dtype": "float32"}, _sparse_answers, has_experts=True),
     ]
 
 
@@ -127,6 +134,16 @@ def _shipped_answers(device: Device, recorder: Recorder, name: str, engine: LLME
                 limit=0,
                 passed=text == right,
             )
+
+
+def _sparse_answers(device: Device, recorder: Recorder, name: str, engine: LLMEngine, folder: Path) -> None:
+    """Ask a model with experts, with adapters on them, and compare with the CPU's engine, asked here."""
+    questions = _fitting(device, sparse_questions(folder), _REHEARSED_SPARSE)
+    given = {**SETTINGS, "max_num_seqs": engine.info.max_num_seqs, "num_threads": 1}
+    with LLMEngine(EngineConfig(model=engine.info.model, **given)) as on_cpu:
+        expected = [answer_of(output) for output in ask(on_cpu, questions)]
+    for question, output, answer in zip(questions, ask(engine, questions), expected, strict=True):
+        _compare(device, recorder, name, question.name, output, answer)
 
 
 def _fitting(device: Device, questions: Sequence[Question], names: tuple[str, ...] = ()) -> list[Question]:

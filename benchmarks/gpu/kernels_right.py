@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.records import Recorder
-from benchmarks.gpu.right import attention, lora, rows
+from benchmarks.gpu.right import attention, experts, lora, rows
 from benchmarks.gpu.right.check import Check
 from benchmarks.gpu.workers import share_out
 
@@ -16,7 +16,7 @@ _NUM_WORKERS = 12
 def run(device: Device, recorder: Recorder) -> None:
     """Run every check; one that breaks is recorded and costs nothing but itself."""
     # The slowest to compile come first.
-    checks = [*attention.checks(device), *lora.checks(device), *rows.checks(device)]
+    checks = [*attention.checks(device), *lora.checks(device), *experts.checks(device), *rows.checks(device)]
     if device.is_rehearsal:
         checks = _one_of_each(checks)
 

@@ -14,7 +14,7 @@ SHARES_S = {
     "engine-right": 80,
     "step-times": 150,
     "trace": 25,
-    "kernel-times": 40,
+    "kernel-times": 60,
     "adapters": 40,
     "serve": 70,
 }

@@ -16,7 +16,7 @@ LEAST_BINS = 32
 NUM_WARPS = 4
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def slots_of(slots, rows, starts, ends, given):  # type: ignore[no-untyped-def]
     """Return `slots`, with those of the rows that lie in some of the batch's tiles."""
     is_inside = (rows[:, None] >= starts[None, :]) & (rows[:, None] < ends[None, :])
