@@ -39,6 +39,7 @@ def test_stages_run_on_the_cpu_and_find_all_kernels_right(tmp_path: Path) -> Non
     checks = [one for one in records if one["kind"] == "check"]
     assert {one["kernel"] for one in checks} >= {"attention", "lora_add", "add_rms_norm", "swiglu", "geglu"}
     assert {one["kernel"] for one in checks} >= {"engine: float32, words", "engine: waits", "waits"}
+    assert {one["kernel"] for one in checks} >= {"grouped_linear", "layer with experts", "engine: experts"}
     assert all(one["passed"] for one in checks)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "log.txt",

@@ -15,7 +15,7 @@ from tests.unit.kernels.compiled import ARCHITECTURES, Recorder, compile_launch,
 
 
 @pytest.mark.parametrize(
-    ("arch", "num_rows", "max_registers"), [*((arch, 64, 72) for arch in ARCHITECTURES), (90, 2048, 128)]
+    ("arch", "num_rows", "max_registers"), [*((arch, 64, 96) for arch in ARCHITECTURES), (90, 2048, 128)]
 )
 def test_what_is_launched_compiles_without_spills(
     arch: int, num_rows: int, max_registers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
