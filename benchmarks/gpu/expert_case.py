@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -62,7 +62,7 @@ class ExpertCase:
             name: weights_of(device, generator, dtype, experts, sum(slices), width)
             for name, (width, slices) in shapes.modules.items()
         }
-        packed = {
+        packed: dict[Hashable, PackedShape] = {
             name: PackedShape(width, slices, dtype, experts)
             for name, (width, slices) in shapes.modules.items()
         }

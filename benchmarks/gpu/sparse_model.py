@@ -101,7 +101,7 @@ def write_adapters(parent: Path) -> dict[str, LoRARequest]:
 
 def _linears() -> dict[str, tuple[int, int]]:
     """Return widths in and out of every linear module of the layers."""
-    modules = {}
+    modules: dict[str, tuple[int, int]] = {}
     for layer in range(_LAYERS):
         parent = f"model.layers.{layer}"
         modules |= {f"{parent}.self_attn.{name}": widths for name, widths in _ATTENTION.items()}

@@ -107,13 +107,13 @@ def _layer(device: Device, dtype: torch.dtype) -> Found:
         x = random(device, generator, dtype, num_rows, case.shapes.hidden_size)
         slots = sorted(row % 4 - 1 for row in range(num_rows))
         segments = segments_of(device, slots)
-        expected = (case.by_torch(x, slots, one) for one in (dtype, torch.float64))
+        plain, exact = (case.by_torch(x, slots, one) for one in (dtype, torch.float64))
         device.poison()
-        yield f"{num_rows} rows", judge(case.run(x, segments), *expected, _terms(case))
+        yield f"{num_rows} rows", judge(case.run(x, segments), plain, exact, _terms(case))
         if not device.is_rehearsal:
             none = [-1] * num_rows
-            expected = (case.by_torch(x, none, one) for one in (dtype, torch.float64))
-            yield f"{num_rows} rows of the base", judge(case.run(x), *expected, _terms(case))
+            plain, exact = (case.by_torch(x, none, one) for one in (dtype, torch.float64))
+            yield f"{num_rows} rows of the base", judge(case.run(x), plain, exact, _terms(case))
 
 
 def _terms(case: ExpertCase) -> int:
