@@ -153,11 +153,11 @@ def _choose_experts(kernels: Kernels, shapes: Shapes, generator: torch.Generator
 def _sort_by_expert(kernels: Kernels, shapes: Shapes, generator: torch.Generator) -> Call:
     chosen = _chosen(shapes, generator)
     what = f"{chosen.numel()} choices of {_NUM_EXPERTS}"
-    return Call(lambda: kernels.sort_by_expert(chosen, _NUM_EXPERTS), 3 * chosen.nbytes, what)
+    return Call(lambda: kernels.sort_by_expert(chosen, _NUM_EXPERTS, None), 3 * chosen.nbytes, what)
 
 
 def _expert_segments(kernels: Kernels, shapes: Shapes, generator: torch.Generator) -> Call:
-    rows = kernels.sort_by_expert(_chosen(shapes, generator), _NUM_EXPERTS)
+    rows = kernels.sort_by_expert(_chosen(shapes, generator), _NUM_EXPERTS, None)
     slots = sorted(row % shapes.num_adapters for row in range(shapes.num_rows))
     segments = Segments.from_slots(slots, block_rows=16 if kernels.level == "triton" else None)
     moved = rows.sources.nbytes + 4 * len(rows.sources)
@@ -166,7 +166,10 @@ def _expert_segments(kernels: Kernels, shapes: Shapes, generator: torch.Generato
 
 
 def _grouped_linear(kernels: Kernels, shapes: Shapes, generator: torch.Generator) -> Call:
-    multiply, rows = kernels.grouped_linear, kernels.sort_by_expert(_chosen(shapes, generator), _NUM_EXPERTS)
+    multiply, rows = (
+        kernels.grouped_linear,
+        kernels.sort_by_expert(_chosen(shapes, generator), _NUM_EXPERTS, None),
+    )
     assert multiply is not None, "a CPU multiplies one expert after the other; give --level triton"
     hidden, width = shapes.geometry.hidden_size, 2 * shapes.geometry.intermediate_size
     weight = _random(generator, kernels, _NUM_EXPERTS, width, hidden)
@@ -177,7 +180,7 @@ def _grouped_linear(kernels: Kernels, shapes: Shapes, generator: torch.Generator
 
 
 def _combine_experts(kernels: Kernels, shapes: Shapes, generator: torch.Generator) -> Call:
-    rows = kernels.sort_by_expert(_chosen(shapes, generator), _NUM_EXPERTS)
+    rows = kernels.sort_by_expert(_chosen(shapes, generator), _NUM_EXPERTS, None)
     answers = _random(generator, kernels, len(rows.sources), shapes.geometry.hidden_size)
     shares = torch.rand(shapes.num_rows, _NUM_CHOSEN, generator=generator)
     moved = answers.nbytes + answers.nbytes // _NUM_CHOSEN

@@ -61,9 +61,9 @@ class ExpertRows(SortedRows):
                 yield Run(start, end, int(slots[start]), int(self.experts[start]))
 
 
-def sort_on_host(chosen: Tensor, num_experts: int) -> ExpertRows:
-    """Compute `sort_by_expert_reference` for products that are made one by one."""
-    del num_experts  # only those that were chosen have rows
+def sort_on_host(chosen: Tensor, num_experts: int, sequence_rows: Tensor | None = None) -> ExpertRows:
+    """Compute `sort_by_expert_reference` for products that are made one by one, rows of no sequence too."""
+    del num_experts, sequence_rows  # only experts that were chosen have rows; few rows are nobody's
     return ExpertRows.of(chosen)
 
 

@@ -25,9 +25,12 @@ class SortedRows:
 
 @dataclass(frozen=True, slots=True)
 class DeviceRows(SortedRows):
-    """Rows sorted on the device, with the tiles of a grouped product."""
+    """Rows sorted on the device, with the tiles of a grouped product.
 
-    starts: Tensor  # [num_experts + 1] int64, the first sorted row of each expert, then their number
+    Rows of no sequence come last in a batch. They have no expert: behind the others they stay where they are.
+    """
+
+    starts: Tensor  # [num_experts + 1] int64, the first sorted row of each expert, then the end of the last
     tiles: Tensor  # [num_tiles, 3] int64: start, end, expert; then idle (0, 0, 0)
     tile_rows: int  # of the largest tile there may be
 
@@ -42,7 +45,7 @@ class DeviceRows(SortedRows):
         return self.starts.shape[0] - 1
 
 
-SortByExpert = Callable[[Tensor, int], SortedRows]
+SortByExpert = Callable[[Tensor, int, Tensor | None], SortedRows]
 """Called as `sort_by_expert_reference`."""
 
 
@@ -77,18 +80,24 @@ def empty_rows(chosen: Tensor, num_experts: int) -> DeviceRows:
     )
 
 
-def sort_by_expert_meta(chosen: Tensor, num_experts: int) -> DeviceRows:
+def sort_by_expert_meta(chosen: Tensor, num_experts: int, sequence_rows: Tensor | None = None) -> DeviceRows:
     """Return tensors without contents."""
+    del sequence_rows
     return empty_rows(chosen, num_experts)
 
 
 def sort_by_expert_reference(
     chosen: Tensor,  # [num_rows, num_chosen] int64
     num_experts: int,
+    sequence_rows: Tensor
+    | None = None,  # [num_seqs, 3] int32: first row, number of rows; None: all are some's
 ) -> DeviceRows:
     """Sort a router's choices in plain torch."""
     rows = empty_rows(chosen, num_experts)
-    experts, order = chosen.flatten().sort(stable=True)
+    num_rows = chosen.shape[0] if sequence_rows is None else int(sequence_rows[:, 1].sum())
+    experts = torch.full_like(chosen, num_experts)  # nobody's: behind all others
+    experts[:num_rows] = chosen[:num_rows]
+    experts, order = experts.flatten().sort(stable=True)
     rows.sources.copy_(order.div(chosen.shape[1], rounding_mode="floor"))
     rows.places[order] = torch.arange(order.numel(), device=order.device)
     rows.starts.copy_(torch.searchsorted(experts, torch.arange(num_experts + 1, device=order.device)))

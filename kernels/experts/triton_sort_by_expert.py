@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -13,36 +14,46 @@ FEW_CHOICES, MANY_CHOICES = 1024, 4096
 """That a program reads at once; more of them only where there are more than a few blocks of the others."""
 NUM_WARPS = {FEW_CHOICES: 4, MANY_CHOICES: 8}
 LEAST_BINS = 32
-BLOCK_TILES = 32
+BLOCK_TILES, LEAST_SEQUENCES = 32, 128
 
 
-@triton.jit(do_not_specialize=["num_choices", "num_tiles"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_choices", "num_sequences", "num_tiles"])  # type: ignore[untyped-decorator]
 def sort_by_expert_kernel(  # type: ignore[no-untyped-def]
     chosen_ptr,  # [num_choices] int64
+    sequence_rows_ptr,  # [num_sequences, 3] int32: first row, number of rows; not read unless FILLED
     sources_ptr,  # [num_choices] int64
     places_ptr,  # [num_choices] int64
     starts_ptr,  # [num_experts + 1] int64
     tiles_ptr,  # [num_tiles, 3] int64
     num_choices,
+    num_sequences,
     num_tiles,
     num_experts,
     NUM_CHOSEN: tl.constexpr,
+    FILLED: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_TILES: tl.constexpr,
+    BLOCK_SEQUENCES: tl.constexpr,
     BINS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Place an expert's choices behind those of all before it, and cut them into tiles; program (expert).
 
-    The last expert's program writes the idle tiles.
+    FILLED: rows behind those of all sequences choose nothing. The last expert's program leaves them where
+    they are, and writes the idle tiles.
     """
     expert = tl.program_id(0)
+    num_busy = num_choices
+    if FILLED:
+        sequences = tl.arange(0, BLOCK_SEQUENCES)
+        rows = tl.load(sequence_rows_ptr + sequences * 3 + 1, mask=sequences < num_sequences, other=0)
+        num_busy = tl.sum(rows, axis=0) * NUM_CHOSEN
     wait_for_inputs(PDL)
     counts = tl.zeros((BINS,), dtype=tl.int32)
-    for first in range(0, num_choices, BLOCK):
+    for first in range(0, num_busy, BLOCK):
         choices = first + tl.arange(0, BLOCK)
-        exists = choices < num_choices
+        exists = choices < num_busy
         chosen = tl.load(chosen_ptr + choices, mask=exists, other=0).to(tl.int32)
         counts += tl.histogram(chosen, BINS, mask=exists)
     experts = tl.arange(0, BINS)
@@ -66,37 +77,57 @@ def sort_by_expert_kernel(  # type: ignore[no-untyped-def]
         tl.store(tiles_ptr + tiles * 3 + 1, tl.where(is_busy, end_rows, 0), mask=is_mine)
         tl.store(tiles_ptr + tiles * 3 + 2, tl.where(is_busy, expert, 0), mask=is_mine)
     place = start
-    for first in range(0, num_choices, BLOCK):
+    for first in range(0, num_busy, BLOCK):
         choices = first + tl.arange(0, BLOCK)
-        exists = choices < num_choices
+        exists = choices < num_busy
         chosen = tl.load(chosen_ptr + choices, mask=exists, other=-1).to(tl.int32)
         is_mine = (chosen == expert).to(tl.int32)
         places = place + tl.cumsum(is_mine, axis=0) - 1
         tl.store(places_ptr + choices, places, mask=is_mine != 0)
         tl.store(sources_ptr + places, choices // NUM_CHOSEN, mask=is_mine != 0)
         place += tl.sum(is_mine, axis=0)
+    if FILLED & (expert == num_experts - 1):
+        for first in range(num_busy, num_choices, BLOCK):
+            choices = first + tl.arange(0, BLOCK)
+            tl.store(places_ptr + choices, choices, mask=choices < num_choices)
+            tl.store(sources_ptr + choices, choices // NUM_CHOSEN, mask=choices < num_choices)
 
 
 def sort_by_expert_triton(
     chosen: Tensor,  # [num_rows, num_chosen] int64
     num_experts: int,
+    sequence_rows: Tensor | None = None,  # [num_seqs, 3] int32
 ) -> DeviceRows:
     """Compute `sort_by_expert_reference`."""
     rows = empty_rows(chosen, num_experts)
+    if sequence_rows is not None and (
+        sequence_rows.shape[1:] != (3,)
+        or sequence_rows.dtype is not torch.int32
+        or not sequence_rows.is_contiguous()
+    ):
+        raise ValueError(
+            f"sequence_rows is {tuple(sequence_rows.shape)} {sequence_rows.dtype} with strides "
+            f"{sequence_rows.stride()}; give contiguous int32 of three columns"
+        )
+    num_sequences = 0 if sequence_rows is None else sequence_rows.shape[0]
     block = FEW_CHOICES if rows.num_rows <= 4 * FEW_CHOICES else MANY_CHOICES
     sort_by_expert_kernel[(num_experts,)](
         chosen,
+        chosen if sequence_rows is None else sequence_rows,
         rows.sources,
         rows.places,
         rows.starts,
         rows.tiles,
         rows.num_rows,
+        num_sequences,
         rows.tiles.shape[0],
         num_experts,
         NUM_CHOSEN=chosen.shape[1],
+        FILLED=sequence_rows is not None,
         TILE_ROWS=rows.tile_rows,
         BLOCK=block,
         BLOCK_TILES=BLOCK_TILES,
+        BLOCK_SEQUENCES=max(LEAST_SEQUENCES, triton.next_power_of_2(num_sequences)),
         BINS=max(LEAST_BINS, triton.next_power_of_2(num_experts)),
         num_warps=NUM_WARPS[block],
         **dependent_launch(chosen.device),

@@ -23,13 +23,14 @@ def test_what_is_launched_compiles_without_spills(
     launch_on(arch, monkeypatch)
     recorder = Recorder()
     monkeypatch.setattr(triton_sort_by_expert, "sort_by_expert_kernel", recorder)
-    sort_by_expert_triton(torch.zeros(num_rows, 8, dtype=torch.int64), 128)
+    sequence_rows = torch.zeros(64, 3, dtype=torch.int32)
+    sort_by_expert_triton(torch.zeros(num_rows, 8, dtype=torch.int64), 128, sequence_rows)
 
     compiled = compile_launch(sort_by_expert_kernel, recorder.launches[0], arch=arch, tmp_path=tmp_path)
 
     assert compiled.stack_bytes == compiled.num_narrow == 0
     assert compiled.num_registers <= max_registers
-    assert compiled.read_before_wait == (None if arch < 90 else set())
+    assert compiled.read_before_wait == (None if arch < 90 else {"sequence_rows_ptr"})
 
 
 def test_rows_of_an_expert_lie_together_in_the_order_of_the_batch_and_tiles_name_them() -> None:
@@ -64,3 +65,5 @@ def test_there_are_tiles_enough_for_every_choice() -> None:
 def test_choices_of_another_type_are_refused() -> None:
     with pytest.raises(ValueError, match=r"chosen is \(4, 2\) torch.int32"):
         sort_by_expert_triton(torch.zeros(4, 2, dtype=torch.int32), 4)
+    with pytest.raises(ValueError, match=r"sequence_rows is \(2, 3\) torch.int64"):
+        sort_by_expert_triton(torch.zeros(4, 2, dtype=torch.int64), 4, torch.zeros(2, 3, dtype=torch.int64))

@@ -115,6 +115,19 @@ def test_choices_are_sorted_by_expert_and_cut_into_tiles(name: str) -> None:
     assert torch.equal(rows.places, on_host.places)
 
 
+def test_rows_of_no_sequence_have_no_expert_and_stay_where_they_are() -> None:
+    chosen, sequence_rows = chosen_of(9, 2, 3), torch.tensor([[0, 1, 7], [1, 4, 0], [5, 0, 0]]).int()
+
+    rows = kernel("sort_by_expert")(chosen, 3, sequence_rows)
+
+    expected = sort_by_expert_reference(chosen, 3, sequence_rows)
+    for field in fields(DeviceRows)[:-1]:
+        assert torch.equal(getattr(rows, field.name), getattr(expected, field.name)), field.name
+    assert rows.starts[-1] == rows.tiles.amax() == 10
+    assert rows.sources[10:].tolist() == [5, 5, 6, 6, 7, 7, 8, 8]
+    assert rows.places[10:].tolist() == list(range(10, 18))
+
+
 def some(num_rows: int, *slots: int) -> tuple[int, tuple[SlotScale, ...]]:
     return num_rows, tuple(SlotScale(slot, 0.5 + slot) for slot in slots)
 

@@ -91,7 +91,7 @@ class SequentialLayer:
         if weights.post_attention_norm is not None:
             delta = add_rms_norm(delta, None, weights.post_attention_norm, eps)
         normed = add_rms_norm(residual, delta, self._pre_mlp_norm, eps)
-        delta = self._comm.add(self._mlp(normed, step.segments))
+        delta = self._comm.add(self._mlp(normed, step.segments, step.sequence_rows))
         if weights.post_mlp_norm is not None:
             delta = add_rms_norm(delta, None, weights.post_mlp_norm, eps)
         return delta

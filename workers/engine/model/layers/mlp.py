@@ -23,8 +23,9 @@ class MLP(Protocol):
         self,
         x: Tensor,  # [num_tokens, hidden_size]
         segments: Segments | None,
+        sequence_rows: Tensor | None = None,  # [num_seqs, 3] int32, as the step has them
     ) -> Tensor:  # [num_tokens, hidden_size]
-        """Return what is added to the residual."""
+        """Return what is added to the residual; for rows behind those of all sequences it may be anything."""
         ...
 
 
@@ -40,8 +41,10 @@ class GatedMLP:
         self,
         x: Tensor,  # [num_tokens, hidden_size]
         segments: Segments | None,
+        sequence_rows: Tensor | None = None,
     ) -> Tensor:  # [num_tokens, hidden_size]
         """Return what is added to the residual."""
+        del sequence_rows
         return self._down(self._gate(self._gate_up(x, segments)), segments)
 
 

@@ -36,13 +36,14 @@ class SparseMLP:
         self,
         x: Tensor,  # [num_tokens, hidden_size]
         segments: Segments | None,
+        sequence_rows: Tensor | None = None,  # [num_seqs, 3] int32; None: every row is some sequence's
     ) -> Tensor:  # [num_tokens, hidden_size]
-        """Return what is added to the residual."""
+        """Return what is added to the residual; on a device no expert is read for rows of no sequence."""
         kernels, experts = self._kernels, self._experts
         shares, chosen = kernels.choose_experts(
             self._router(x, segments), experts.num_chosen, experts.normalizes
         )
-        rows = kernels.sort_by_expert(chosen, experts.num_experts)
+        rows = kernels.sort_by_expert(chosen, experts.num_experts, sequence_rows)
         if segments is not None:
             segments = kernels.expert_segments(rows, segments)
         hidden = kernels.swiglu(self._gate_up(x, rows, segments, gathers=True))
