@@ -15,8 +15,9 @@ from kernels.lora.segments import BASE_SLOT, Segments, SlotScale
 from kernels.lora.tables import LoRASlice, LoRATable, PackedLoRA, PackedShape, Slice, WeightsKey
 from kernels.registry import build
 from workers.engine.model.config import Experts
-from workers.engine.model.layers.adapted_linear import Adapted, AdaptedLinear
+from workers.engine.model.layers.adapted_linear import AdaptedLinear
 from workers.engine.model.layers.expert_linear import expert_linear
+from workers.engine.model.layers.side_stream import side_stream_of
 from workers.engine.model.layers.sparse_mlp import SparseMLP
 
 
@@ -76,7 +77,8 @@ class ExpertCase:
             name: StackedLinear(weight, kernel=self._kernels.linear, multiply=multiply)
             for name, weight in self.weights.items()
         }
-        linears = {name: expert_linear(one, Adapted(table.module(name), add)) for name, one in stacks.items()}
+        side = side_stream_of(torch.device(device.name))
+        linears = {name: expert_linear(one, table.module(name), add, side) for name, one in stacks.items()}
         given = Experts(
             num_experts=experts,
             num_chosen=shapes.num_chosen,

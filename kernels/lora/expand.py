@@ -73,17 +73,14 @@ def expand_kernel(  # type: ignore[no-untyped-def]
     ONE_BLOCK: tl.constexpr,
     ALIGNED: tl.constexpr,
     EXTRAS: tl.constexpr,
-    LATE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """out[row, s] += sum over r of shrunk[s, row, r] B[slot(row), s][r]; program (tile, columns, s).
 
     shrunk is the sum of the planes, in an order that module and tile decide. EXTRAS: then the adapter's bias
     and DoRA gain, if its table entry has their addresses. ALIGNED: slices start and end at multiples of 16
-    columns, so that 16 bytes are read and written at a time. ONE_BLOCK: no rank exceeds BLOCK_R. LATE: tiles
-    and scales are made by a kernel in front.
+    columns, so that 16 bytes are read and written at a time. ONE_BLOCK: no rank exceeds BLOCK_R.
     """
-    wait_for_inputs(PDL & LATE)
     tile_ptr = tiles_ptr + tl.program_id(0) * 4
     first_row = tl.load(tile_ptr)
     end_row = tl.load(tile_ptr + 1)
@@ -110,7 +107,7 @@ def expand_kernel(  # type: ignore[no-untyped-def]
     if ONE_BLOCK:
         # On its way while the planes are being made.
         first_b = load_ranks(b_ptr, tl.arange(0, BLOCK_R), rank, slice_features, columns, column_is_mine)
-    wait_for_inputs(PDL & (not LATE))
+    wait_for_inputs(PDL)
     if (rank == 0) | (tl.program_id(1) * BLOCK_N >= slice_features):
         return
     # The compiler for sm_120 spills registers around the loop without this, with 64 rows because of it.
@@ -203,7 +200,6 @@ def lora_expand(
         ONE_BLOCK=width <= block_rank,
         ALIGNED=module.is_aligned,
         EXTRAS=has_extras,
-        LATE=lora_pass.made_in_step,
         num_warps=num_warps,
         num_stages=NUM_STAGES,
         enable_fp_fusion=True,

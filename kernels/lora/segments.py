@@ -50,7 +50,7 @@ class Pass:
     table: Tensor = field(compare=False, repr=False)  # [num_tiles, 4] int64: runs, then idle (0, 0, -1, 0)
     scales: Tensor = field(compare=False, repr=False)  # [num_rows] float32, 1 for rows in no run
     block_rows: int | None = None  # rows of the longest run that there may be; None: of any length
-    made_in_step: bool = False  # table and scales by a kernel of the step, which alone knows the runs
+    made_in_step: bool = False  # table and scales are, by a kernel: shrink waits before it reads them
 
     @classmethod
     def of(

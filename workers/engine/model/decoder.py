@@ -13,7 +13,7 @@ from workers.engine.core.step_input import ForwardInput
 from workers.engine.kv.kv_cache import KVCache
 from workers.engine.model.comm import Alone, Comm
 from workers.engine.model.config import ModelConfig
-from workers.engine.model.layers.adapted_linear import Adapted, AdaptedLinear
+from workers.engine.model.layers.adapted_linear import AdaptedLinear
 from workers.engine.model.layers.attention_backend import AttentionBackend
 from workers.engine.model.layers.decoder_layer import LayerParts
 from workers.engine.model.layers.expert_linear import expert_linear
@@ -157,7 +157,7 @@ class Decoder:
                 for name, one in weights.linears.items()
             },
             experts={
-                name: expert_linear(some, Adapted(slots(name), add, self._side))
+                name: expert_linear(some, slots(name), add, self._side)
                 for name, some in weights.experts.items()
             },
             kernels=kernels,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,9 +13,9 @@ from kernels.experts.expert_rows import sort_on_host
 from kernels.experts.expert_segments import expert_segments_reference, most_tiles
 from kernels.experts.sort_by_expert import sort_by_expert_reference
 from kernels.experts.triton_expert_segments import expert_segments_kernel, expert_segments_triton
-from kernels.lora import expand, shrink
+from kernels.lora import shrink
 from kernels.lora.segments import Segments
-from kernels.lora.triton_add import lora_add_triton
+from kernels.lora.shrink import lora_shrink, shrink_kernel
 from tests.unit.kernels.compiled import ARCHITECTURES, Recorder, compile_launch, launch_on
 from tests.unit.kernels.experts.device_rows import device_rows
 from tests.unit.kernels.random_adapters import make_case
@@ -39,34 +38,24 @@ def test_what_is_launched_compiles_without_spills(
     assert compiled.read_before_wait == (None if arch < 90 else set())
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "max_registers"), [(shrink, "shrink_kernel", 64), (expand, "expand_kernel", 96)]
-)
 def test_adapters_are_looked_up_after_the_kernel_that_made_their_tiles(
-    module: Any, name: str, max_registers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = make_case(
         ranks=[[16, 8]] * 2, slots=[0] * 16, in_features=2048, slice_widths=[768, 768], dtype=torch.bfloat16
     )
-    segments = expert_segments_triton_recorded(case.segments, monkeypatch)
+    monkeypatch.setattr(triton_expert_segments, "expert_segments_kernel", Recorder())
+    (made,) = expert_segments_triton(device_rows(16, 1, 4), case.segments).passes
     launch_on(90, monkeypatch)
-    recorder, kernel = Recorder(), getattr(module, name)
-    for one in (shrink, expand):
-        for kernel_name in ("shrink_kernel", "expand_kernel"):
-            if hasattr(one, kernel_name):
-                monkeypatch.setattr(one, kernel_name, recorder if one is module else Recorder())
-    lora_add_triton(case.out, case.x, segments, case.module)
+    recorder = Recorder()
+    monkeypatch.setattr(shrink, "shrink_kernel", recorder)
+    lora_shrink(case.x, case.module, made)
 
-    compiled = compile_launch(kernel, recorder.launches[0], arch=90, tmp_path=tmp_path)
+    compiled = compile_launch(shrink_kernel, recorder.launches[0], arch=90, tmp_path=tmp_path)
 
     assert compiled.read_before_wait == frozenset()
     assert compiled.stack_bytes == compiled.num_narrow == 0
-    assert compiled.num_registers <= max_registers
-
-
-def expert_segments_triton_recorded(batch: Segments, monkeypatch: pytest.MonkeyPatch) -> Segments:
-    monkeypatch.setattr(triton_expert_segments, "expert_segments_kernel", Recorder())
-    return expert_segments_triton(device_rows(batch.num_rows, 1, 4), batch)
+    assert compiled.num_registers <= 64
 
 
 def test_a_tile_has_one_experts_share_of_one_adapter() -> None:

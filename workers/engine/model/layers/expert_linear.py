@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,8 +14,11 @@ from kernels.experts.grouped_linear import StackedLinear
 from kernels.experts.sort_by_expert import SortedRows
 from kernels.linear.quantized_linear import AnyLinear
 from kernels.linear.row_padding import padded_rows
+from kernels.lora.add import LoRAAdd
 from kernels.lora.segments import Segments
-from workers.engine.model.layers.adapted_linear import Adapted
+from kernels.lora.tables import LoRAModule
+from workers.engine.model.layers.adapted_linear import AdaptedLinear
+from workers.engine.model.layers.side_stream import SideStream
 
 
 class ExpertLinear(Protocol):
@@ -36,10 +39,11 @@ class ExpertLinear(Protocol):
 class SeparateExperts:
     """`ExpertLinear` that multiplies one expert after another."""
 
-    def __init__(self, linears: Sequence[AnyLinear], adapted: Adapted) -> None:
-        """`adapted` has every expert's matrices."""
+    def __init__(self, linears: Sequence[AnyLinear], slots: LoRAModule | None, lora_add: LoRAAdd) -> None:
+        """`slots` has every expert's matrices; None if the engine serves no adapters."""
         self._linears = linears
-        self._adapted = adapted
+        self._lora_add = lora_add
+        self._slots = slots
 
     def __call__(
         self, x: Tensor, rows: SortedRows, segments: Segments | None, *, gathers: bool = False
@@ -47,35 +51,48 @@ class SeparateExperts:
         """Multiply each row with its expert's weights; `gathers`: x has the rows of the batch."""
         assert isinstance(rows, ExpertRows), "rows that were sorted on a device"
         x = x.index_select(0, rows.sources) if gathers else x
-        return self._adapted(partial(self._multiply, rows=rows), x, segments)
-
-    def _multiply(self, x: Tensor, rows: ExpertRows) -> Tensor:
         parts = [
             self._linears[expert](padded_rows(x[start:end]))[: end - start]
             for expert, start, end in rows.bounds
         ]
-        return torch.cat(parts)
+        out = torch.cat(parts)
+        if segments is not None and self._slots is not None:
+            self._lora_add(out, x, segments, self._slots)
+        return out
 
 
 class GroupedExperts:
     """`ExpertLinear` with one product for all experts, which finds its rows itself."""
 
-    def __init__(self, linear: StackedLinear, adapted: Adapted) -> None:
-        """`adapted` has every expert's matrices."""
+    def __init__(
+        self, linear: StackedLinear, slots: LoRAModule | None, lora_add: LoRAAdd, side: SideStream | None
+    ) -> None:
+        """`slots` has every expert's matrices; None if the engine serves no adapters."""
         self._linear = linear
-        self._adapted = adapted
+        self._lora_add = lora_add
+        self._slots = slots
+        self._side = side
 
     def __call__(
         self, x: Tensor, rows: SortedRows, segments: Segments | None, *, gathers: bool = False
     ) -> Tensor:
         """Multiply each row with its expert's weights; `gathers`: x has the rows of the batch."""
-        if gathers and segments is not None and self._adapted.has_slots:
-            x, gathers = x.index_select(0, rows.sources), False  # A is multiplied with sorted rows
-        return self._adapted(partial(self._linear, rows=rows, gathers=gathers), x, segments)
+        if segments is None or self._slots is None:
+            return self._linear(x, rows, gathers=gathers)
+        if gathers:  # A is multiplied with sorted rows
+            x = x.index_select(0, rows.sources)
+        # Made anew each time, for the product of these rows; a step that is replayed makes none.
+        product: Any = partial(self._linear, rows=rows, gathers=False)
+        return AdaptedLinear(product, self._slots, self._lora_add, self._side)(x, segments)
 
 
-def expert_linear(linears: Sequence[AnyLinear] | StackedLinear, adapted: Adapted) -> ExpertLinear:
-    """Connect one module's weights as they were loaded."""
+def expert_linear(
+    linears: Sequence[AnyLinear] | StackedLinear,
+    slots: LoRAModule | None,
+    lora_add: LoRAAdd,
+    side: SideStream | None,
+) -> ExpertLinear:
+    """Connect one module's weights as they were loaded; `side` is where A x may be computed meanwhile."""
     if isinstance(linears, StackedLinear):
-        return GroupedExperts(linears, adapted)
-    return SeparateExperts(linears, adapted)
+        return GroupedExperts(linears, slots, lora_add, side)
+    return SeparateExperts(linears, slots, lora_add)

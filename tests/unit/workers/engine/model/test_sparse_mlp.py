@@ -24,7 +24,7 @@ from kernels.lora.tables import LoRAModule, LoRATable, PackedShape
 from kernels.registry import Kernels, build
 from tests.unit.kernels.compiled import Recorder
 from workers.engine.model.config import Experts
-from workers.engine.model.layers.adapted_linear import Adapted, AdaptedLinear
+from workers.engine.model.layers.adapted_linear import AdaptedLinear
 from workers.engine.model.layers.expert_linear import expert_linear
 from workers.engine.model.layers.sparse_mlp import SparseMLP
 
@@ -62,7 +62,7 @@ def layer(kernels: Kernels, device: str) -> SparseMLP:
         for name in ("gate_up", "down")
     }
     experts = {
-        name: expert_linear(one, Adapted(modules[name], kernels.lora_add)) for name, one in stacks.items()
+        name: expert_linear(one, modules[name], kernels.lora_add, None) for name, one in stacks.items()
     }
     chosen_from = Experts(
         num_experts=NUM_EXPERTS, num_chosen=2, width=WIDTH, normalizes=True, in_layer=(True,)
