@@ -89,6 +89,11 @@ class ExpertCase:
         router = AdaptedLinear(self._router, None, add)
         self._layer = SparseMLP(given, router, linears["gate_up"], linears["down"], self._kernels)
 
+    @property
+    def num_adapters(self) -> int:
+        """How many slots have an adapter."""
+        return len(self._adapters)
+
     def run(self, x: Tensor, segments: Segments | None = None) -> Tensor:
         """Launch the layer."""
         return self._layer(x, segments)
