@@ -7,6 +7,8 @@ Its programs look up where their data lies, and wait before they touch it (`wait
 - Before it waits, a program reads only what no kernel of a step writes: a step's tables, which are copied to
   the device before its first kernel, the table of slots, and weights. It reads no activations, sums, caches,
   cosines or token ids, and it writes nothing: a kernel in front may still read what would be overwritten.
+  Tables that the step itself makes, as it does for experts, are read after the wait by the first kernel that
+  needs them (`Pass.made_in_step`); when the ones behind it start, what was in front of it is complete.
 - It waits before it tells the next kernel to start. So only two kernels of a stream ever overlap.
 
 Kernels of others in between need not know of it: launched without, they start when all in front of them is

@@ -23,6 +23,16 @@ from kernels.attention.paged_attention import (
     reads_blocks_of,
 )
 from kernels.cpu import library
+from kernels.experts.choose_experts import ChooseExperts, choose_experts_reference
+from kernels.experts.combine_experts import CombineExperts, combine_experts_reference
+from kernels.experts.expert_rows import segments_on_host, sort_on_host
+from kernels.experts.expert_segments import (
+    ExpertSegments,
+    expert_segments_meta,
+    expert_segments_reference,
+)
+from kernels.experts.grouped_linear import GroupedMultiply, grouped_linear_meta, grouped_linear_reference
+from kernels.experts.sort_by_expert import SortByExpert, sort_by_expert_meta, sort_by_expert_reference
 from kernels.linear.linear import PLAIN, LinearKernel, bfloat16_on_cpu, linear_reference
 from kernels.linear.logits import (
     PLAIN_HEAD,
@@ -196,6 +206,49 @@ OPS = (
         otherwise="quantised bases are dequantised or refused",
     ),
     Op(
+        "choose_experts",
+        choose_experts_reference,
+        (
+            _triton("kernels.experts.triton_choose_experts", "choose_experts_triton"),
+            _plain(choose_experts_reference, compiled_too=True),
+        ),
+    ),
+    Op(
+        "sort_by_expert",
+        sort_by_expert_reference,
+        (
+            _triton("kernels.experts.triton_sort_by_expert", "sort_by_expert_triton"),
+            _meta(sort_by_expert_meta),
+            _plain(sort_on_host, compiled_too=True),
+        ),
+    ),
+    Op(
+        "expert_segments",
+        expert_segments_reference,
+        (
+            _triton("kernels.experts.triton_expert_segments", "expert_segments_triton"),
+            _meta(expert_segments_meta),
+            _plain(segments_on_host, compiled_too=True),
+        ),
+    ),
+    Op(
+        "grouped_linear",
+        grouped_linear_reference,
+        (
+            _triton("kernels.experts.triton_grouped_linear", "grouped_linear_triton"),
+            _meta(grouped_linear_meta),
+        ),
+        otherwise="one expert is multiplied after the other",
+    ),
+    Op(
+        "combine_experts",
+        combine_experts_reference,
+        (
+            _triton("kernels.experts.triton_combine_experts", "combine_experts_triton"),
+            _plain(combine_experts_reference, compiled_too=True),
+        ),
+    ),
+    Op(
         "paged_attention",
         paged_attention_reference,
         (
@@ -252,6 +305,11 @@ class Kernels:
     lora_add: LoRAAdd
     lora_add_float32: LoRAAdd  # of the head, whose logits are float32
     embedding_lora_add: EmbeddingLoRAAdd
+    choose_experts: ChooseExperts
+    sort_by_expert: SortByExpert
+    expert_segments: ExpertSegments
+    grouped_linear: GroupedMultiply | None  # None: the weights of experts are not stacked
+    combine_experts: CombineExperts
     paged_attention: PagedAttention | None  # None: gather the blocks for torch's attention
     draw: Draw  # from float32 logits, whatever the model's dtype
 
@@ -283,6 +341,11 @@ def build(device: str, dtype: torch.dtype, level: Level | None = None) -> Kernel
         lora_add=found("lora_add"),
         lora_add_float32=resolve("lora_add", device, torch.float32, level),
         embedding_lora_add=found("embedding_lora_add"),
+        choose_experts=found("choose_experts"),
+        sort_by_expert=found("sort_by_expert"),
+        expert_segments=found("expert_segments"),
+        grouped_linear=found("grouped_linear"),
+        combine_experts=found("combine_experts"),
         paged_attention=found("paged_attention"),
         draw=found("draw"),
     )

@@ -28,9 +28,11 @@ from benchmarks.gpu.questions import (
     feature_questions,
     recorded,
     shipped_questions,
+    sparse_questions,
 )
 from benchmarks.gpu.records import Recorder
 from benchmarks.gpu.serving import StepClock, graphs_of, settings
+from benchmarks.gpu.sparse_model import write_model
 from benchmarks.gpu.workers import share_out
 from workers.engine import EngineConfig, LLMEngine, RequestOutput, SamplingParams
 
@@ -38,6 +40,7 @@ _LOGPROB_LIMIT = 2e-3
 _ROUNDED_LOGPROB_LIMIT = 0.25
 """In bfloat16, whose log-probabilities move with every order of summation."""
 _REHEARSED, _REHEARSED_WAITS = ("mix with bias",), ("regex, drawn",)
+_REHEARSED_SPARSE = ("experts 1",)
 _REHEARSED_TOKENS = 2
 _STACK_END = 7
 
@@ -48,6 +51,7 @@ class Case(NamedTuple):
     name: str
     limits: dict[str, Any]
     run: Callable[[Device, Recorder, str, LLMEngine, Path], None]
+    has_experts: bool = False  # whether the model has, in place of the tiny base
 
 
 def run(device: Device, recorder: Recorder) -> None:
@@ -59,8 +63,9 @@ def run(device: Device, recorder: Recorder) -> None:
         torch.backends.cuda.matmul.allow_tf32 = False
         with recorder.alone(case.name), tempfile.TemporaryDirectory() as folder:
             given = {**SETTINGS, **settings(device), **case.limits}
+            model = write_model(Path(folder) / "sparse") if case.has_experts else TINY / "base"
             began_s = time.perf_counter()
-            with LLMEngine(EngineConfig(model=str(TINY / "base"), **given)) as engine:
+            with LLMEngine(EngineConfig(model=str(model), **given)) as engine:
                 graphs = graphs_of(engine)
                 recorder.row(
                     "tiny engines",
@@ -85,6 +90,8 @@ def _cases(device: Device) -> list[Case]:
             Case("float32", {}, _answers),
             Case("waits", {}, _waits),
             _quantized_case("NF4", {"quantization": "bitsandbytes", "dtype": "float16"}),
+            # By the CPU's own kernels: the tests interpret the others for such a model.
+            Case("experts", {"kernels": None}, _sparse_answers, has_experts=True),
         ]
     return [
         Case("float32", {"dtype": "float32"}, _answers),
@@ -94,6 +101,7 @@ def _cases(device: Device) -> list[Case]:
         _quantized_case("NF4, float32", {"quantization": "bitsandbytes", "dtype": "float32"}),
         _quantized_case("NF4, bfloat16", {"quantization": "bitsandbytes"}),
         _quantized_case("int8, bfloat16", {"quantization": "int8"}),
+        Case("experts", {"dtype": "float32"}, _sparse_answers, has_experts=True),
     ]
 
 
@@ -162,6 +170,16 @@ def _shipped_answers(device: Device, recorder: Recorder, name: str, engine: LLME
                 limit=0,
                 passed=text == right,
             )
+
+
+def _sparse_answers(device: Device, recorder: Recorder, name: str, engine: LLMEngine, folder: Path) -> None:
+    """Ask a model with experts, with adapters on them, and compare with the CPU's engine, asked here."""
+    questions = _fitting(device, sparse_questions(folder), _REHEARSED_SPARSE)
+    given = {**SETTINGS, "max_num_seqs": engine.info.max_num_seqs, "num_threads": 1}
+    with LLMEngine(EngineConfig(model=engine.info.model, **given)) as on_cpu:
+        expected = [answer_of(output) for output in ask(on_cpu, questions)]
+    for question, output, answer in zip(questions, ask(engine, questions), expected, strict=True):
+        _compare(device, recorder, name, question.name, output, answer)
 
 
 def _fitting(device: Device, questions: Sequence[Question], names: tuple[str, ...] = ()) -> list[Question]:

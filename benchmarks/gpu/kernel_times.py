@@ -1,9 +1,10 @@
-"""Stage: what each kernel takes at the shapes of an 8B model, beside the time that its bytes take."""
+"""Stage: what each kernel takes at the shapes of an 8B model and of two with experts, beside their floors."""
 
 from __future__ import annotations
 
 from benchmarks.gpu import goals
 from benchmarks.gpu.device import Device
+from benchmarks.gpu.expert_timings import expert_timings
 from benchmarks.gpu.records import Recorder
 from benchmarks.gpu.shapes import Shapes, shapes_of
 from benchmarks.gpu.timings import Timing, timings
@@ -15,7 +16,7 @@ _NUM_WORKERS = 12
 def run(device: Device, recorder: Recorder) -> None:
     """Compile what will be timed, then time one after another; a timing that breaks costs only itself."""
     shapes = shapes_of(device)
-    cases = list(timings(device, shapes))
+    cases = [*timings(device, shapes), *expert_timings(device)]
     _compile(device, recorder, [case for case in cases if case.is_compiled])
     copy_bytes_per_s, flops_per_s = device.copy_bytes_per_s(), device.bf16_flops_per_s()
     recorder.fact("copy_bytes_per_s", copy_bytes_per_s)

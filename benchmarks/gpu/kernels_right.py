@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.records import Recorder
-from benchmarks.gpu.right import attention, lora, quantized, rows
+from benchmarks.gpu.right import attention, experts, lora, quantized, rows
 from benchmarks.gpu.right.check import Check
 from benchmarks.gpu.workers import share_out
 
@@ -16,7 +16,7 @@ _NUM_WORKERS = 12
 def run(device: Device, recorder: Recorder) -> None:
     """Run every check; one that breaks is recorded and costs nothing but itself."""
     # The slowest to compile come first.
-    checks = [one for kind in (attention, lora, quantized, rows) for one in kind.checks(device)]
+    checks = [one for kind in (attention, lora, experts, quantized, rows) for one in kind.checks(device)]
     if device.is_rehearsal:
         checks = _one_of_each(checks)
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.gpu.feature_adapters import shipped, write
 from benchmarks.gpu.folders import TINY
+from benchmarks.gpu.sparse_model import write_adapters
 from examples.tiny.tasks import TASKS, prompt, sample_words
 from workers.engine import (
     EngineConfig,
@@ -93,6 +94,20 @@ def feature_questions(folder: Path) -> list[Question]:
         Question("prefix, second", f"{_LONG}star>", _GREEDY, upper),
     ]
     return adapted + list(_chosen(upper, kinds["head"]))
+
+
+def sparse_questions(folder: Path) -> list[Question]:
+    """Return questions to the model with experts; its adapters are written to the folder."""
+    loras = write_adapters(folder / "sparse-adapters")
+    asked: dict[str, LoRARequest | LoRAMix | None] = {**loras, "base": None}
+    asked["scale -0.5"] = replace(loras["experts"], scale=-0.5)
+    asked["mix"] = LoRAMix([(loras["experts"], 0.7), (loras["attention"], -0.4)])
+    words = ("pot>", "lantern>", "meadow and star>")
+    return [
+        Question(f"{name} {at}", word, _GREEDY, lora)
+        for at, word in enumerate(words, start=1)
+        for name, lora in asked.items()
+    ]
 
 
 def _chosen(upper: LoRARequest, head: LoRARequest) -> Iterator[Question]:

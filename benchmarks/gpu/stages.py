@@ -16,7 +16,7 @@ SHARES_S = {
     "step-times": 150,
     "quantized-times": 45,
     "trace": 25,
-    "kernel-times": 40,
+    "kernel-times": 60,
     "adapters": 40,
     "serve": 70,
 }

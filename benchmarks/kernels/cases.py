@@ -19,6 +19,7 @@ from kernels.registry import Kernels
 
 _BLOCK_SIZE = 16
 _QUANTIZED_BLOCK = 64
+_NUM_EXPERTS, _NUM_CHOSEN = 8, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,56 @@ def _embedding_lora_add(kernels: Kernels, shapes: Shapes, generator: torch.Gener
     return Call(lambda: kernels.embedding_lora_add(embedded, tokens, segments, module), moved, what)
 
 
+def _choose_experts(kernels: Kernels, shapes: Shapes, generator: torch.Generator) -> Call:
+    logits = _random(generator, kernels, shapes.num_rows, _NUM_EXPERTS)
+    moved = logits.nbytes + 12 * shapes.num_rows * _NUM_CHOSEN
+    what = f"{_NUM_CHOSEN} of {_NUM_EXPERTS}, {shapes.num_rows} rows"
+    return Call(lambda: kernels.choose_experts(logits, _NUM_CHOSEN, True), moved, what)
+
+
+def _sort_by_expert(kernels: Kernels, shapes: Shapes, generator: torch.Generator) -> Call:
+    chosen = _chosen(shapes, generator)
+    what = f"{chosen.numel()} choices of {_NUM_EXPERTS}"
+    return Call(lambda: kernels.sort_by_expert(chosen, _NUM_EXPERTS, None), 3 * chosen.nbytes, what)
+
+
+def _expert_segments(kernels: Kernels, shapes: Shapes, generator: torch.Generator) -> Call:
+    rows = kernels.sort_by_expert(_chosen(shapes, generator), _NUM_EXPERTS, None)
+    slots = sorted(row % shapes.num_adapters for row in range(shapes.num_rows))
+    segments = Segments.from_slots(slots, block_rows=16 if kernels.level == "triton" else None)
+    moved = rows.sources.nbytes + 4 * len(rows.sources)
+    what = f"{len(rows.sources)} sorted rows, {shapes.num_adapters} adapters"
+    return Call(lambda: kernels.expert_segments(rows, segments), moved, what)
+
+
+def _grouped_linear(kernels: Kernels, shapes: Shapes, generator: torch.Generator) -> Call:
+    multiply, rows = (
+        kernels.grouped_linear,
+        kernels.sort_by_expert(_chosen(shapes, generator), _NUM_EXPERTS, None),
+    )
+    assert multiply is not None, "a CPU multiplies one expert after the other; give --level triton"
+    hidden, width = shapes.geometry.hidden_size, 2 * shapes.geometry.intermediate_size
+    weight = _random(generator, kernels, _NUM_EXPERTS, width, hidden)
+    x = _random(generator, kernels, shapes.num_rows, hidden)
+    moved = weight.nbytes + x.nbytes + len(rows.sources) * width * x.itemsize
+    what = f"{len(rows.sources)} rows, {_NUM_EXPERTS} x [{width}, {hidden}]"
+    return Call(lambda: multiply(x, weight, rows, True), moved, what)
+
+
+def _combine_experts(kernels: Kernels, shapes: Shapes, generator: torch.Generator) -> Call:
+    rows = kernels.sort_by_expert(_chosen(shapes, generator), _NUM_EXPERTS, None)
+    answers = _random(generator, kernels, len(rows.sources), shapes.geometry.hidden_size)
+    shares = torch.rand(shapes.num_rows, _NUM_CHOSEN, generator=generator)
+    moved = answers.nbytes + answers.nbytes // _NUM_CHOSEN
+    what = f"{_NUM_CHOSEN} answers for each of {shapes.num_rows} rows"
+    return Call(lambda: kernels.combine_experts(answers, rows.places, shares), moved, what)
+
+
+def _chosen(shapes: Shapes, generator: torch.Generator) -> Tensor:
+    logits = torch.rand(shapes.num_rows, _NUM_EXPERTS, generator=generator)
+    return logits.topk(_NUM_CHOSEN, dim=-1).indices
+
+
 def _adapter(
     kernels: Kernels, generator: torch.Generator, hidden: int, widths: tuple[int, ...], rank: int
 ) -> PackedLoRA:
@@ -176,6 +227,11 @@ CASES: Mapping[str, Make] = {
     "linear": _linear,
     "logits": _logits,
     "quantized_linear": _quantized_linear,
+    "choose_experts": _choose_experts,
+    "sort_by_expert": _sort_by_expert,
+    "expert_segments": _expert_segments,
+    "grouped_linear": _grouped_linear,
+    "combine_experts": _combine_experts,
     "paged_attention": _paged_attention,
     "embedding_lora_add": _embedding_lora_add,
     "lora_add": _lora_add,

@@ -1,4 +1,4 @@
-"""A batch rearranged by the experts that a router chose: each expert's rows lie together."""
+"""A batch sorted by the experts that its rows chose, on the host: a CPU's products are made one by one."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels.experts.sort_by_expert import SortedRows
 from kernels.lora.segments import BASE_SLOT, Pass, Run, Segments
 
 
 @dataclass(frozen=True, slots=True)
-class ExpertRows:
-    """Rows sorted by expert, and within one expert as they were in the batch, so by adapter."""
+class ExpertRows(SortedRows):
+    """Sorted rows with each expert's bounds."""
 
-    sources: Tensor  # [num_rows * num_chosen] int64, the row of the batch behind each sorted row
-    places: Tensor  # [num_rows * num_chosen] int64, the sorted row of each row's first, second, .. choice
     experts: NDArray[np.int64]  # [num_rows * num_chosen], the expert of each sorted row
     bounds: tuple[tuple[int, int, int], ...]  # (expert, first row, end row) of each expert that was chosen
 
@@ -60,6 +59,18 @@ class ExpertRows:
         for start, end in zip(starts.tolist(), _ends(starts, slots.size), strict=True):
             if slots[start] != BASE_SLOT:
                 yield Run(start, end, int(slots[start]), int(self.experts[start]))
+
+
+def sort_on_host(chosen: Tensor, num_experts: int, sequence_rows: Tensor | None = None) -> ExpertRows:
+    """Compute `sort_by_expert_reference` for products that are made one by one, rows of no sequence too."""
+    del num_experts, sequence_rows  # only experts that were chosen have rows; few rows are nobody's
+    return ExpertRows.of(chosen)
+
+
+def segments_on_host(rows: SortedRows, segments: Segments) -> Segments:
+    """Compute `expert_segments_reference`, with runs in place of tiles."""
+    assert isinstance(rows, ExpertRows), "rows that were sorted on a device"
+    return rows.segments(segments)
 
 
 def _starts(*columns: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -52,6 +52,7 @@ class Pass:
     block_rows: int | None = None  # rows of the longest run that there may be; None: of any length
     # [num_rows] int64, each row's slot or -1; with block_rows, for kernels that work row by row
     row_slots: Tensor | None = field(default=None, compare=False, repr=False)
+    made_in_step: bool = False  # table and scales are, by a kernel: shrink waits before it reads them
 
     @classmethod
     def of(

@@ -123,13 +123,16 @@ def shrink_kernel(  # type: ignore[no-untyped-def]
     NUM_PIECES: tl.constexpr,
     STORED: tl.constexpr,
     ALIGNED: tl.constexpr,
+    LATE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """planes[k, s, row, block b] = scale(row) x[row] . A[slot(row), s][ranks of b] over the k-th split.
 
     Program (tile, b, k * num_slices + s). The adapter's table entry holds A's address and its rank. ALIGNED:
-    rows of A and x are multiples of 16 elements, so that 16 bytes are read at a time.
+    rows of A and x are multiples of 16 elements, so that 16 bytes are read at a time. LATE: tiles and scales
+    are made by a kernel in front.
     """
+    wait_for_inputs(PDL & LATE)
     tile_ptr = tiles_ptr + tl.program_id(0) * 4
     first_row = tl.load(tile_ptr)
     end_row = tl.load(tile_ptr + 1)
@@ -145,7 +148,7 @@ def shrink_kernel(  # type: ignore[no-untyped-def]
     rows = first_row + tl.arange(0, BLOCK_M)
     row_is_mine = rows < end_row
     scales = tl.load(scales_ptr + rows, mask=row_is_mine, other=0.0)
-    wait_for_inputs(PDL)
+    wait_for_inputs(PDL & (not LATE))
     if first_rank >= rank:
         return
     a_ptr = a_address.to(tl.pointer_type(x_ptr.dtype.element_ty))
@@ -215,6 +218,7 @@ def lora_shrink(
         NUM_PIECES=NUM_WARPS if block_rows == BLOCK_ROWS[0] and x.element_size() == 2 else 1,
         STORED=BLOCK_RANK,
         ALIGNED=is_aligned,
+        LATE=lora_pass.made_in_step,
         num_warps=NUM_WARPS,
         num_stages=NUM_STAGES,
         enable_fp_fusion=True,

@@ -40,7 +40,10 @@ def test_stages_run_on_the_cpu_and_find_all_kernels_right(tmp_path: Path) -> Non
     assert {one["kernel"] for one in checks} >= {
         "attention",
         "lora_add",
+        "expand_norm",
         "quantized_linear",
+        "grouped_linear",
+        "layer with experts",
         "add_rms_norm",
         "swiglu",
         "geglu",
@@ -48,6 +51,7 @@ def test_stages_run_on_the_cpu_and_find_all_kernels_right(tmp_path: Path) -> Non
     assert {one["kernel"] for one in checks} >= {
         "engine: float32, words",
         "engine: NF4",
+        "engine: experts",
         "engine: waits",
         "waits",
     }

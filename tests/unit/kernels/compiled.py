@@ -59,8 +59,10 @@ class Recorder:
 
     def __init__(self) -> None:
         self.launches: list[Launch] = []
+        self.grids: list[tuple[int, ...]] = []
 
-    def __getitem__(self, _grid: tuple[int, ...]) -> Callable[..., None]:
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        self.grids.append(grid)
         return lambda *args, **options: self.launches.append(Launch(args, options))
 
 

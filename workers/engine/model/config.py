@@ -98,6 +98,11 @@ class ModelConfig(BaseModel):
         return self.experts if self.experts is not None and self.experts.in_layer[layer] else None
 
     @property
+    def has_experts(self) -> bool:
+        """Whether some layer has experts."""
+        return self.experts is not None and any(self.experts.in_layer)
+
+    @property
     def max_positions(self) -> int:
         """The longest sequence that every layer's positions serve."""
         return min(layer.rope.max_positions for layer in self.layers)

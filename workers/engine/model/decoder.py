@@ -16,7 +16,7 @@ from workers.engine.model.config import ModelConfig
 from workers.engine.model.layers.adapted_linear import AdaptedLinear, Delta, whole
 from workers.engine.model.layers.attention_backend import AttentionBackend
 from workers.engine.model.layers.decoder_layer import LayerParts
-from workers.engine.model.layers.expert_linear import ExpertLinear
+from workers.engine.model.layers.expert_linear import expert_linear
 from workers.engine.model.layers.layer_builders import build_layer
 from workers.engine.model.layers.ops import RotaryTable, look_up_shard
 from workers.engine.model.layers.side_stream import side_stream_of
@@ -156,7 +156,10 @@ class Decoder:
                 name: AdaptedLinear(one, slots(name), add, self._side)
                 for name, one in weights.linears.items()
             },
-            experts={name: ExpertLinear(some, slots(name), add) for name, some in weights.experts.items()},
+            experts={
+                name: expert_linear(some, slots(name), add, self._side)
+                for name, some in weights.experts.items()
+            },
             kernels=kernels,
             backend=attention,
             comm=self._comm,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kernels.experts.grouped_linear import StackedLinear
+from kernels.linear.linear import Linear
 from kernels.linear.logits import Head
 from kernels.linear.quantized_linear import AnyLinear
 from kernels.registry import Kernels, build
@@ -33,7 +36,7 @@ class LayerWeights:
     """One decoder layer's matrices by the names of its packed modules, and its norms in float32."""
 
     linears: Mapping[str, AnyLinear]  # by PackedLinear.name
-    experts: Mapping[str, tuple[AnyLinear, ...]]  # likewise, one of each expert; empty in dense layers
+    experts: Mapping[str, tuple[AnyLinear, ...] | StackedLinear]  # likewise; empty in dense layers
     pre_attention_norm: Tensor  # [hidden_size]
     pre_mlp_norm: Tensor | None = None  # [hidden_size]; None if the block has one norm for both
     post_attention_norm: Tensor | None = None  # [hidden_size]
@@ -126,13 +129,29 @@ def _load_layer(
 
 def _load_experts(
     linears: LinearLoader, prefix: str, modules: tuple[PackedLinear, ...]
-) -> dict[str, tuple[AnyLinear, ...]]:
-    experts: dict[str, tuple[AnyLinear, ...]] = {}
-    for packed in modules:
-        if packed.expert is not None:
-            linear = linears.load(prefix, packed)
-            experts[packed.name] = (*experts.get(packed.name, ()), linear)
-    return experts
+) -> Mapping[str, tuple[AnyLinear, ...] | StackedLinear]:
+    loaded = (
+        (packed.name, packed.expert, linears.load(prefix, packed))
+        for packed in modules
+        if packed.expert is not None
+    )
+    multiply = linears.kernels.grouped_linear
+    if multiply is None:
+        experts: dict[str, tuple[AnyLinear, ...]] = {}
+        for name, _, linear in loaded:
+            experts[name] = (*experts.get(name, ()), linear)
+        return experts
+    num_experts = Counter(packed.name for packed in modules if packed.expert is not None)
+    stacks: dict[str, Tensor] = {}
+    for name, expert, linear in loaded:  # one at a time: no two copies of more than one lie in memory
+        assert isinstance(linear, Linear), "a device's experts are dequantised as they are read"
+        assert linear.bias is None, "experts have no biases in any family"
+        weight = linear.dense()
+        if name not in stacks:
+            stacks[name] = weight.new_empty((num_experts[name], *weight.shape))
+        stacks[name][expert].copy_(weight)
+    kernel = linears.kernels.linear
+    return {name: StackedLinear(stack, kernel=kernel, multiply=multiply) for name, stack in stacks.items()}
 
 
 def _load_norm(

@@ -15,7 +15,7 @@ from workers.engine.core.errors import ConfigError
 from workers.engine.kv.kv_cache import KVCache
 from workers.engine.model.config import ModelConfig
 from workers.engine.model.decoder import Decoder
-from workers.engine.scheduling.step_layout import StepLayout
+from workers.engine.scheduling.step_layout import MIXED_BUCKETS, StepLayout
 from workers.engine.serving.step_graphs import StepGraphs, idle_step, on_device
 
 _LEAST_CAPABILITY = (8, 0)
@@ -53,9 +53,11 @@ def kernels_for(config: EngineConfig, model: ModelConfig, device: torch.device) 
     )
     if kernels.level != "triton":
         return kernels
-    if any(model.experts_of(layer) is not None for layer in range(model.num_layers)):
+    is_quantized = model.quantization is not None or config.quantization is not None
+    if is_quantized and config.quant_storage == "keep" and model.has_experts:
         raise ConfigError(
-            f"{config.model}: models with experts are not served on a GPU yet; give device='cpu'"
+            f"{config.model}: the weights of experts cannot stay quantised on a GPU; give "
+            "quant_storage='dequantize', or device='cpu'"
         )
     if not kernels.attends_in_place(config.block_size):
         raise ConfigError(
@@ -134,12 +136,20 @@ def warm_up(
     """Compile what steps need, and run the largest one that there can be."""
     rows = torch.arange(config.max_num_seqs, device=device)
     with torch.inference_mode():
-        shape = layout.large(config.max_num_batched_tokens)
-        for has_adapters in (False, True) if config.enable_lora else (False,):
-            step = on_device(idle_step(shape, has_adapters=has_adapters), device)
-            hidden = decoder.forward(step, cache)
-            decoder.logits(hidden, rows, None)
+        for num_tokens in _sizes(config.max_num_batched_tokens):
+            for has_adapters in (False, True) if config.enable_lora else (False,):
+                step = on_device(idle_step(layout.large(num_tokens), has_adapters=has_adapters), device)
+                hidden = decoder.forward(step, cache)
+                decoder.logits(hidden, rows, None)
     torch.cuda.synchronize(device)
+
+
+def _sizes(largest: int) -> list[int]:
+    """Return sizes of steps, each at most twice the one before: tiles of experts change more rarely."""
+    sizes = [largest]
+    while sizes[-1] > 2 * MIXED_BUCKETS[-1]:
+        sizes.append(sizes[-1] // 2)
+    return sizes
 
 
 def _tidy() -> None:

@@ -91,7 +91,7 @@ class SequentialLayer:
         if weights.post_attention_norm is not None:
             delta = self._norm(whole(delta), None, weights.post_attention_norm)
         normed = self._norm(residual, delta, self._pre_mlp_norm)
-        delta = self._summed(self._mlp(normed, step.segments))
+        delta = self._summed(self._mlp(normed, step.segments, step.sequence_rows))
         if weights.post_mlp_norm is not None:
             delta = self._norm(whole(delta), None, weights.post_mlp_norm)
         return delta

@@ -23,8 +23,9 @@ class MLP(Protocol):
         self,
         x: Tensor,  # [num_tokens, hidden_size]
         segments: Segments | None,
+        sequence_rows: Tensor | None = None,  # [num_seqs, 3] int32, as the step has them
     ) -> Delta:
-        """Return what is added to the residual."""
+        """Return what is added to the residual; for rows behind those of all sequences it may be anything."""
         ...
 
 
@@ -40,8 +41,10 @@ class GatedMLP:
         self,
         x: Tensor,  # [num_tokens, hidden_size]
         segments: Segments | None,
+        sequence_rows: Tensor | None = None,
     ) -> Delta:
         """Return what is added to the residual."""
+        del sequence_rows
         return self._down.before_norm(self._gate(self._gate_up(x, segments)), segments)
 
 
@@ -57,5 +60,4 @@ def build_mlp(
     if chosen_from is None:
         gate = {"silu": kernels.swiglu, "gelu_pytorch_tanh": kernels.geglu}[config.family.activation]
         return GatedMLP(linears["gate_up"], linears["down"], gate)
-    router, gate_up, down = linears["router"], experts["gate_up"], experts["down"]
-    return SparseMLP(chosen_from, router, gate_up, down, kernels.swiglu)
+    return SparseMLP(chosen_from, linears["router"], experts["gate_up"], experts["down"], kernels)

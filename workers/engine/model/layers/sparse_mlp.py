@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from kernels.activations.swiglu import Gate
-from kernels.experts.expert_rows import ExpertRows
 from kernels.lora.segments import Segments
+from kernels.registry import Kernels
 from workers.engine.model.config import Experts
 from workers.engine.model.layers.adapted_linear import AdaptedLinear
 from workers.engine.model.layers.expert_linear import ExpertLinear
@@ -16,38 +14,37 @@ from workers.engine.model.layers.expert_linear import ExpertLinear
 class SparseMLP:
     """sum over the chosen experts e of share_e down_e(silu(gate_e) * up_e) (Shazeer et al., 2017).
 
-    A token's answer is its own: the sum runs in the order of the router's preference, in float32.
+    A token's answer is its own: the sum runs in the order of the router's preference, in float32. On a device
+    nothing of the choice is known to the host: what is launched depends on shapes alone.
     """
 
     def __init__(
-        self, experts: Experts, router: AdaptedLinear, gate_up: ExpertLinear, down: ExpertLinear, gate: Gate
+        self,
+        experts: Experts,
+        router: AdaptedLinear,
+        gate_up: ExpertLinear,
+        down: ExpertLinear,
+        kernels: Kernels,
     ) -> None:
-        """`gate` is silu(gate) * up."""
         self._experts = experts
         self._router = router
         self._gate_up = gate_up
         self._down = down
-        self._gate = gate
+        self._kernels = kernels
 
     def __call__(
         self,
         x: Tensor,  # [num_tokens, hidden_size]
         segments: Segments | None,
+        sequence_rows: Tensor | None = None,  # [num_seqs, 3] int32; None: every row is some sequence's
     ) -> Tensor:  # [num_tokens, hidden_size]
-        """Return what is added to the residual."""
-        shares, chosen = self._choose(x, segments)
-        rows = ExpertRows.of(chosen)
+        """Return what is added to the residual; on a device no expert is read for rows of no sequence."""
+        kernels, experts = self._kernels, self._experts
+        shares, chosen = kernels.choose_experts(
+            self._router(x, segments), experts.num_chosen, experts.normalizes
+        )
+        rows = kernels.sort_by_expert(chosen, experts.num_experts, sequence_rows)
         if segments is not None:
-            segments = rows.segments(segments)
-        hidden = self._gate(self._gate_up(x.index_select(0, rows.sources), rows, segments))
-        answers = self._down(hidden, rows, segments).index_select(0, rows.places)
-        answers = answers.view(*chosen.shape, -1).float()
-        return (answers * shares.unsqueeze(-1)).sum(dim=1).to(x.dtype)
-
-    def _choose(self, x: Tensor, segments: Segments | None) -> tuple[Tensor, Tensor]:
-        """Return the chosen experts' shares and numbers, [num_tokens, num_chosen] each."""
-        shares = torch.softmax(self._router(x, segments), dim=-1, dtype=torch.float32)
-        shares, chosen = shares.topk(self._experts.num_chosen, dim=-1)
-        if self._experts.normalizes:
-            shares = shares / shares.sum(dim=-1, keepdim=True)
-        return shares, chosen
+            segments = kernels.expert_segments(rows, segments)
+        hidden = kernels.swiglu(self._gate_up(x, rows, segments, gathers=True))
+        return kernels.combine_experts(self._down(hidden, rows, segments), rows.places, shares)

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from kernels.experts.grouped_linear import StackedLinear
 from kernels.linear.linear import Linear
 from kernels.linear.quantized_linear import QuantizedLinear
+from kernels.registry import build
 from tests.unit.workers.engine.model.family_cases import make_model
 from workers.engine.core.errors import ConfigError
 from workers.engine.model.config import load_model_config
@@ -43,6 +45,23 @@ def test_experts_are_quantised_on_the_way_in_and_their_router_stays_plain(mixtra
             assert isinstance(other, Linear)
             assert torch.equal(one.dense(), other.dense())
             assert not torch.equal(one.dense(), exact.dense())
+
+
+def test_experts_of_a_device_lie_in_one_tensor_each_with_the_weights_it_has_on_a_cpu(mixtral: Path) -> None:
+    config = load_model_config(mixtral)
+    plain = load_weights(mixtral, config, torch.float32)
+
+    stacked = load_weights(mixtral, config, torch.float32, kernels=build("cpu", torch.float32, "triton"))
+
+    assert stacked.linear_bytes == plain.linear_bytes
+    for name, experts in plain.layers[0].experts.items():
+        stack = stacked.layers[0].experts[name]
+        assert isinstance(stack, StackedLinear)
+        whole = stack[0].dense().untyped_storage().data_ptr()
+        for expert, linear in enumerate(experts):
+            found = stacked.linear(0, name, expert).dense()
+            assert torch.equal(found, linear.dense())
+            assert found.untyped_storage().data_ptr() == whole
 
 
 def test_ranks_share_plain_weights_only(mixtral: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.unit.workers.engine.conftest import PAD_ID, save_tokenizer
+from tests.unit.workers.engine.expert_adapters import named_as_in, save_adapter
 from tests.unit.workers.engine.model.family_cases import SPARSE_CASES, VOCAB_SIZE, make_model
 from workers.engine import EngineConfig, LLMEngine, LoRARequest, SamplingParams
 from workers.engine.lora import describe_base
-from workers.engine.lora.files.base import BaseDescription
 
 pytestmark = [
     pytest.mark.numeric,
@@ -54,7 +53,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     base = describe_base(folder / "base")
     adapters = {}
     for number, (name, (targets, rank)) in enumerate(ADAPTERS.items(), start=1):
-        _save_adapter(base, _named_as_in(base, targets), rank, folder / name)
+        save_adapter(base, named_as_in(base, targets), rank, folder / name)
         adapters[name] = LoRARequest(name, number, str(folder / name))
     _train_fused(model, folder / "fused")
     peft = PeftModel.from_pretrained(model, folder / "experts")
@@ -103,33 +102,6 @@ def _train_fused(model: PreTrainedModel, path: Path) -> None:
     peft = get_peft_model(model, config)
     peft.save_pretrained(path)
     peft.unload()
-
-
-def _named_as_in(base: BaseDescription, targets: tuple[str, ...]) -> tuple[str, ...]:
-    is_mixtral = any(path.endswith(".w1") for path in base.shapes)
-    qwen = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-    return targets if is_mixtral else tuple(qwen.get(target, target) for target in targets)
-
-
-def _save_adapter(base: BaseDescription, targets: tuple[str, ...], rank: int, path: Path) -> None:
-    """Write an adapter with a pair of matrices per expert, as PEFT did when experts were modules."""
-    generator = torch.Generator().manual_seed(rank)
-    tensors: dict[str, torch.Tensor] = {}
-    for module, shape in base.shapes.items():
-        # PEFT takes the names of experts' modules for those of experts only.
-        is_dense = re.search(r"\.mlp\.\w+_proj$", module)
-        if module.rpartition(".")[2] in targets and not is_dense:
-            a = torch.randn(rank, shape.in_features, generator=generator) * 0.3
-            b = torch.randn(shape.out_features, rank, generator=generator) * 0.3
-            tensors |= {
-                f"base_model.model.{module}.lora_A.weight": a,
-                f"base_model.model.{module}.lora_B.weight": b,
-            }
-    path.mkdir()
-    save_file(tensors, path / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 6, "target_modules": list(targets)}
-    layers = {"layers_to_transform": sorted({int(name.split(".")[4]) for name in tensors})}
-    (path / "adapter_config.json").write_text(json.dumps(config | layers))
 
 
 def _prompts() -> list[list[int]]:

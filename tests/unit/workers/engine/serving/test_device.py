@@ -45,11 +45,17 @@ def test_quantised_weights_can_stay_so_in_every_dtype(dtype: str) -> None:
     assert kernels_for(config, load_model_config(BASE_DIR), CPU).quantized_linear is not None
 
 
-def test_models_with_experts_are_refused_by_name(tmp_path: Path) -> None:
+def test_experts_are_served_but_for_weights_that_stay_quantised(tmp_path: Path) -> None:
     folder = save_base(SPARSE_CASES["mixtral"](), tmp_path)
+    model = load_model_config(folder)
 
-    with pytest.raises(ConfigError, match="models with experts are not served on a GPU yet"):
-        kernels_for(config_of(folder), load_model_config(folder), CPU)
+    assert kernels_for(config_of(folder), model, CPU).grouped_linear is not None
+    kernels_for(config_of(folder, quantization="int8", quant_storage="dequantize"), model, CPU)
+    with pytest.raises(
+        ConfigError,
+        match="the weights of experts cannot stay quantised on a GPU; give quant_storage='dequantize'",
+    ):
+        kernels_for(config_of(folder, quantization="int8"), model, CPU)
 
 
 def test_adapters_get_room_for_the_largest_and_no_less() -> None:
