@@ -14,9 +14,9 @@ from tests.unit.kernels.compiled import ARCHITECTURES, Recorder, compile_launch,
 from tests.unit.kernels.random_adapters import Case, make_case
 
 
-def case_of(width: int, dtype: torch.dtype = torch.float32, **options: int) -> Case:
+def case_of(width: int, dtype: torch.dtype = torch.float32, max_rank: int | None = None) -> Case:
     return make_case(
-        ranks=[[8, 16]], slots=[0, 1], in_features=24, slice_widths=[width], dtype=dtype, **options
+        ranks=[[8, 16]], slots=[0, 1], in_features=24, slice_widths=[width], dtype=dtype, max_rank=max_rank
     )
 
 

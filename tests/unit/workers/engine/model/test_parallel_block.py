@@ -19,6 +19,7 @@ from workers.engine import EngineConfig, LLMEngine, LoRARequest, SamplingParams
 from workers.engine.core.step_input import ForwardInput
 from workers.engine.model.families import FAMILIES
 from workers.engine.model.families.family import Family, LayerNorms
+from workers.engine.model.layers.adapted_linear import Delta, whole
 from workers.engine.model.layers.decoder_layer import LayerParts
 from workers.engine.model.layers.layer_builders import LAYER_BUILDERS
 from workers.engine.model.layers.ops import Rotation
@@ -48,16 +49,17 @@ class ParallelLayer:
     def __call__(
         self,
         residual: Tensor,
-        delta: Tensor | None,
+        delta: Delta | None,
         rotations: Sequence[Rotation],
         step: ForwardInput,
         kv: tuple[Tensor, Tensor],
     ) -> Tensor:
         parts = self._parts
         norm, eps = parts.weights.pre_attention_norm, parts.config.rms_norm_eps
-        normed = parts.kernels.add_rms_norm(residual, delta, norm, eps)
+        before = None if delta is None else whole(delta)
+        normed = parts.kernels.add_rms_norm(residual, before, norm, eps)
         attended = self._attention(normed, rotations[parts.rotary], step, kv)
-        return parts.comm.add(attended + self._mlp(normed, step.segments))
+        return parts.comm.add(whole(attended) + whole(self._mlp(normed, step.segments)))
 
 
 FAMILY = Family(architecture=ARCHITECTURE, norms=LayerNorms(pre_mlp=None))
