@@ -96,7 +96,8 @@ def _products(device: Device, dtype: torch.dtype, widths: tuple[int, int]) -> Fo
         spoiled = x.clone()
         spoiled[0] = float("nan")
         others = rows.sources != 0
-        yield f"{case}: beside NaN", same(multiply(spoiled, weight, rows, True)[others], whole[others])
+        if others.any():
+            yield f"{case}: beside NaN", same(multiply(spoiled, weight, rows, True)[others], whole[others])
 
 
 def _layer(device: Device, dtype: torch.dtype) -> Found:
