@@ -93,7 +93,7 @@ def _product(
 
 def _quantized_linears(device: Device, shapes: Shapes, dtype: torch.dtype) -> Iterator[Timing]:
     for batch in (*shapes.batches, shapes.prompt):
-        for module in shapes.modules:
+        for module in ("o",) if device.is_rehearsal else shapes.modules:
             for name in TIMED:
                 yield _quantized(device, shapes, dtype, module, batch, name)
 
