@@ -11,7 +11,7 @@ from benchmarks.gpu.records import Recorder
 
 SHARES_S = {
     "environment": 15,
-    "kernels-right": 50,
+    "kernels-right": 65,
     "engine-right": 80,
     "step-times": 150,
     "quantized-times": 45,

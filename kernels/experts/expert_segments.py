@@ -24,6 +24,15 @@ def block_rows_for(rows: DeviceRows) -> int:
     return _MANY_ROWS if rows.num_rows >= _LEAST_MEAN * rows.num_experts else _FEW_ROWS
 
 
+def most_runs(given: Pass) -> int:
+    """Return how many runs of one adapter's rows a batch has, or may have if its table is filled up.
+
+    A filled table is one of a shape that recurs: what is launched for it must serve any other batch of it.
+    """
+    num_tiles = given.table.shape[0]
+    return num_tiles if len(given.runs) < num_tiles else sum(1 for _ in given.whole_runs())
+
+
 def most_tiles(num_sorted: int, num_runs: int, block_rows: int) -> int:
     """Return the most tiles of sorted rows that lie in at most so many runs.
 
@@ -43,8 +52,8 @@ def empty_segments(rows: SortedRows, segments: Segments) -> Segments:
 
 
 def _empty_pass(rows: DeviceRows, given: Pass, block_rows: int) -> Pass:
-    # Of each tile of the batch an expert has one run at the most.
-    num_runs = min(rows.num_rows, given.table.shape[0] * rows.num_experts)
+    # Of each run of the batch an expert has one at the most.
+    num_runs = min(rows.num_rows, most_runs(given) * rows.num_experts)
     num_tiles, device = most_tiles(rows.num_rows, num_runs, block_rows), rows.sources.device
     table = torch.empty((num_tiles, 4), dtype=torch.int64, device=device)
     scales = torch.empty(rows.num_rows, dtype=torch.float32, device=device)
@@ -70,7 +79,7 @@ def expert_segments_reference(
     for given, one in zip(segments.passes, made.passes, strict=True):
         one.scales.copy_(given.scales[rows.sources])
         one.table.copy_(torch.tensor([0, 0, BASE_SLOT, 0]))
-        _fill(rows, one, _slots(given, segments.num_rows)[rows.sources].tolist(), given.table.shape[0])
+        _fill(rows, one, _slots(given, segments.num_rows)[rows.sources].tolist(), most_runs(given))
     return made
 
 
@@ -81,7 +90,7 @@ def _slots(given: Pass, num_rows: int) -> Tensor:
     return slots
 
 
-def _fill(rows: DeviceRows, one: Pass, slots: list[int], num_batch_tiles: int) -> None:
+def _fill(rows: DeviceRows, one: Pass, slots: list[int], num_runs: int) -> None:
     assert one.block_rows is not None
     starts, first_tile = rows.starts.tolist(), 0
     for expert, (start, end) in enumerate(pairwise(starts)):
@@ -95,4 +104,4 @@ def _fill(rows: DeviceRows, one: Pass, slots: list[int], num_batch_tiles: int) -
             if slots[row] != BASE_SLOT:
                 one.table[tile] = torch.tensor([row, following, slots[row], expert])
                 tile += 1
-        first_tile += most_tiles(end - start, min(end - start, num_batch_tiles), one.block_rows)
+        first_tile += most_tiles(end - start, min(end - start, num_runs), one.block_rows)

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
-from kernels.experts.expert_segments import empty_segments
+from kernels.experts.expert_segments import empty_segments, most_runs
 from kernels.experts.sort_by_expert import DeviceRows, SortedRows
 from kernels.lora.segments import Segments
 
@@ -23,7 +23,7 @@ def slots_of(slots, rows, starts, ends, given):  # type: ignore[no-untyped-def]
     return tl.maximum(slots, tl.max(tl.where(is_inside, given[None, :], -1), axis=1))
 
 
-@triton.jit(do_not_specialize=["num_batch_tiles", "num_tiles"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_batch_tiles", "num_runs", "num_tiles"])  # type: ignore[untyped-decorator]
 def expert_segments_kernel(  # type: ignore[no-untyped-def]
     sources_ptr,  # [num_sorted] int64
     starts_ptr,  # [num_experts + 1] int64
@@ -32,6 +32,7 @@ def expert_segments_kernel(  # type: ignore[no-untyped-def]
     tiles_ptr,  # [num_tiles, 4] int64: start, end, slot (-1: idle), expert
     scales_ptr,  # [num_sorted] float32
     num_batch_tiles,
+    num_runs,  # that the batch has at the most
     num_tiles,
     num_experts,
     TILE_ROWS: tl.constexpr,
@@ -51,7 +52,7 @@ def expert_segments_kernel(  # type: ignore[no-untyped-def]
     exists = experts < num_experts
     firsts = tl.load(starts_ptr + experts, mask=exists, other=0).to(tl.int32)
     counts = tl.load(starts_ptr + 1 + experts, mask=exists, other=0).to(tl.int32) - firsts
-    room = tl.minimum(counts, tl.minimum(counts, num_batch_tiles) + counts // TILE_ROWS)
+    room = tl.minimum(counts, tl.minimum(counts, num_runs) + counts // TILE_ROWS)
     tile = tl.sum(tl.where(experts < expert, room, 0), axis=0)
     end_tile = tile + tl.sum(tl.where(experts == expert, room, 0), axis=0)
     start = tl.load(starts_ptr + expert).to(tl.int32)
@@ -107,6 +108,7 @@ def expert_segments_triton(rows: SortedRows, segments: Segments) -> Segments:
             one.table,
             one.scales,
             given.table.shape[0],
+            most_runs(given),
             one.table.shape[0],
             rows.num_experts,
             TILE_ROWS=one.block_rows,

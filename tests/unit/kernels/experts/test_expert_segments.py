@@ -10,11 +10,11 @@ import torch
 
 from kernels.experts import triton_expert_segments
 from kernels.experts.expert_rows import sort_on_host
-from kernels.experts.expert_segments import expert_segments_reference, most_tiles
+from kernels.experts.expert_segments import expert_segments_reference, most_runs, most_tiles
 from kernels.experts.sort_by_expert import sort_by_expert_reference
 from kernels.experts.triton_expert_segments import expert_segments_kernel, expert_segments_triton
 from kernels.lora import shrink
-from kernels.lora.segments import Segments
+from kernels.lora.segments import Segments, SlotScale
 from kernels.lora.shrink import lora_shrink, shrink_kernel
 from tests.unit.kernels.compiled import ARCHITECTURES, Recorder, compile_launch, launch_on
 from tests.unit.kernels.experts.device_rows import device_rows
@@ -68,6 +68,15 @@ def test_a_tile_has_one_experts_share_of_one_adapter() -> None:
     assert busy == [[0, 2, 4, 0], [2, 3, 5, 0], [3, 5, 4, 1], [6, 7, 5, 1]]
     assert made.block_rows == 16
     assert made.made_in_step
+
+
+def test_a_batch_that_is_not_filled_up_has_room_for_the_runs_it_has() -> None:
+    filled, exact = (
+        Segments.from_runs([(40, (SlotScale(1),)), (2, (SlotScale(0),))], block_rows=16, num_tiles=num_tiles)
+        for num_tiles in (6, 0)
+    )
+
+    assert [most_runs(one.passes[0]) for one in (filled, exact)] == [6, 2]
 
 
 def test_experts_have_room_for_every_tile_that_they_may_need() -> None:

@@ -141,9 +141,11 @@ BATCHES = {
 
 
 @pytest.mark.parametrize("name", BATCHES)
-@pytest.mark.parametrize("num_experts", [1, 3])
-def test_tiles_of_adapters_are_cut_where_slot_or_expert_changes(name: str, num_experts: int) -> None:
-    batch = Segments.from_runs(BATCHES[name], block_rows=16, num_tiles=20)
+@pytest.mark.parametrize(("num_experts", "num_tiles"), [(1, 20), (3, 20), (3, 0)])
+def test_tiles_of_adapters_are_cut_where_slot_or_expert_changes(
+    name: str, num_experts: int, num_tiles: int
+) -> None:
+    batch = Segments.from_runs(BATCHES[name], block_rows=16, num_tiles=num_tiles)
     chosen = chosen_of(batch.num_rows, min(2, num_experts), num_experts)
     rows = sort_by_expert_reference(chosen, num_experts)
 
