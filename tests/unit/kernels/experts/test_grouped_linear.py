@@ -23,6 +23,7 @@ MOST_SHARED_BYTES = {90: 227 << 10, 100: 227 << 10}
     [
         *((arch, torch.bfloat16, 64, 2048, True, 96) for arch in ARCHITECTURES),
         *((arch, torch.bfloat16, 2048, 2048, True, 224) for arch in ARCHITECTURES),
+        (90, torch.bfloat16, 1, 768, False, 64),
         (90, torch.bfloat16, 256, 768, False, 144),
         (90, torch.float16, 512, 2048, True, 144),
         (90, torch.float32, 2048, 768, False, 128),
