@@ -77,6 +77,34 @@ def compile_launch(kernel: JITFunction, launch: Launch, *, arch: int, tmp_path: 
     A tensor's address and an integer count as multiples of 16 if they are, unless the kernel says
     `do_not_specialize` or `do_not_specialize_on_alignment`; an integer that is 1 is a constant.
     """
+    source, options = _specialized(kernel, launch)
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    usage = subprocess.run([_CUOBJDUMP, "-res-usage", cubin], capture_output=True, text=True, check=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout)
+    assert found, usage.stdout
+    ptx = compiled.asm["ptx"]
+    parameters = [name for name, kind in source.signature.items() if kind != "constexpr"]
+    return Compiled(
+        ptx,
+        compiled.asm["cubin"],
+        num_registers=int(found[1]),
+        stack_bytes=int(found[2]),
+        num_narrow=len(_NARROW.findall(ptx)),
+        shared_bytes=compiled.metadata.shared,
+        read_before_wait=_read_before_wait(ptx, parameters),
+    )
+
+
+def compile_for_amd(kernel: JITFunction, launch: Launch, *, arch: str) -> bytes:
+    """Compile likewise for an AMD card, and return its program."""
+    source, options = _specialized(kernel, launch)
+    return bytes(triton.compile(source, target=GPUTarget("hip", arch, 64), options=options).asm["hsaco"])
+
+
+def _specialized(kernel: JITFunction, launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
+    """Return what a launch makes of a kernel, and the options of the compiler."""
     constants = {name: value for name, value in launch.options.items() if name in kernel.arg_names}
     options = {name: value for name, value in launch.options.items() if name not in constants}
     signature, attributes = dict.fromkeys(constants, "constexpr"), {}
@@ -92,27 +120,7 @@ def compile_launch(kernel: JITFunction, launch: Launch, *, arch: int, tmp_path: 
         elif not is_tensor and value == 1:
             signature[parameter.name], constants[parameter.name] = "constexpr", 1
     ordered = {name: signature[name] for name in kernel.arg_names}
-    compiled = triton.compile(
-        ASTSource(kernel, ordered, constexprs=constants, attrs=attributes),
-        target=GPUTarget("cuda", arch, 32),
-        options=options,
-    )
-    cubin = tmp_path / "kernel.cubin"
-    cubin.write_bytes(compiled.asm["cubin"])
-    usage = subprocess.run([_CUOBJDUMP, "-res-usage", cubin], capture_output=True, text=True, check=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout)
-    assert found, usage.stdout
-    ptx = compiled.asm["ptx"]
-    parameters = [name for name, kind in ordered.items() if kind != "constexpr"]
-    return Compiled(
-        ptx,
-        compiled.asm["cubin"],
-        num_registers=int(found[1]),
-        stack_bytes=int(found[2]),
-        num_narrow=len(_NARROW.findall(ptx)),
-        shared_bytes=compiled.metadata.shared,
-        read_before_wait=_read_before_wait(ptx, parameters),
-    )
+    return ASTSource(kernel, ordered, constexprs=constants, attrs=attributes), options
 
 
 def _read_before_wait(ptx: str, parameters: Sequence[str]) -> frozenset[str] | None:
