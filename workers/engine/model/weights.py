@@ -14,16 +14,9 @@ from kernels.linear.quantized_linear import AnyLinear
 from kernels.registry import Kernels, build
 from workers.engine.model.checkpoint import CheckpointReader
 from workers.engine.model.config import ModelConfig
-from workers.engine.model.layout import (
-    EMBEDDING,
-    FINAL_NORM,
-    HEAD,
-    layer_modules,
-    layer_norms,
-    layer_path,
-)
+from workers.engine.model.layout import layer_modules, layer_norms, layer_path, tied_name
 from workers.engine.model.linears import LinearLoader
-from workers.engine.model.modules import PackedLinear
+from workers.engine.model.modules import EMBEDDING, FINAL_NORM, HEAD, PackedLinear
 from workers.engine.model.quantization import Quantize
 from workers.engine.model.random_weights import RandomWeights
 
@@ -98,7 +91,8 @@ def _load(
     reader: CheckpointReader | RandomWeights, linears: LinearLoader, config: ModelConfig
 ) -> DecoderWeights:
     hidden, vocab = config.hidden_size, config.vocab_size
-    embedding = reader.read(EMBEDDING, (vocab, hidden))
+    name = tied_name(reader.has) if config.tie_word_embeddings else EMBEDDING
+    embedding = reader.read(name, (vocab, hidden))
     layers = tuple(_load_layer(reader, linears, config, index) for index in range(config.num_layers))
     final_norm = _load_norm(reader, FINAL_NORM, hidden, config)
     head = Head(_load_head(reader, config, embedding), linears.kernels.logits)
