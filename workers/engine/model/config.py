@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from workers.engine.core.errors import CheckpointError
-from workers.engine.model.checkpoint import CheckpointReader, holds_weights
+from workers.engine.model.checkpoint import SINGLE_FILE, CheckpointReader, holds_weights
 from workers.engine.model.families import FAMILIES, Family, LayerType
 from workers.engine.model.modules import EMBEDDING, HEAD
 from workers.engine.model.quantization import QuantizedCheckpoint, quantization_of
@@ -126,12 +126,7 @@ def load_model_config(folder: Path) -> ModelConfig:
     raw = read_json(path)
     if raw is None:
         raise CheckpointError(f"{path} is missing; give the folder of a Hugging Face checkpoint")
-    if (folder / "adapter_config.json").is_file():
-        raise CheckpointError(
-            f"{folder} holds adapter_config.json beside config.json: transformers would load that adapter on "
-            "top of these weights, and an adapter that was merged is in them already; remove its files, or "
-            "move them to a folder of their own and send it with requests"
-        )
+    _refuse_other_weights(folder, raw)
     family = family_of(raw, path)
     refuse_unhonoured(raw, family, path)
     filled = with_defaults(raw, family)
@@ -143,6 +138,20 @@ def load_model_config(folder: Path) -> ModelConfig:
             "tie_word_embeddings": config.tie_word_embeddings and not _has_own_head(folder),
         }
     )
+
+
+def _refuse_other_weights(folder: Path, raw: dict[str, Any]) -> None:
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds adapter_config.json beside config.json: transformers would load that adapter on "
+            "top of these weights, and an adapter that was merged is in them already; remove its files, or "
+            "move them to a folder of their own and send it with requests"
+        )
+    if (named := raw.get("transformers_weights")) not in (None, SINGLE_FILE):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: transformers_weights is {named!r}, which transformers reads, and "
+            f"this engine reads {SINGLE_FILE} or its index; rename the file and leave the key out"
+        )
 
 
 def _has_own_head(folder: Path) -> bool:
