@@ -126,7 +126,7 @@ def end_token_ids(folder: Path, raw: Mapping[str, Any], vocab_size: int) -> tupl
     As in transformers' `generate`, the file alone decides: one that names no token leaves none.
     """
     path = folder / "generation_config.json"
-    generation = read_json(path)
+    generation: Mapping[str, Any] | None = read_json(path)
     if generation is None:
         path, generation = folder / "config.json", raw
     value = generation.get("eos_token_id")

@@ -22,8 +22,12 @@ SHAPE = {
 }
 
 
-def load(folder: Path, architecture: str, *, shape: dict[str, Any] = SHAPE, **values: Any) -> ModelConfig:
-    (folder / "config.json").write_text(json.dumps({**shape, "architectures": [architecture], **values}))
+def load(folder: Path, architecture: str, **values: Any) -> ModelConfig:
+    return load_all(folder, {**SHAPE, "architectures": [architecture], **values})
+
+
+def load_all(folder: Path, values: dict[str, Any]) -> ModelConfig:
+    (folder / "config.json").write_text(json.dumps(values))
     return load_model_config(folder)
 
 

@@ -11,9 +11,9 @@ import torch
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from tests.unit.workers.engine.model.test_config import SHAPE, load
+from tests.unit.workers.engine.model.test_config import SHAPE, load, load_all
 from workers.engine.core.errors import CheckpointError
-from workers.engine.model.config import ModelConfig, load_model_config
+from workers.engine.model.config import ModelConfig
 from workers.engine.model.families import FAMILIES
 
 TWO_KINDS = {"layer_types": ["sliding_attention", "full_attention"] * 2}
@@ -84,7 +84,7 @@ def assert_same_rotation(ours: ModelConfig, config: PreTrainedConfig) -> None:
 
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_what_is_left_out_is_the_family_s_default(architecture: str, tmp_path: Path) -> None:
-    assert_same(load(tmp_path, architecture, shape={}), theirs(architecture, {}))
+    assert_same(load_all(tmp_path, {"architectures": [architecture]}), theirs(architecture, {}))
 
 
 @pytest.mark.parametrize(
@@ -218,6 +218,4 @@ def test_two_readings_are_refused_with_both(
 
 
 def test_a_config_without_architectures_goes_by_its_model_type(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(SHAPE | {"model_type": "qwen3"}))
-
-    assert load_model_config(tmp_path).architecture == "Qwen3ForCausalLM"
+    assert load_all(tmp_path, SHAPE | {"model_type": "qwen3"}).architecture == "Qwen3ForCausalLM"
