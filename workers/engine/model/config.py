@@ -117,7 +117,7 @@ class ModelConfig(BaseModel):
 
 
 def load_model_config(folder: Path) -> ModelConfig:
-    """Read what a Hugging Face checkpoint's files say of it; `docs/models.md` tells which of them decides."""
+    """Read what a Hugging Face checkpoint's files say of it; `docs/checkpoints.md` tells which decides."""
     if not folder.is_dir():
         raise CheckpointError(
             f"model {str(folder)!r} is not a folder; give the path of a downloaded checkpoint"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from workers.engine.model.families import Family
 from workers.engine.model.families.family import LAYER_TYPES, LayerType
@@ -13,21 +13,20 @@ _NOTES = {"finetuned": (True, False), "attn_factor": (1,), "extrapolation_factor
 _OUTSIDE = ("rope_theta", "partial_rotary_factor")  # may stand beside the block
 
 
-class _Block(NamedTuple):
-    values: Mapping[str, Any]
-    theta_key: str  # where rope_theta stands, if not in the block
-    is_alone: bool  # there is no other for other types of layer
-
-
 def rope_of(filled: Mapping[str, Any], layer_type: LayerType, family: Family) -> dict[str, Any]:
     """Return the rope parameters of one type of layer, old key names replaced by new ones."""
-    block = _block_of(filled, layer_type, family)
-    rope = {name: value for name, value in block.values.items() if value is not None and name != "type"}
+    given, scaling = (_object(filled, key) for key in ("rope_parameters", "rope_scaling"))
+    if family.local_rope_key is None:
+        block, theta_key = _one_block(given, scaling, filled), "rope_theta"
+    else:
+        block = _block_of_type(given, scaling, layer_type)
+        theta_key = "rope_theta" if layer_type == "full_attention" else family.local_rope_key
+    rope = {name: value for name, value in block.items() if value is not None and name != "type"}
     for note, harmless in _NOTES.items():
         if rope.get(note) in harmless:
             del rope[note]
-    rope["rope_type"] = _rope_type(block.values, family)
-    rope.setdefault("rope_theta", filled.get(block.theta_key))
+    rope["rope_type"] = _rope_type(block, family)
+    rope.setdefault("rope_theta", filled.get(theta_key))
     rope.setdefault("partial_rotary_factor", filled.get("partial_rotary_factor"))
     if "partial_rotary_factor" not in family.reads and rope["partial_rotary_factor"] != 1.0:
         raise ValueError(
@@ -35,7 +34,7 @@ def rope_of(filled: Mapping[str, Any], layer_type: LayerType, family: Family) ->
             "engine serves 1.0"
         )
     limit = filled.get("max_position_embeddings")
-    if block.is_alone and "original_max_position_embeddings" in filled:
+    if family.local_rope_key is None and "original_max_position_embeddings" in filled:
         rope["original_max_position_embeddings"] = filled["original_max_position_embeddings"]
     rope.setdefault("original_max_position_embeddings", limit)
     return rope | {"max_position_embeddings": limit, "head_dim": filled.get("head_dim")}
@@ -57,51 +56,50 @@ def _rope_type(block: Mapping[str, Any], family: Family) -> object:
     return rope_type
 
 
-def _block_of(filled: Mapping[str, Any], layer_type: LayerType, family: Family) -> _Block:
-    """Return what counts of `rope_parameters` and of `rope_scaling`, which transformers prefers."""
-    given, scaling = (_object(filled, key) for key in ("rope_parameters", "rope_scaling"))
-    if family.local_rope_key is not None:
-        return _block_by_layer_type(given, scaling, layer_type, family.local_rope_key)
-    if not scaling:
-        return _Block(_of_type(given, layer_type), "rope_theta", not _is_by_layer_type(given))
-    replaced = _of_type(given, layer_type)
-    for key in _OUTSIDE:
-        lost, instead = replaced.get(key), filled.get(key)
+def _one_block(
+    given: Mapping[str, Any], scaling: Mapping[str, Any], filled: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return `rope_scaling` if there is one, which takes the place of `rope_parameters`."""
+    block = scaling or given
+    if kinds := [kind for kind in LAYER_TYPES if kind in block]:
+        raise ValueError(
+            f"its rope parameters are given for {' and '.join(kinds)}, and transformers reads one block for "
+            "all layers of this architecture; leave the type of layer out"
+        )
+    for key in _OUTSIDE if scaling else ():
+        lost, instead = given.get(key), filled.get(key)
         if key not in scaling and lost is not None and lost != instead:
             raise ValueError(
                 f"rope_scaling takes the place of rope_parameters, as in transformers, and {key} {lost!r} "
                 f"goes with it: {instead!r} would stand; give rope_scaling its own {key}, or write what it "
                 "says into rope_parameters"
             )
-    return _Block(_of_type(scaling, layer_type), "rope_theta", not _is_by_layer_type(scaling))
+    return block
 
 
-def _block_by_layer_type(
-    given: Mapping[str, Any], scaling: Mapping[str, Any], layer_type: LayerType, local_key: str
-) -> _Block:
+def _block_of_type(
+    given: Mapping[str, Any], scaling: Mapping[str, Any], layer_type: LayerType
+) -> Mapping[str, Any]:
     """Return a block of an architecture that has one for each type; scaling is of full attention alone."""
-    if given and not _is_by_layer_type(given):
+    if given and not any(kind in given for kind in LAYER_TYPES):
         raise ValueError(
             "rope_parameters names no type of layer, so that transformers ignores what it says; put it below "
             "full_attention or sliding_attention"
         )
-    if _is_by_layer_type(scaling):
+    if any(kind in scaling for kind in LAYER_TYPES):
         raise ValueError(
             "rope_scaling names types of layers, and transformers ignores what it says of them; put it into "
             "rope_parameters"
         )
     block = _object(given, layer_type)
-    if layer_type == "full_attention":
-        return _Block({"rope_type": "default", **block, **scaling} if scaling else block, "rope_theta", False)
-    return _Block(block, local_key, False)
-
-
-def _is_by_layer_type(block: Mapping[str, Any]) -> bool:
-    return any(kind in block for kind in LAYER_TYPES)
-
-
-def _of_type(block: Mapping[str, Any], layer_type: LayerType) -> Mapping[str, Any]:
-    return _object(block, layer_type) if _is_by_layer_type(block) else block
+    if layer_type == "full_attention" and scaling:
+        block = {"rope_type": "default", **block, **scaling}
+    if block.get("truncate") is False:
+        raise ValueError(
+            "truncate is false for one type of layer, which transformers ignores, so that it is true; take "
+            "it out"
+        )
+    return block
 
 
 def _object(filled: Mapping[str, Any], key: str) -> Mapping[str, Any]:

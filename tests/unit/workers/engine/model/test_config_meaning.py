@@ -195,6 +195,12 @@ def test_two_rope_keys_mean_what_they_mean_to_transformers(
             "rope_parameters names no type of layer",
         ),
         ("Gemma3ForCausalLM", {"rope_scaling": FULL_AND_LOCAL}, "rope_scaling names types of layers"),
+        ("Qwen3ForCausalLM", {"rope_scaling": FULL_AND_LOCAL}, "for full_attention and sliding_attention"),
+        (
+            "Gemma3ForCausalLM",
+            {"rope_parameters": {"sliding_attention": YARN | {"truncate": False}}},
+            "truncate is false for one type of layer, which transformers ignores",
+        ),
         ("LlamaForCausalLM", {"rope_scaling": YARN | {"attn_factor": 2}}, "attn_factor: Extra inputs"),
         ("LlamaForCausalLM", {"rope_theta": None}, "rope_theta: Input should be a valid number"),
         ("Qwen2ForCausalLM", {"use_sliding_window": True, "max_window_layers": None}, "max_window_layers"),
