@@ -1,9 +1,12 @@
-"""What the class of a tokenizer in transformers adds to its files: names of special tokens."""
+"""What the class of a tokenizer in transformers makes of its files: names, and Llama's way to split text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+import tokenizers
+from tokenizers import decoders, pre_tokenizers
 
 DEFAULT_TOKENS: Mapping[str, Mapping[str, str]] = {
     "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
@@ -22,9 +25,10 @@ REBUILT = frozenset(DEFAULT_TOKENS)
 """Classes that take the vocabulary of tokenizer.json, and added tokens from what lists them first."""
 MARKS_ALL_NAMED = frozenset({"Qwen2Tokenizer"})
 """Classes that make special whatever token has a name."""
+_SPACE = "▁"
 _SIGNS = {
-    "LlamaTokenizer": "▁",
-    "GemmaTokenizer": "▁",
+    "LlamaTokenizer": _SPACE,
+    "GemmaTokenizer": _SPACE,
     "Qwen2Tokenizer": "ByteLevel",
     "GPT2Tokenizer": "ByteLevel",
 }
@@ -61,6 +65,23 @@ def tokenizer_class(
     if usual == _ANY:
         return _ANY
     return usual if model_type in _OVERRULES_FILES else named
+
+
+def splits_anew(class_name: str) -> bool:
+    """Whether a class splits text by tokenizer_config.json, whatever tokenizer.json says of it."""
+    return class_name == "LlamaTokenizer"
+
+
+def split_anew(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
+    """Have a tokenizer split and join text as transformers 5 makes `LlamaTokenizer` do it."""
+    prefix = config.get("add_prefix_space")
+    has_prefix = True if prefix is None else bool(prefix)
+    scheme = "never" if not has_prefix else "always" if config.get("legacy") else "first"
+    backend.normalizer = None
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme=scheme, split=False)
+    join = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    strip = [decoders.Strip(" ", 1, 0)] if has_prefix else []
+    backend.decoder = decoders.Sequence([*join, *strip])
 
 
 def missing_sign(name: str, tokenizer: Mapping[str, Any]) -> str | None:

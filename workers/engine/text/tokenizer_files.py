@@ -17,6 +17,8 @@ from workers.engine.text.tokenizer_class import (
     MARKS_ALL_NAMED,
     REBUILT,
     missing_sign,
+    split_anew,
+    splits_anew,
     tokenizer_class,
 )
 
@@ -68,7 +70,8 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
     added = _to_add(told, present)
     if class_name in REBUILT:
         _require_listed(present.values(), added, class_name, path)
-        backend, present = _open_text(json.dumps({**own, "added_tokens": []}), path), {}
+        if {repr(token) for token in present.values()} - {repr(token) for token in added}:
+            backend, present = _open_text(json.dumps({**own, "added_tokens": []}), path), {}
     if class_name in MARKS_ALL_NAMED:
         added += [AddedToken(token.content, special=True) for token in (*told.named.values(), *told.extra)]
     backend.add_tokens(added)
@@ -76,7 +79,11 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
     backend.encode_special_tokens = bool(config.get("split_special_tokens"))
     special = frozenset(token.content for token in (*present.values(), *added) if token.special)
     named = {name: token.content for name, token in told.named.items()}
-    source = str(path) if _flags(backend) == before else backend.to_str()
+    is_as_filed = _flags(backend) == before
+    if splits_anew(class_name):
+        is_as_filed = False
+        split_anew(backend, config)
+    source = str(path) if is_as_filed else backend.to_str()
     return TokenizerFiles(backend, source, special, named, config)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tokenizers
 import torch
-from tokenizers import AddedToken, models
+from tokenizers import AddedToken, decoders, models, normalizers
 from transformers import AutoTokenizer, StopStringCriteria
 
 from tests.unit.workers.engine.conftest import save_tokenizer
@@ -165,6 +165,48 @@ def test_text_becomes_the_tokens_of_transformers_and_they_its_text(case: str, tm
     messages = [{"role": "user", "content": "hi"}]
     prompt = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert ours.encode_messages(messages) == (prompt, theirs(prompt, add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize("legacy", [True, False, None])
+@pytest.mark.parametrize("prefix", [True, False, None])
+def test_a_llama_tokenizer_splits_text_as_its_config_says(
+    legacy: bool | None, prefix: bool | None, tmp_path: Path
+) -> None:
+    words = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "\u2581",
+        *"hi[]",
+        "\u2581h",
+    ]
+    backend = tokenizers.Tokenizer(
+        models.BPE(
+            vocab={word: number for number, word in enumerate(words)},
+            merges=[("\u2581", "h")],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_special_tokens(["<s>", "</s>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    config = {"tokenizer_class": "LlamaTokenizerFast", "legacy": legacy, "add_prefix_space": prefix}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+
+    ours, theirs = Tokenizer.from_folder(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+
+    for text in ("hi é", "<s>[hi] hi</s>hi", " hi", "</s> hi"):
+        token_ids = theirs(text)["input_ids"]
+        assert ours.encode(text) == token_ids
+        assert ours.decode(token_ids) == theirs.decode(token_ids, skip_special_tokens=True)
+    assert ours.encode("hi") == tokenizers.Tokenizer.from_str(ours.source).encode("hi").ids
 
 
 @pytest.mark.parametrize("case", ["a token that tokenizer.json lacks", "a name makes a token special"])
