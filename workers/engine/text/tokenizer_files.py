@@ -221,11 +221,8 @@ def _to_add(told: _Told, present: Mapping[int, AddedToken]) -> list[AddedToken]:
     for token in tokens:
         token.special = token.special or token.content in names
     known = {token.content for token in (*present.values(), *tokens)}
-    for token in (*told.named.values(), *told.extra):
-        if token.content and token.content not in known:
-            known.add(token.content)
-            tokens.append(token)
-    return tokens
+    # Of one that is told of several times, with different flags, the last one holds.
+    return tokens + [token for token in (*told.named.values(), *told.extra) if token.content not in known]
 
 
 def _require_listed(

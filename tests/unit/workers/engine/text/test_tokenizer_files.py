@@ -120,6 +120,14 @@ CASES: dict[str, tuple[Files, list[AddedToken], dict[str, Any]]] = {
         [],
         {},
     ),
+    "a token told of twice, with other flags": (
+        {
+            "tokenizer_config": {"additional_special_tokens": ["<|im_end|>"]},
+            "special_tokens_map": {"eos_token": flags("<|im_end|>", lstrip=True, rstrip=True)},
+        },
+        [],
+        {},
+    ),
     "a model's own names": (
         {
             "tokenizer_config": {
