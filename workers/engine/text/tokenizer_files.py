@@ -60,7 +60,7 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
     _refuse_unhonoured(config, own, config_path)
     class_name = tokenizer_class(config, _read_object(folder / "config.json") or {}, own)
     try:
-        present = {int(token["id"]): _token(token) for token in own["added_tokens"]}
+        present = {int(token["id"]): _token(token) for token in own.get("added_tokens", ())}
         told = _told(folder, config, DEFAULT_TOKENS.get(class_name, {}), present)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise CheckpointError(
@@ -71,7 +71,7 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
     if class_name in REBUILT:
         _require_listed(present.values(), added, class_name, path)
         if {repr(token) for token in present.values()} - {repr(token) for token in added}:
-            backend, present = _open_text(json.dumps({**own, "added_tokens": []}), path), {}
+            backend, present = _open_bytes(json.dumps({**own, "added_tokens": []}).encode(), path), {}
     if class_name in MARKS_ALL_NAMED:
         added += [AddedToken(token.content, special=True) for token in (*told.named.values(), *told.extra)]
     backend.add_tokens(added)
@@ -94,13 +94,13 @@ def _flags(backend: tokenizers.Tokenizer) -> dict[int, str]:
 def _open(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; save the checkpoint together with its fast tokenizer")
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return _open_text(text, path), json.loads(text)
+    content = path.read_bytes()
+    return _open_bytes(content, path), json.loads(content)
 
 
-def _open_text(text: str, path: Path) -> tokenizers.Tokenizer:
+def _open_bytes(content: bytes, path: Path) -> tokenizers.Tokenizer:
     try:
-        backend = tokenizers.Tokenizer.from_str(text)
+        backend = tokenizers.Tokenizer.from_str(content.decode())
     except Exception as error:
         raise CheckpointError(f"{path} is not a tokenizer: {error}; save the tokenizer again") from error
     backend.no_truncation()
