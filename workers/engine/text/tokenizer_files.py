@@ -66,7 +66,7 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
         raise CheckpointError(
             f"{folder}: its special tokens cannot be read: {error!r}; save it again"
         ) from error
-    before = _flags(backend)
+    before, ids = _flags(backend), [*present.items(), *told.listed]
     added = _to_add(told, present)
     if class_name in REBUILT:
         _require_listed(present.values(), added, class_name, path)
@@ -75,7 +75,7 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
     if class_name in MARKS_ALL_NAMED:
         added += [AddedToken(token.content, special=True) for token in (*told.named.values(), *told.extra)]
     backend.add_tokens(added)
-    _require_ids(backend, [*present.items(), *told.listed], folder)
+    _require_ids(backend, ids, folder)
     backend.encode_special_tokens = bool(config.get("split_special_tokens"))
     special = frozenset(token.content for token in (*present.values(), *added) if token.special)
     named = {name: token.content for name, token in told.named.items()}
