@@ -12,6 +12,7 @@ from torch import Tensor
 from kernels.linear.logits import Head
 from kernels.linear.quantized_linear import AnyLinear
 from kernels.registry import Kernels, build
+from workers.engine.core.errors import CheckpointError
 from workers.engine.model.checkpoint import CheckpointReader
 from workers.engine.model.config import ModelConfig
 from workers.engine.model.layout import layer_modules, layer_norms, layer_path, tied_name
@@ -134,4 +135,10 @@ def _load_head(reader: CheckpointReader | RandomWeights, config: ModelConfig, em
     if config.tie_word_embeddings:
         reader.ignore(HEAD)
         return embedding
+    if isinstance(reader, CheckpointReader) and not reader.has(HEAD):
+        raise CheckpointError(
+            f"{reader.place(HEAD)} is missing, and tie_word_embeddings is false, so that transformers would "
+            "make up a head; set it to true in config.json if the embedding is the head, or download the "
+            "checkpoint again"
+        )
     return reader.read(HEAD, (config.vocab_size, config.hidden_size))

@@ -90,6 +90,10 @@ def name_a_missing_shard(folder: Path) -> None:
         ),
         (change_tensors(lambda tensors: tensors.pop("model.norm.weight")), "'model.norm.weight' is missing"),
         (
+            change_tensors(lambda tensors: tensors.pop("lm_head.weight")),
+            "'lm_head.weight' is missing, and tie_word_embeddings is false.*set it to true",
+        ),
+        (
             change_tensors(lambda tensors: tensors.update({"model.layers.0.extra": torch.ones(2)})),
             "1 tensors have no place in this model .model.layers.0.extra",
         ),
