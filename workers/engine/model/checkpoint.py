@@ -13,7 +13,9 @@ from torch import Tensor
 
 from workers.engine.core.errors import CheckpointError
 
+SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_COMPARED_ROWS = 4096  # at a time: a vocabulary's two matrices can be gigabytes
 _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)  # recomputed from rope_theta; old exports still carry it
 
 
@@ -72,6 +74,15 @@ class CheckpointReader:
         self._unread.discard(name)
         return tensor
 
+    def are_equal(self, one: str, other: str) -> bool:
+        """Whether two tensors that the checkpoint holds have one shape and the same values."""
+        slices = [self._slice(name) for name in (one, other)]
+        shape, other_shape = (part.get_shape() for part in slices)
+        return shape == other_shape and all(
+            torch.equal(*(part[row : row + _COMPARED_ROWS].float() for part in slices))
+            for row in range(0, shape[0], _COMPARED_ROWS)
+        )
+
     def place(self, name: str) -> str:
         """Say where a tensor is, for messages."""
         return f"{self._place_of.get(name, self._folder)}: {name!r}"
@@ -97,6 +108,9 @@ class CheckpointReader:
                 f"{path}: cannot read {name!r}: {error}; download the file again"
             ) from error
 
+    def _slice(self, name: str) -> Any:
+        return self._open(self._place_of[name]).get_slice(name)
+
     def _open(self, path: Path) -> Any:
         if path not in self._files:
             try:
@@ -106,26 +120,44 @@ class CheckpointReader:
         return self._files[path]
 
     def _locate(self) -> dict[str, Path]:
-        index = self._folder / "model.safetensors.index.json"
-        if index.is_file():
-            return self._locate_by_index(index)
-        single = self._folder / "model.safetensors"
-        if not single.is_file():
+        """Return each tensor's file; as in transformers, an index beside model.safetensors is stale."""
+        single, index = self._folder / SINGLE_FILE, self._folder / INDEX_FILE
+        if single.is_file():
+            return dict.fromkeys(self._open(single).keys(), single)
+        if not index.is_file():
             raise CheckpointError(
-                f"{self._folder} holds neither model.safetensors nor its index; "
+                f"{self._folder} holds neither {SINGLE_FILE} nor its index; "
                 "convert the checkpoint to safetensors"
             )
-        return dict.fromkeys(self._open(single).keys(), single)
+        return self._locate_in_shards(_shards_of(index), index)
 
-    def _locate_by_index(self, index: Path) -> dict[str, Path]:
-        try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            place_of = {name: self._folder / Path(file).name for name, file in weight_map.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{index} is not an index: {error!r}; download the file again") from error
-        for path in sorted(set(place_of.values())):
-            if not path.is_file():
+    def _locate_in_shards(self, shards: list[Path], index: Path) -> dict[str, Path]:
+        """Return what the shards hold: like transformers, this takes from the index their names alone."""
+        place_of: dict[str, Path] = {}
+        for path in shards:
+            names = self._open(path).keys()
+            if twice := sorted(place_of.keys() & set(names)):
                 raise CheckpointError(
-                    f"{path} is missing, though the index names it; download the file again"
+                    f"{index} names {place_of[twice[0]].name} and {path.name}, and both hold {twice[0]!r}: "
+                    "the index goes by its own entry, transformers by the last file; remove the shards of an "
+                    "older save and what the index says of them"
                 )
+            place_of |= dict.fromkeys(names, path)
         return place_of
+
+
+def _shards_of(index: Path) -> list[Path]:
+    try:
+        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = sorted(index.parent / Path(file).name for file in files)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not an index: {error!r}; download the file again") from error
+    for path in shards:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing, though the index names it; download the file again")
+    return shards
+
+
+def holds_weights(folder: Path) -> bool:
+    """Whether there is anything to read in a folder, or its configuration alone."""
+    return any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE))

@@ -5,21 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from workers.engine.core.errors import CheckpointError
+from workers.engine.model.checkpoint import SINGLE_FILE, CheckpointReader, holds_weights
 from workers.engine.model.families import FAMILIES, Family, LayerType
+from workers.engine.model.modules import EMBEDDING, HEAD
 from workers.engine.model.quantization import QuantizedCheckpoint, quantization_of
 from workers.engine.model.raw_config import (
-    as_ids,
+    end_token_ids,
     experts_of,
     family_of,
     layer_types,
     read_json,
     refuse_unhonoured,
-    rope_of,
     with_defaults,
 )
+from workers.engine.model.raw_rope import rope_of
 from workers.engine.model.rope import Rope
 
 
@@ -76,7 +79,7 @@ class ModelConfig(BaseModel):
     final_logit_softcapping: float | None = Field(default=None, gt=0)
     tie_word_embeddings: bool = False
     quantization: QuantizedCheckpoint | None = None
-    eos_token_ids: tuple[int, ...] = ()
+    eos_token_ids: tuple[int, ...] = ()  # of the file that decides, see `end_token_ids`
     name: str | None = Field(default=None, validation_alias="_name_or_path")
 
     @model_validator(mode="after")
@@ -119,7 +122,7 @@ class ModelConfig(BaseModel):
 
 
 def load_model_config(folder: Path) -> ModelConfig:
-    """Read config.json and generation_config.json of a Hugging Face checkpoint."""
+    """Read what a Hugging Face checkpoint's files say of it; `docs/checkpoints.md` tells which decides."""
     if not folder.is_dir():
         raise CheckpointError(
             f"model {str(folder)!r} is not a folder; give the path of a downloaded checkpoint"
@@ -128,13 +131,40 @@ def load_model_config(folder: Path) -> ModelConfig:
     raw = read_json(path)
     if raw is None:
         raise CheckpointError(f"{path} is missing; give the folder of a Hugging Face checkpoint")
+    _refuse_other_weights(folder, raw)
     family = family_of(raw, path)
     refuse_unhonoured(raw, family, path)
     filled = with_defaults(raw, family)
     filled["quantization"] = quantization_of(raw, path)
-    generation = read_json(folder / "generation_config.json") or {}
-    filled["eos_token_ids"] = as_ids(raw.get("eos_token_id")) + as_ids(generation.get("eos_token_id"))
-    return _validated(filled, family, path)
+    config = _validated(filled, family, path)
+    return config.model_copy(
+        update={
+            "eos_token_ids": end_token_ids(folder, raw, config.vocab_size),
+            "tie_word_embeddings": config.tie_word_embeddings and not _has_own_head(folder),
+        }
+    )
+
+
+def _refuse_other_weights(folder: Path, raw: dict[str, Any]) -> None:
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds adapter_config.json beside config.json: transformers would load that adapter on "
+            "top of these weights, and an adapter that was merged is in them already; remove its files, or "
+            "move them to a folder of their own and send it with requests"
+        )
+    if (named := raw.get("transformers_weights")) not in (None, SINGLE_FILE):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: transformers_weights is {named!r}, which transformers reads, and "
+            f"this engine reads {SINGLE_FILE} or its index; rename the file and leave the key out"
+        )
+
+
+def _has_own_head(folder: Path) -> bool:
+    """Whether there is a head beside the embedding, and another one: transformers then ties nothing."""
+    if not holds_weights(folder):
+        return False
+    with CheckpointReader(folder, torch.float32) as reader:
+        return reader.has(EMBEDDING) and reader.has(HEAD) and not reader.are_equal(EMBEDDING, HEAD)
 
 
 def _validated(filled: dict[str, Any], family: Family, path: Path) -> ModelConfig:
@@ -153,6 +183,8 @@ def _validated(filled: dict[str, Any], family: Family, path: Path) -> ModelConfi
         }
     except ValidationError as error:
         raise CheckpointError(f"{path}: {_first_problem(error)}; repair the checkpoint's config") from error
+    except KeyError as error:
+        raise CheckpointError(f"{path}: {error.args[0]} is null; give its value, or leave it out") from error
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     layers = tuple(kinds[kind] for kind in types)

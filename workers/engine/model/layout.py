@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from workers.engine.model.config import Experts, ModelConfig
 from workers.engine.model.families import DenseMLPNames, SparseMLPNames
-from workers.engine.model.modules import LinearModule, PackedLinear, ShardAxis
+from workers.engine.model.modules import EMBEDDING, FINAL_NORM, HEAD, LinearModule, PackedLinear, ShardAxis
 
-EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm", "lm_head.weight"
+
+def tied_name(has: Callable[[str], bool]) -> str:
+    """Return the tensor that is embedding and head of a tied checkpoint: some hold it as the head alone."""
+    return HEAD if has(HEAD) and not has(EMBEDDING) else EMBEDDING
 
 
 def layer_path(layer: int) -> str:

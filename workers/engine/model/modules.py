@@ -1,10 +1,11 @@
-"""The linear modules of a decoder layer, by their names in checkpoints and in PEFT, and their packing."""
+"""A decoder's weights by their names in checkpoints and in PEFT, and how linear modules are packed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm", "lm_head.weight"
 ShardAxis = Literal["column", "row", "vocabulary", "replicate"]
 """How a weight is cut between devices: by its outputs, its inputs, its tokens, or not at all."""
 

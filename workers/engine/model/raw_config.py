@@ -9,9 +9,8 @@ from typing import Any
 
 from workers.engine.core.errors import CheckpointError
 from workers.engine.model.families import FAMILIES, Family
-from workers.engine.model.families.family import LayerType
+from workers.engine.model.families.family import LLAMA_DEFAULTS, LayerType
 
-LAYER_TYPES: tuple[LayerType, ...] = ("full_attention", "sliding_attention")
 # Keys of the config that only the families which name them read.
 _OPTIONAL = (
     "sliding_window",
@@ -36,15 +35,24 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def family_of(raw: Mapping[str, Any], path: Path) -> Family:
-    """Return the entry of the checkpoint's architecture."""
-    architectures = raw.get("architectures")
-    if isinstance(architectures, list) and len(architectures) == 1:
-        family = FAMILIES.get(str(architectures[0]))
-        if family is not None:
-            return family
-    raise CheckpointError(
-        f"{path}: architectures is {architectures!r}; this engine serves {', '.join(sorted(FAMILIES))}"
-    )
+    """Return the entry of the checkpoint's architecture, by its model_type if it names none."""
+    architectures, model_type = raw.get("architectures"), raw.get("model_type")
+    known = [
+        family
+        for family in FAMILIES.values()
+        if ([family.architecture] == architectures if architectures else family.model_type == model_type)
+    ]
+    if not known:
+        raise CheckpointError(
+            f"{path}: architectures is {architectures!r}; this engine serves {', '.join(sorted(FAMILIES))}"
+        )
+    (family,) = known
+    if model_type not in (None, family.model_type):
+        raise CheckpointError(
+            f"{path}: architectures names {family.architecture}, and model_type, by which transformers goes, "
+            f"is {model_type!r}, not {family.model_type!r}; repair the checkpoint's config"
+        )
+    return family
 
 
 def refuse_unhonoured(raw: Mapping[str, Any], family: Family, path: Path) -> None:
@@ -66,25 +74,32 @@ def with_defaults(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
     unread = [key for key in _OPTIONAL if key not in family.reads]
     filled = {
         key: value
-        for key, value in {**family.defaults, **raw}.items()
+        for key, value in {**LLAMA_DEFAULTS, **family.defaults, **raw}.items()
         if key not in unread and value is not None
     }
     heads, hidden = filled.get("num_attention_heads"), filled.get("hidden_size")
     filled.setdefault("num_key_value_heads", heads)
+    if isinstance(types := filled.get("layer_types"), list):
+        filled["layer_types"] = ["full_attention" if kind == "attention" else kind for kind in types]
     if isinstance(heads, int) and isinstance(hidden, int) and heads > 0:
         filled.setdefault("head_dim", hidden // heads)
-    filled.setdefault("rms_norm_eps", 1e-6)
-    if not filled.get("use_sliding_window", True):
+    if "use_sliding_window" in family.reads and not filled.get("use_sliding_window"):
         filled.pop("sliding_window", None)
     return filled
 
 
 def layer_types(filled: Mapping[str, Any], family: Family) -> list[LayerType]:
     """Return each layer's type, from config.json or by the family's rule."""
-    num_layers = filled["num_hidden_layers"]
-    listed = filled.get("layer_types") or [family.layer_type(filled, layer) for layer in range(num_layers)]
+    num_layers, listed = filled["num_hidden_layers"], filled.get("layer_types")
+    if not listed:
+        return [family.layer_type(filled, layer) for layer in range(num_layers)]
     if len(listed) != num_layers:
         raise ValueError(f"layer_types has {len(listed)} entries for {num_layers} layers; repair the config")
+    if "sliding_attention" in listed and "sliding_window" not in filled:
+        raise ValueError(
+            "layer_types names sliding_attention, and there is no window for it (sliding_window is null, or "
+            "use_sliding_window false); give the window, or name full_attention"
+        )
     return list(listed)
 
 
@@ -105,46 +120,21 @@ def experts_of(filled: Mapping[str, Any], family: Family) -> dict[str, Any] | No
     }
 
 
-def rope_of(filled: Mapping[str, Any], layer_type: LayerType, family: Family) -> dict[str, Any]:
-    """Return the rope parameters of one type of layer, old key names replaced by new ones."""
-    key = "rope_parameters" if filled.get("rope_parameters") else "rope_scaling"
-    given = _object(filled, key)
-    local_key = family.local_rope_key if layer_type == "sliding_attention" else None
-    if any(kind in given for kind in LAYER_TYPES):
-        given = _object(given, layer_type)
-    elif local_key:
-        given = {}  # the older layout scales the other layers only
-    rope = {name: value for name, value in given.items() if value is not None and name != "type"}
-    rope_type = given.get("rope_type") or given.get("type") or "default"
-    rope["rope_type"] = family.rope_aliases.get(rope_type, rope_type)
-    if rope["rope_type"] not in family.rope_types:
-        raise ValueError(
-            f"rope_type is {rope['rope_type']!r}; for {family.architecture} this engine serves "
-            f"{', '.join(sorted(family.rope_types))}"
-        )
-    rope.setdefault("rope_theta", filled.get(local_key or "rope_theta", 10000.0))
-    rope.setdefault("partial_rotary_factor", filled.get("partial_rotary_factor", 1.0))
-    if "partial_rotary_factor" not in family.reads and rope["partial_rotary_factor"] != 1.0:
-        raise ValueError(
-            f"partial_rotary_factor is {rope['partial_rotary_factor']!r}; for {family.architecture} this "
-            "engine serves 1.0"
-        )
-    limit = filled.get("max_position_embeddings")
-    if "original_max_position_embeddings" in filled:
-        rope["original_max_position_embeddings"] = filled["original_max_position_embeddings"]
-    rope.setdefault("original_max_position_embeddings", limit)
-    return rope | {"max_position_embeddings": limit, "head_dim": filled.get("head_dim")}
+def end_token_ids(folder: Path, raw: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
+    """Return the tokens that end an answer: generation_config.json's, or config.json's if there is none.
 
-
-def _object(filled: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = filled.get(key) or {}
-    if not isinstance(value, dict):
-        raise TypeError(f"{key} is {value!r}; it must be an object: repair the config")
-    return value
-
-
-def as_ids(value: int | list[int] | None) -> list[int]:
-    """Return token ids that a config gives as one number, a list or nothing."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list) else [value]
+    As in transformers' `generate`, the file alone decides: one that names no token leaves none.
+    """
+    path = folder / "generation_config.json"
+    generation: Mapping[str, Any] | None = read_json(path)
+    if generation is None:
+        path, generation = folder / "config.json", raw
+    value = generation.get("eos_token_id")
+    listed = value if isinstance(value, list) else [] if value is None else [value]
+    for token_id in listed:
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < vocab_size:
+            raise CheckpointError(
+                f"{path}: eos_token_id names {token_id!r}, but this model's tokens are the integers from 0 "
+                f"to {vocab_size - 1} (vocab_size); take it out, or use the files of one checkpoint"
+            )
+    return tuple(dict.fromkeys(listed))

@@ -15,18 +15,12 @@ from kernels.linear.linear import Linear
 from kernels.linear.logits import Head
 from kernels.linear.quantized_linear import AnyLinear
 from kernels.registry import Kernels, build
+from workers.engine.core.errors import CheckpointError
 from workers.engine.model.checkpoint import CheckpointReader
 from workers.engine.model.config import ModelConfig
-from workers.engine.model.layout import (
-    EMBEDDING,
-    FINAL_NORM,
-    HEAD,
-    layer_modules,
-    layer_norms,
-    layer_path,
-)
+from workers.engine.model.layout import layer_modules, layer_norms, layer_path, tied_name
 from workers.engine.model.linears import LinearLoader
-from workers.engine.model.modules import PackedLinear
+from workers.engine.model.modules import EMBEDDING, FINAL_NORM, HEAD, PackedLinear
 from workers.engine.model.quantization import Quantize
 from workers.engine.model.random_weights import RandomCodes, RandomWeights
 
@@ -107,7 +101,8 @@ def _load(
     reader: CheckpointReader | RandomWeights, linears: LinearLoader, config: ModelConfig
 ) -> DecoderWeights:
     hidden, vocab = config.hidden_size, config.vocab_size
-    embedding = reader.read(EMBEDDING, (vocab, hidden))
+    name = tied_name(reader.has) if config.tie_word_embeddings else EMBEDDING
+    embedding = reader.read(name, (vocab, hidden))
     layers = tuple(_load_layer(reader, linears, config, index) for index in range(config.num_layers))
     final_norm = _load_norm(reader, FINAL_NORM, hidden, config)
     head = Head(_load_head(reader, config, embedding), linears.kernels.logits)
@@ -165,4 +160,10 @@ def _load_head(reader: CheckpointReader | RandomWeights, config: ModelConfig, em
     if config.tie_word_embeddings:
         reader.ignore(HEAD)
         return embedding
+    if isinstance(reader, CheckpointReader) and not reader.has(HEAD):
+        raise CheckpointError(
+            f"{reader.place(HEAD)} is missing, and tie_word_embeddings is false, so that transformers would "
+            "make up a head; set it to true in config.json if the embedding is the head, or download the "
+            "checkpoint again"
+        )
     return reader.read(HEAD, (config.vocab_size, config.hidden_size))

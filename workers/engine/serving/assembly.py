@@ -88,7 +88,10 @@ def assemble(config: EngineConfig, *, look_ahead: int = 0) -> EngineParts:
     cache = _kv_cache(config, model, allocator.num_blocks, device)
     prefixes = _prefix_cache(config, allocator, adapters) if config.enable_prefix_caching else None
     grammars = GrammarCompiler(
-        folder / "tokenizer.json", vocab_size=model.vocab_size, eos_token_ids=model.eos_token_ids
+        tokenizer.source,
+        vocab_size=model.vocab_size,
+        eos_token_ids=model.eos_token_ids,
+        num_token_ids=tokenizer.num_ids,
     )
     info = _engine_info(config, model, kernels, facts, max_model_len, num_kv_blocks)
     return EngineParts(

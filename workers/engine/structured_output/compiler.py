@@ -44,9 +44,18 @@ class GrammarCompiler:
     A thread that died has said so on standard error; its grammar fails, and the next one starts another.
     """
 
-    def __init__(self, tokenizer_file: Path, *, vocab_size: int, eos_token_ids: Iterable[int]) -> None:
-        self._tokenizer_file = tokenizer_file
+    def __init__(
+        self,
+        tokenizer_source: str | Path,
+        *,
+        vocab_size: int,
+        eos_token_ids: Iterable[int],
+        num_token_ids: int = 0,
+    ) -> None:
+        """`tokenizer_source` is a tokenizer.json, its path or its text; it has `num_token_ids` ids."""
+        self._source = str(tokenizer_source)
         self._vocab_size = vocab_size
+        self._num_ids = max(vocab_size, num_token_ids)
         self._eos_token_ids = sorted(eos_token_ids) or None  # None: what the tokenizer itself says
         self._compiled: OrderedDict[GrammarSpec, Future[LLMatcher]] = OrderedDict()
         self._queue: _Queue = SimpleQueue()
@@ -56,9 +65,7 @@ class GrammarCompiler:
         self._tokenizer_problem = ""
         try:
             # Here and not at the first grammar: 128,000 tokens take seconds, and nothing else runs meanwhile.
-            self._tokenizer = LLTokenizer(
-                str(tokenizer_file), n_vocab=vocab_size, eos_token=self._eos_token_ids
-            )
+            self._tokenizer = LLTokenizer(self._source, n_vocab=self._num_ids, eos_token=self._eos_token_ids)
         except ValueError as error:
             self._tokenizer_problem = first_line(str(error))
 
@@ -69,7 +76,7 @@ class GrammarCompiler:
                 f"this checkpoint's tokenizer cannot follow grammars: {self._tokenizer_problem}; "
                 "leave structured_outputs out"
             )
-        return Grammar(self._compiled_for(params.source))
+        return Grammar(self._compiled_for(params.source), self._vocab_size, self._num_ids)
 
     def close(self) -> None:
         """Stop compiling."""
@@ -112,8 +119,9 @@ class GrammarCompiler:
 
     def _setup(self) -> GrammarCheckSetup:
         return GrammarCheckSetup(
-            tokenizer_file=str(self._tokenizer_file),
+            tokenizer_source=self._source,
             vocab_size=self._vocab_size,
+            num_ids=self._num_ids,
             eos_token_ids=self._eos_token_ids,
             limits=LIMITS,
             cpu_s=CPU_S,

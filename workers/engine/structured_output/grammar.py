@@ -21,10 +21,19 @@ _ANY_TOKEN = -1
 class Grammar:
     """The state behind one completion's grammar; mutable, advanced with each token."""
 
-    __slots__ = ("_clock", "_compiled", "_matcher", "error")
+    __slots__ = ("_clock", "_compiled", "_matcher", "_num_ids", "_vocab_size", "error")
 
-    def __init__(self, compiled: Future[LLMatcher], clock: Callable[[], float] = time.thread_time) -> None:
+    def __init__(
+        self,
+        compiled: Future[LLMatcher],
+        vocab_size: int,
+        num_ids: int,
+        clock: Callable[[], float] = time.thread_time,
+    ) -> None:
+        """The tokenizer may know more ids (`num_ids`) than the model has logits (`vocab_size`)."""
         self._compiled = compiled
+        self._vocab_size = vocab_size
+        self._num_ids = num_ids
         self._clock = clock
         self._matcher: LLMatcher | None = None
         self.error: InvalidParams | None = None
@@ -48,10 +57,20 @@ class Grammar:
         """
         began_s = self._clock()
         if self.error is None:
-            llguidance.numpy.fill_next_token_bitmask(self._ready_matcher(), mask[None, :], 0)
+            self._fill(mask)
             self._check(began_s)
         if self.error is not None:
             mask[:] = _ANY_TOKEN
+
+    def _fill(self, mask: NDArray[np.int32]) -> None:
+        if self._num_ids == self._vocab_size:
+            llguidance.numpy.fill_next_token_bitmask(self._ready_matcher(), mask[None, :], 0)
+            return
+        wide = np.zeros((1, -(-self._num_ids // 32)), dtype=np.int32)  # the matcher takes no other width
+        llguidance.numpy.fill_next_token_bitmask(self._ready_matcher(), wide, 0)
+        mask[:] = wide[0, : len(mask)]
+        if rest := self._vocab_size % 32:
+            mask[-1] &= (1 << rest) - 1
 
     def advance(self, token_id: int) -> None:
         """Take note of the token that was chosen."""

@@ -30,8 +30,9 @@ runpy.run_path(sys.argv[3], run_name="__main__")
 class GrammarCheckSetup:
     """What the child must know to compile as the engine does."""
 
-    tokenizer_file: str
+    tokenizer_source: str  # a tokenizer.json: its path, or its text
     vocab_size: int
+    num_ids: int  # of the tokenizer, if those are more; else the same
     eos_token_ids: list[int] | None
     limits: dict[str, Any]
     cpu_s: int

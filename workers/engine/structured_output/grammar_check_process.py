@@ -29,7 +29,7 @@ def main() -> None:
     setup = json.loads(sys.stdin.readline())
     try:
         tokenizer = LLTokenizer(
-            setup["tokenizer_file"], n_vocab=setup["vocab_size"], eos_token=setup["eos_token_ids"]
+            setup["tokenizer_source"], n_vocab=setup["num_ids"], eos_token=setup["eos_token_ids"]
         )
     except ValueError as error:
         _answer({"problem": str(error)})
@@ -40,19 +40,20 @@ def main() -> None:
     for line in sys.stdin:
         _allow_s(setup["cpu_s"])
         matcher = LLMatcher(tokenizer, json.loads(line), log_level=0, limits=limits)
-        _answer({"problem": matcher.get_error() or _trial(matcher, tokenizer.vocab_size)})
+        _answer({"problem": matcher.get_error() or _trial(matcher, setup)})
 
 
-def _trial(matcher: LLMatcher, vocab_size: int) -> str | None:
-    """Write tokens at random; return what made that impossible or slow."""
-    mask = np.zeros((1, -(-vocab_size // 32)), dtype=np.int32)
+def _trial(matcher: LLMatcher, setup: dict[str, Any]) -> str | None:
+    """Write tokens that the model has at random; return what made that impossible or slow."""
+    mask = np.zeros((1, -(-setup["num_ids"] // 32)), dtype=np.int32)
     choose = random.Random(0)  # noqa: S311 - any token will do
     for _ in range(_NUM_TOKENS):
         if matcher.is_stopped():
             break
         began_s = time.thread_time()
         llguidance.numpy.fill_next_token_bitmask(matcher, mask, 0)
-        allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
+        bits = np.unpackbits(mask.view(np.uint8), bitorder="little")[: setup["vocab_size"]]
+        allowed = np.flatnonzero(bits)
         if matcher.is_error() or not len(allowed):
             return matcher.get_error() or "no text satisfies it"
         matcher.consume_token(int(choose.choice(allowed)))

@@ -20,15 +20,6 @@ _READS_PARTS = re.compile(
     r"""content(['"]\])?\s+is\s+(not\s+)?(string|iterable)|in\s+\w+(\.|\[['"])content\b"""
 )
 """How templates look that take a list of parts apart themselves."""
-_SPECIAL_TOKENS = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
 _WHAT_TEMPLATES_RAISE = (
     TemplateError,
     TypeError,
@@ -89,7 +80,9 @@ def _is_text_part(part: object) -> bool:
     return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
-def load_chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:
+def load_chat_template(
+    folder: Path, tokenizer_config: Mapping[str, Any], special_tokens: Mapping[str, str]
+) -> ChatTemplate | None:
     """Return the checkpoint's template, from its own file or from tokenizer_config.json, if it has one."""
     own_file = folder / "chat_template.jinja"
     source = own_file.read_text(encoding="utf-8") if own_file.is_file() else _inline_source(tokenizer_config)
@@ -97,7 +90,7 @@ def load_chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> Cha
         return None
     if not isinstance(source, str):
         raise CheckpointError(f"the chat template of {folder} is {source!r:.80}; give its text")
-    return ChatTemplate(source, _special_tokens(tokenizer_config))
+    return ChatTemplate(source, special_tokens)
 
 
 def _inline_source(tokenizer_config: Mapping[str, Any]) -> object:
@@ -107,14 +100,3 @@ def _inline_source(tokenizer_config: Mapping[str, Any]) -> object:
     # Older checkpoints name several templates.
     named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, Mapping)}
     return named.get("default")
-
-
-def _special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
-    tokens: dict[str, str] = {}
-    for name in _SPECIAL_TOKENS:
-        value = tokenizer_config.get(name)
-        if isinstance(value, Mapping):
-            value = value.get("content")
-        if isinstance(value, str):
-            tokens[name] = value
-    return tokens

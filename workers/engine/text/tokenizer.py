@@ -2,43 +2,57 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Container, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 
-from workers.engine.core.errors import CheckpointError, InvalidPrompt
+from workers.engine.core.errors import InvalidPrompt
 from workers.engine.text.chat_template import ChatTemplate, Message, load_chat_template
-from workers.engine.text.detokenizer import IncrementalDetokenizer, StopChecker
+from workers.engine.text.detokenizer import IncrementalDetokenizer, SpelledStops, StopChecker
+from workers.engine.text.tokenizer_files import read_tokenizer
 
 
 class Tokenizer:
-    """A tokenizer.json with, if the checkpoint has one, its chat template."""
+    """A checkpoint's tokenizer with, if it has one, its chat template."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, chat_template: ChatTemplate | None) -> None:
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        chat_template: ChatTemplate | None,
+        *,
+        special: Container[str] | None = None,
+        source: str = "",
+    ) -> None:
+        """`special` are the tokens that decoding can leave out; None: those that are marked as special."""
         self._backend = backend
         self._chat_template = chat_template
-        added = backend.get_added_tokens_decoder().items()
-        self._special_ids = frozenset(token_id for token_id, token in added if token.special)
+        self._source = source
+        self._special_ids = {
+            token_id: token.content
+            for token_id, token in backend.get_added_tokens_decoder().items()
+            if (token.special if special is None else token.content in special)
+        }
         self._byte_ids = _byte_ids(backend)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
-        """Load the tokenizer beside the checkpoint's weights."""
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing; save the checkpoint together with its fast tokenizer")
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:
-            raise CheckpointError(f"{path} is not a tokenizer: {error}; save the tokenizer again") from error
-        backend.no_truncation()
-        backend.no_padding()
-        return cls(backend, load_chat_template(folder, _read_tokenizer_config(folder)))
+        """Load the tokenizer beside the checkpoint's weights; raises `CheckpointError`."""
+        files = read_tokenizer(folder)
+        template = load_chat_template(folder, files.config, files.named)
+        return cls(files.backend, template, special=files.special, source=files.source)
+
+    @property
+    def source(self) -> str:
+        """The tokenizer for libraries that open one: the path of its file, or the text of a merged one."""
+        return self._source
+
+    @property
+    def num_ids(self) -> int:
+        """One more than the largest id of a token; a model may have more logits, or fewer."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a prompt, special tokens added as the checkpoint asks."""
@@ -64,7 +78,16 @@ class Tokenizer:
     ) -> StopChecker:
         """Return a watcher for `stops` in a generated text."""
         detokenizer = self.detokenizer(skip_special_tokens=skip_special_tokens)
-        return StopChecker(stops, detokenizer, keeps_stop=keeps_stop)
+        silent = self._special_ids if skip_special_tokens else {}
+        spelled = [stop for stop in stops if any(token in stop for token in silent.values())]
+        if not spelled:
+            return StopChecker(stops, detokenizer, keeps_stop=keeps_stop)
+        return StopChecker(
+            [stop for stop in stops if stop not in spelled],
+            detokenizer,
+            keeps_stop=keeps_stop,
+            spelled=SpelledStops(spelled, self.detokenizer(skip_special_tokens=False), silent),
+        )
 
     def detokenizer(self, *, skip_special_tokens: bool = True) -> IncrementalDetokenizer:
         """Return what `decode` would give, piece by piece."""
@@ -98,16 +121,3 @@ def _byte_ids(backend: tokenizers.Tokenizer) -> Container[int]:
         return frozenset()
     found = (backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
     return frozenset(token_id for token_id in found if token_id is not None)
-
-
-def _read_tokenizer_config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}; save the tokenizer again") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds no JSON object; save the tokenizer again")
-    return config

@@ -18,6 +18,7 @@ from workers.engine.lora.files.base import EMBEDDING, HEAD, BaseDescription, Voc
 from workers.engine.lora.files.peft_config import PeftLoraConfig
 from workers.engine.lora.files.peft_file import AdapterTensors, LoRAPair
 from workers.engine.model.checkpoint import CheckpointReader
+from workers.engine.model.layout import tied_name
 
 
 def ties_head(config: PeftLoraConfig, base: BaseDescription) -> bool:
@@ -122,12 +123,12 @@ def _check_shape(module: str, weight: Tensor, base: BaseDescription, label: str)
 
 def _is_the_bases(module: str, copy: Tensor, vocabulary: Vocabulary, label: str) -> bool:
     # In the copy's own dtype: PEFT saved what the base looked like when it was loaded in that.
-    name = EMBEDDING if vocabulary.is_tied else module
     if not vocabulary.checkpoint:
         return False
     try:
         with CheckpointReader(Path(vocabulary.checkpoint), copy.dtype) as reader:
-            return torch.equal(reader.read(f"{name}.weight", tuple(copy.shape)), copy)
+            name = tied_name(reader.has) if vocabulary.is_tied else f"{module}.weight"
+            return torch.equal(reader.read(name, tuple(copy.shape)), copy)
     except CheckpointError as error:
         raise AdapterFileError(
             f"{label}: it carries its base's {module}, which cannot be compared with the checkpoint "

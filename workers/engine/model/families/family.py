@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 Activation = Literal["silu", "gelu_pytorch_tanh"]
 LayerType = Literal["full_attention", "sliding_attention"]
+LAYER_TYPES: tuple[LayerType, ...] = ("full_attention", "sliding_attention")
 RawConfig = Mapping[str, Any]
 LayerTypeOf = Callable[[RawConfig, int], LayerType]
 
@@ -37,7 +38,7 @@ class SparseMLPNames:
     router: str = "gate"
     gate_up: tuple[str, str] = ("gate_proj", "up_proj")  # below experts.0
     down: str = "down_proj"
-    # The first that config.json has counts: transformers 5 writes another name than the hub's checkpoints.
+    # The first that config.json has counts: the family's own name, which has the default, goes last.
     num_experts_keys: tuple[str, ...] = ("num_local_experts", "num_experts")
     width_key: str = "moe_intermediate_size"
     normalizes: Callable[[RawConfig], bool] = always  # the chosen experts' shares are made to sum to one
@@ -59,12 +60,28 @@ def all_full(_config: RawConfig, _layer: int) -> LayerType:
     return "full_attention"
 
 
+LLAMA_DEFAULTS: RawConfig = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 1.0,
+    "tie_word_embeddings": False,
+}
+"""Values that transformers assumes for keys which a config.json leaves out."""
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """One architecture of config.json; the defaults are Llama's."""
 
     architecture: str
-    # Values that transformers assumes for keys a config.json leaves out.
+    model_type: str = ""  # config.json's name of it; empty: not compared
+    # What transformers assumes here for keys that a config.json leaves out, other than LLAMA_DEFAULTS.
     defaults: RawConfig = field(default_factory=dict)
     # Keys that only some architectures read; what is not named here is ignored, as transformers does.
     reads: frozenset[str] = frozenset()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workers.engine.model.families.family import Family, LayerNorms
-from workers.engine.model.families.layer_types import sliding_but_every_nth
+from workers.engine.model.families.layer_types import sliding_and_full, sliding_but_every_nth
 
 _NORMS = LayerNorms(
     post_attention="post_attention_layernorm",
@@ -11,7 +11,14 @@ _NORMS = LayerNorms(
     post_mlp="post_feedforward_layernorm",
 )
 _DEFAULTS = {
+    "vocab_size": 256000,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
     "head_dim": 256,
+    "max_position_embeddings": 8192,
     "query_pre_attn_scalar": 256,
     "sliding_window": 4096,
     "tie_word_embeddings": True,
@@ -21,11 +28,11 @@ _READS = frozenset({"sliding_window", "layer_types", "query_pre_attn_scalar", "f
 
 GEMMA2 = Family(
     architecture="Gemma2ForCausalLM",
-    defaults=_DEFAULTS
-    | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window_pattern": 2},
+    model_type="gemma2",
+    defaults=_DEFAULTS | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     reads=_READS | {"attn_logit_softcapping"},
     served=_SERVED,
-    layer_type=sliding_but_every_nth,
+    layer_type=sliding_and_full,
     activation_key="hidden_activation",
     activation="gelu_pytorch_tanh",
     norms=_NORMS,
@@ -35,7 +42,15 @@ GEMMA2 = Family(
 
 GEMMA3 = Family(
     architecture="Gemma3ForCausalLM",
-    defaults=_DEFAULTS | {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 6},
+    model_type="gemma3_text",
+    defaults=_DEFAULTS
+    | {
+        "vocab_size": 262208,
+        "max_position_embeddings": 131072,
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "sliding_window_pattern": 6,
+    },
     reads=_READS,
     served=_SERVED,
     local_rope_key="rope_local_base_freq",

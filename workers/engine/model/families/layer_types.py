@@ -15,7 +15,12 @@ def sliding_from_max_window_layers(config: RawConfig, layer: int) -> LayerType:
     return "sliding_attention" if layer >= config["max_window_layers"] else "full_attention"
 
 
+def sliding_and_full(_config: RawConfig, layer: int) -> LayerType:
+    """Every second layer sees everything (Gemma 2)."""
+    return "full_attention" if layer % 2 else "sliding_attention"
+
+
 def sliding_but_every_nth(config: RawConfig, layer: int) -> LayerType:
-    """One layer in `sliding_window_pattern` sees everything (Gemma)."""
+    """One layer in `sliding_window_pattern` sees everything (Gemma 3)."""
     is_last = (layer + 1) % config["sliding_window_pattern"] == 0
     return "full_attention" if is_last else "sliding_attention"

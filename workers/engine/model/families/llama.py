@@ -6,5 +6,6 @@ from workers.engine.model.families.family import Family
 
 LLAMA = Family(
     architecture="LlamaForCausalLM",
+    model_type="llama",
     served={"attention_bias": (False,), "mlp_bias": (False,)},
 )

@@ -7,7 +7,13 @@ from workers.engine.model.families.layer_types import all_sliding
 
 MISTRAL = Family(
     architecture="MistralForCausalLM",
-    defaults={"sliding_window": 4096, "num_key_value_heads": 8},
+    model_type="mistral",
+    defaults={
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+    },
     reads=frozenset({"sliding_window"}),
     layer_type=all_sliding,
 )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from workers.engine.model.families.family import Family
 from workers.engine.model.families.layer_types import sliding_from_max_window_layers
+from workers.engine.model.families.qwen2 import QWEN_DEFAULTS
 
 QWEN3 = Family(
     architecture="Qwen3ForCausalLM",
-    defaults={"head_dim": 128, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
+    model_type="qwen3",
+    defaults={**QWEN_DEFAULTS, "head_dim": 128},
     reads=frozenset({"sliding_window", "use_sliding_window", "layer_types"}),
     served={"attention_bias": (False,)},
     layer_type=sliding_from_max_window_layers,

@@ -1,10 +1,12 @@
-"""Qwen 3 with experts, in all layers or in some."""
+"""Qwen 3 with experts, in all layers or in some; a window, if there is one, is every layer's."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from workers.engine.model.families.family import RawConfig, SparseMLPNames
+from workers.engine.model.families.layer_types import all_sliding
+from workers.engine.model.families.qwen2 import QWEN_DEFAULTS
 from workers.engine.model.families.qwen3 import QWEN3
 
 
@@ -20,8 +22,12 @@ def _normalizes(config: RawConfig) -> bool:
 QWEN3_MOE = replace(
     QWEN3,
     architecture="Qwen3MoeForCausalLM",
+    model_type="qwen3_moe",
     defaults={
-        **{key: value for key, value in QWEN3.defaults.items() if key != "head_dim"},
+        **QWEN_DEFAULTS,
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 24,
         "num_key_value_heads": 4,
         "num_experts": 128,
         "num_experts_per_tok": 8,
@@ -30,5 +36,7 @@ QWEN3_MOE = replace(
         "mlp_only_layers": [],
         "norm_topk_prob": False,
     },
+    reads=frozenset({"sliding_window", "use_sliding_window"}),
+    layer_type=all_sliding,
     sparse_mlp=SparseMLPNames(normalizes=_normalizes, has_experts=_has_experts),
 )

@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM
 
 from workers.engine import EngineConfig, LLMEngine, SamplingParams
 from workers.engine.core.errors import CheckpointError
+from workers.engine.model.config import load_model_config
 
 pytestmark = pytest.mark.numeric
 
@@ -57,6 +58,7 @@ def truncate(folder: Path) -> None:
 
 
 def name_a_missing_shard(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
     weight_map = {"model.norm.weight": "model-00002-of-00002.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
@@ -71,7 +73,10 @@ def name_a_missing_shard(folder: Path) -> None:
         (lambda folder: (folder / "model.safetensors").write_bytes(b"rubbish"), "cannot be opened"),
         (truncate, "cannot be opened: .*download the file again"),
         (name_a_missing_shard, "is missing, though the index names it"),
-        (lambda folder: (folder / "model.safetensors.index.json").write_text("{}"), "is not an index"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "model.safetensors.index.json"),
+            "is not an index",
+        ),
         (set_config(architectures=["GPT2LMHeadModel"]), r"architectures is \['GPT2LMHeadModel'\]"),
         (set_config(hidden_act="gelu"), "hidden_act is 'gelu'"),
         (set_config(attention_bias=True), "attention_bias is True"),
@@ -84,6 +89,10 @@ def name_a_missing_shard(folder: Path) -> None:
             r"embed_tokens.weight' has shape \(259, 64\), config.json implies \(260, 64\)",
         ),
         (change_tensors(lambda tensors: tensors.pop("model.norm.weight")), "'model.norm.weight' is missing"),
+        (
+            change_tensors(lambda tensors: tensors.pop("lm_head.weight")),
+            "'lm_head.weight' is missing, and tie_word_embeddings is false.*set it to true",
+        ),
         (
             change_tensors(lambda tensors: tensors.update({"model.layers.0.extra": torch.ones(2)})),
             "1 tensors have no place in this model .model.layers.0.extra",
@@ -140,14 +149,43 @@ def test_a_tied_head_is_the_embedding(llama: LlamaForCausalLM, folder: Path) -> 
     )
 
 
-def test_end_of_sequence_tokens_of_both_config_files_count(folder: Path, checkpoint: Path) -> None:
+@pytest.mark.parametrize("generation", [{"eos_token_id": [7, 3, 7]}, {"eos_token_id": 0}, {}, None])
+@pytest.mark.parametrize("config", [{"eos_token_id": 5}, {"eos_token_id": [5, 6]}, {}])
+def test_the_file_that_decides_on_the_end_is_transformers(
+    folder: Path, config: dict[str, Any], generation: dict[str, Any] | None
+) -> None:
+    set_config(**{"eos_token_id": None, **config})(folder)
+    path = folder / "generation_config.json"
+    path.unlink() if generation is None else path.write_text(json.dumps(generation))
+
+    theirs = LlamaForCausalLM.from_pretrained(folder).generation_config.eos_token_id
+
+    listed = [] if theirs is None else theirs if isinstance(theirs, list) else [theirs]
+    assert load_model_config(folder).eos_token_ids == tuple(dict.fromkeys(listed))
+
+
+def test_an_answer_ends_with_the_token_of_the_generation_config_alone(folder: Path, checkpoint: Path) -> None:
     tokens = load(checkpoint).generate(PROMPT, GREEDY)[0].outputs[0].token_ids
+    assert tokens.index(tokens[1]) < tokens.index(tokens[3])
+    set_config(eos_token_id=tokens[1])(folder)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [tokens[3]]}))
 
     completion = load(folder).generate(PROMPT, SamplingParams(max_tokens=8, temperature=0.0))[0].outputs[0]
 
     assert (completion.finish_reason, completion.stop_reason) == ("stop", None)
     assert completion.token_ids == tokens[: tokens.index(tokens[3]) + 1]
+
+
+@pytest.mark.parametrize("token_id", [259, -1, 2.0, "1", True])
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_an_end_that_is_no_token_is_refused(folder: Path, file: str, token_id: object) -> None:
+    (folder / "generation_config.json").unlink()
+    path = folder / file
+    values = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(values | {"eos_token_id": [1, token_id]}))
+
+    with pytest.raises(CheckpointError, match=rf"{file}: eos_token_id names {token_id!r}.* from 0 to 258"):
+        load_model_config(folder)
 
 
 def test_older_configs_keep_rope_theta_at_the_top(folder: Path, checkpoint: Path) -> None:

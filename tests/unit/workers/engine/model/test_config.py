@@ -23,7 +23,11 @@ SHAPE = {
 
 
 def load(folder: Path, architecture: str, **values: Any) -> ModelConfig:
-    (folder / "config.json").write_text(json.dumps({**SHAPE, "architectures": [architecture], **values}))
+    return load_all(folder, {**SHAPE, "architectures": [architecture], **values})
+
+
+def load_all(folder: Path, values: dict[str, Any]) -> ModelConfig:
+    (folder / "config.json").write_text(json.dumps(values))
     return load_model_config(folder)
 
 
@@ -130,7 +134,11 @@ def test_scaled_positions_reach_as_far_as_they_are_defined(
         ("Gemma2ForCausalLM", {"sliding_window": 0}, "sliding_window: .*greater than or equal to 1"),
         ("Gemma3ForCausalLM", {"sliding_window_pattern": 0}, "sliding_window_pattern: .*greater than"),
         ("Qwen2ForCausalLM", {"max_window_layers": "2"}, "max_window_layers: .*valid integer"),
-        ("Qwen2ForCausalLM", {"eos_token_id": ["</s>"]}, "eos_token_ids.0: .*valid integer"),
+        (
+            "Qwen2ForCausalLM",
+            {"eos_token_id": ["</s>"]},
+            "eos_token_id names '</s>', but this model's tokens",
+        ),
         ("LlamaForCausalLM", {"rope_scaling": [1]}, r"rope_scaling is \[1\]; it must be an object"),
         ("Phi3ForCausalLM", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
         ("Phi3ForCausalLM", {"partial_rotary_factor": 0.4}, "3 columns of a head would be rotated"),

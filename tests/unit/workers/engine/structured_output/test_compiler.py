@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 from tokenizers import models
@@ -57,6 +58,29 @@ def test_a_token_that_takes_too_long_ends_its_request(compiler: GrammarCompiler)
 
     assert grammar.error is not None
     assert "took 0.6 s for one token" in str(grammar.error)
+
+
+@pytest.mark.parametrize("vocab_size", [352, 336])
+def test_a_tokenizer_may_know_more_tokens_than_the_model_has_logits(
+    compiler: GrammarCompiler, vocab_size: int
+) -> None:
+    smaller = GrammarCompiler(
+        (TINY / "tokenizer.json").read_text(), vocab_size=vocab_size, eos_token_ids=[2], num_token_ids=365
+    )
+    whole, part = (one.grammar(StructuredOutputsParams(regex="[a-z]+")) for one in (compiler, smaller))
+    eventually(lambda: whole.is_ready() and part.is_ready(), what="the compiled grammars")
+    everything, ours = np.zeros(12, dtype=np.int32), np.full(-(-vocab_size // 32), -1, dtype=np.int32)
+
+    whole.fill(everything)
+    part.fill(ours)
+    smaller.close()
+
+    expected = np.unpackbits(everything.view(np.uint8), bitorder="little")
+    assert expected[vocab_size:].any()
+    expected[vocab_size:] = 0
+    bits = np.unpackbits(ours.view(np.uint8), bitorder="little")
+    assert bits.tolist() == expected[: len(bits)].tolist()
+    assert part.error is None
 
 
 def test_a_tokenizer_that_cannot_follow_grammars_is_named(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def make_check() -> Iterator[MakeCheck]:
 
     def make(tokenizer_file: Path) -> GrammarCheck:
         setup = GrammarCheckSetup(
-            str(tokenizer_file), vocab_size=365, eos_token_ids=[2], limits=LIMITS, cpu_s=0
+            str(tokenizer_file), vocab_size=365, num_ids=365, eos_token_ids=[2], limits=LIMITS, cpu_s=0
         )
         checks.append(GrammarCheck(setup))
         return checks[-1]
