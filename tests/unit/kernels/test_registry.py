@@ -103,6 +103,7 @@ def test_the_table_shows_what_serves_each_column() -> None:
     shown = {row[:2]: row[2:] for row in rows}
     assert shown["logits", "float32"][:3] == ("torch", "torch", "torch")
     assert shown["logits", "bfloat16"][:3] == ("C++", "C++", "torch")
+    assert shown["quantized_linear", "bfloat16"] == ("C++", "C++", "torch", "Triton", "shapes")
     assert shown["paged_attention", "float32"][2] == "- (blocks are gathered for torch's attention)"
     for op in OPS:
         assert find(op, "meta", torch.bfloat16, "meta") is not None, op.name
