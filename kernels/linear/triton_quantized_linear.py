@@ -44,6 +44,7 @@ class Tile(NamedTuple):
 # Not yet tuned on a device: three programs of four warps on each multiprocessor of an H100, or one of eight.
 # What they compile to is bounded by test_triton_quantized_linear.py. Up to 32 rows columns are split alike.
 TILES = (Tile(16, 64, 128, 4, 4, 384), Tile(32, 64, 128, 4, 4, 384), Tile(64, 128, 128, 8, 3, 160))
+TILES_OF_8_BITS = (*TILES[:2], Tile(64, 128, 64, 8, 3, 160))
 SLOW_TILES = (Tile(16, 64, 32, 4, 1, 384), Tile(32, 64, 32, 4, 1, 384))
 
 
@@ -206,7 +207,7 @@ def quantized_linear_triton(
     if num_rows > (MAX_SLOW_ROWS if is_slow else MAX_ROWS):
         _multiply_spread(out, first, x, weight, bias)
     elif num_rows:
-        tiles = SLOW_TILES if is_slow else TILES
+        tiles = SLOW_TILES if is_slow else TILES_OF_8_BITS if coding.bits == 8 else TILES
         tile = next((one for one in tiles if one.rows >= num_rows), tiles[-1])
         _multiply_codes(out, first, x, weight, bias, coding.within(tile.turn), tile)
 
