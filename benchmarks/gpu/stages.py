@@ -11,10 +11,10 @@ from benchmarks.gpu.records import Recorder
 
 SHARES_S = {
     "environment": 15,
-    "kernels-right": 65,
+    "kernels-right": 80,
     "engine-right": 80,
     "step-times": 150,
-    "quantized-times": 45,
+    "quantized-times": 60,
     "trace": 25,
     "kernel-times": 60,
     "adapters": 40,

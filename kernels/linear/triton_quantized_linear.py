@@ -3,9 +3,9 @@
 Up to MAX_ROWS rows, what the product waits for is the codes, which it should read once: 0.54 bytes a weight
 with 4 bits in groups of 128, 0.56 as NF4. A program takes at most 64 rows, so that a decode step spreads each
 code out once. Where outputs are few, columns are split, and the splits summed in their order; how many there
-are follows from the module alone. Spreading out costs about four instructions a weight, with a table eight:
-near what an H100 has time for at the rate of its memory. More rows wait for multiplications: they get plain
-tiles, made in memory that its cache holds, and cuBLAS.
+are follows from the module and the tile. Spreading out costs about four instructions a weight, with a table
+eight: near what an H100 has time for at the rate of its memory. More rows wait for multiplications: they get
+plain tiles, made in memory that its cache holds, and cuBLAS.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from kernels.linear.triton_spread import spread_rows
 
 MAX_ROWS, MAX_SLOW_ROWS = 256, 32
 """So many decode in one captured step. Slow are float32, and blocks that end within a piece of a row."""
-# Not yet tuned on a device: enough programs for two on each multiprocessor of an H100.
-WANTED_PROGRAMS, MAX_SPLITS, MIN_SPLIT, SPLIT_MULTIPLE = 256, 8, 512, 128
+MAX_SPLITS, MIN_SPLIT, SPLIT_MULTIPLE = 8, 512, 128
 BLOCK_OF_SUM = 1024
 
 
@@ -39,17 +38,20 @@ class Tile(NamedTuple):
     turn: int  # columns of x that a turn of its loop takes
     num_warps: int
     num_stages: int  # turns that are on their way at once
+    num_programs: int  # that columns are split for
 
 
-# Not yet tuned on a device; what they compile to is bounded by test_triton_quantized_linear.py.
-TILES = (Tile(16, 64, 128, 4, 4), Tile(32, 64, 128, 4, 4), Tile(64, 128, 128, 8, 3))
-SLOW_TILES = (Tile(16, 64, 32, 4, 1), Tile(32, 64, 32, 4, 1))
+# Not yet tuned on a device: three programs of four warps on each multiprocessor of an H100, or one of eight.
+# What they compile to is bounded by test_triton_quantized_linear.py. Up to 32 rows columns are split alike.
+TILES = (Tile(16, 64, 128, 4, 4, 384), Tile(32, 64, 128, 4, 4, 384), Tile(64, 128, 128, 8, 3, 160))
+TILES_OF_8_BITS = (*TILES[:2], Tile(64, 128, 64, 8, 3, 160))
+SLOW_TILES = (Tile(16, 64, 32, 4, 1, 384), Tile(32, 64, 32, 4, 1, 384))
 
 
-def split_width(out_features: int, in_features: int) -> int:
+def split_width(out_features: int, in_features: int, tile: Tile) -> int:
     """Return how many columns one program multiplies; a multiple of every turn."""
-    tiles = triton.cdiv(out_features, TILES[0].outputs)
-    wanted = min(MAX_SPLITS, triton.cdiv(WANTED_PROGRAMS, tiles), max(1, in_features // MIN_SPLIT))
+    num_tiles = triton.cdiv(out_features, tile.outputs)
+    wanted = min(MAX_SPLITS, triton.cdiv(tile.num_programs, num_tiles), max(1, in_features // MIN_SPLIT))
     multiples: int = triton.cdiv(triton.cdiv(in_features, wanted), SPLIT_MULTIPLE)
     return multiples * SPLIT_MULTIPLE
 
@@ -205,7 +207,7 @@ def quantized_linear_triton(
     if num_rows > (MAX_SLOW_ROWS if is_slow else MAX_ROWS):
         _multiply_spread(out, first, x, weight, bias)
     elif num_rows:
-        tiles = SLOW_TILES if is_slow else TILES
+        tiles = SLOW_TILES if is_slow else TILES_OF_8_BITS if coding.bits == 8 else TILES
         tile = next((one for one in tiles if one.rows >= num_rows), tiles[-1])
         _multiply_codes(out, first, x, weight, bias, coding.within(tile.turn), tile)
 
@@ -220,7 +222,7 @@ def _multiply_codes(
     tile: Tile,
 ) -> None:
     num_rows, (out_features, row_bytes) = x.shape[0], weight.codes.shape
-    split = split_width(out_features, weight.in_features)
+    split = split_width(out_features, weight.in_features, tile)
     num_splits = triton.cdiv(weight.in_features, split)
     is_split = num_splits > 1
     planes = x.new_empty((num_splits, num_rows, out_features), dtype=torch.float32) if is_split else out

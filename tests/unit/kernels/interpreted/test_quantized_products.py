@@ -12,7 +12,7 @@ from torch import Tensor
 from kernels.linear import triton_quantized_linear, triton_spread
 from kernels.linear.quantized_linear import QuantizedLinear, quantized_linear_reference
 from kernels.linear.quantized_weight import QuantizedWeight
-from kernels.linear.triton_quantized_linear import quantized_linear_triton, split_width
+from kernels.linear.triton_quantized_linear import TILES, quantized_linear_triton, split_width
 from kernels.linear.triton_spread import spread_rows
 from tests.unit.kernels.random_codes import random_weight
 
@@ -85,7 +85,7 @@ def test_it_multiplies_as_the_reference_does(
 def test_columns_are_split_where_outputs_are_few_and_a_rows_bits_stay_its_own(dtype: torch.dtype) -> None:
     weight = coded(5, 1088, "NF4, whole blocks")
     x, bias = torch.randn(18, 1088).to(dtype), torch.randn(5).to(dtype)
-    assert -(-1088 // split_width(5, 1088)) == 2
+    assert -(-1088 // split_width(5, 1088, TILES[0])) == 2
     layer = QuantizedLinear([weight], bias, multiply=quantized_linear_triton)
 
     whole = layer(x)
