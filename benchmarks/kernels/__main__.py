@@ -15,7 +15,8 @@ from benchmarks.kernels.cases import CASES, Call, Make, Shapes
 from benchmarks.machine import describe_run, load_average
 from benchmarks.report import Row, table
 from benchmarks.workload import Geometry
-from kernels.registry import LEVELS, OPS, Kernels, build
+from kernels.ops import LEVELS, OPS
+from kernels.registry import Kernels, build
 
 _RESULTS = Path(__file__).parents[1] / "results"
 _ROTATED_BYTES = 96 << 20

@@ -19,7 +19,8 @@ from kernels.linear.quantized_linear import QuantizedLinear
 from kernels.linear.quantized_weight import IDENTITY_TABLE, QuantizedWeight
 from kernels.lora.segments import Segments
 from kernels.lora.tables import LoRATable, PackedShape
-from kernels.registry import COLUMNS, OPS, Level, MissingKernel, Op, build, by_name, find, resolve
+from kernels.ops import OPS, Level, Op
+from kernels.registry import COLUMNS, MissingKernel, build, by_name, find, resolve
 
 NAMES = [op.name for op in OPS]
 
