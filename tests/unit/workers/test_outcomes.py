@@ -34,7 +34,7 @@ def test_a_finished_request_succeeds_with_its_times_and_counts() -> None:
 
 
 @pytest.mark.parametrize("finish_reason", ["stop", "abort"])
-def test_what_its_adapters_cost_and_its_tokens_were_chosen_by_goes_with_the_end(
+def test_what_its_adapters_cost_and_what_chose_its_tokens_go_with_the_end(
     finish_reason: FinishReason,
 ) -> None:
     held = _held()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +89,9 @@ def test_what_a_request_leaves_unset_is_told_with_its_output(engine: LLMEngine) 
     assert engine.info.sampling_defaults == SamplingDefaults(0.7, 0.8, 20, 0.0, 1.4)
 
 
-def test_without_the_file_greedy_stays_greedy(
-    folder: Path, greedy: Greedy, prompts: list[list[int]], make_engine: Callable[..., LLMEngine]
-) -> None:
-    engine = make_engine(model=str(folder), generation_config="none")
-
-    outputs = engine.generate(prompts[:2], greedy_params())
+def test_without_the_file_greedy_stays_greedy(folder: Path, greedy: Greedy, prompts: list[list[int]]) -> None:
+    with LLMEngine(EngineConfig(model=str(folder), num_threads=1, generation_config="none")) as engine:
+        outputs = engine.generate(prompts[:2], greedy_params())
 
     assert tokens(outputs) == [greedy(prompt, LENGTH) for prompt in prompts[:2]]
     assert engine.info.sampling_defaults == SamplingDefaults()
