@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -43,8 +43,8 @@ WARPERS = {  # in the order in which the engine applies them
 }
 
 
-def write(folder: Path, name: str = "generation_config.json", **values: Any) -> Path:
-    (folder / name).write_text(json.dumps(values))
+def write(folder: Path, values: Mapping[str, object], name: str = "generation_config.json") -> Path:
+    (folder / name).write_text(json.dumps(dict(values)))
     return folder
 
 
@@ -85,21 +85,22 @@ def test_the_defaults_make_of_the_logits_what_transformers_processors_make_of_th
     )
     expected = processors(torch.tensor([PROMPT]), logits.clone()).double().softmax(dim=-1)[0]
 
-    counts = odds(logits, write(tmp_path, **defaults))
+    counts = odds(logits, write(tmp_path, defaults))
 
     assert (counts[expected == 0] == 0).all()
     assert (counts - NUM_DRAWS * expected).abs().max() < 1.01  # an interval holds so many points, or one more
 
 
 def test_what_is_null_or_not_there_is_as_if_the_file_said_nothing(tmp_path: Path) -> None:
-    write(tmp_path, "config.json", repetition_penalty=1.2)
-    write(tmp_path, top_k=None, top_p=0.8, eos_token_id=2, do_sample=False, max_new_tokens=7)
+    write(tmp_path, {"repetition_penalty": 1.2}, "config.json")
+    unused = {"eos_token_id": 2, "do_sample": False, "max_new_tokens": 7}
+    write(tmp_path, {"top_k": None, "top_p": 0.8, **unused})
 
     assert read_sampling_defaults(tmp_path) == SamplingDefaults(top_p=0.8)
 
 
 def test_config_json_has_the_defaults_of_a_folder_without_the_other_file(tmp_path: Path) -> None:
-    write(tmp_path, "config.json", repetition_penalty=1.2, top_k=5)
+    write(tmp_path, {"repetition_penalty": 1.2, "top_k": 5}, "config.json")
 
     assert read_sampling_defaults(tmp_path) == SamplingDefaults(top_k=5, repetition_penalty=1.2)
 
@@ -118,14 +119,15 @@ def test_a_default_that_no_request_could_ask_for_is_refused_with_its_file_and_tw
     name: str, value: object, said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError) as refused:
-        read_sampling_defaults(write(tmp_path, **{name: value}))
+        read_sampling_defaults(write(tmp_path, {name: value}))
 
     assert f"{tmp_path / 'generation_config.json'}: {said}" in str(refused.value)
     assert "or set generation_config (LORAYARD_GENERATION_CONFIG) to 'none'" in str(refused.value)
 
 
 def test_what_transformers_obeys_and_the_engine_does_not_is_told_by_name(tmp_path: Path) -> None:
-    write(tmp_path, no_repeat_ngram_size=3, num_beams=1, typical_p=1.0, suppress_tokens=[], top_k=5)
+    harmless = {"num_beams": 1, "typical_p": 1.0, "suppress_tokens": [], "top_k": 5, "sequence_bias": None}
+    write(tmp_path, {"no_repeat_ngram_size": 3, **harmless})
 
     with capture_logs() as logged:
         read_sampling_defaults(tmp_path)
