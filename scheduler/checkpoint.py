@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from lorayard.contract.pool import PoolInfo, pool_id
+from lorayard.contract.pool import GenerationConfigUse, PoolInfo, pool_id
 from lorayard.contract.request import MAX_PROMPT_BYTES
 
 DEFAULT_MODEL_LEN: Final = 2048
@@ -16,14 +16,18 @@ UNKNOWN_LONGEST_TOKEN: Final = 256
 
 
 def describe_pool(
-    model: Path, dtype: str, max_model_len: int | None, served_model_name: str | None = None
+    model: Path,
+    dtype: str,
+    max_model_len: int | None,
+    served_model_name: str | None = None,
+    generation_config: GenerationConfigUse = "auto",
 ) -> PoolInfo:
     """Describe the pool of a checkpoint; raises FileNotFoundError if there is none.
 
     `max_prompt_bytes` refuses only what cannot be served: a prompt of more bytes than the longest token of
     the vocabulary, repeated, could hold. The worker counts exactly.
     """
-    pool = pool_id(model, dtype)
+    pool = pool_id(model, dtype, generation_config=generation_config)
     config: dict[str, Any] = json.loads((model / "config.json").read_bytes())
     positions = int(config.get("max_position_embeddings") or DEFAULT_MODEL_LEN)
     limit = min(positions, max_model_len or positions)

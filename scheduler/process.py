@@ -68,7 +68,11 @@ class Scheduler:
         self._settings = settings
         self._clock = clock
         self.info: PoolInfo = describe_pool(
-            settings.model, settings.dtype, settings.max_model_len, settings.served_model_name
+            settings.model,
+            settings.dtype,
+            settings.max_model_len,
+            settings.served_model_name,
+            settings.generation_config,
         )
         url = settings.database_url.get_secret_value()
         self._database = Database(

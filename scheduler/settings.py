@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from lorayard.contract.pool import GenerationConfigUse
+
 
 class SchedulerSettings(BaseSettings):
     """Everything a scheduler process is told; durations in seconds."""
@@ -21,6 +23,7 @@ class SchedulerSettings(BaseSettings):
     model: Path
     served_model_name: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    generation_config: GenerationConfigUse = "auto"
     max_model_len: int | None = Field(default=None, ge=1)
     auto_tenants: bool = Field(default=False, description="enter tenants at their first job")
     ready_file: Path | None = None

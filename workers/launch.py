@@ -52,6 +52,7 @@ def main() -> int:
         model=info.model,
         pid=engine.pid,
         kv_blocks=info.num_kv_blocks,
+        sampling_defaults=asdict(info.sampling_defaults),
         **asdict(device_of(info)),
     )
     service = _build(settings, incarnation, engine, info, stop)
@@ -88,6 +89,7 @@ def _engine_config(settings: WorkerSettings) -> EngineConfig:
         device=settings.device,
         dtype=settings.dtype,
         kernels=settings.kernels,
+        generation_config=settings.generation_config,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         enforce_eager=settings.enforce_eager,
         lora_pool_bytes=settings.lora_pool_bytes,

@@ -108,6 +108,7 @@ def _ended(
         state=state,
         output=storable(generated.text) if keeps_text and generated is not None else None,
         finish_reason=generated.finish_reason if generated is not None else None,
+        sampling=output.sampling if output is not None else None,
         prompt_tokens=output.metrics.num_prompt_tokens if output is not None else 0,
         completion_tokens=output.metrics.num_completion_tokens if output is not None else 0,
         queue_ms=held.job.queue_ms + (started_at - held.arrived_at) * 1000,

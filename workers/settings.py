@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from lorayard.contract.pool import pool_id
+from lorayard.contract.pool import GenerationConfigUse, pool_id
 from lorayard.process.environment import DeviceName
 
 
@@ -29,6 +29,7 @@ class WorkerSettings(BrokerSettings):
     served_model_name: str | None = None
     adapter_store: Path
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    generation_config: GenerationConfigUse = "auto"
     device: DeviceName = "cpu"
     kernels: Literal["triton"] | None = None
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1, description="share of the card's memory")
@@ -69,4 +70,4 @@ class WorkerSettings(BrokerSettings):
     @property
     def pool(self) -> str:
         """The pool whose jobs this worker may run."""
-        return pool_id(self.model, self.dtype)
+        return pool_id(self.model, self.dtype, generation_config=self.generation_config)

@@ -126,13 +126,14 @@ class JobInput(Table):
 
 
 class JobOutput(Table):
-    """What came of a job, text or error message; written once."""
+    """What came of a job, text or error message, and what its tokens were chosen by; written once."""
 
     __tablename__ = "job_outputs"
 
     job_id: Mapped[UUID] = mapped_column(primary_key=True)
     output: Mapped[str | None]
     error_message: Mapped[str | None]
+    sampling: Mapped[dict[str, float] | None] = mapped_column(JSON)
 
 
 class JobKey(Table):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, NamedTuple
@@ -66,6 +67,7 @@ class EndedAttempt:
     state: JobState
     output: str | None = None
     finish_reason: str | None = None
+    sampling: Mapping[str, float] | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     queue_ms: float | None = None

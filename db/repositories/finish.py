@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, Final
@@ -36,14 +37,15 @@ _FINISH = text("""
     WITH reported AS (
         SELECT * FROM unnest(
             CAST(:job_id AS uuid[]), CAST(:attempt AS integer[]), CAST(:state AS text[]),
-            CAST(:output AS text[]), CAST(:finish_reason AS text[]), CAST(:prompt_tokens AS integer[]),
-            CAST(:completion_tokens AS integer[]), CAST(:queue_ms AS float8[]), CAST(:run_ms AS float8[]),
-            CAST(:device_ms AS float8[]), CAST(:error_code AS text[]), CAST(:error_message AS text[]),
-            CAST(:revision AS text[]), CAST(:loads AS integer[]), CAST(:load_ms AS float8[]),
-            CAST(:hits AS integer[]), CAST(:evictions AS integer[])
+            CAST(:output AS text[]), CAST(:finish_reason AS text[]), CAST(:sampling AS text[]),
+            CAST(:prompt_tokens AS integer[]), CAST(:completion_tokens AS integer[]),
+            CAST(:queue_ms AS float8[]), CAST(:run_ms AS float8[]), CAST(:device_ms AS float8[]),
+            CAST(:error_code AS text[]), CAST(:error_message AS text[]), CAST(:revision AS text[]),
+            CAST(:loads AS integer[]), CAST(:load_ms AS float8[]), CAST(:hits AS integer[]),
+            CAST(:evictions AS integer[])
         ) AS r(
-            job_id, attempt, state, output, finish_reason, prompt_tokens, completion_tokens, queue_ms, run_ms,
-            device_ms, error_code, error_message, revision, loads, load_ms, hits, evictions
+            job_id, attempt, state, output, finish_reason, sampling, prompt_tokens, completion_tokens,
+            queue_ms, run_ms, device_ms, error_code, error_message, revision, loads, load_ms, hits, evictions
         )
     ), ended AS (
         SELECT r.*, CASE WHEN r.state = 'queued' AND c.job_id IS NOT NULL THEN 'cancelled' ELSE r.state END
@@ -67,10 +69,10 @@ _FINISH = text("""
             AND j.state = 'leased' AND j.incarnation = :incarnation
         RETURNING j.job_id, j.attempt, j.state
     ), outputs AS (
-        INSERT INTO job_outputs (job_id, output, error_message)
-        SELECT e.job_id, e.output, e.error_message
+        INSERT INTO job_outputs (job_id, output, error_message, sampling)
+        SELECT e.job_id, e.output, e.error_message, CAST(e.sampling AS json)
         FROM done d JOIN ended e ON e.job_id = d.job_id AND e.attempt = d.attempt
-        WHERE d.state <> 'queued' AND (e.output IS NOT NULL OR e.error_message IS NOT NULL)
+        WHERE d.state <> 'queued' AND num_nonnulls(e.output, e.error_message, e.sampling) > 0
     ), tried AS (
         INSERT INTO attempts (
             job_id, attempt, incarnation, ended, revision, prompt_tokens, completion_tokens, queue_ms, run_ms,
@@ -170,12 +172,16 @@ def _check(reports: Sequence[EndedAttempt]) -> None:
             )
 
 
+_RENDERED = ("error", "sampling", "state")
+
+
 def _columns(reports: Sequence[EndedAttempt]) -> dict[str, list[Any]]:
     """Turn reports into the arrays that unnest() takes."""
-    names = [field.name for field in fields(EndedAttempt) if field.name not in ("error", "state")]
+    names = [field.name for field in fields(EndedAttempt) if field.name not in _RENDERED]
     columns = {name: [getattr(report, name) for report in reports] for name in names}
     return columns | {
         "state": [report.state.value for report in reports],
+        "sampling": [report.sampling and json.dumps(dict(report.sampling)) for report in reports],
         "error_code": [report.error.code if report.error else None for report in reports],
         "error_message": [report.error.message if report.error else None for report in reports],
     }

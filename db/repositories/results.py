@@ -16,7 +16,7 @@ from lorayard.contract.states import JobState
 _SHORT_COLUMNS = """
     j.job_id, j.state, j.tenant, j.adapter, j.revision, j.finish_reason, j.prompt_tokens,
     j.completion_tokens, j.attempt, coalesce(w.hostname, j.incarnation) AS worker, j.queue_ms, j.run_ms,
-    j.error_code, o.error_message, i.metadata, j.reply_to, j.ended_at, j.stream
+    j.error_code, o.error_message, o.sampling, i.metadata, j.reply_to, j.ended_at, j.stream
 """
 
 RESULT_COLUMNS = f"{_SHORT_COLUMNS}, o.output"
@@ -79,6 +79,7 @@ def to_result(row: Row[Any]) -> JobResult:
         revision=row.revision,
         output=row.output,
         finish_reason=row.finish_reason,
+        sampling=row.sampling,
         prompt_tokens=row.prompt_tokens,
         completion_tokens=row.completion_tokens,
         attempt=row.attempt,

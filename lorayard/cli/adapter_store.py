@@ -15,7 +15,7 @@ from db.records import RevisionRow
 from db.repositories.adapters import AdapterRepository
 from lorayard.contract.errors import LorayardError
 from lorayard.contract.job import Name
-from lorayard.contract.pool import pool_id
+from lorayard.contract.pool import GenerationConfigUse, pool_id
 from lorayard.server.adapter_store import revision_folder
 from workers.engine.core.errors import AdapterError
 from workers.engine.lora import AdapterDescription, adapter_digest, describe_base, validate_adapter
@@ -84,6 +84,7 @@ def add_adapter(
     path: Path,
     max_rank: int,
     served_model_name: str | None = None,
+    generation_config: GenerationConfigUse = "auto",
 ) -> AdapterDescription:
     """Check an adapter, copy it into the store and make it the current revision of its name.
 
@@ -96,7 +97,7 @@ def add_adapter(
     database.run(lambda connection: AdapterRepository(connection).keep(found.digest))
     store.put(path, found.digest)
     row = RevisionRow(digest=found.digest, rank=found.rank, targets=found.targets, bytes=found.bytes)
-    pool = pool_id(model, dtype)
+    pool = pool_id(model, dtype, generation_config=generation_config)
     database.run(lambda connection: AdapterRepository(connection).add_revision(pool, name, row))
     return found
 

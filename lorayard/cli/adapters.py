@@ -12,7 +12,6 @@ from lorayard.cli.ledger import open_ledger
 from lorayard.cli.output import show_rows
 from lorayard.cli.settings import PoolSettings, StoreSettings
 from lorayard.contract.errors import UnknownAdapter
-from lorayard.contract.pool import pool_id
 
 app = typer.Typer(help="Add, list and remove adapters.", no_args_is_help=True)
 
@@ -33,6 +32,7 @@ def add(
             model=settings.model,
             served_model_name=settings.served_model_name,
             dtype=settings.dtype,
+            generation_config=settings.generation_config,
             name=name,
             path=path,
             max_rank=settings.max_lora_rank,
@@ -51,7 +51,7 @@ def list_adapters(
     settings = PoolSettings()
     from db.repositories.adapters import AdapterRepository
 
-    pool = pool_id(settings.model, settings.dtype)
+    pool = settings.pool
     with open_ledger(settings) as database:
         entries = database.run(lambda connection: AdapterRepository(connection).listed(pool))
     rows = [asdict(entry) | {"base": str(settings.model)} for entry in entries]
@@ -69,7 +69,7 @@ def remove(name: Annotated[str, typer.Argument(help="The adapter's name.")]) -> 
     settings = PoolSettings()
     from db.repositories.adapters import AdapterRepository
 
-    pool = pool_id(settings.model, settings.dtype)
+    pool = settings.pool
     with open_ledger(settings) as database:
         if not database.run(lambda connection: AdapterRepository(connection).remove(pool, name)):
             raise UnknownAdapter(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import typer
 
 from lorayard.contract.errors import InvalidJob
-from lorayard.contract.request import GenerationRequest
+from lorayard.contract.request import NEUTRAL, GenerationRequest
 
 NOT_OPTIONS = frozenset({"prompt", "messages", "stream"})
 """The prompt is the argument; a chat and a stream are for programs."""
@@ -56,6 +56,8 @@ def _help(name: str) -> str:
         text += ", as JSON"
     elif get_origin(_kind(name)) is list:
         text += "; may be repeated"
+    if name in NEUTRAL:
+        return f"{text[0].upper()}{text[1:]}. By default the model's own, else {NEUTRAL[name]}."
     default = field.get_default(call_default_factory=True)
     shown = "" if default in (None, (), {}) else f" By default {str(default).lower()}."
     return f"{text[0].upper()}{text[1:]}.{shown}"

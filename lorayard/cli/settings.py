@@ -7,6 +7,8 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from lorayard.contract.pool import GenerationConfigUse, pool_id
+
 
 class LedgerSettings(BaseSettings):
     """Where the ledger is: `LORAYARD_DATABASE_URL`."""
@@ -19,10 +21,16 @@ class LedgerSettings(BaseSettings):
 
 
 class PoolSettings(LedgerSettings):
-    """Which pool is meant: that of `LORAYARD_MODEL` run as `LORAYARD_DTYPE`."""
+    """Which pool is meant: `LORAYARD_MODEL` run as `LORAYARD_DTYPE` with `LORAYARD_GENERATION_CONFIG`."""
 
     model: Path
     dtype: str = Field(default="float32", pattern="^(float32|bfloat16|float16)$")
+    generation_config: GenerationConfigUse = "auto"
+
+    @property
+    def pool(self) -> str:
+        """The pool's id; raises FileNotFoundError if the model's folder is not a checkpoint."""
+        return pool_id(self.model, self.dtype, generation_config=self.generation_config)
 
 
 class StoreSettings(PoolSettings):

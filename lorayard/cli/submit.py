@@ -11,6 +11,7 @@ import typer
 from lorayard.cli.request_options import chosen, with_request_options
 from lorayard.client import Client
 from lorayard.contract.errors import InvalidJob
+from lorayard.contract.request import NEUTRAL
 from lorayard.contract.result import JobResult
 from lorayard.contract.states import JobState
 
@@ -70,12 +71,17 @@ def show_result(result: JobResult, *, as_json: bool) -> None:
 
 
 def summary(result: JobResult) -> str:
-    """Say in one line how a job went."""
+    """Say in one line how a job went, and which sampling parameters had a say in it."""
     parts = [f"job {result.job_id} {result.state}"]
     if result.error is not None:
         parts.append(f"{result.error.code}: {result.error.message}")
     if result.state is JobState.SUCCEEDED:
         parts.append(f"{result.prompt_tokens} + {result.completion_tokens} tokens")
+    parts += [
+        f"{name} {value:g}"
+        for name, value in (result.sampling or {}).items()
+        if value != NEUTRAL.get(name, 0)
+    ]
     timings = (("queued", result.queue_ms), ("ran", result.run_ms))
     parts += [f"{what} {ms:.0f} ms" for what, ms in timings if ms is not None]
     return ", ".join(parts)

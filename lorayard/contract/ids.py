@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import time
+from typing import Any
 from uuid import UUID, uuid5
 
 from pydantic_core import to_json
 
 from lorayard.contract.job import JobSpec
+from lorayard.contract.request import NEUTRAL
 
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 JOB_NAMESPACE = UUID("5f6f1a52-6b0c-4d0e-9d0a-6c6f72617964")
@@ -33,11 +35,11 @@ def job_id_for(spec: JobSpec) -> UUID:
 def payload_sha256(spec: JobSpec) -> str:
     """Digest what a job asks for, so that a re-used idempotency key is told from a repeated submit.
 
-    The digest bears the number of its rule. Rule 2 takes what differs from the defaults, keys sorted, so that
-    neither a new field nor a default spelled out makes another payload of the same one.
+    The digest bears the number of its rule. Rule 3 takes what differs from the defaults, keys sorted, so that
+    neither a new field nor a default spelled out makes another payload of the same one. A field left to the
+    model is another payload than one that was set, whatever to.
     """
-    fields = spec.model_dump(mode="json", exclude={"idempotency_key"}, exclude_defaults=True)
-    return f"2:{_sha256(_canonical(fields).encode())}"
+    return f"3:{_sha256(_canonical(_set_fields(spec)).encode())}"
 
 
 def is_same_payload(recorded: str, offered: str, spec: JobSpec) -> bool:
@@ -47,8 +49,19 @@ def is_same_payload(recorded: str, offered: str, spec: JobSpec) -> bool:
     """
     if _rule(recorded) == _rule(offered):
         return recorded == offered
-    under_its_rule = {"1": _payload_sha256_by_rule_1, "2": payload_sha256}.get(_rule(recorded))
+    rules = {"1": _payload_sha256_by_rule_1, "2": _payload_sha256_by_rule_2, "3": payload_sha256}
+    under_its_rule = rules.get(_rule(recorded))
     return under_its_rule is not None and recorded == under_its_rule(spec)
+
+
+def _set_fields(spec: JobSpec) -> dict[str, Any]:
+    return spec.model_dump(mode="json", exclude={"idempotency_key"}, exclude_defaults=True)
+
+
+def _payload_sha256_by_rule_2(spec: JobSpec) -> str:
+    """Digest as before models had defaults of their own: their neutral values were those of the fields."""
+    fields = {name: value for name, value in _set_fields(spec).items() if NEUTRAL.get(name) != value}
+    return f"2:{_sha256(_canonical(fields).encode())}"
 
 
 _RULE_1_FIELDS = (
@@ -64,6 +77,7 @@ def _payload_sha256_by_rule_1(spec: JobSpec) -> str | None:
     if not spec.model_dump(exclude_defaults=True).keys() <= {*_RULE_1_FIELDS, "idempotency_key"}:
         return None
     fields = spec.model_dump()
+    fields |= {name: value for name, value in NEUTRAL.items() if fields[name] is None}
     return _sha256(to_json({name: fields[name] for name in _RULE_1_FIELDS}))
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
+
+GenerationConfigUse = Literal["auto", "none"]
+"""Whether what a job leaves unset is as the base's generation_config.json says, or as without that file."""
 
 
 class PoolInfo(BaseModel):
@@ -19,13 +23,21 @@ class PoolInfo(BaseModel):
     max_prompt_bytes: int
 
 
-def pool_id(model_dir: Path, dtype: str, quantization: str | None = None) -> str:
+def pool_id(
+    model_dir: Path,
+    dtype: str,
+    quantization: str | None = None,
+    generation_config: GenerationConfigUse = "auto",
+) -> str:
     """Name the pool of a checkpoint: digest config, safetensors headers, sizes, dtype and quantisation.
 
     Headers and sizes stand for the weights, so that a 100 GB checkpoint is named in milliseconds.
-    Raises FileNotFoundError if the directory holds no config.json or no safetensors file.
+    `generation_config` counts unless it is "auto". Raises FileNotFoundError if the directory holds no
+    config.json or no safetensors file.
     """
     digest = hashlib.sha256(f"{dtype}\n{quantization}\n".encode())
+    if generation_config != "auto":
+        digest.update(f"generation_config {generation_config}\n".encode())
     digest.update(_read_config(model_dir))
     files = sorted(model_dir.glob("*.safetensors"))
     if not files:

@@ -30,6 +30,9 @@ Bias = Annotated[float, Field(ge=-100.0, le=100.0, allow_inf_nan=False)]
 TopK = Annotated[int, Field(ge=0), AfterValidator(lambda top_k: min(top_k, LARGEST_TOP_K))]
 """Beyond any vocabulary it keeps every token, so nothing larger need be carried."""
 
+NEUTRAL: Mapping[str, float] = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+"""What the fields that a job may leave to the model mean if the model says nothing either; never changes."""
+
 
 def described(default: Any, description: str, remedy: str, **limits: Any) -> Any:
     """Declare a field with what it does (the command line shows it) and what to give instead of a bad value.
@@ -39,7 +42,7 @@ def described(default: Any, description: str, remedy: str, **limits: Any) -> Any
     return Field(default, description=description, json_schema_extra={"remedy": remedy}, **limits)
 
 
-def number(default: float, description: str, remedy: str, *, low: float, high: float) -> Any:
+def number(default: float | None, description: str, remedy: str, *, low: float, high: float) -> Any:
     """Declare a finite number from `low` to `high`."""
     return described(default, description, remedy, ge=low, le=high, allow_inf_nan=False)
 
@@ -57,7 +60,8 @@ class GenerationRequest(BaseModel):
     """A prompt or messages, and how the answer is chosen; `docs/generation.md` says what each field does.
 
     Exactly one of `prompt` and `messages` is given. A default never changes within a major version, because
-    writers leave out what was not set. A new field needs a line here, one in `RequestKeywords`, and its
+    writers leave out what was not set. The fields of `NEUTRAL` are None unless set: the base's own default
+    then holds, if the pool takes them. A new field needs a line here, one in `RequestKeywords`, and its
     namesake in the engine's `SamplingParams`; nothing between names it (`docs/extending.md`).
     """
 
@@ -86,19 +90,21 @@ class GenerationRequest(BaseModel):
         low=0.0,
         high=MAX_TEMPERATURE,
     )
-    top_p: float = described(
-        1.0,
+    top_p: float | None = described(
+        None,
         "keep the most likely tokens up to this probability",
         "give a number above 0 and up to 1",
         gt=0.0,
         le=1.0,
         allow_inf_nan=False,
     )
-    top_k: TopK = described(
-        0, "keep so many of the most likely tokens; 0 keeps all", "give a whole number, 0 to keep every token"
+    top_k: TopK | None = described(
+        None,
+        "keep so many of the most likely tokens; 0 keeps all",
+        "give a whole number, 0 to keep every token",
     )
-    min_p: float = number(
-        0.0,
+    min_p: float | None = number(
+        None,
         "drop tokens less likely than this share of the most likely one",
         "give a number from 0 to 1",
         low=0.0,
@@ -135,8 +141,8 @@ class GenerationRequest(BaseModel):
         ge=0,
         le=MAX_TOKENS,
     )
-    repetition_penalty: float = number(
-        1.0,
+    repetition_penalty: float | None = number(
+        None,
         "divide the logits of tokens seen in prompt or output",
         "give a number from 0.01 to 100, 1 for none",
         low=0.01,
@@ -229,16 +235,16 @@ class RequestKeywords(TypedDict, total=False):
     adapter_scale: float
     max_tokens: int
     temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
     seed: int | None
     stop: Sequence[str]
     stop_token_ids: Sequence[int]
     include_stop_str_in_output: bool
     ignore_eos: bool
     min_tokens: int
-    repetition_penalty: float
+    repetition_penalty: float | None
     presence_penalty: float
     frequency_penalty: float
     logit_bias: Mapping[int, float]

@@ -34,6 +34,9 @@ class JobResult(BaseModel):
     revision: str | None = Field(default=None, description="content digest of the adapter that answered")
     output: str | None = None
     finish_reason: str | None = None
+    sampling: dict[str, int | float] | None = Field(
+        default=None, description="the sampling parameters that held; None if no engine took the job"
+    )
     prompt_tokens: int = 0
     completion_tokens: int = 0
     attempt: int = 0

@@ -43,6 +43,7 @@ class StackConfig:
     webhook_allow: str = "127.0.0.0/8"
     auto_tenants: bool = True
     dtype: str | None = None
+    generation_config: str | None = None
     max_num_seqs: int | None = None
     max_loras: int | None = None
     max_lora_rank: int | None = None

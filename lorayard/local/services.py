@@ -115,9 +115,10 @@ def client_environment(config: StackConfig, addresses: Addresses) -> dict[str, s
     }
     if config.model is not None:
         variables["LORAYARD_MODEL"] = str(config.model.resolve())
-    # `adapters add` names the pool and checks ranks and the base's name by these, as the workers do.
+    # `adapters` names the pool and checks ranks and the base's name by these, as the workers do.
     limits = {
         "LORAYARD_DTYPE": config.dtype,
+        "LORAYARD_GENERATION_CONFIG": config.generation_config,
         "LORAYARD_MAX_LORA_RANK": config.max_lora_rank,
         "LORAYARD_SERVED_MODEL_NAME": config.served_model_name,
     }

@@ -41,6 +41,7 @@ class StackSettings(BaseSettings):
     webhook_allow: str = Field(default="127.0.0.0/8", validation_alias="LORAYARD_WEBHOOK_ALLOW")
     auto_tenants: bool = Field(default=True, validation_alias="LORAYARD_AUTO_TENANTS")
     dtype: str | None = Field(default=None, validation_alias="LORAYARD_DTYPE")
+    generation_config: str | None = Field(default=None, validation_alias="LORAYARD_GENERATION_CONFIG")
     max_num_seqs: int | None = Field(default=None, ge=1, validation_alias="LORAYARD_MAX_NUM_SEQS")
     max_loras: int | None = Field(default=None, ge=1, validation_alias="LORAYARD_MAX_LORAS")
     max_lora_rank: int | None = Field(default=None, ge=1, validation_alias="LORAYARD_MAX_LORA_RANK")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from uuid import uuid4
 
 import pytest
@@ -21,13 +22,17 @@ def test_a_finished_job_has_its_output_attempt_usage_and_webhook(ledger: Ledger)
         ledger.worker(), adapter="sql", tenant="acme", callback_url=HOOK, metadata={"row": 7}, revision="r1"
     )
 
-    done = ledger.finish("w1", ended(job, output="SELECT 1", finish_reason="stop", loads=1, load_ms=4.0))
+    chosen_by = {"temperature": 0.5, "top_k": 40, "repetition_penalty": 1.0}
+
+    report = ended(job, output="SELECT 1", finish_reason="stop", sampling=chosen_by, loads=1, load_ms=4.0)
+    done = ledger.finish("w1", report)
 
     result = ledger.get(job.job_id)
     assert [entry.result for entry in done] == [result]
     assert (result.state, result.output, result.finish_reason) == (JobState.SUCCEEDED, "SELECT 1", "stop")
     assert (result.prompt_tokens, result.completion_tokens, result.run_ms) == (3, 5, 20.0)
     assert (result.worker, result.revision, result.metadata) == ("host-w1", "r1", {"row": 7})
+    assert json.dumps(result.sampling) == json.dumps(chosen_by)
     assert done[0].reply_to == "client-1"
     assert ledger.sql("SELECT attempt, ended, device_ms FROM attempts") == [(1, "succeeded", 7.0)]
     assert ledger.sql("SELECT url, event_type, tenant FROM webhook_deliveries") == [
@@ -47,7 +52,7 @@ def test_what_is_announced_is_what_the_ledger_has(ledger: Ledger) -> None:
 
     done = ledger.finish(
         "w1",
-        ended(failed, JobState.FAILED, error=error),
+        ended(failed, JobState.FAILED, error=error, sampling={"temperature": 0.0}),
         ended(given_back, JobState.QUEUED, output="half"),
         ended(unfit, JobState.REJECTED, output=None, error=error),
         ended(good, output="é\n" * 5000),
@@ -58,6 +63,7 @@ def test_what_is_announced_is_what_the_ledger_has(ledger: Ledger) -> None:
         ledger.get(job.job_id) for job in (failed, given_back, unfit, good, wished)
     ]
     assert [entry.result.output for entry in done] == [None, None, None, "é\n" * 5000, "half"]
+    assert [entry.result.sampling for entry in done] == [{"temperature": 0.0}, None, None, None, None]
 
 
 def test_a_failed_job_keeps_its_error_and_counts_as_a_failure(ledger: Ledger) -> None:

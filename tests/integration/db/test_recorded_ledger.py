@@ -14,6 +14,7 @@ import pytest
 from db.migrate import Migration, downgrade, upgrade
 from db.models import Table
 from lorayard.contract.reading import read_request
+from lorayard.contract.request import NEUTRAL
 from lorayard.contract.states import JobState
 from lorayard.local import plain_url
 from tests.integration.db.ledger import Ledger
@@ -90,7 +91,7 @@ def test_the_way_back_leads_to_the_rows_of_the_old_ledger(recorded: str) -> None
 
     undone = downgrade(recorded, "0004")
 
-    assert str(undone) == "schema downgraded from 0008 to 0004"
+    assert str(undone) == "schema downgraded from 0009 to 0004"
     after = read_all(recorded)
     assert set(after) == set(before)
     for table, rows in before.items():
@@ -125,7 +126,7 @@ def test_whoever_locks_as_a_live_process_does_finishes_before_the_migration(
 
         done = migration.result(timeout=60)
 
-    assert {done.before, done.after} == {"0004", "0008"}
+    assert {done.before, done.after} == {"0004", "0009"}
 
 
 def wait_until_somebody_waits_for_a_lock(url: str) -> None:
@@ -165,6 +166,7 @@ def test_the_jobs_of_the_old_ledger_are_served_by_the_new_schema(recorded: str) 
         row, text = old[job.job_id], texts[job.job_id]
         request = read_request(job)
         assert (job.attempt, request.prompt) == (int(row["attempt"]) + 1, text["prompt"])
+        assert None not in {getattr(request, name) for name in NEUTRAL}
         assert (request.max_tokens, request.temperature) == (
             int(row["max_tokens"]),
             float(text["temperature"]),

@@ -39,11 +39,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def model(folder: Path) -> Path:
-    """The shipped model, told that it may go on for long."""
+    """The shipped model, told that it may go on for long, and to sample from one token by default."""
     copy = folder / "model"
     shutil.copytree(TINY / "base", copy)
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 20_000}))
+    generation = json.loads((copy / "generation_config.json").read_text())
+    defaults = {"do_sample": True, "temperature": 0.7, "top_k": 1}
+    (copy / "generation_config.json").write_text(json.dumps(generation | defaults))
     return copy
 
 

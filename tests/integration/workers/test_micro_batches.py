@@ -25,13 +25,20 @@ def test_jobs_over_all_adapters_succeed_with_right_answers_and_are_told(
     base = JobSpec(prompt="hello>", max_tokens=12)
     muted = JobSpec(prompt="hello>", max_tokens=12, adapter="upper", adapter_scale=0.0)
     cut = JobSpec(prompt="hello>", max_tokens=12, stop=("ll",), include_stop_str_in_output=True)
+    hot = JobSpec(prompt="hello>", max_tokens=12, temperature=50.0, seed=1)  # the model's top_k of 1 holds
+    free = JobSpec(prompt="hello>", max_tokens=12, temperature=50.0, seed=1, top_k=0)
 
-    job_ids = leader.dispatch(incarnation, [question.spec for question in asked] + [base, muted, cut])
+    specs = [question.spec for question in asked] + [base, muted, cut, hot, free]
+    job_ids = leader.dispatch(incarnation, specs)
     results = leader.ended(job_ids)
 
     assert {result.state for result in results} == {JobState.SUCCEEDED}
-    answers = [question.answer for question in asked] + ["hello", "hello", "hell"]
-    assert [result.output for result in results] == answers
+    answers = [question.answer for question in asked] + ["hello", "hello", "hell", "hello"]
+    assert [result.output for result in results[:-1]] == answers
+    assert results[-1].output != "hello"
+    chosen_by = [result.sampling or {} for result in results]
+    assert [(one["temperature"], one["top_k"]) for one in chosen_by[-3:]] == [(0.0, 1), (50.0, 1), (50.0, 0)]
+    assert {len(one) for one in chosen_by} == {7}
     assert all(result.run_ms and result.prompt_tokens and result.completion_tokens for result in results)
     eventually(lambda: {reply.job_id for reply in leader.replies()} >= set(job_ids), what="all replies")
     replies = {reply.job_id: reply for reply in leader.replies()}

@@ -34,14 +34,18 @@ def test_a_finished_request_succeeds_with_its_times_and_counts() -> None:
 
 
 @pytest.mark.parametrize("finish_reason", ["stop", "abort"])
-def test_what_its_adapters_cost_goes_with_the_end(finish_reason: FinishReason) -> None:
+def test_what_its_adapters_cost_and_what_chose_its_tokens_go_with_the_end(
+    finish_reason: FinishReason,
+) -> None:
     held = _held()
     output = engine_output(request_id(held.key), finish_reason)
     use = RevisionStats(loads=2, load_ms=3.5, hits=1, evictions=4)
-    output = replace(output, metrics=replace(output.metrics, adapter_use=use))
+    chosen_by = {"temperature": 0.0, "repetition_penalty": 1.05}
+    output = replace(output, metrics=replace(output.metrics, adapter_use=use), sampling=chosen_by)
 
     ended = outcome_of(held, output, now=101.0).ended
 
+    assert ended.sampling == chosen_by
     assert (ended.loads, ended.load_ms, ended.hits, ended.evictions) == (2, 3.5, 1, 4)
 
 

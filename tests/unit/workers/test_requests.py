@@ -96,7 +96,7 @@ def test_a_job_without_options_asks_the_engine_for_its_defaults() -> None:
     params = add_request(batch_job(max_tokens=5, temperature=0.0), AdapterIds(STORE)).params
 
     assert not params.edits_logits
-    assert (params.min_p, params.ignore_eos, params.skip_special_tokens) == (0.0, False, True)
+    assert (params.min_p, params.ignore_eos, params.skip_special_tokens) == (None, False, True)
 
 
 def test_an_adapters_scale_reaches_the_engine_and_is_no_part_of_its_identity() -> None:

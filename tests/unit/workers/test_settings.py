@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from lorayard.cli.settings import PoolSettings
 from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings
+from scheduler.checkpoint import describe_pool
+from scheduler.settings import SchedulerSettings
 from tests.unit.lorayard.contract.test_pool import write_checkpoint
 from workers.launch import _engine_config
 from workers.settings import WorkerSettings
@@ -52,6 +55,25 @@ def test_the_kernels_of_a_card_can_be_asked_for_on_the_cpu(
     assert (config.device, config.kernels) == ("cpu", "triton")
 
 
+def test_what_generation_config_json_is_used_for_reaches_the_engine_and_names_the_pool(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = WorkerSettings()
+    monkeypatch.setenv("LORAYARD_DATABASE_URL", "postgresql://here")
+    set_all(monkeypatch, {"GENERATION_CONFIG": "none"})
+
+    settings = WorkerSettings()
+
+    assert (_engine_config(before).generation_config, _engine_config(settings).generation_config) == (
+        "auto",
+        "none",
+    )
+    assert settings.pool != before.pool
+    assert PoolSettings().pool == settings.pool
+    described = describe_pool(model, "float32", None, generation_config=SchedulerSettings().generation_config)
+    assert described.pool == settings.pool
+
+
 def test_without_any_of_it_the_engine_runs_as_before(model: Path) -> None:
     config = _engine_config(WorkerSettings())
 
@@ -76,6 +98,7 @@ def test_the_pool_of_a_worker_is_that_of_its_model_and_dtype_whatever_its_device
         ("DEVICE", "gpu", "give cpu, cuda, or cuda:N"),
         ("DEVICE", "cuda:", "give cpu, cuda, or cuda:N"),
         ("DEVICE", "", "give cpu, cuda, or cuda:N"),
+        ("GENERATION_CONFIG", "vllm", "should be 'auto' or 'none'"),
         ("KERNELS", "cutlass", "should be 'triton'"),
         ("DTYPE", "int8", "'float32', 'bfloat16' or 'float16'"),
         ("GPU_MEMORY_UTILIZATION", "0", "greater than 0"),

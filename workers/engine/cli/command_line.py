@@ -61,6 +61,7 @@ def read_command_line(arguments: list[str] | None) -> Asked:
         dtype=options.dtype,
         quantization=options.quantization,
         served_model_name=options.served_model_name,
+        generation_config=options.generation_config,
         enable_lora=bool(adapters),
         max_loras=max(1, len(adapters)),
         max_lora_rank=512,  # a limit for others' requests; these are one's own
@@ -77,6 +78,8 @@ def _params(options: argparse.Namespace) -> SamplingParams:
         temperature=options.temperature,
         top_p=options.top_p,
         top_k=options.top_k,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
         n=options.n,
         seed=options.seed,
         stop=options.stop,
@@ -177,8 +180,10 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("sampling").add_argument
     add("--max-tokens", type=int, default=64, metavar="N", help="tokens per answer at most (64)")
     add("--temperature", type=float, default=0.0, metavar="X", help="0, the default, is greedy")
-    add("--top-p", type=float, default=1.0, metavar="X", help="draw from the most likely of this share")
-    add("--top-k", type=int, default=0, metavar="N", help="draw from the N likeliest (0: from all)")
+    add("--top-p", type=float, metavar="X", help="draw from the likeliest of this share (the model's, or 1)")
+    add("--top-k", type=int, metavar="N", help="draw from the N likeliest (the model's, or 0: from all)")
+    add("--min-p", type=float, metavar="X", help="drop what is less likely than this share of the likeliest")
+    add("--repetition-penalty", type=float, metavar="X", help="makes repeats less likely (the model's, or 1)")
     add("--seed", type=int, metavar="N", help="the same answers each time, whatever else is asked")
     add("--n", type=int, default=1, metavar="N", help="answers to each prompt")
     add("--stop", action="append", metavar="TEXT", help="end before this text; may be given several times")
@@ -190,4 +195,10 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     add("--dtype", default="float32", help="float32, the default, bfloat16, or on a card float16")
     add("--quantization", metavar="HOW", help="int8 or bitsandbytes: quantise a plain checkpoint at loading")
     add("--served-model-name", metavar="NAME", help="what adapters call the model (config.json's name)")
+    add(
+        "--generation-config",
+        default="auto",
+        metavar="USE",
+        help="auto, the default: sampling not given is as the model's generation_config.json says; none: not",
+    )
     add("--threads", type=int, metavar="N", help="CPU threads (one per core)")

@@ -11,6 +11,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 _KERNELS = (None, "triton")
 _LOAD_FORMATS = ("auto", "dummy")
+_GENERATION_CONFIGS = ("auto", "none")
 _MAX_LORA_RANK = 512
 _POSITIVE = (
     "max_num_seqs",
@@ -49,6 +50,8 @@ class EngineConfig:
     adapters get, None for as much as `max_loras` of the largest need, at most a tenth of the card.
     `enforce_eager` launches every kernel by itself instead of replaying CUDA graphs. `load_format` "dummy"
     makes random weights after the checkpoint's config, for measuring: its folder then needs no weights.
+    `generation_config` "auto" takes what requests leave unset from the checkpoint's generation_config.json,
+    "none" leaves it as vLLM's `SamplingParams` has it; tokens that end a text are read in both cases.
     """
 
     model: str
@@ -56,6 +59,7 @@ class EngineConfig:
     dtype: str = "float32"
     kernels: str | None = None
     load_format: str = "auto"
+    generation_config: str = "auto"
     gpu_memory_utilization: float = 0.9
     enforce_eager: bool = False
     quantization: str | None = None
@@ -91,6 +95,7 @@ class EngineConfig:
         self._require_one_of("dtype", _DTYPES)
         self._require_one_of("kernels", _KERNELS)
         self._require_one_of("load_format", _LOAD_FORMATS)
+        self._require_one_of("generation_config", _GENERATION_CONFIGS)
         self._require_device()
         self._require_one_of("quantization", _QUANTIZATIONS)
         self._require_one_of("quant_storage", _QUANT_STORAGES)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from workers.engine.core.sampling_defaults import SamplingDefaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,8 @@ class EngineInfo:
     quant_storage: str  # "keep" or "dequantize"
     linear_bytes: int  # what the linear modules of the layers hold
     cpu_kernels: str  # "avx512_bf16", "avx2", or "torch" if none are compiled
+    sampling_defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+    """What requests get that leave these unset."""
     device: str = "cpu"  # or "cuda:N"
     device_name: str | None = None  # this and the next two are a card's
     device_memory_bytes: int | None = None

@@ -96,3 +96,5 @@ class RequestOutput:
     metrics: RequestMetrics
     error: RequestFailure | None = None
     prompt_logprobs: list[PositionLogprobs | None] | None = None  # None for the first: nothing precedes it
+    sampling: dict[str, float] | None = None
+    """What chose the tokens, by parameter, the model's defaults filled in; None if it was refused at once."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import Enum
 
 from workers.engine.core.errors import InvalidParams
 from workers.engine.core.param_checks import require_flag, require_int, require_number, require_strings
+from workers.engine.core.sampling_defaults import SamplingDefaults
 from workers.engine.core.structured_outputs import StructuredOutputsParams
 
 MAX_STOP_STRINGS = 16
@@ -21,6 +22,13 @@ _MAX_SEED = 2**63 - 1
 MAX_TEMPERATURE = 100.0
 _PENALTY_FACTORS = (0.01, 100.0)
 """Beyond these a logit would leave the range of float32 or lose all meaning."""
+_MAY_BE_UNSET = (
+    ("temperature", 0.0, MAX_TEMPERATURE),
+    ("top_p", 0.0, 1.0),
+    ("min_p", 0.0, 1.0),
+    ("repetition_penalty", *_PENALTY_FACTORS),
+)
+_NO_DEFAULTS = SamplingDefaults()
 
 
 class RequestOutputKind(Enum):
@@ -38,20 +46,21 @@ class RequestOutputKind(Enum):
 class SamplingParams:
     """Sampling parameters named as in vLLM; `docs/generation.md` tells what each does, and in which order.
 
-    `temperature=0` is greedy, `top_k=0` or -1 means every token.
+    `temperature=0` is greedy, `top_k=0` or -1 means every token. What is None of the fields of
+    `SamplingDefaults` is left to the engine's defaults, which a checkpoint may state.
     """
 
     max_tokens: int = 16
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
     seed: int | None = None
     stop: str | Sequence[str] | None = None
     stop_token_ids: Sequence[int] | None = None
     ignore_eos: bool = False
     n: int = 1
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    min_p: float | None = None
+    repetition_penalty: float | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     min_tokens: int = 0
@@ -101,12 +110,21 @@ class SamplingParams:
     @property
     def has_penalties(self) -> bool:
         """Whether tokens that were seen before are made less or more likely."""
-        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+        repetition = 1.0 if self.repetition_penalty is None else self.repetition_penalty
+        return (repetition, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
 
     @property
     def edits_logits(self) -> bool:
         """Whether more than the temperature stands between the model's logits and the choice."""
         return bool(self.has_penalties or self.logit_bias or self.bad_words or self.min_tokens)
+
+    def effective(self, defaults: SamplingDefaults = _NO_DEFAULTS) -> EffectiveParams:
+        """Return these parameters with what they leave unset from `defaults`."""
+        if isinstance(self, EffectiveParams):
+            return self
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        unset = {name: value for name, value in asdict(defaults).items() if values[name] is None}
+        return EffectiveParams(**values | unset)
 
     def _require_counts(self) -> None:
         require_int("max_tokens", self.max_tokens, 1, None)
@@ -128,13 +146,13 @@ class SamplingParams:
             require_int("stop_token_ids", token_id, 0, None)
 
     def _require_likelihoods(self) -> None:
-        require_number("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
-        require_number("top_p", self.top_p, 0.0, 1.0)
+        for name, low, high in _MAY_BE_UNSET:
+            if getattr(self, name) is not None:
+                require_number(name, getattr(self, name), low, high)
         if self.top_p == 0.0:
             raise InvalidParams("top_p is 0; give a number in (0, 1], or temperature=0 for greedy decoding")
-        require_int("top_k", self.top_k, -1, None)
-        require_number("min_p", self.min_p, 0.0, 1.0)
-        require_number("repetition_penalty", self.repetition_penalty, *_PENALTY_FACTORS)
+        if self.top_k is not None:
+            require_int("top_k", self.top_k, -1, None)
         require_number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         require_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
 
@@ -153,6 +171,29 @@ class SamplingParams:
         for token_id, bias in self.logit_bias.items():
             require_int("a token id of logit_bias", token_id, 0, None)
             require_number(f"logit_bias of token {token_id}", bias, -100.0, 100.0)
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveParams(SamplingParams):
+    """Parameters of which none is unset: what a sequence runs with."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What chooses the tokens, by parameter."""
+        return {name: getattr(self, name) for name in _NUMBERS}
+
+
+_NUMBERS = (
+    *(field.name for field in fields(SamplingDefaults)),
+    "presence_penalty",
+    "frequency_penalty",
+)
 
 
 def _strings(given: str | Sequence[str] | None) -> tuple[str, ...]:

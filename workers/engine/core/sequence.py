@@ -89,7 +89,7 @@ class SequenceState:
         self.prompt = prompt
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(prompt_token_ids)
-        self.params = params
+        self.params = params.effective()
         self.lora = lora
         self.composition = composition_of(lora)
         self.seed = seed

@@ -28,7 +28,7 @@ class TokenRules:
         bad_words: BadWords | None,
     ) -> None:
         """`end_token_ids` are those that would end the sequence, barred before `min_tokens`."""
-        self._params = params
+        self._params = params = params.effective()
         self._end_token_ids = list(end_token_ids)
         self._bad_words = bad_words
         self._bias = TokenShifts(list(params.logit_bias or ()), list((params.logit_bias or {}).values()))

@@ -14,6 +14,7 @@ from workers.engine.core.config import EngineConfig
 from workers.engine.core.device_facts import DeviceFacts, device_facts
 from workers.engine.core.engine_info import EngineInfo
 from workers.engine.core.errors import ConfigError
+from workers.engine.core.sampling_defaults import SamplingDefaults
 from workers.engine.kv.kv_cache import BlockAllocator, KVCache
 from workers.engine.kv.prefix_cache import PrefixCache
 from workers.engine.kv.prefix_keys import base_fingerprint
@@ -26,6 +27,7 @@ from workers.engine.lora.residency.manager import LoRAManager
 from workers.engine.lora.tables.dora import DoraTerms
 from workers.engine.model.config import ModelConfig, load_model_config
 from workers.engine.model.decoder import Decoder
+from workers.engine.model.generation_config import read_sampling_defaults
 from workers.engine.model.layers.attention_backend import choose_attention
 from workers.engine.model.quantization import Quantize, in_flight, random_codes
 from workers.engine.model.weights import DecoderWeights, load_weights, random_weights
@@ -71,6 +73,7 @@ def assemble(config: EngineConfig, *, look_ahead: int = 0) -> EngineParts:
     device = open_device(config, facts)
     folder = Path(config.model)
     model = load_model_config(folder)
+    defaults = read_sampling_defaults(folder) if config.generation_config == "auto" else SamplingDefaults()
     kernels = kernels_for(config, model, device)
     max_model_len = _max_model_len(config, model)
     tokenizer = Tokenizer.from_folder(folder)
@@ -95,7 +98,7 @@ def assemble(config: EngineConfig, *, look_ahead: int = 0) -> EngineParts:
     )
     info = _engine_info(config, model, kernels, facts, max_model_len, num_kv_blocks)
     return EngineParts(
-        info=replace(info, linear_bytes=weights.linear_bytes),
+        info=replace(info, linear_bytes=weights.linear_bytes, sampling_defaults=defaults),
         adapters=adapters,
         allocator=allocator,
         prefixes=prefixes,
@@ -120,6 +123,7 @@ def assemble(config: EngineConfig, *, look_ahead: int = 0) -> EngineParts:
             seed=config.seed,
             eos_token_ids=model.eos_token_ids,
             grammars=grammars,
+            defaults=defaults,
         ),
         grammars=grammars,
         output_processor=OutputProcessor(tokenizer, model.eos_token_ids),

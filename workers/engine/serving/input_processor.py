@@ -9,6 +9,7 @@ from typing import Any
 from workers.engine.core.composition import composition_of, describe
 from workers.engine.core.errors import InvalidParams, InvalidPrompt, RequestError
 from workers.engine.core.lora_request import AnyLoRA
+from workers.engine.core.sampling_defaults import SamplingDefaults
 from workers.engine.core.sampling_params import SamplingParams
 from workers.engine.core.sequence import SequenceState
 from workers.engine.sampling.bad_words import BadWords, tokenize_bad_words
@@ -36,8 +37,9 @@ class InputProcessor:
         seed: int,
         eos_token_ids: Iterable[int],
         grammars: GrammarCompiler,
+        defaults: SamplingDefaults,
     ) -> None:
-        """`max_loras` is 0 if LoRA is off."""
+        """`max_loras` is 0 if LoRA is off; `defaults` fill in what a request leaves unset."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
@@ -45,6 +47,7 @@ class InputProcessor:
         self._seed = seed
         self._eos_token_ids = frozenset(eos_token_ids)
         self._grammars = grammars
+        self._defaults = defaults
 
     def sequences(
         self,
@@ -57,6 +60,7 @@ class InputProcessor:
         cache_salt: str | None = None,
     ) -> list[SequenceState]:
         """Return a sequence for each completion, or raise the `RequestError` that says what is wrong."""
+        params = params.effective(self._defaults)
         self._check_adapters(request_id, lora)
         if cache_salt is not None and not isinstance(cache_salt, str):
             raise InvalidParams(f"cache_salt is {cache_salt!r:.80}; give a string or None")

@@ -75,6 +75,7 @@ class OutputProcessor:
             metrics=sequence.metrics(now_s),
             error=None if error is None else RequestFailure(error.code, str(error), error.retryable),
             prompt_logprobs=self._prompt_logprobs(sequence),
+            sampling=sequence.params.numbers,
         )
 
     def partial(self, sequence: SequenceState, ending: Ending | None, now_s: float) -> RequestOutput:
@@ -100,6 +101,7 @@ class OutputProcessor:
             finished=False,
             lora_request=sequence.lora,
             metrics=sequence.metrics(now_s),
+            sampling=sequence.params.numbers,
         )
 
     def _prompt_logprobs(self, sequence: SequenceState) -> list[PositionLogprobs | None] | None:

@@ -40,6 +40,13 @@ def test_the_output_alone_is_on_standard_output(capsys: pytest.CaptureFixture[st
     assert "succeeded, 3 + 5 tokens, queued 12 ms, ran 46 ms" in shown.err
 
 
+def test_sampling_parameters_that_had_a_say_are_told_whoever_gave_them() -> None:
+    chosen_by = {"temperature": 0.0, "top_p": 1.0, "top_k": 20, "min_p": 0.0, "repetition_penalty": 1.05}
+    sampled = DONE.model_copy(update={"sampling": chosen_by})
+
+    assert "3 + 5 tokens, top_k 20, repetition_penalty 1.05, queued" in summary(sampled)
+
+
 def test_json_is_the_whole_result(capsys: pytest.CaptureFixture[str]) -> None:
     show_result(DONE, as_json=True)
 

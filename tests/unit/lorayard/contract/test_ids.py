@@ -52,4 +52,4 @@ def test_the_payload_digest_tells_payloads_apart_and_leaves_the_key_out() -> Non
     ]
 
     assert digests[0] == digests[1] == digests[2] != digests[3]
-    assert re.fullmatch("2:[0-9a-f]{64}", digests[0])
+    assert re.fullmatch("3:[0-9a-f]{64}", digests[0])

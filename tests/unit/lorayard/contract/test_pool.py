@@ -32,6 +32,7 @@ def test_whatever_changes_answers_changes_the_pool(tmp_path: Path) -> None:
         pool_id(base, "float32"),
         pool_id(base, "bfloat16"),
         pool_id(base, "float32", "nf4"),
+        pool_id(base, "float32", generation_config="none"),
         pool_id(write_checkpoint(tmp_path / "b", hidden_size=16), "float32"),
         pool_id(write_checkpoint(tmp_path / "c", header='{"a":1}'), "float32"),
         pool_id(write_checkpoint(tmp_path / "d", payload=b"longer"), "float32"),

@@ -25,7 +25,7 @@ from lorayard.contract.messages import (
     WorkerEvent,
 )
 from lorayard.contract.reading import UNREADABLE_PROMPT, UnreadableRequest, read_request, receive_job
-from lorayard.contract.request import GenerationRequest
+from lorayard.contract.request import NEUTRAL, GenerationRequest
 from lorayard.contract.version import RELEASE
 
 RECORDED = Path(__file__).parents[3] / "recorded" / "messages" / "v0_1"
@@ -85,7 +85,25 @@ def test_a_default_spelled_out_is_the_same_payload() -> None:
     assert payload_sha256(JobSpec(prompt="a", temperature=0.0, stop=())) == payload_sha256(
         JobSpec(prompt="a")
     )
-    assert not is_same_payload("3:abc", payload_sha256(JobSpec(prompt="a")), JobSpec(prompt="a"))
+    assert not is_same_payload("9:abc", payload_sha256(JobSpec(prompt="a")), JobSpec(prompt="a"))
+
+
+def test_what_is_left_to_the_model_is_another_payload_than_a_value_spelled_out() -> None:
+    unset, spelled_out = JobSpec(prompt="a"), JobSpec(prompt="a", repetition_penalty=1.0)
+    by_rule_2 = "2:732acbb3e402e912437dbe53442ca54368b45e73c284acbf4c0530fac53cca74"  # of either
+
+    assert payload_sha256(unset) != payload_sha256(spelled_out)
+    assert payload_sha256(unset) == payload_sha256(JobSpec(prompt="a", top_p=None))
+    assert is_same_payload(by_rule_2, payload_sha256(unset), unset)
+    assert is_same_payload(by_rule_2, payload_sha256(spelled_out), spelled_out)
+
+
+@pytest.mark.parametrize("path", ENVELOPES, ids=lambda path: path.stem)
+def test_a_recorded_job_has_set_whatever_it_says_neutral_values_included(path: Path) -> None:
+    spec = JobEnvelope.model_validate_json(path.read_bytes()).spec
+
+    assert {getattr(spec, name) is None for name in NEUTRAL} == {False}
+    assert json.loads(spec.request_json()).keys() >= NEUTRAL.keys()
 
 
 @pytest.mark.parametrize(

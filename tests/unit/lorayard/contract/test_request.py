@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import types
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,11 @@ from pydantic.fields import FieldInfo
 
 from lorayard.contract import request as contract
 from lorayard.contract.job import JobKeywords, JobSpec
-from lorayard.contract.request import GenerationRequest, Message, RequestKeywords
+from lorayard.contract.request import NEUTRAL, GenerationRequest, Message, RequestKeywords
 from lorayard.contract.structured_outputs import StructuredOutputs
 from workers.engine.core import sampling_params as engine
+from workers.engine.core.sampling_defaults import SamplingDefaults
+from workers.engine.core.sampling_params import EffectiveParams
 from workers.requests import NOT_SAMPLING, sampling_params
 
 ROOT = Path(__file__).parents[4]
@@ -29,7 +32,10 @@ RECORDED_DEFAULTS: dict[str, Any] = {
     "priority": "normal", "deadline_s": None, "tenant": "default", "callback_url": None,
     "idempotency_key": None, "metadata": {},
 }  # fmt: skip
-"""What is left out of a message means this forever within version 1; add to it, change nothing."""
+"""What is left out of a message means this forever within version 1; add to it, change nothing.
+
+Of the fields in `NEUTRAL` it is what they mean if the model has no default of its own.
+"""
 
 
 def default_of(field: FieldInfo) -> Any:
@@ -37,7 +43,10 @@ def default_of(field: FieldInfo) -> Any:
 
 
 def test_no_default_has_changed_and_none_is_missing_here() -> None:
-    assert {name: default_of(field) for name, field in JobSpec.model_fields.items()} == RECORDED_DEFAULTS
+    defaults = {name: default_of(field) for name, field in JobSpec.model_fields.items()}
+
+    assert {name: defaults[name] for name in NEUTRAL} == dict.fromkeys(NEUTRAL)
+    assert {**defaults, **NEUTRAL} == RECORDED_DEFAULTS
 
 
 def test_none_is_never_anything_but_not_set() -> None:
@@ -70,7 +79,35 @@ def test_a_job_with_nothing_but_a_prompt_stays_greedy_with_128_tokens() -> None:
 
     assert (params.max_tokens, params.temperature, params.is_greedy) == (128, 0.0, True)
     assert not params.edits_logits
-    assert (engine.SamplingParams().max_tokens, engine.SamplingParams().temperature) == (16, 1.0)
+    alone = engine.SamplingParams()
+    assert (alone.max_tokens, alone.temperature, alone.effective().temperature) == (16, None, 1.0)
+
+
+def test_what_a_job_leaves_unset_means_the_same_here_and_in_an_engine_whose_model_says_nothing() -> None:
+    numbers = sampling_params(GenerationRequest(prompt="a")).effective().numbers
+
+    assert numbers == {name: RECORDED_DEFAULTS[name] for name in numbers}
+    assert set(NEUTRAL) == {field.name for field in dataclasses.fields(SamplingDefaults)} - {"temperature"}
+
+
+@pytest.mark.parametrize("fields", [{}, dict.fromkeys(NEUTRAL)])
+def test_what_a_job_does_not_set_is_left_to_the_model_but_for_the_temperature(fields: dict[str, Any]) -> None:
+    model = SamplingDefaults(0.7, 0.8, 20, 0.1, 1.05)
+    request = GenerationRequest(prompt="a", **fields)
+
+    params = sampling_params(GenerationRequest.model_validate_json(request.request_json())).effective(model)
+
+    assert (params.temperature, params.is_greedy) == (0.0, True)
+    assert (params.top_p, params.top_k, params.min_p, params.repetition_penalty) == (0.8, 20, 0.1, 1.05)
+
+
+def test_a_neutral_value_that_a_job_sets_wins_over_the_models_on_all_of_its_way() -> None:
+    request = GenerationRequest(prompt="a", temperature=1.0, **NEUTRAL)
+
+    read = GenerationRequest.model_validate_json(request.request_json())
+
+    params = sampling_params(read).effective(SamplingDefaults(0.7, 0.8, 20, 0.1, 1.05))
+    assert params == EffectiveParams(max_tokens=128, stop=(), stop_token_ids=(), logit_bias={}, bad_words=())
 
 
 def loosened(annotation: Any) -> Any:

@@ -46,6 +46,13 @@ def test_workers_and_the_command_are_told_one_name_of_the_base() -> None:
     assert "LORAYARD_SERVED_MODEL_NAME" not in client_environment(config(), _ADDRESSES)
 
 
+def test_workers_scheduler_and_the_command_agree_on_what_names_the_pool() -> None:
+    none = config(generation_config="none")
+
+    for environment in (service_environment(none, _ADDRESSES), client_environment(none, _ADDRESSES)):
+        assert environment["LORAYARD_GENERATION_CONFIG"] == "none"
+
+
 def test_extra_variables_have_the_last_word() -> None:
     environment = service_environment(config(max_loras=4, extra_env={"LORAYARD_MAX_LORAS": "9"}), _ADDRESSES)
 

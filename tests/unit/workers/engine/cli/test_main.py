@@ -13,6 +13,7 @@ import pytest
 
 from examples.tiny.recipe import ADAPTERS_DIR, BASE_DIR
 from workers.engine.__main__ import main
+from workers.engine.cli.command_line import read_command_line
 
 ROOT = Path(__file__).parents[5]
 UPPER, REVERSE = str(ADAPTERS_DIR / "upper"), str(ADAPTERS_DIR / "reverse")
@@ -106,6 +107,16 @@ def test_a_seed_draws_the_same_answers_again(capsys: pytest.CaptureFixture[str])
 
     assert said[0] == said[1]
     assert len(set(said[0].splitlines())) > 1
+
+
+def test_sampling_that_is_not_given_is_left_to_the_model_unless_its_file_is_not_wanted() -> None:
+    asked = read_command_line([str(BASE_DIR), "banana>"])
+    told = read_command_line([str(BASE_DIR), "banana>", "--generation-config", "none", "--top-k", "0"])
+
+    assert (asked.config.generation_config, told.config.generation_config) == ("auto", "none")
+    params = asked.params
+    assert (params.top_p, params.top_k, params.min_p, params.repetition_penalty) == (None,) * 4
+    assert (params.temperature, told.params.top_k) == (0.0, 0)
 
 
 def test_answers_follow_a_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from workers.engine.core.errors import ConfigError
         ({"device": "cuda:one"}, "device is 'cuda:one'; this engine serves cpu, cuda, cuda:N"),
         ({"kernels": "mkl"}, "kernels is 'mkl'; this engine serves None, triton"),
         ({"load_format": "gguf"}, "load_format is 'gguf'; this engine serves auto, dummy"),
+        ({"generation_config": "vllm"}, "generation_config is 'vllm'; this engine serves auto, none"),
         ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization is 1.5; give a share above 0, at most 1"),
         ({"lora_pool_bytes": 0}, "lora_pool_bytes is 0; give a positive integer"),
         (

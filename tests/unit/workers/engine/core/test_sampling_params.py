@@ -8,6 +8,7 @@ import pytest
 
 from workers.engine import SamplingParams
 from workers.engine.core.errors import InvalidParams
+from workers.engine.core.sampling_defaults import SamplingDefaults
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,17 @@ def test_one_stop_string_or_several_are_the_same_thing() -> None:
     assert SamplingParams(stop="x").stop_strings == ("x",)
     assert SamplingParams(stop=["x", "y"]).stop_strings == ("x", "y")
     assert SamplingParams().stop_strings == ()
+
+
+def test_what_is_unset_and_nothing_else_is_filled_in_and_checked_again() -> None:
+    model = SamplingDefaults(temperature=0.0, top_p=0.8, top_k=20, min_p=0.1, repetition_penalty=1.05)
+    asked = SamplingParams(temperature=1.0, top_p=1, top_k=0, min_p=0, repetition_penalty=1.0)
+
+    assert list(SamplingParams().effective(model).numbers.values()) == [0.0, 0.8, 20, 0.1, 1.05, 0.0, 0.0]
+    assert list(asked.effective(model).numbers.values()) == [1.0, 1, 0, 0, 1.0, 0.0, 0.0]
+    assert (SamplingParams().has_penalties, SamplingParams().effective(model).has_penalties) == (False, True)
+    with pytest.raises(InvalidParams, match="n is 2 with temperature 0"):
+        SamplingParams(n=2).effective(model)
 
 
 def test_greedy_is_temperature_zero() -> None:
