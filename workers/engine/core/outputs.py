@@ -96,3 +96,5 @@ class RequestOutput:
     metrics: RequestMetrics
     error: RequestFailure | None = None
     prompt_logprobs: list[PositionLogprobs | None] | None = None  # None for the first: nothing precedes it
+    warnings: tuple[str, ...] = ()
+    """What is uncertain about its adapters, once it has ended, such as which base one was trained on."""

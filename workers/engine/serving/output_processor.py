@@ -75,6 +75,7 @@ class OutputProcessor:
             metrics=sequence.metrics(now_s),
             error=None if error is None else RequestFailure(error.code, str(error), error.retryable),
             prompt_logprobs=self._prompt_logprobs(sequence),
+            warnings=sequence.adapter_warnings,
         )
 
     def partial(self, sequence: SequenceState, ending: Ending | None, now_s: float) -> RequestOutput:
