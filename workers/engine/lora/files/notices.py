@@ -18,25 +18,22 @@ _TOKENIZER, _GENERATION, _TEMPLATE = "tokenizer_config.json", "generation_config
 def base_notices(trained_on: str, base: BaseDescription, label: str) -> tuple[str, ...]:
     """Return what is uncertain about an adapter's base; AdapterBaseMismatch if it is known to be another."""
     served = f"{base.name!r:.200}"
-    match base.compare(trained_on):
-        case BaseMatch.SAME:
-            return ()
-        case BaseMatch.OTHER:
-            raise AdapterBaseMismatch(
-                f"{label}: it was trained on {trained_on!r:.200}, but {served} is served; use an adapter of "
-                "this base, or, if both are one model, say so: --base-name of `lorayard adapters add`, "
-                "base_model_name of a LoRARequest, or serve it under the adapter's name for it "
-                "(served_model_name, in the pipeline LORAYARD_SERVED_MODEL_NAME)"
-            )
-        case BaseMatch.PARENT:
-            notice = (
-                f"it was trained on {trained_on!r:.200}, which this base's config.json says that it was made "
-                f"from; {served} is served, and only the shapes were compared"
-            )
-        case BaseMatch.UNKNOWN:
-            said = f"it calls its base {trained_on!r:.200}" if trained_on else "it does not name its base"
-            notice = f"{said}; whether that is {served} cannot be known, only the shapes were compared"
-    return (notice,)
+    match = base.compare(trained_on)
+    if match is BaseMatch.SAME:
+        return ()
+    if match is BaseMatch.OTHER:
+        raise AdapterBaseMismatch(
+            f"{label}: it was trained on {trained_on!r:.200}, but {served} is served; use an adapter of this "
+            "base, or, if both are one model, say so: --base-name of `lorayard adapters add`, "
+            "base_model_name of a LoRARequest, or serve it under the adapter's name for it "
+            "(served_model_name, in the pipeline LORAYARD_SERVED_MODEL_NAME)"
+        )
+    compared = "only the shapes were compared"
+    if match is BaseMatch.PARENT:
+        made_from = "which this base's config.json says that it was made from"
+        return (f"it was trained on {trained_on!r:.200}, {made_from}; {served} is served, {compared}",)
+    said = f"it calls its base {trained_on!r:.200}" if trained_on else "it does not name its base"
+    return (f"{said}; whether that is {served} cannot be known, {compared}",)
 
 
 def file_notices(folder: Path, base: BaseDescription) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ ALL_LINEAR = "all-linear"
 VOCABULARY_MODULES = ("embed_tokens", "lm_head")
 _MAX_NAMES = 65_536  # entries of one key: 128 experts in each of 48 layers have 18,432 modules
 _MAX_PATTERNS = 2048  # each is tried on every module
+_MAX_PATTERN_CHARS = 65_536  # of all: compiling them takes some 2 s on one core
 _Value = TypeVar("_Value")
 _Rank = Annotated[int, Field(gt=0, strict=True)]
 _Alpha = Annotated[float, Field(allow_inf_nan=False, strict=True)]
@@ -137,6 +138,13 @@ def _refuse_long(config: PeftLoraConfig, label: str) -> None:
                 f"{label}: adapter_config.json: {key} has {len(value)} entries, at most {most} are read; "
                 "name modules by their ends, or with one regular expression"
             )
+
+    num_chars = sum(len(pattern) for key in _PATTERN_KEYS for pattern in getattr(config, key) or ())
+    if num_chars > _MAX_PATTERN_CHARS:
+        raise AdapterConfigError(
+            f"{label}: adapter_config.json: its patterns have {num_chars} characters, at most "
+            f"{_MAX_PATTERN_CHARS} are read; name modules by their ends"
+        )
 
 
 def _refuse_unhonoured(config: PeftLoraConfig, label: str) -> None:

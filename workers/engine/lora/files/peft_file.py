@@ -12,7 +12,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from workers.engine.core.errors import AdapterConfigError, AdapterFileError
-from workers.engine.lora.files.adapter_files import CONFIG_NAME
+from workers.engine.lora.files.foreign_folders import CONFIG_NAME
 from workers.engine.lora.files.peft_config import VOCABULARY_MODULES
 
 _PREFIX = "base_model.model."

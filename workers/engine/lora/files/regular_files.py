@@ -29,16 +29,19 @@ _KINDS = (
 @contextmanager
 def open_regular(path: Path, label: str) -> Iterator[IO[bytes]]:
     """Open a regular file, links followed; AdapterFileError for anything else, which is never waited for."""
+    _require_regular(path.stat().st_mode, path, label)
     descriptor = _open(path)
-    mode = os.fstat(descriptor).st_mode
+    with os.fdopen(descriptor, "rb") as stream:
+        _require_regular(os.fstat(descriptor).st_mode, path, label)  # it may be another one by now
+        yield stream
+
+
+def _require_regular(mode: int, path: Path, label: str) -> None:
     if not stat.S_ISREG(mode):
-        os.close(descriptor)
         kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "no file")
         raise AdapterFileError(
             f"{label}: {path.name!r} is {kind}, not a regular file; put the file itself there"
         )
-    with os.fdopen(descriptor, "rb") as stream:
-        yield stream
 
 
 def _open(path: Path) -> int:
@@ -46,8 +49,6 @@ def _open(path: Path) -> int:
         # Without O_NONBLOCK opening a FIFO waits for whoever writes to it.
         return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except BlockingIOError:  # another process has leased it, as file servers do, and lets go when asked
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 

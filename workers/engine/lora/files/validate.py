@@ -17,7 +17,7 @@ from workers.engine.core.errors import (
     AdapterRankError,
     AdapterShapeError,
 )
-from workers.engine.lora.files.adapter_files import CONFIG_NAME, read_files
+from workers.engine.lora.files.adapter_files import read_files
 from workers.engine.lora.files.base import (
     EMBEDDING,
     HEAD,
@@ -25,6 +25,7 @@ from workers.engine.lora.files.base import (
     ModuleShape,
 )
 from workers.engine.lora.files.digest import digest_of
+from workers.engine.lora.files.foreign_folders import CONFIG_NAME
 from workers.engine.lora.files.fused_experts import FusedExperts
 from workers.engine.lora.files.limits import largest_files
 from workers.engine.lora.files.module_filter import allows

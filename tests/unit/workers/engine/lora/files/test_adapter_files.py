@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,10 +114,19 @@ def _fifo(path: Path) -> None:
     os.mkfifo(path)
 
 
+def _socket(path: Path) -> None:
+    os.mknod(path, stat.S_IFSOCK | 0o600)
+
+
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 @pytest.mark.parametrize(
     ("make", "kind"),
-    [(Path.mkdir, "a folder"), (_fifo, "a FIFO"), (lambda path: path.symlink_to("/dev/zero"), "a device")],
+    [
+        (Path.mkdir, "a folder"),
+        (_fifo, "a FIFO"),
+        (_socket, "a socket"),
+        (lambda path: path.symlink_to("/dev/zero"), "a device"),
+    ],
 )
 def test_only_regular_files_are_read(
     make: Callable[[Path], None], kind: str, name: str, tmp_path: Path

@@ -399,6 +399,16 @@ def test_the_content_of_a_file_that_is_linked_to_is_not_told(tmp_path: Path) -> 
         assert "hunter2" not in str(raised.value)
 
 
+def test_patterns_that_take_long_to_compile_are_refused(tmp_path: Path) -> None:
+    write_adapter(
+        tmp_path, config=config_of(rank_pattern={f"x{number}" + "(a|b)*" * 300: 4 for number in range(99)})
+    )
+
+    _refused(
+        tmp_path, AdapterConfigError, "patterns have .* characters, at most 65536 are read; name modules"
+    )
+
+
 @pytest.mark.parametrize(
     ("key", "value", "most"),
     [
