@@ -45,7 +45,8 @@ class AdapterIds:
             number = self._ids.setdefault(revision, 0) or next(self._next)
             self._ids[revision] = number
         folder = revision_folder(self._store, revision)
-        return LoRARequest(name or revision, number, str(folder), revision=revision)
+        # The base's name was compared when the revision was added, where --base-name can overrule it.
+        return LoRARequest(name or revision, number, str(folder), revision=revision, base_model_name="")
 
 
 def add_request(job: BatchJob, adapters: AdapterIds, *, caches_by_tenant: bool = False) -> AddRequest:

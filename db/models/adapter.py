@@ -27,6 +27,8 @@ class AdapterRevision(Table):
     bytes: Mapped[int] = mapped_column(BigInteger)
     state: Mapped[str] = mapped_column(server_default=text("'active'"))
     reason: Mapped[str | None]
+    warnings: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
+    """What was uncertain when it was added, such as which base it was trained on."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     unused_since: Mapped[datetime | None]
     """When a sweep first found that no name and no unfinished job needs it."""

@@ -13,6 +13,7 @@ class RevisionRow:
     rank: int
     targets: tuple[str, ...]
     bytes: int
+    warnings: tuple[str, ...] = ()  # what is uncertain about it
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +25,4 @@ class ListedAdapter:
     revision: str
     rank: int
     bytes: int
+    warnings: list[str]

@@ -14,9 +14,10 @@ from lorayard.contract.messages import CatalogueEntry
 QUARANTINED_CODE: Final = "adapter_quarantined"
 
 _ADD_REVISION = text("""
-    INSERT INTO adapter_revisions (pool, digest, rank, targets, bytes)
-    VALUES (:pool, :digest, :rank, CAST(:targets AS text[]), :bytes)
-    ON CONFLICT (pool, digest) DO UPDATE SET state = 'active', reason = NULL, unused_since = NULL
+    INSERT INTO adapter_revisions (pool, digest, rank, targets, bytes, warnings)
+    VALUES (:pool, :digest, :rank, CAST(:targets AS text[]), :bytes, CAST(:warnings AS text[]))
+    ON CONFLICT (pool, digest) DO UPDATE
+        SET state = 'active', reason = NULL, unused_since = NULL, warnings = excluded.warnings
 """)
 
 _POINT = text("""
@@ -52,7 +53,7 @@ _CATALOGUE = text("""
 """)
 
 _LISTED = text("""
-    SELECT a.name, a.current_revision AS revision, r.rank, r.bytes, r.state
+    SELECT a.name, a.current_revision AS revision, r.rank, r.bytes, r.state, r.warnings
     FROM adapters a JOIN adapter_revisions r ON r.pool = a.pool AND r.digest = a.current_revision
     WHERE a.pool = :pool AND a.state = 'active' ORDER BY a.name
 """)
@@ -138,6 +139,7 @@ class AdapterRepository:
             "rank": revision.rank,
             "targets": list(revision.targets),
             "bytes": revision.bytes,
+            "warnings": list(revision.warnings),
         }
         self._bump(pool)
         self._connection.execute(_ADD_REVISION, values)

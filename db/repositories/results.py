@@ -16,7 +16,7 @@ from lorayard.contract.states import JobState
 _SHORT_COLUMNS = """
     j.job_id, j.state, j.tenant, j.adapter, j.revision, j.finish_reason, j.prompt_tokens,
     j.completion_tokens, j.attempt, coalesce(w.hostname, j.incarnation) AS worker, j.queue_ms, j.run_ms,
-    j.error_code, o.error_message, o.sampling, i.metadata, j.reply_to, j.ended_at, j.stream
+    j.error_code, o.error_message, o.sampling, i.metadata, j.reply_to, j.ended_at, j.stream, r.warnings
 """
 
 RESULT_COLUMNS = f"{_SHORT_COLUMNS}, o.output"
@@ -26,6 +26,7 @@ RESULT_TABLES = """
     LEFT JOIN job_inputs i ON i.job_id = j.job_id
     LEFT JOIN job_outputs o ON o.job_id = j.job_id
     LEFT JOIN workers w ON w.incarnation = j.incarnation
+    LEFT JOIN adapter_revisions r ON r.pool = j.pool AND r.digest = j.revision
 """
 
 _BY_IDS = text(
@@ -88,4 +89,5 @@ def to_result(row: Row[Any]) -> JobResult:
         run_ms=row.run_ms,
         error=error,
         metadata=row.metadata or {},
+        warnings=tuple(row.warnings or ()),
     )

@@ -11,8 +11,11 @@ from db.secrets import SecretBox
 from examples.demo.workload import ADAPTERS_DIR, MODEL_DIR, TENANTS
 from examples.tiny.tasks import TASKS
 from lorayard import Client, UnknownPool
-from lorayard.cli.adapter_store import AdapterStore, add_adapter
+from lorayard.cli.adapter_store import AdapterStore, PoolOfAdapters, add_adapters
+from lorayard.contract.pool import pool_id
 from lorayard.local import StackConfig
+from workers.engine.lora import describe_base
+from workers.engine.lora.loading import LoadSpec
 
 MAX_RANK = 16
 
@@ -34,17 +37,10 @@ def stack_config(state_dir: Path) -> StackConfig:
 
 def add_shipped_adapters(database: Database, env: dict[str, str]) -> None:
     """Do what `lorayard adapters add` does, for every shipped adapter."""
+    dtype = env["LORAYARD_DTYPE"]
+    pool = PoolOfAdapters(pool_id(MODEL_DIR, dtype), LoadSpec(describe_base(MODEL_DIR), MAX_RANK, dtype))
     store = AdapterStore(Path(env["LORAYARD_ADAPTER_STORE"]))
-    for name in TASKS:
-        add_adapter(
-            database,
-            store,
-            model=MODEL_DIR,
-            dtype=env["LORAYARD_DTYPE"],
-            name=name,
-            path=ADAPTERS_DIR / name,
-            max_rank=MAX_RANK,
-        )
+    list(add_adapters(database, store, pool, [(name, ADAPTERS_DIR / name) for name in TASKS]))
 
 
 def await_catalogue(client: Client, within_s: float = 30.0) -> None:

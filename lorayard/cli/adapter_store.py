@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,13 +15,15 @@ from pydantic import TypeAdapter, ValidationError
 from db import Database
 from db.records import RevisionRow
 from db.repositories.adapters import AdapterRepository
+from lorayard.cli.settings import StoreSettings
 from lorayard.contract.errors import LorayardError
 from lorayard.contract.job import Name
-from lorayard.contract.pool import GenerationConfigUse, pool_id
 from lorayard.server.adapter_store import revision_folder
 from workers.engine.core.errors import AdapterError
-from workers.engine.lora import AdapterDescription, adapter_digest, describe_base, validate_adapter
+from workers.engine.lora import AdapterDescription, LoRARequest, adapter_digest, describe_base
 from workers.engine.lora.files.adapter_files import find_files
+from workers.engine.lora.loading import LoadSpec
+from workers.engine.lora.loading.work import try_adapter
 
 _INCOMING = ".incoming-"
 
@@ -74,32 +78,64 @@ class AdapterStore:
         return False
 
 
-def add_adapter(
+@dataclass(frozen=True, slots=True)
+class PoolOfAdapters:
+    """A pool, and what its workers take."""
+
+    pool: str
+    spec: LoadSpec
+
+    @classmethod
+    def of(cls, settings: StoreSettings) -> PoolOfAdapters:
+        """Describe the pool that the settings name; CheckpointError for a base that is not served."""
+        spec = LoadSpec(
+            describe_base(settings.model, name=settings.served_model_name),
+            settings.max_lora_rank,
+            settings.dtype,
+            max_bytes=settings.max_cpu_lora_bytes,
+            max_saved_bytes=settings.max_saved_module_bytes,
+            timeout_s=settings.lora_load_timeout_s,
+        )
+        return cls(settings.pool, spec)
+
+
+def add_adapters(
     database: Database,
     store: AdapterStore,
+    pool: PoolOfAdapters,
+    adapters: Sequence[tuple[str, Path]],  # name and folder of each
     *,
-    model: Path,
-    dtype: str,
+    base_name: str | None = None,
+) -> Iterator[tuple[str, AdapterDescription]]:
+    """Check all adapters, then copy each into the store and make it the current revision of its name.
+
+    `base_name` is what their base is called, whatever their own files say. Raises LorayardError for a name,
+    the AdapterError that fits for files, both before anything has changed, and DatabaseUnavailable.
+    """
+    for name, _ in adapters:
+        check_name(name)
+    found = [
+        (name, path, try_adapter(LoRARequest(name, 1, str(path), base_model_name=base_name), pool.spec))
+        for name, path in adapters
+    ]
+    for name, path, description in found:
+        _add(database, store, pool.pool, name, path, description)
+        yield name, description
+
+
+def _add(
+    database: Database,
+    store: AdapterStore,
+    pool: str,
     name: str,
     path: Path,
-    max_rank: int,
-    served_model_name: str | None = None,
-    generation_config: GenerationConfigUse = "auto",
-) -> AdapterDescription:
-    """Check an adapter, copy it into the store and make it the current revision of its name.
-
-    Raises LorayardError for the name, the AdapterError that fits for the files, DatabaseUnavailable.
-    """
-    check_name(name)
-    base = describe_base(model, name=served_model_name)
-    found = validate_adapter(path, base=base, max_rank=max_rank, name=name)
+    found: AdapterDescription,
+) -> None:
     # First, so that a revision about to be collected is kept from it, or its files are put back below.
     database.run(lambda connection: AdapterRepository(connection).keep(found.digest))
     store.put(path, found.digest)
-    row = RevisionRow(digest=found.digest, rank=found.rank, targets=found.targets, bytes=found.bytes)
-    pool = pool_id(model, dtype, generation_config=generation_config)
+    row = RevisionRow(found.digest, found.rank, found.targets, found.bytes, found.warnings)
     database.run(lambda connection: AdapterRepository(connection).add_revision(pool, name, row))
-    return found
 
 
 def check_name(name: str) -> None:

@@ -4,69 +4,84 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from lorayard.cli.ledger import open_ledger
-from lorayard.cli.output import show_rows
+from lorayard.cli.output import printable, show_rows
 from lorayard.cli.settings import PoolSettings, StoreSettings
-from lorayard.contract.errors import UnknownAdapter
+from lorayard.contract.errors import LorayardError, UnknownAdapter
 
 app = typer.Typer(help="Add, list and remove adapters.", no_args_is_help=True)
+_Settings = TypeVar("_Settings", bound=PoolSettings)
+
+
+_Model = Annotated[
+    Path | None, typer.Option("--model", help="The pool's base, in the place of LORAYARD_MODEL.")
+]
 
 
 @app.command("add")
 def add(
     name: Annotated[str, typer.Argument(help="What jobs will call it.")],
     path: Annotated[Path, typer.Argument(help="The folder with adapter_config.json and safetensors.")],
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME PATH]...", help="More adapters, added as well.")
+    ] = None,
+    base_name: Annotated[
+        str | None,
+        typer.Option(help="What their base is called, whatever their own files say: the name of this base."),
+    ] = None,
+    model: _Model = None,
 ) -> None:
-    """Check an adapter against the base model, keep a copy and serve it; a known name gets a new revision."""
-    settings = StoreSettings()
-    from lorayard.cli.adapter_store import AdapterStore, add_adapter
+    """Check adapters against the base model, keep copies and serve them; a known name gets a new revision.
 
+    All are checked before the first is added.
+    """
+    settings = _of_model(StoreSettings, model)
+    adapters = [(name, path), *_pairs(more or [])]
+    from lorayard.cli.adapter_store import AdapterStore, PoolOfAdapters, add_adapters
+
+    pool, store = PoolOfAdapters.of(settings), AdapterStore(settings.adapter_store)
     with open_ledger(settings) as database:
-        added = add_adapter(
-            database,
-            AdapterStore(settings.adapter_store),
-            model=settings.model,
-            served_model_name=settings.served_model_name,
-            dtype=settings.dtype,
-            generation_config=settings.generation_config,
-            name=name,
-            path=path,
-            max_rank=settings.max_lora_rank,
-        )
-    typer.echo(
-        f"{name}: revision {added.digest}, rank {added.rank}, {added.num_modules} modules "
-        f"({', '.join(added.targets)}), {added.bytes} bytes"
-    )
+        for one, added in add_adapters(database, store, pool, adapters, base_name=base_name):
+            typer.echo(
+                f"{one}: revision {added.digest}, rank {added.rank}, {added.num_modules} modules "
+                f"({', '.join(added.targets)}), {added.bytes} bytes"
+            )
+            for warning in added.warnings:
+                typer.secho(f"warning: {one}: {printable(warning)}", err=True, fg="yellow")
 
 
 @app.command("list")
 def list_adapters(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+    model: _Model = None,
 ) -> None:
-    """List the adapters of the pool: name, state, base model, rank, size and revision."""
-    settings = PoolSettings()
+    """List the adapters of the pool: name, state, base model, rank, size, revision and warnings."""
+    settings = _of_model(PoolSettings, model)
     from db.repositories.adapters import AdapterRepository
 
     pool = settings.pool
     with open_ledger(settings) as database:
         entries = database.run(lambda connection: AdapterRepository(connection).listed(pool))
     rows = [asdict(entry) | {"base": str(settings.model)} for entry in entries]
+    columns = ["name", "state", "base", "rank", "bytes", "revision"]
+    if as_json or any(entry.warnings for entry in entries):
+        columns.append("warnings")
     show_rows(
         rows,
-        ("name", "state", "base", "rank", "bytes", "revision"),
+        columns,
         as_json=as_json,
         none=f"pool {pool} has no adapters: `lorayard adapters add NAME PATH` adds one",
     )
 
 
 @app.command("remove")
-def remove(name: Annotated[str, typer.Argument(help="The adapter's name.")]) -> None:
+def remove(name: Annotated[str, typer.Argument(help="The adapter's name.")], model: _Model = None) -> None:
     """Serve an adapter no longer; jobs admitted before still run."""
-    settings = PoolSettings()
+    settings = _of_model(PoolSettings, model)
     from db.repositories.adapters import AdapterRepository
 
     pool = settings.pool
@@ -76,3 +91,16 @@ def remove(name: Annotated[str, typer.Argument(help="The adapter's name.")]) -> 
                 f"pool {pool} serves no adapter named {name!r}: `lorayard adapters list` shows those it does"
             )
     typer.echo(f"{name} is removed")
+
+
+def _of_model(settings: type[_Settings], model: Path | None) -> _Settings:
+    return settings() if model is None else settings(model=model)
+
+
+def _pairs(more: list[str]) -> list[tuple[str, Path]]:
+    if len(more) % 2:
+        raise LorayardError(
+            f"{len(more)} arguments after the first adapter's: give each its name and its folder, "
+            "NAME PATH NAME PATH"
+        )
+    return [(name, Path(path)) for name, path in zip(more[::2], more[1::2], strict=True)]

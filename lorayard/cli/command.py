@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import typer
 
 from lorayard.cli import adapters, jobs, submit, up, usage, webhooks, workers
+from lorayard.cli.output import printable
 from lorayard.cli.plain_errors import plain_message
 
 app = typer.Typer(
@@ -34,5 +35,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         message = plain_message(error)
         if message is None:
             raise
-        typer.secho(f"error: {message}", err=True, fg="red")
+        typer.secho(f"error: {printable(message)}", err=True, fg="red")
         sys.exit(1)

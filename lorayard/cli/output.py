@@ -33,9 +33,19 @@ def show_rows(rows: Iterable[Mapping[str, Any]], columns: Iterable[str], *, as_j
     console.print(table)
 
 
+def printable(text: str) -> str:
+    """Escape what a terminal would obey, such as a stranger's escape sequences; line ends stay."""
+    kept = (
+        one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in text
+    )
+    return "".join(kept)
+
+
 def _cell(value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
         return f"{value:,.1f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return printable("; ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))

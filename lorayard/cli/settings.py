@@ -34,8 +34,11 @@ class PoolSettings(LedgerSettings):
 
 
 class StoreSettings(PoolSettings):
-    """Where adapters are kept, and what the workers take: rank and the base's name."""
+    """Where adapters are kept, and the base's name and the limits of what the workers take."""
 
     adapter_store: Path
     max_lora_rank: int = Field(default=64, ge=1)
+    max_cpu_lora_bytes: int | None = Field(default=None, ge=1)
+    max_saved_module_bytes: int = Field(default=1 << 30, ge=1)
+    lora_load_timeout_s: float = Field(default=60.0, gt=0)
     served_model_name: str | None = None

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lorayard.cli.output import printable
 from lorayard.cli.request_options import chosen, with_request_options
 from lorayard.client import Client
 from lorayard.contract.errors import InvalidJob
@@ -84,4 +85,5 @@ def summary(result: JobResult) -> str:
     ]
     timings = (("queued", result.queue_ms), ("ran", result.run_ms))
     parts += [f"{what} {ms:.0f} ms" for what, ms in timings if ms is not None]
-    return ", ".join(parts)
+    parts += [f"warning: {warning}" for warning in result.warnings]
+    return printable(", ".join(parts))

@@ -45,3 +45,6 @@ class JobResult(BaseModel):
     run_ms: float | None = None
     error: JobError | None = None
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
+    warnings: tuple[str, ...] = Field(
+        default=(), description="what is uncertain about the adapter, such as which base it was trained on"
+    )

@@ -15,9 +15,9 @@ down_revision = "0008"
 branch_labels = None
 depends_on = None
 
-# In the order in which live transactions lock them; on the way down this revision comes first, and those after
-# it lock all of these.
-_LOCK = "LOCK TABLE jobs, job_inputs, job_outputs IN ACCESS EXCLUSIVE MODE"
+# In the order in which live transactions lock them, with what 0010 changes; on the way down those of before lock
+# all of these.
+_LOCK = "LOCK TABLE adapter_revisions, jobs, job_inputs, job_outputs IN ACCESS EXCLUSIVE MODE"
 _LOCK_ALL = (
     "LOCK TABLE worker_leases, workers, adapter_revisions, intake_rejects, jobs, job_inputs, job_outputs "
     "IN ACCESS EXCLUSIVE MODE"

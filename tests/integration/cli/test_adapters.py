@@ -90,6 +90,7 @@ def test_behaviour_33_the_list_has_base_revision_rank_size_and_state_and_outlive
         "rank": 4,
         "bytes": size,
         "revision": adapter_digest(UPPER),
+        "warnings": [],
     }
     assert (rows["sort"]["state"], rows["sort"]["revision"]) == ("quarantined", digest)
     assert f"{size:,}" in lorayard("adapters", "list").out
@@ -173,19 +174,60 @@ def test_an_adapter_trained_on_the_served_folder_itself_is_added(tmp_path: Path,
     assert [row["name"] for row in listed(lorayard)] == ["own"]
 
 
-def test_an_adapter_of_another_name_is_added_once_the_base_is_served_under_it(
+def test_another_published_base_is_refused_until_its_owner_says_that_both_are_one(
     tmp_path: Path, lorayard: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = str(changed(tmp_path, base_model_name_or_path="/workspace/model"))
+    folder = str(changed(tmp_path, base_model_name_or_path="someone/other"))
 
     refused = lorayard("adapters", "add", "own", folder)
-    assert "trained on '/workspace/model', but 'lorayard/tiny' is served" in refused.err
+    assert "trained on 'someone/other', but 'lorayard/tiny' is served" in refused.err
+    assert "--base-name" in refused.err
     assert "(served_model_name, in the pipeline LORAYARD_SERVED_MODEL_NAME)" in refused.err
+    assert "trained on 'a/b'" in lorayard("adapters", "add", "own", folder, "--base-name", "a/b").err
 
-    monkeypatch.setenv("LORAYARD_SERVED_MODEL_NAME", "model")
-    ran = lorayard("adapters", "add", "own", folder)
+    said = lorayard("adapters", "add", "own", folder, "--base-name", "lorayard/tiny")
+    monkeypatch.setenv("LORAYARD_SERVED_MODEL_NAME", "other")
+    served = lorayard("adapters", "add", "own", folder)
 
-    assert ran.status == 0, ran.err
+    assert (said.status, said.err) == (served.status, served.err) == (0, "")
+
+
+def test_a_base_name_that_tells_nothing_is_a_warning_wherever_the_adapter_is_shown(
+    tmp_path: Path, lorayard: Command, database: Database
+) -> None:
+    ran = lorayard("adapters", "add", "own", str(changed(tmp_path, base_model_name_or_path="/out/\x1b[31m")))
+
+    (row,) = listed(lorayard)
+    assert ran.status == 0
+    (warning,) = row["warnings"]
+    assert warning.startswith(r"it calls its base '/out/\x1b[31m'; whether that is 'lorayard/tiny' cannot be")
+    assert ran.err == f"warning: own: {warning}\n"
+    assert "cannot be known" in lorayard("adapters", "list").out
+    lorayard("adapters", "add", "own", str(UPPER))  # the name moves, the warning stays with its revision
+    assert listed(lorayard)[0]["warnings"] == []
+
+
+def test_twenty_adapters_are_added_by_one_command_or_none(tmp_path: Path, lorayard: Command) -> None:
+    pairs = [part for number in range(20) for part in (f"a{number}", str((UPPER, SORT)[number % 2]))]
+
+    assert "give each its name and its folder" in lorayard("adapters", "add", *pairs, "odd").err
+    assert "no folder" in lorayard("adapters", "add", *pairs, "bad", str(tmp_path / "gone")).err
+    assert listed(lorayard) == []
+    assert lorayard("adapters", "add", *pairs).status == 0
+    assert len(listed(lorayard)) == 20
+
+
+def test_the_pool_is_that_of_the_model_named(lorayard: Command, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(BASE, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config, indent=3))  # another pool
+
+    lorayard("adapters", "add", "upper", str(UPPER), "--model", str(other))
+
+    assert listed(lorayard) == []
+    assert "upper" in lorayard("adapters", "list", "--model", str(other)).out
+    assert lorayard("adapters", "remove", "upper", "--model", str(other)).status == 0
 
 
 def test_a_truncated_file_is_refused(tmp_path: Path, lorayard: Command) -> None:

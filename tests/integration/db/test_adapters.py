@@ -82,3 +82,15 @@ def test_a_revision_is_pinned_by_its_name_and_by_unfinished_jobs(ledger: Ledger)
     ledger.run(AdapterRepository, "remove", POOL, "sql")
     assert ledger.run(AdapterRepository, "mark_unused", POOL, 0.0) == ["r2"]
     assert ledger.run(AdapterRepository, "collecting", POOL) == ["r1", "r2"]
+
+
+def test_what_is_uncertain_about_a_revision_stands_in_the_results_of_its_jobs(ledger: Ledger) -> None:
+    doubted = RevisionRow("r1", 8, ("q_proj",), 1000, warnings=("whose base", "whose template"))
+    ledger.run(AdapterRepository, "add_revision", POOL, "sql", doubted)
+    add(ledger, "sql", "r2")
+    jobs = [ledger.admitted(adapter="sql", revision=revision)[0] for revision in ("r1", "r2")]
+
+    assert [ledger.get(job).warnings for job in jobs] == [("whose base", "whose template"), ()]
+
+    add(ledger, "sql", "r1")  # under another name of the base, which leaves no doubt
+    assert ledger.get(jobs[0]).warnings == ()

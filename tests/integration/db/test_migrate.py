@@ -111,7 +111,7 @@ def test_a_device_and_the_reason_of_an_unhealthy_worker_go_with_their_columns(le
         command.downgrade(alembic_config(connection), "0007")
     before = ledger.sql("SELECT incarnation, state FROM workers ORDER BY incarnation")
     with ledger.database.transaction() as connection:
-        command.upgrade(alembic_config(connection), "0008")
+        command.upgrade(alembic_config(connection), "head")
 
     assert before == [("ill", "gone"), ("well", "ready")]
     after = ledger.sql("SELECT state, device, device_memory_bytes, reason FROM workers ORDER BY incarnation")

@@ -60,6 +60,7 @@ def test_a_revision_keeps_its_number_whatever_its_name() -> None:
     assert other.lora_int_id == 2
     assert first.lora_path == str(STORE / ("ab" * 32))
     assert first.revision == REVISION
+    assert first.base_model_name == ""  # names were compared when the revision was added
 
 
 def test_sampling_parameters_reach_the_engine() -> None:

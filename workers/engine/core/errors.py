@@ -124,9 +124,19 @@ class DeviceLost(EngineDied):
 
 
 class AdapterError(EngineError):
-    """An adapter cannot be used; the request that asked for it fails, others do not."""
+    """An adapter cannot be used; the request that asked for it fails, others do not.
+
+    Its message quotes files of strangers: control characters, which a terminal would obey, are escaped.
+    """
 
     code = "adapter"
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__("".join(map(_escaped, message)))
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
 class AdapterNotFound(AdapterError):

@@ -17,7 +17,8 @@ class LoRARequest:
 
     `scale` multiplies what the adapter adds to the request that bears it; it may be 0 or negative. The
     adapter's slot and its copy on the host are one for all scales. `load_inplace` has `LLMEngine.add_lora`
-    read the files again; elsewhere it changes nothing.
+    read the files again; elsewhere it changes nothing. `base_model_name` is what its base is called, whatever
+    its own file says; with "" names are not compared, only shapes.
     """
 
     lora_name: str
@@ -26,6 +27,7 @@ class LoRARequest:
     revision: str | None = None
     scale: float = 1.0
     load_inplace: bool = field(default=False, compare=False)
+    base_model_name: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.lora_name:

@@ -98,3 +98,5 @@ class RequestOutput:
     prompt_logprobs: list[PositionLogprobs | None] | None = None  # None for the first: nothing precedes it
     sampling: dict[str, float] | None = None
     """What chose the tokens, by parameter, the model's defaults filled in; None if it was refused at once."""
+    warnings: tuple[str, ...] = ()
+    """What is uncertain about its adapters, once it has ended, such as which base one was trained on."""

@@ -29,6 +29,7 @@ class SequenceState:
 
     __slots__ = (
         "adapter_use",
+        "adapter_warnings",
         "arrival_time_s",
         "block_table",
         "cache_salt",
@@ -123,6 +124,7 @@ class SequenceState:
         self.num_preemptions = 0
         self.device_ms = 0.0
         self.adapter_use = RevisionStats()
+        self.adapter_warnings: tuple[str, ...] = ()
 
     @property
     def has_slots(self) -> bool:

@@ -303,6 +303,7 @@ class LLMEngine(AdapterControls, OfflineServing):
     ) -> list[RequestOutput]:
         for member in sequence.composition:
             sequence.adapter_use += self._adapters.take_uncharged(member.lora)
+            sequence.adapter_warnings += self._adapters.warnings_of(member.lora)
         self._parts.batcher.remove(sequence)
         self._let_go_of_adapters(sequence)
         return self._settle(sequence, ending, now_s, error)

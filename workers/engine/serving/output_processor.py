@@ -76,6 +76,7 @@ class OutputProcessor:
             error=None if error is None else RequestFailure(error.code, str(error), error.retryable),
             prompt_logprobs=self._prompt_logprobs(sequence),
             sampling=sequence.params.numbers,
+            warnings=sequence.adapter_warnings,
         )
 
     def partial(self, sequence: SequenceState, ending: Ending | None, now_s: float) -> RequestOutput:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lorayard.cli.output import show_rows
+from lorayard.cli.output import printable, show_rows
 
 ROWS = [{"id": "x" * 60, "tokens": 12_345, "ms": 1.25, "note": None, "hidden": 1}]
 
@@ -23,6 +23,15 @@ def test_markup_in_a_value_is_shown_as_it_is(capsys: pytest.CaptureFixture[str])
     show_rows([{"id": "[red]x[/red]"}], ("id",), as_json=False, none="nothing")
 
     assert "[red]x[/red]" in capsys.readouterr().out
+
+
+def test_control_characters_in_a_value_reach_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    show_rows([{"id": "\x1b[31m\x9b", "of": ["a\r", "b"]}], ("id", "of"), as_json=False, none="nothing")
+
+    shown = capsys.readouterr().out
+    assert r"\x1b[31m\x9b" in shown
+    assert r"a\r; b" in shown
+    assert printable("two\nlines\x1b") == "two\nlines\\x1b"
 
 
 def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:

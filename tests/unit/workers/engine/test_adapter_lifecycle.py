@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,6 +141,23 @@ def test_a_load_that_hangs_ends_its_own_request_in_time_and_no_other(
         "base": None,
     }
     assert outputs["good"].outputs[0].token_ids == [4] * 3
+
+
+def test_a_doubt_about_an_adapters_base_stands_in_its_results(
+    make_engine: MakeEngine, adapters: NumberedAdapters
+) -> None:
+    engine = make_engine()
+    doubted, known = adapters.write(4), adapters.write(6)
+    config = Path(doubted.lora_path) / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "/out/model"}))
+    _add(engine, "doubted", doubted)
+    _add(engine, "said", replace(known, base_model_name=""))
+
+    outputs = _run(engine)
+
+    (said,) = outputs["doubted"].warnings
+    assert said.startswith(f"{doubted.lora_name}: it calls its base '/out/model'; whether that is")
+    assert outputs["said"].warnings == ()
 
 
 def test_a_loader_that_dies_costs_the_load_under_way_and_comes_back(

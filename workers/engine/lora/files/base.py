@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from workers.engine.lora.files.base_names import BaseMatch, base_name, compare_base, is_published
 from workers.engine.model.config import load_model_config
 from workers.engine.model.layout import layer_modules, layer_path
 
@@ -62,6 +61,21 @@ class BaseDescription:
     shapes: Mapping[str, ModuleShape]  # of linear layers, by path as PEFT names it below base_model.model.
     layout: PackedLayout  # how the model packs them
     vocabulary: Vocabulary | None = None  # None: adapters cannot change embedding and head
+    other_names: tuple[str, ...] = ()  # its folder's, beside `name`
+    parent: str = ""  # what its config.json says that it was loaded from
+    is_named: bool = True  # whether some name says which model it is, so that another's name is another model
+
+    def compare(self, trained_on: str) -> BaseMatch:
+        """Compare what an adapter calls its base with this one."""
+        own = () if self.name == self.parent else (self.name,)  # which its config.json may have given
+        names = [name for name in (*own, *self.other_names) if name]
+        return compare_base(
+            trained_on,
+            names=names,
+            parent=self.parent,
+            checkpoint=self.checkpoint,
+            is_named=bool(names or self.parent) and self.is_named,
+        )
 
     @property
     def checkpoint(self) -> str:
@@ -91,42 +105,15 @@ def describe_base(model_dir: str | Path, *, name: str | None = None) -> BaseDesc
     vocabulary = Vocabulary(
         config.vocab_size, config.hidden_size, config.tie_word_embeddings, checkpoint=str(folder)
     )
-    known_as = name or config.name or base_name(folder)
-    return BaseDescription(known_as, config.num_layers, shapes, layout, vocabulary)
-
-
-def base_name(model_dir: str | Path) -> str:
-    """Return a checkpoint folder's model name; a Hugging Face cache folder gives the hub's name."""
-    path = Path(model_dir).absolute()
-    for part in path.parts:
-        if part.startswith("models--"):
-            return part.removeprefix("models--").replace("--", "/")
-    return path.name
-
-
-def same_checkpoint(one: str, folder: str) -> bool:
-    """Tell whether a path, as a trainer on this machine wrote it, is the checkpoint's folder.
-
-    Links are followed. A relative path may have been written from any folder: the end of `folder` is enough.
-    """
-    if not one or not folder:
-        return False
-    with suppress(OSError, ValueError):  # a NUL or a lone surrogate is in no path
-        # Path.resolve would raise on a loop of links.
-        path, real_folder = Path(one), Path(os.path.realpath(folder))
-        if Path(os.path.realpath(one)) == real_folder:
-            return True
-        ends = tuple(part for part in path.parts if part != os.pardir)
-        return not path.is_absolute() and any(
-            served.parts[-len(ends) :] == ends for served in (Path(folder).absolute(), real_folder)
-        )
-    return False
-
-
-def same_base(one: str, other: str) -> bool:
-    """Tell whether two names can mean one model; folders, owners and case are set aside, empty is unknown."""
-    short = [
-        base_name(name.rstrip("/\\").replace("\\", "/")).rpartition("/")[2].casefold()
-        for name in (one, other)
-    ]
-    return not one or not other or short[0] == short[1]
+    folder_name, parent = base_name(folder), config.name or ""
+    known_as = name or config.name or folder_name
+    return BaseDescription(
+        known_as,
+        config.num_layers,
+        shapes,
+        layout,
+        vocabulary,
+        other_names=(name, folder_name) if name else (folder_name,),
+        parent=parent,
+        is_named=bool(name) or is_published(folder_name) or is_published(parent),
+    )

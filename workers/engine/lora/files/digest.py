@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from workers.engine.core.errors import AdapterIOError
 from workers.engine.lora.files.adapter_files import find_files
+from workers.engine.lora.files.regular_files import open_regular
 
 _CHUNK_BYTES = 1 << 20
 
@@ -15,14 +17,13 @@ _CHUNK_BYTES = 1 << 20
 def adapter_digest(path: str | Path) -> str:
     """Return "sha256:<hex>" over the configuration and weight files; AdapterError if any is missing."""
     folder = Path(path)
+    label = f"adapter at {folder}"
     digest = hashlib.sha256()
-    for file in find_files(folder, f"adapter at {folder}"):
+    for file in find_files(folder, label):
         try:
-            _add_file(digest, file)
+            _add_file(digest, file, label)
         except OSError as error:
-            raise AdapterIOError(
-                f"adapter at {folder}: reading {file} failed ({error}); try again"
-            ) from error
+            raise AdapterIOError(f"{label}: reading {file} failed ({error}); try again") from error
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -35,9 +36,9 @@ def digest_of(files: Mapping[str, bytes]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _add_file(digest: hashlib._Hash, file: Path) -> None:
-    with file.open("rb") as stream:
-        digest.update(_frame(file.name, file.stat().st_size))
+def _add_file(digest: hashlib._Hash, file: Path, label: str) -> None:
+    with open_regular(file, label) as stream:
+        digest.update(_frame(file.name, os.fstat(stream.fileno()).st_size))
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
 

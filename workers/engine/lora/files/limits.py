@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-from kernels.lora.tables import RANK_MULTIPLE
+from kernels.lora.tables import MAX_RANK, RANK_MULTIPLE
 from workers.engine.core.errors import ConfigError
 from workers.engine.lora.files.base import BaseDescription
 from workers.engine.lora.files.module_filter import allows, check_names
+from workers.engine.lora.files.regular_files import MAX_HEADER_BYTES
+
+_FLOAT32_BYTES = 4
 
 
 def largest_adapter_bytes(
@@ -19,6 +22,16 @@ def largest_adapter_bytes(
     padded = -(-rank // RANK_MULTIPLE) * RANK_MULTIPLE
     shapes = [shape for module, shape in base.shapes.items() if allows(target_modules, module)]
     return padded * dtype.itemsize * sum(shape.in_features + shape.out_features for shape in shapes)
+
+
+def largest_files(base: BaseDescription) -> int:
+    """Return more bytes than any adapter's weight files have: float32, rank 512, the vocabulary three times.
+
+    Fused experts have the rank twice, and PEFT can save the base's embedding and head too.
+    """
+    widths = sum(shape.in_features + shape.out_features for shape in base.adaptable.values())
+    whole = 0 if base.vocabulary is None else 6 * base.vocabulary.size * base.vocabulary.hidden_size
+    return _FLOAT32_BYTES * (2 * MAX_RANK * widths + whole) + 2 * MAX_HEADER_BYTES
 
 
 def check_limits(

@@ -38,7 +38,7 @@ def check(pattern: str) -> None:
     _compile(pattern)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=8192)  # more than one configuration may hold, or each is compiled for every module
 def _compile(pattern: str) -> Callable[[str], bool]:
     if len(pattern) > _MAX_CHARS:
         raise PatternError(f"it has {len(pattern)} characters, at most {_MAX_CHARS} are read")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,6 +15,9 @@ from workers.engine.lora.files.patterns import PatternError, check, fullmatch
 
 ALL_LINEAR = "all-linear"
 VOCABULARY_MODULES = ("embed_tokens", "lm_head")
+_MAX_NAMES = 65_536  # entries of one key: 128 experts in each of 48 layers have 18,432 modules
+_MAX_PATTERNS = 2048  # each is tried on every module
+_MAX_PATTERN_CHARS = 65_536  # of all: compiling them takes some 2 s on one core
 _Value = TypeVar("_Value")
 _Rank = Annotated[int, Field(gt=0, strict=True)]
 _Alpha = Annotated[float, Field(allow_inf_nan=False, strict=True)]
@@ -26,6 +30,7 @@ _WITHOUT_EFFECT = frozenset({
 })  # fmt: skip
 # These start from the base weights and change them, unless the adapter was converted when it was saved.
 _HARMLESS_STARTS = ("gaussian", "eva", "orthogonal", "true", "false")
+_PATTERN_KEYS = frozenset({"rank_pattern", "alpha_pattern", "layers_pattern"})
 _REMEDIES = {
     "layer_replication": "serve the replicated model as a base of its own",
     "trainable_token_indices": "train without new tokens, or the whole embed_tokens as modules_to_save",
@@ -56,6 +61,10 @@ class PeftLoraConfig(BaseModel):
     ensure_weight_tying: bool = False
     init_lora_weights: bool | str = True
 
+    @cached_property
+    def _targets(self) -> frozenset[str]:
+        return frozenset(self.target_modules)
+
     def rank_of(self, module: str) -> int:
         """Return the rank that PEFT gives a module."""
         return _by_pattern(self.rank_pattern or {}, module, self.r)
@@ -75,7 +84,9 @@ class PeftLoraConfig(BaseModel):
             if targets.lower() == ALL_LINEAR:
                 return module.rpartition(".")[2] not in VOCABULARY_MODULES
             return fullmatch(targets, module)
-        return module in targets or (_named_by(targets, module) and self._transforms_layer_of(module))
+        if module in self._targets:
+            return True
+        return not self._targets.isdisjoint(_ends(module)) and self._transforms_layer_of(module)
 
     def saves(self, module: str) -> bool:
         """Tell whether the adapter brings a whole copy of this module of the base."""
@@ -99,6 +110,7 @@ def parse_config(content: bytes, label: str) -> PeftLoraConfig:
         config = PeftLoraConfig.model_validate_json(content)
     except ValidationError as error:
         raise AdapterConfigError(f"{label}: adapter_config.json: {_explain(error)}") from error
+    _refuse_long(config, label)
     _refuse_unhonoured(config, label)
     _refuse_saved_layers(config.modules_to_save or [], label)
     _require_patterns(config, label)
@@ -107,18 +119,39 @@ def parse_config(content: bytes, label: str) -> PeftLoraConfig:
 
 def _explain(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"]) or "the file"
+    if not first["loc"]:  # the value is the whole file: of a link, that may be anyone's
+        return f"the file is not that of PEFT ({first['msg']}); save the adapter again with save_pretrained"
+    key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
         return f"key {key!r} is missing; save the adapter again with PEFT's save_pretrained"
     value = repr(first["input"])[:80]
     return f"{key} is {value}: {first['msg']}; correct it or train the adapter without it"
 
 
+def _refuse_long(config: PeftLoraConfig, label: str) -> None:
+    """Refuse what nobody trains and would take long to match against every module."""
+    for key in type(config).model_fields:
+        value = getattr(config, key)
+        most = _MAX_PATTERNS if key in _PATTERN_KEYS else _MAX_NAMES
+        if isinstance(value, (list, dict)) and len(value) > most:
+            raise AdapterConfigError(
+                f"{label}: adapter_config.json: {key} has {len(value)} entries, at most {most} are read; "
+                "name modules by their ends, or with one regular expression"
+            )
+
+    num_chars = sum(len(pattern) for key in _PATTERN_KEYS for pattern in getattr(config, key) or ())
+    if num_chars > _MAX_PATTERN_CHARS:
+        raise AdapterConfigError(
+            f"{label}: adapter_config.json: its patterns have {num_chars} characters, at most "
+            f"{_MAX_PATTERN_CHARS} are read; name modules by their ends"
+        )
+
+
 def _refuse_unhonoured(config: PeftLoraConfig, label: str) -> None:
     for key, value in sorted((config.model_extra or {}).items()):
         if key not in _WITHOUT_EFFECT and value not in (None, False, [], {}, ""):
             remedy = _REMEDIES.get(key, "train the adapter without it")
-            raise AdapterConfigError(f"{label}: {key}={value!r} is not supported; {remedy}")
+            raise AdapterConfigError(f"{label}: {key:.80}={value!r:.200} is not supported; {remedy}")
     if config.use_dora and config.lora_bias:
         raise AdapterConfigError(
             f"{label}: lora_bias=True beside use_dora=True has no meaning in PEFT; train with one of them"
@@ -140,8 +173,8 @@ def _refuse_saved_layers(modules: list[str], label: str) -> None:
     for module in modules:
         if module.rpartition(".")[2] not in VOCABULARY_MODULES:
             raise AdapterConfigError(
-                f"{label}: modules_to_save={modules!r}: {module!r} is not served from an adapter, only "
-                f"{' and '.join(VOCABULARY_MODULES)} are; train without it, or merge the adapter into a "
+                f"{label}: modules_to_save={modules!r:.200}: {module!r:.200} is not served from an adapter, "
+                f"only {' and '.join(VOCABULARY_MODULES)} are; train without it, or merge the adapter into a "
                 "checkpoint"
             )
 
@@ -164,6 +197,14 @@ def _require_patterns(config: PeftLoraConfig, label: str) -> None:
                 f"{label}: adapter_config.json: pattern {pattern!r:.200}: {error}; correct it, or name the "
                 "modules in a list"
             ) from error
+
+
+def _ends(module: str) -> Iterator[str]:
+    """Yield a path and what is left of it without its first part, its first two, and so on."""
+    yield module
+    while module:
+        _, _, module = module.partition(".")
+        yield module
 
 
 def _named_by(names: list[str] | str | None, module: str) -> bool:

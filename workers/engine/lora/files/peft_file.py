@@ -12,7 +12,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from workers.engine.core.errors import AdapterConfigError, AdapterFileError
-from workers.engine.lora.files.adapter_files import CONFIG_NAME
+from workers.engine.lora.files.foreign_folders import CONFIG_NAME
 from workers.engine.lora.files.peft_config import VOCABULARY_MODULES
 
 _PREFIX = "base_model.model."
@@ -25,7 +25,8 @@ _PARTS = {
     ".lora_magnitude_vector": "magnitude",
     ".lora_magnitude_vector.weight": "magnitude",
 }
-_COPY_SUFFIX = ".base_layer.weight"
+_COPY_SUFFIXES = (".base_layer.weight", ".original_module.weight")
+_DOUBLE_SUFFIX = ".modules_to_save.weight"
 _WEIGHT_SUFFIX = ".weight"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -45,7 +46,8 @@ class AdapterTensors:
 
     pairs: dict[str, LoRAPair] = field(default_factory=dict)
     saved: dict[str, Tensor] = field(default_factory=dict)  # whole weights of embedding and head
-    base_copies: dict[str, Tensor] = field(default_factory=dict)  # of the weights below their LoRA
+    base_copies: dict[str, Tensor] = field(default_factory=dict)  # of the weights below LoRA or a whole copy
+    doubles: dict[str, Tensor] = field(default_factory=dict)  # of `saved`, which save_embedding_layers writes
 
 
 def read_tensors(files: Mapping[str, bytes], label: str) -> AdapterTensors:
@@ -80,7 +82,8 @@ def _sort_in(
         if path != key and path.endswith(suffix):
             parts.setdefault(path.removesuffix(suffix), {})[part] = tensor
             return
-    for suffix, place in ((_COPY_SUFFIX, found.base_copies), (_WEIGHT_SUFFIX, found.saved)):
+    places = [(suffix, found.base_copies) for suffix in _COPY_SUFFIXES]
+    for suffix, place in (*places, (_DOUBLE_SUFFIX, found.doubles), (_WEIGHT_SUFFIX, found.saved)):
         module = path.removesuffix(suffix)
         if path != key and path != module and module.rpartition(".")[2] in VOCABULARY_MODULES:
             place[module] = tensor

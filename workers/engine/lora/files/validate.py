@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,18 +17,19 @@ from workers.engine.core.errors import (
     AdapterRankError,
     AdapterShapeError,
 )
-from workers.engine.lora.files.adapter_files import CONFIG_NAME, read_files
+from workers.engine.lora.files.adapter_files import read_files
 from workers.engine.lora.files.base import (
     EMBEDDING,
     HEAD,
     BaseDescription,
     ModuleShape,
-    same_base,
-    same_checkpoint,
 )
 from workers.engine.lora.files.digest import digest_of
+from workers.engine.lora.files.foreign_folders import CONFIG_NAME
 from workers.engine.lora.files.fused_experts import FusedExperts
+from workers.engine.lora.files.limits import largest_files
 from workers.engine.lora.files.module_filter import allows
+from workers.engine.lora.files.notices import base_notices, file_notices
 from workers.engine.lora.files.peft_config import PeftLoraConfig, parse_config
 from workers.engine.lora.files.peft_file import LoRAPair, read_tensors
 from workers.engine.lora.files.vocabulary import check_vocabulary, saved_modules, ties_head, with_tied_head
@@ -45,6 +46,7 @@ class AdapterDescription:
     num_modules: int  # with LoRA
     base_model_name: str | None
     peft_version: str | None
+    warnings: tuple[str, ...] = ()  # what its owner should know although it is served
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +78,17 @@ def validate_adapter(
     name: str = "",
     revision: str | None = None,
     target_modules: Sequence[str] | None = None,
+    base_name: str | None = None,
 ) -> AdapterDescription:
     """Check an adapter's files against a base without activating it; raises the AdapterError that fits."""
     checked = check_adapter(
-        path, base=base, max_rank=max_rank, name=name, revision=revision, target_modules=target_modules
+        path,
+        base=base,
+        max_rank=max_rank,
+        name=name,
+        revision=revision,
+        target_modules=target_modules,
+        base_name=base_name,
     )
     return checked.description
 
@@ -92,13 +101,15 @@ def check_adapter(
     name: str = "",
     revision: str | None = None,
     target_modules: Sequence[str] | None = None,
+    base_name: str | None = None,
 ) -> CheckedAdapter:
     """Read an adapter once, check all of it and return its weights; what is hashed is what is checked.
 
-    `target_modules` are the modules that adapters may change; None means all.
+    `target_modules` are the modules that adapters may change; None means all. `base_name` is what its base is
+    called, whatever its own file says; empty if names are not to be compared.
     """
     label = adapter_label(name, path)
-    files = read_files(Path(path), label)
+    files = read_files(Path(path), label, max_bytes=largest_files(base))
     digest = digest_of(files)
     if revision is not None and digest != revision:
         raise AdapterDigestMismatch(
@@ -106,7 +117,8 @@ def check_adapter(
             "files or ask for the new revision"
         )
     config = parse_config(files[CONFIG_NAME], label)
-    _check_base_name(config, base, label)
+    trained_on = config.base_model_name_or_path if base_name is None else base_name
+    warnings = base_notices(trained_on or "", base, label) if base_name != "" else ()
     tensors = read_tensors(files, label)
     fused = FusedExperts.targeted(config, base, label)
     pairs = fused.cut(tensors.pairs, config, label)
@@ -122,7 +134,8 @@ def check_adapter(
         _check_shapes(module, pair, ranks[module], shapes[module], label)
         _check_extras(module, pair, config, label)
     check_vocabulary(tensors, pairs, saved, base, label)
-    description = _describe(digest, files, config, ranks, saved)
+    warnings += file_notices(Path(path), base)
+    description = _describe(digest, files, config, ranks, saved, warnings)
     return CheckedAdapter(description, config, pairs, saved, label, fused)
 
 
@@ -132,6 +145,7 @@ def _describe(
     config: PeftLoraConfig,
     ranks: Mapping[str, int],  # by module with LoRA
     saved: Mapping[str, Tensor],
+    warnings: tuple[str, ...],
 ) -> AdapterDescription:
     version = (config.model_extra or {}).get("peft_version")
     return AdapterDescription(
@@ -142,17 +156,8 @@ def _describe(
         num_modules=len(ranks),
         base_model_name=config.base_model_name_or_path,
         peft_version=version if isinstance(version, str) else None,
+        warnings=warnings,
     )
-
-
-def _check_base_name(config: PeftLoraConfig, base: BaseDescription, label: str) -> None:
-    trained_on = config.base_model_name_or_path or ""
-    if not same_base(trained_on, base.name) and not same_checkpoint(trained_on, base.checkpoint):
-        raise AdapterBaseMismatch(
-            f"{label}: it was trained on {trained_on!r}, but {base.name!r} is served; use an adapter of this "
-            "base, or, if both are one model, serve it under the adapter's name for it (served_model_name, "
-            "in the pipeline LORAYARD_SERVED_MODEL_NAME)"
-        )
 
 
 def _check_modules(
@@ -168,15 +173,22 @@ def _check_modules(
     if ties_head(config, base) and EMBEDDING in targeted:
         targeted.add(HEAD)
     known = pairs.keys() & every.keys()
+    strangers = sorted(pairs.keys() - every.keys())
+    remedy = "train it on this base"
+    if strangers and (wrapper := _extra_part(strangers[0], every)):
+        remedy = (
+            f"without {wrapper!r} it would be there: save the adapter of the model that is wrapped in that"
+        )
     if not targeted or not known:
         raise AdapterMatchesNothing(
-            f"{label}: no module of the base matches; target_modules={config.target_modules!r}, {len(pairs)} "
-            f"modules in the file, the base has such as {next(iter(base.shapes))!r}; train it on this base"
+            f"{label}: no module of the base matches; target_modules={config.target_modules!r:.300}, "
+            f"{len(pairs)} modules in the file, the base has such as {next(iter(base.shapes))!r}; "
+            f"{remedy}"
         )
-    if strangers := sorted(pairs.keys() - every.keys()):
+    if strangers:
         raise AdapterBaseMismatch(
             f"{label}: it changes {strangers[0]!r} ({len(strangers)} such modules), which this base of "
-            f"{base.num_layers} layers lacks; train the adapter on this base"
+            f"{base.num_layers} layers lacks; {remedy}"
         )
     if untrained := sorted(targeted - pairs.keys()):
         raise AdapterFileError(
@@ -188,6 +200,16 @@ def _check_modules(
             f"{label}: weights for {unnamed[0]!r} ({len(unnamed)} such modules), which adapter_config.json "
             "does not target; pair the weights with their own configuration"
         )
+
+
+def _extra_part(path: str, modules: Collection[str]) -> str | None:
+    """Return what a wrapper, such as torch.compile or a multimodal model, has put into a module's path."""
+    parts = path.split(".")
+    for start in range(len(parts)):
+        for end in (start + 1, start + 2):
+            if ".".join(parts[:start] + parts[end:]) in modules:
+                return ".".join(parts[start:end])
+    return None
 
 
 def _check_rank(module: str, rank: int, max_rank: int, label: str) -> None:

@@ -77,8 +77,14 @@ def check_vocabulary(
             f"{label}: it has LoRA for {both[0]!r} and replaces the whole of it; train it with one of them"
         )
     copies = {module: weight for module, weight in tensors.saved.items() if module not in saved}
-    for module, weight in (*tensors.saved.items(), *tensors.base_copies.items()):
+    for module, weight in (*tensors.saved.items(), *tensors.base_copies.items(), *tensors.doubles.items()):
         _check_shape(module, weight, base, label)
+    for module, double in tensors.doubles.items():
+        if module not in saved or not _equal(double, saved[module]):
+            raise AdapterFileError(
+                f"{label}: {module}.modules_to_save.weight is not {module}.weight, of which PEFT reads the "
+                "second alone; save the adapter again"
+            )
     for module, copy in (*copies.items(), *tensors.base_copies.items()):
         assert base.vocabulary is not None
         if not _is_the_bases(module, copy, base.vocabulary, label):

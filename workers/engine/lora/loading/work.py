@@ -14,7 +14,12 @@ import torch
 from workers.engine.core.errors import AdapterError, AdapterIOError, AdapterLoadTimeout, AdapterTooLarge
 from workers.engine.core.lora_request import LoRARequest
 from workers.engine.lora.files.adapter_files import stamp
-from workers.engine.lora.files.validate import adapter_label, check_adapter
+from workers.engine.lora.files.validate import (
+    AdapterDescription,
+    CheckedAdapter,
+    adapter_label,
+    check_adapter,
+)
 from workers.engine.lora.loading.spec import Loaded, LoadSpec
 from workers.engine.lora.tables.adapter_weights import AdapterWeights, pack_adapter
 
@@ -34,8 +39,24 @@ def load(request: LoRARequest, spec: LoadSpec) -> Loaded:
     return Loaded(files, weights, error, (time.perf_counter() - started) * 1000.0)
 
 
+def try_adapter(request: LoRARequest, spec: LoadSpec) -> AdapterDescription:
+    """Load an adapter as the loader process would, within its limits, and tell what it is.
+
+    Raises the AdapterError that fits; call it in a process's main thread.
+    """
+    try:
+        with _time_limit(spec.timeout_s):
+            return _load(request, spec)[0].description
+    except _OutOfTime:
+        raise _too_slow(request, spec) from None
+
+
 def load_adapter(request: LoRARequest, spec: LoadSpec) -> AdapterWeights:
     """Read an adapter once, check it and pack it for the kernels; raises the AdapterError that fits."""
+    return _load(request, spec)[1]
+
+
+def _load(request: LoRARequest, spec: LoadSpec) -> tuple[CheckedAdapter, AdapterWeights]:
     checked = check_adapter(
         request.lora_path,
         base=spec.base,
@@ -43,6 +64,7 @@ def load_adapter(request: LoRARequest, spec: LoadSpec) -> AdapterWeights:
         name=request.lora_name,
         revision=request.revision,
         target_modules=spec.target_modules,
+        base_name=request.base_model_name,
     )
     weights = pack_adapter(
         checked,
@@ -61,7 +83,14 @@ def load_adapter(request: LoRARequest, spec: LoadSpec) -> AdapterWeights:
             f"{checked.label}: its modules_to_save take {weights.saved_bytes} bytes, but "
             f"max_saved_module_bytes is {spec.max_saved_bytes}; raise it, or train with LoRA on them"
         )
-    return weights
+    return checked, weights
+
+
+def _too_slow(request: LoRARequest, spec: LoadSpec) -> AdapterLoadTimeout:
+    return AdapterLoadTimeout(
+        f"{_label(request)}: not loaded within lora_load_timeout_s={spec.timeout_s:g}; look for slow "
+        "storage or files that are none, or allow more time"
+    )
 
 
 def _attempt(request: LoRARequest, spec: LoadSpec) -> tuple[AdapterWeights | None, AdapterError | None]:
@@ -69,10 +98,7 @@ def _attempt(request: LoRARequest, spec: LoadSpec) -> tuple[AdapterWeights | Non
         with _time_limit(spec.timeout_s):
             return load_adapter(request, spec), None
     except _OutOfTime:
-        return None, AdapterLoadTimeout(
-            f"{_label(request)}: not loaded within lora_load_timeout_s={spec.timeout_s:g}; look for slow "
-            "storage or files that are none, or allow more time"
-        )
+        return None, _too_slow(request, spec)
     except AdapterError as error:
         return None, error
     except (MemoryError, OSError) as error:

@@ -156,6 +156,8 @@ class AdapterFetcher:
             load_ms=round(result.load_ms, 1),
             num_bytes=weights.num_bytes,
         )
+        for warning in weights.warnings:
+            log.warning("adapter.warning", adapter=request.lora_name, warning=warning)
 
 
 def _no_place(request: LoRARequest) -> AllSlotsPinned:

@@ -48,7 +48,7 @@ class Loads:
         self._max_queued = max_queued
         self._clock = clock
         self._loading: dict[str, LoRARequest] = {}  # by revision, or by path if none was asked for
-        self._failures: OrderedDict[tuple[str, str | None], _Failure] = OrderedDict()
+        self._failures: OrderedDict[tuple[str, str | None, str | None], _Failure] = OrderedDict()
         self.arrivals: deque[Arrival] = deque()
 
     @property
@@ -134,9 +134,9 @@ class Loads:
 
     def forget_retryable(self, request: LoRARequest) -> None:
         """Let a newly arrived request make a new attempt after a failure that may pass."""
-        failure = self._failures.get((request.lora_path, request.revision))
+        failure = self._failures.get(_failure_key(request))
         if failure is not None and failure.may_pass:
-            del self._failures[request.lora_path, request.revision]
+            del self._failures[_failure_key(request)]
 
     def close(self) -> None:
         """End the loader and whatever it still loads."""
@@ -151,16 +151,15 @@ class Loads:
         self._remember(result, result.error)
 
     def _remember(self, result: LoadResult, error: AdapterError) -> None:
-        at = (result.request.lora_path, result.request.revision)
-        self._failures[at] = _Failure(error, result, self._clock())
+        self._failures[_failure_key(result.request)] = _Failure(error, result, self._clock())
         if len(self._failures) > _MAX_REMEMBERED_FAILURES:
             self._failures.popitem(last=False)
 
     def _standing_failure(self, request: LoRARequest) -> _Failure | None:
-        failure = self._failures.get((request.lora_path, request.revision))
+        failure = self._failures.get(_failure_key(request))
         if failure is None or self._stands(failure):
             return failure
-        del self._failures[request.lora_path, request.revision]
+        del self._failures[_failure_key(request)]
         return None
 
     def _stands(self, failure: _Failure) -> bool:
@@ -170,5 +169,13 @@ class Loads:
 
 
 def load_key(request: LoRARequest) -> str:
-    """Return what loads of a request are one for: its revision, or its path if it asks for none."""
-    return request.revision or request.lora_path
+    """Return what loads of a request are one for: its revision, or its path if it asks for none.
+
+    One that says what its base is called may be served although the others are refused.
+    """
+    files = request.revision or request.lora_path
+    return f"{files}\0{request.base_model_name}" if request.base_model_name else files
+
+
+def _failure_key(request: LoRARequest) -> tuple[str, str | None, str | None]:
+    return request.lora_path, request.revision, request.base_model_name

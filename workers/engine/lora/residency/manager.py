@@ -173,6 +173,13 @@ class LoRAManager:
         revision = self._identities.revision_of(request)
         return RevisionStats() if revision is None else self._tiers.counters.take_uncharged(revision)
 
+    def warnings_of(self, request: LoRARequest) -> tuple[str, ...]:
+        """Return what is uncertain about an adapter; call it while the request holds its slot."""
+        revision = self._identities.revision_of(request)
+        if revision is None or revision not in self._tiers:
+            return ()
+        return tuple(f"{request.lora_name}: {one}" for one in self._tiers.host.peek(revision).warnings)
+
     def packed(self, layer: int, module: str) -> LoRAModule:
         """Return a packed module as LoRA kernels read it; the same object for the engine's life."""
         return self._tiers.table(layer, module)

@@ -83,6 +83,7 @@ class AdapterWeights:
     """Whether it can change keys or values; if not, its requests share cached prefixes with the base."""
     vocabulary: VocabularyWeights = VocabularyWeights()
     has_dora: bool = False
+    warnings: tuple[str, ...] = ()  # what is uncertain about it, such as which base it was trained on
 
     @property
     def num_bytes(self) -> int:
@@ -119,6 +120,7 @@ def pack_adapter(
         changes_kv=changes_kv([*adapter.pairs, *adapter.saved], layout),
         vocabulary=_pack_vocabulary(adapter, dtype, head_dtype or dtype),
         has_dora=adapter.config.use_dora,
+        warnings=adapter.description.warnings,
     )
 
 

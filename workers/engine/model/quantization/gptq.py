@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
 from kernels.linear.quantized_weight import QuantizedWeight
@@ -24,6 +24,9 @@ from workers.engine.model.quantization.grouped import (
     unpack_words,
 )
 
+_EXCLUDES = "-:"
+"""What GPTQModel begins a pattern of `dynamic` with if its modules are left as they are."""
+
 
 class GptqCheckpoint(BaseModel):
     """`desc_act` shows in the tensor `g_idx`; modules without a `qweight` are not quantised."""
@@ -36,7 +39,7 @@ class GptqCheckpoint(BaseModel):
     checkpoint_format: Literal["gptq", "gptq_v2"] = "gptq"
     lm_head: Literal[False] = False
     pack_dtype: Literal["int32"] = "int32"
-    dynamic: Mapping[str, Any] | None = Field(default=None, max_length=0)
+    dynamic: Mapping[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -49,6 +52,15 @@ class GptqCheckpoint(BaseModel):
             return {**filled, "checkpoint_format": "marlin"}
         layout = filled.get("checkpoint_format") or filled.get("format") or "gptq"
         return {**filled, "checkpoint_format": layout}
+
+    @field_validator("dynamic")
+    @classmethod
+    def _excludes_only(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Modules may be left out, which the tensors show; settings of their own are not read."""
+        for pattern, settings in given.items():
+            if settings and not pattern.startswith(_EXCLUDES):
+                raise ValueError(f"{pattern!r:.80} has settings of its own, {settings!r:.80}")
+        return given
 
     def read_weight(
         self, reader: CheckpointReader, path: str, out_features: int, in_features: int

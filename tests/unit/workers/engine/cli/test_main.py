@@ -64,7 +64,7 @@ def test_its_options_act(options: list[str], answers: list[str], capsys: pytest.
     [
         (f"{BASE_DIR}/", []),
         (str(BASE_DIR / ".." / "base"), []),
-        ("/workspace/model", ["--served-model-name", "model"]),
+        ("someone/other", ["--served-model-name", "other"]),
     ],
 )
 def test_an_adapter_of_this_very_folder_or_of_the_served_name_answers(
@@ -80,12 +80,12 @@ def test_an_adapter_of_this_very_folder_or_of_the_served_name_answers(
 def test_an_adapter_of_another_name_is_refused_with_both_names_and_the_remedy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    adapter = _trained_on("/workspace/model", tmp_path)
+    adapter = _trained_on("someone/other", tmp_path)
 
     assert main([str(BASE_DIR), "melon>", "--adapter", adapter, *ONE_THREAD]) == 1
 
     said = capsys.readouterr().err
-    assert "trained on '/workspace/model', but 'lorayard/tiny' is served" in said
+    assert "trained on 'someone/other', but 'lorayard/tiny' is served" in said
     assert "(served_model_name, in the pipeline LORAYARD_SERVED_MODEL_NAME)" in said
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 import time
@@ -53,10 +54,14 @@ def request_of(folder: Path, number: int, *, pinned: bool = True, **options: Any
 
 
 def stuck_request(folder: Path) -> LoRARequest:
-    """Ask for an adapter whose weights are a pipe that nobody writes to: reading it hangs."""
+    """Ask for an adapter whose weights this process has leased and never lets go of: opening them hangs.
+
+    The kernel ends the lease after 45 s (/proc/sys/fs/lease-break-time).
+    """
     path = write_adapter(folder / "stuck")
-    (path / "adapter_model.safetensors").unlink()
-    os.mkfifo(path / "adapter_model.safetensors")
+    weights = os.open(path / "adapter_model.safetensors", os.O_RDWR)  # open as long as this process lives
+    fcntl.fcntl(weights, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    fcntl.fcntl(weights, fcntl.F_SETOWN, 0)  # or opening them would end this process with SIGIO
     return LoRARequest("stuck", 99, str(path))
 
 

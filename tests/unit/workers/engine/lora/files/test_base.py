@@ -11,10 +11,7 @@ from workers.engine.lora.files.base import (
     ModuleShape,
     PackedKey,
     Vocabulary,
-    base_name,
     describe_base,
-    same_base,
-    same_checkpoint,
 )
 
 CONFIG = {
@@ -104,60 +101,3 @@ def test_unreadable_configurations_are_refused(tmp_path: Path) -> None:
         describe_base(tmp_path)
     with pytest.raises(CheckpointError, match="hidden_size: Input should be a valid integer"):
         describe_base(_checkpoint(tmp_path / "odd", hidden_size="wide"))
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ("meta-llama/Llama-3.1-8B", "/models/llama-3.1-8b", True),
-        ("meta-llama/Llama-3.1-8B", "llama-3.1-8b/", True),
-        ("C:\\models\\tiny", "tiny", True),
-        ("/c/models--meta-llama--Llama-3.1-8B/snapshots/abc", "meta-llama/Llama-3.1-8B", True),
-        ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-70B", False),
-        ("", "anything", True),
-        ("anything", "", True),
-    ],
-)
-def test_names_are_compared_without_owner_folder_and_case(one: str, other: str, same: bool) -> None:
-    assert same_base(one, other) is same
-
-
-@pytest.mark.parametrize("folder", ["{home}/models/base", "{home}/link", "models/base", "models/base/"])
-@pytest.mark.parametrize(
-    ("trained_on", "same"),
-    [
-        ("{home}/models/base", True),
-        ("{home}/models/base//", True),
-        ("{home}/models/../models/base", True),
-        ("{home}/link", True),
-        ("{home}/link/", True),
-        ("models/base", True),
-        ("./models/base/", True),
-        ("link", True),
-        ("base", True),
-        ("../models/base", True),  # as seen from another folder
-        ("{home}/elsewhere/base", False),
-        ("/models/base", False),
-        ("{home}/models", False),
-        ("models", False),
-        ("elsewhere/base", False),
-        ("..", False),
-        ("base\0", False),
-        ("base\ud800", False),
-        ("b" * 5000, False),
-        ("", False),
-    ],
-)
-def test_a_path_that_leads_to_the_checkpoint_is_the_checkpoint(
-    folder: str, trained_on: str, same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "models" / "base").mkdir(parents=True)
-    (tmp_path / "link").symlink_to(tmp_path / "models" / "base")
-    monkeypatch.chdir(tmp_path)
-
-    assert same_checkpoint(trained_on.format(home=tmp_path), folder.format(home=tmp_path)) is same
-    assert not same_checkpoint(trained_on, "")
-
-
-def test_a_hub_cache_folder_gives_the_hubs_name() -> None:
-    assert base_name("/c/hub/models--meta-llama--Llama-3.1-8B/snapshots/abc") == "meta-llama/Llama-3.1-8B"

@@ -360,3 +360,66 @@ def test_the_pattern_order_of_the_file_decides_as_in_peft(tmp_path: Path) -> Non
     write_adapter(tmp_path, config=json.loads(json.dumps(config)))
 
     assert validate_adapter(tmp_path, base=BASE, max_rank=16).rank == 8
+
+
+def test_a_fresh_adapter_that_changes_nothing_yet_is_served(tmp_path: Path) -> None:
+    tensors = {key: tensor * (".lora_A." in key) for key, tensor in tensors_of().items()}
+    write_adapter(tmp_path, tensors=tensors)
+
+    assert validate_adapter(tmp_path, base=BASE, max_rank=16).rank == 8
+
+
+@pytest.mark.parametrize("extra", ["_orig_mod.", "base_model.model.", "language_model."])
+def test_what_a_wrapper_left_in_the_keys_is_named(extra: str, tmp_path: Path) -> None:
+    prefix = "base_model.model."
+    tensors = {key.replace(prefix, prefix + extra, 1): tensor for key, tensor in tensors_of().items()}
+    write_adapter(tmp_path, tensors=tensors)
+
+    _refused(
+        tmp_path, AdapterMatchesNothing, f"; without '{extra[:-1]}' it would be there: save the adapter of"
+    )
+
+
+def test_control_characters_of_an_adapter_reach_no_terminal(tmp_path: Path) -> None:
+    key = "base_model.model.\x1b[31m\x9b.lora_A.weight"
+    write_adapter(tmp_path, tensors={**tensors_of(), key: torch.zeros(8, 32)})
+
+    _refused(tmp_path, AdapterFileError, r": \\x1b\[31m\\x9b has lora_A but no lora_B")
+
+
+def test_the_content_of_a_file_that_is_linked_to_is_not_told(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "a")
+    for secret in ("password=hunter2", '["hunter2"]'):
+        (tmp_path / "secret").write_text(secret)
+        (tmp_path / "a" / "adapter_config.json").unlink()
+        (tmp_path / "a" / "adapter_config.json").symlink_to(tmp_path / "secret")
+
+        with pytest.raises(AdapterConfigError, match="the file is not that of PEFT") as raised:
+            validate_adapter(tmp_path / "a", base=BASE, max_rank=16)
+        assert "hunter2" not in str(raised.value)
+
+
+def test_patterns_that_take_long_to_compile_are_refused(tmp_path: Path) -> None:
+    write_adapter(
+        tmp_path, config=config_of(rank_pattern={f"x{number}" + "(a|b)*" * 300: 4 for number in range(99)})
+    )
+
+    _refused(
+        tmp_path, AdapterConfigError, "patterns have .* characters, at most 65536 are read; name modules"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "most"),
+    [
+        ("rank_pattern", {f"layers.{number}.x": 4 for number in range(2049)}, 2048),
+        ("layers_pattern", ["layers"] * 2049, 2048),
+        ("target_modules", ["q_proj"] * 65_537, 65_536),
+    ],
+)
+def test_more_patterns_than_anyone_trains_with_are_refused(
+    key: str, value: object, most: int, tmp_path: Path
+) -> None:
+    write_adapter(tmp_path, config=config_of() | {key: value})
+
+    _refused(tmp_path, AdapterConfigError, f"{key} has {most + 1} entries, at most {most} are read")

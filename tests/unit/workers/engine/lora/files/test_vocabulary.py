@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from tests.unit.workers.engine.lora.adapter_writer import (
@@ -155,6 +156,39 @@ def test_tied_weights_that_differ_are_refused(tmp_path: Path) -> None:
 
     refused(tmp_path / "whole", AdapterFileError, "its lm_head is not its model.embed_tokens", TIED)
     refused(tmp_path / "lora", AdapterFileError, "is not that of model.embed_tokens transposed", TIED)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("modules", [["embed_tokens", "lm_head"], ["lm_head"], None])
+def test_all_that_peft_saves_with_save_embedding_layers_is_read(
+    modules: list[str] | None, tiny_llama: Any, tmp_path: Path
+) -> None:
+    base = on_checkpoint(tiny_llama, tmp_path)
+    config = LoraConfig(r=8, target_modules=["q_proj"], modules_to_save=modules, task_type="CAUSAL_LM")
+    model = get_peft_model(tiny_llama, config)
+    for name, parameter in model.named_parameters():
+        if "modules_to_save" in name:
+            parameter.data += 1.0
+    model.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=True)
+
+    saved = check_adapter(tmp_path / "adapter", base=base, max_rank=64).saved
+
+    trained = {EMBEDDING: model.get_input_embeddings(), HEAD: model.get_output_embeddings()}
+    assert [path.rpartition(".")[2] for path in saved] == (modules or [])
+    for path, weight in saved.items():
+        assert torch.equal(weight, trained[path].modules_to_save["default"].weight)
+
+
+def test_what_save_embedding_layers_repeats_must_be_the_same(tiny_llama: Any, tmp_path: Path) -> None:
+    base = on_checkpoint(tiny_llama, tmp_path)
+    whole = vocabulary_tensors(HEAD)
+    double = {f"{PREFIX}{HEAD}.modules_to_save.weight": torch.ones(VOCAB_SIZE, HIDDEN)}
+    copy = {f"{PREFIX}{HEAD}.original_module.weight": torch.ones(VOCAB_SIZE, HIDDEN)}
+    written(tmp_path / "a", {**whole, **double}, modules_to_save=["lm_head"])
+    written(tmp_path / "b", {**whole, **copy}, modules_to_save=["lm_head"])
+
+    refused(tmp_path / "a", AdapterFileError, "modules_to_save.weight is not lm_head.weight", base)
+    refused(tmp_path / "b", AdapterFileError, "carries its base's lm_head, and it is not that of", base)
 
 
 def on_checkpoint(model: Any, folder: Path) -> Any:

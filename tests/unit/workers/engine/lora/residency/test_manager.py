@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,18 @@ def test_behaviour_14_every_waiting_request_gets_the_failure_from_one_attempt(
     assert manager.stats().failures == 1
 
 
+def test_one_that_says_what_its_base_is_called_does_not_share_the_refusal_of_others(
+    make_manager: MakeManager, tmp_path: Path
+) -> None:
+    folder = write_adapter(tmp_path / "a", config=config_of(base_model_name_or_path="someone/other"))
+    refused = LoRARequest("sql", 1, str(folder))
+    manager = make_manager()
+    manager.prefetch(refused)
+
+    assert acquired(manager, replace(refused, base_model_name="someone/tiny-base")) == 0
+    assert manager.stats().failures == 1
+
+
 def test_a_refused_adapter_is_tried_again_once_its_files_change(
     make_manager: MakeManager, make_request: MakeRequest
 ) -> None:
@@ -194,7 +207,7 @@ def test_a_failure_that_may_pass_is_tried_again_after_a_while_or_for_a_new_reque
     weights = Path(request.lora_path) / "adapter_model.safetensors"
     content = weights.read_bytes()
     weights.unlink()
-    weights.mkdir()
+    weights.symlink_to(weights)  # a loop
 
     assert type(_error_of(manager, request)) is AdapterIOError
     assert type(_error_of(manager, request)) is AdapterIOError
@@ -203,7 +216,7 @@ def test_a_failure_that_may_pass_is_tried_again_after_a_while_or_for_a_new_reque
     assert type(_error_of(manager, request)) is AdapterIOError
     assert manager.stats().failures == 2
 
-    weights.rmdir()
+    weights.unlink()
     weights.write_bytes(content)
     manager.prefetch(request)
     assert acquired(manager, request) == 0

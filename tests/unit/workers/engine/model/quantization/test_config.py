@@ -31,6 +31,7 @@ def test_a_plain_checkpoint_has_none() -> None:
         AWQ | {"format": "gemm"},
         GPTQ | {"desc_act": True, "sym": True, "damp_percent": 0.1, "true_sequential": True},
         GPTQ | {"bits": 8, "group_size": -1, "checkpoint_format": "gptq_v2", "dynamic": None},
+        GPTQ | {"dynamic": {"-:.*lm_head.*": {}, r"-:.*\.1\..*": {"bits": 8}, "+:.*": {}}},
         GPTQ | {"format": "gptq", "lm_head": False, "dynamic": {}, "meta": {"quantizer": ["gptqmodel:5.0"]}},
         BITSANDBYTES | {"bnb_4bit_quant_type": "nf4", "llm_int8_skip_modules": ["lm_head"]},
         {"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_threshold": 6.0},
@@ -56,6 +57,10 @@ def test_what_the_tools_write_is_taken(settings: dict[str, Any]) -> None:
         (GPTQ | {"is_marlin_format": True}, r"quantization_config.checkpoint_format is 'marlin'"),
         (GPTQ | {"lm_head": True}, r"quantization_config.lm_head is True"),
         (GPTQ | {"dynamic": {"+:q_proj": {"bits": 8}}}, r"quantization_config.dynamic is {'\+:q_proj'"),
+        (
+            GPTQ | {"dynamic": {"-:lm_head": {}, "q_proj": {"bits": 8}}},
+            ".*: 'q_proj' has settings of its own",
+        ),
         (GPTQ | {"pack_dtype": "int16"}, r"quantization_config.pack_dtype is 'int16'"),
         ({"quant_method": "bitsandbytes"}, r".*: one of load_in_4bit and load_in_8bit must be true"),
     ],
