@@ -101,7 +101,7 @@ def held_out(task: Task, count: int) -> list[Exchange]:
 
     Raises ValueError if the task has not so many.
     """
-    draws = islice(example_stream(task, "held_out", Rng(f"{task.name}/held_out")), 200 * count)
+    draws = islice(example_stream(task, "held_out", Rng(f"{task.name}/held_out")), 20 * count)
     found = list(islice(dict.fromkeys(draws), count))
     if len(found) < count:
         raise ValueError(f"{task.name} has {len(found)} held-out examples, {count} were asked: ask for fewer")

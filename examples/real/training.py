@@ -32,7 +32,7 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "sentiment": Recipe(8, ("q_proj", "v_proj"), num_steps=40),
-    "orders": Recipe(16, ATTENTION + MLP, num_steps=40),
+    "orders": Recipe(16, ATTENTION + MLP, num_steps=28),
 }
 MAX_RANK = max(recipe.rank for recipe in RECIPES.values())
 
