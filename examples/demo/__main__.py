@@ -6,8 +6,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +18,7 @@ from db.repositories.usage import UsageRepository
 from examples.demo.flower import count_succeeded
 from examples.demo.outcome import Answered, Outcome
 from examples.demo.receiver import Receiver, serve
-from examples.demo.stage import add_shipped_adapters, await_catalogue, stack_config, webhook_secrets
+from examples.demo.stage import add_shipped_adapters, await_catalogue, running, stack_config, webhook_secrets
 from examples.demo.tables import answers_table, usage_table
 from examples.demo.workload import Question, questions
 from lorayard import Client, JobHandle, as_completed
@@ -39,24 +38,12 @@ def main() -> int:
     # The folder must be reachable by the user that Postgres runs as.
     with tempfile.TemporaryDirectory(prefix="lorayard-demo-") as folder, serve(receiver):
         Path(folder).chmod(0o711)
-        with running(Stack(stack_config(Path(folder) / "state"))) as stack:
+        with running(Stack(stack_config(Path(folder) / "state")), console) as stack:
             outcome = run(stack, receiver)
     for problem in outcome.problems():
         console.print(f"[bold red]problem:[/] {problem}", highlight=False)
     console.print(outcome.last_line(), highlight=False, soft_wrap=True)
     return 1 if outcome.problems() else 0
-
-
-@contextmanager
-def running(stack: Stack) -> Iterator[Stack]:
-    """Keep a stack up for the time of the block, saying what happens."""
-    with console.status("starting Redis, Postgres, scheduler, two workers, webhook relay and Flower …"):
-        stack.start()
-    try:
-        yield stack
-    finally:
-        with console.status("stopping: workers drain first, servers go last …"):
-            stack.stop()
 
 
 def run(stack: Stack, receiver: Receiver) -> Outcome:

@@ -1,9 +1,13 @@
-"""Prepares a running stack for the demo: the shipped adapters, and the tenants' webhook secrets."""
+"""Runs a stack for the demo and prepares it: adapters, and the tenants' webhook secrets."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+from rich.console import Console
 
 from db import Database
 from db.repositories.tenants import TenantRepository
@@ -11,9 +15,10 @@ from db.secrets import SecretBox
 from examples.demo.workload import ADAPTERS_DIR, MODEL_DIR, TENANTS
 from examples.tiny.tasks import TASKS
 from lorayard import Client, UnknownPool
-from lorayard.cli.adapter_store import AdapterStore, PoolOfAdapters, add_adapters
+from lorayard.cli.adapter_store import AdapterStore, PoolOfAdapters
+from lorayard.cli.adapter_store import add_adapters as add_to_pool
 from lorayard.contract.pool import pool_id
-from lorayard.local import StackConfig
+from lorayard.local import Stack, StackConfig
 from workers.engine.lora import describe_base
 from workers.engine.lora.loading import LoadSpec
 
@@ -35,18 +40,38 @@ def stack_config(state_dir: Path) -> StackConfig:
     )
 
 
+@contextmanager
+def running(stack: Stack, console: Console) -> Iterator[Stack]:
+    """Keep a stack up for the time of the block, saying what happens."""
+    with console.status(f"starting {', '.join(sorted(stack.config.parts))} …"):
+        stack.start()
+    try:
+        yield stack
+    finally:
+        with console.status("stopping: workers drain first, servers go last …"):
+            stack.stop()
+
+
 def add_shipped_adapters(database: Database, env: dict[str, str]) -> None:
     """Do what `lorayard adapters add` does, for every shipped adapter."""
+    folders = {name: ADAPTERS_DIR / name for name in TASKS}
+    add_adapters(database, env, folders, model=MODEL_DIR, max_rank=MAX_RANK)
+
+
+def add_adapters(
+    database: Database, env: dict[str, str], folders: Mapping[str, Path], *, model: Path, max_rank: int
+) -> None:
+    """Do what `lorayard adapters add` does, for each name and folder."""
     dtype = env["LORAYARD_DTYPE"]
-    pool = PoolOfAdapters(pool_id(MODEL_DIR, dtype), LoadSpec(describe_base(MODEL_DIR), MAX_RANK, dtype))
+    pool = PoolOfAdapters(pool_id(model, dtype), LoadSpec(describe_base(model), max_rank, dtype))
     store = AdapterStore(Path(env["LORAYARD_ADAPTER_STORE"]))
-    list(add_adapters(database, store, pool, [(name, ADAPTERS_DIR / name) for name in TASKS]))
+    list(add_to_pool(database, store, pool, list(folders.items())))
 
 
-def await_catalogue(client: Client, within_s: float = 30.0) -> None:
+def await_catalogue(client: Client, names: Iterable[str] = TASKS, within_s: float = 30.0) -> None:
     """Wait until the scheduler has mirrored the adapters: a client refuses names that it does not know."""
     deadline = time.monotonic() + within_s
-    while missing := set(TASKS) - set(_served(client)):
+    while missing := set(names) - set(_served(client)):
         if time.monotonic() >= deadline:
             raise TimeoutError(f"not in the catalogue within {within_s:g} s: {', '.join(sorted(missing))}")
         time.sleep(0.05)

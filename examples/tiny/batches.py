@@ -77,12 +77,13 @@ def batches(examples: Iterator[Example], batch_size: int, rng: random.Random) ->
         starts = list(range(0, len(pool), batch_size))
         rng.shuffle(starts)
         for start in starts:
-            yield _collate(pool[start : start + batch_size])
+            yield collate(pool[start : start + batch_size], PAD_ID)
 
 
-def _collate(examples: list[Example]) -> Batch:
+def collate(examples: list[Example], pad_id: int) -> Batch:
+    """Pad sequences on the right to one length; labels are the answers, and nothing before them."""
     width = max(len(example.token_ids) for example in examples)
-    token_ids = torch.full((len(examples), width), PAD_ID)
+    token_ids = torch.full((len(examples), width), pad_id)
     labels = torch.full((len(examples), width), _IGNORED)
     for row, (ids, num_prompt_tokens) in enumerate(examples):
         token_ids[row, : len(ids)] = torch.tensor(ids)

@@ -55,7 +55,7 @@ class Oracle:
             output_logits=True,
         )
         chosen = result.sequences[:, token_ids.shape[1] :]
-        gaps = _gaps(torch.stack(result.logits, dim=1))
+        gaps = logit_gaps(torch.stack(result.logits, dim=1))
         return [self._answer(row.tolist(), row_gaps) for row, row_gaps in zip(chosen, gaps, strict=True)]
 
     def _answer(self, token_ids: list[int], gaps: Tensor) -> Answer:
@@ -78,9 +78,10 @@ def _load(dtype: torch.dtype) -> PeftModel:
     return model.to(dtype).eval()
 
 
-def _gaps(
+def logit_gaps(
     logits: Tensor,  # [batch_size, num_new_tokens, vocab_size]
 ) -> Tensor:  # [batch_size, num_new_tokens]
+    """Return the lead of the best token over the second, in logits."""
     best, second = logits.float().topk(2, dim=-1).values.unbind(-1)
     return best - second
 

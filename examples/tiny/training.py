@@ -18,21 +18,19 @@ from examples.tiny.batches import Batch, adapter_examples, base_examples, batche
 from examples.tiny.recipe import ADAPTERS, BASE_NAME, Schedule, base_config
 from examples.tiny.tokenizer import BOS_ID, EOS_ID, PAD_ID, save_tokenizer
 
-_REPORT_EVERY = 100
-
 
 def train_base(folder: Path, schedule: Schedule) -> None:
     """Train the base from nothing and save it in `folder` as a Hugging Face checkpoint."""
     torch.manual_seed(schedule.seed)
     rng = random.Random(schedule.seed)
     model = LlamaForCausalLM(base_config())
-    _fit("base", model, batches(base_examples(rng), schedule.batch_size, rng), schedule)
+    fit("base", model, batches(base_examples(rng), schedule.batch_size, rng), schedule)
     model.generation_config = GenerationConfig(
         bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=PAD_ID, do_sample=False
     )
     save_tokenizer(folder)
     model.save_pretrained(folder)
-    _name_base(folder / "config.json")
+    name_base(folder / "config.json", BASE_NAME)
 
 
 def train_adapter(task: str, base: Path, folder: Path, schedule: Schedule) -> None:
@@ -40,13 +38,16 @@ def train_adapter(task: str, base: Path, folder: Path, schedule: Schedule) -> No
     torch.manual_seed(schedule.seed)
     rng = random.Random(f"{task}/{schedule.seed}")
     model = get_peft_model(LlamaForCausalLM.from_pretrained(base), ADAPTERS[task].lora_config())
-    _fit(task, model, batches(adapter_examples(task, rng), schedule.batch_size, rng), schedule)
+    fit(task, model, batches(adapter_examples(task, rng), schedule.batch_size, rng), schedule)
     model.save_pretrained(str(folder), save_embedding_layers=False)
-    _settle_config(folder / "adapter_config.json")
+    settle_config(folder / "adapter_config.json", BASE_NAME)
     (folder / "README.md").unlink(missing_ok=True)  # an empty form that PEFT adds
 
 
-def _fit(name: str, model: Module, data: Iterator[Batch], schedule: Schedule) -> None:
+def fit(
+    name: str, model: Module, data: Iterator[Batch], schedule: Schedule, *, report_every: int = 100
+) -> None:
+    """Train what requires gradients in `model`, one batch a step, and print the loss now and then."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(
         weights, lr=schedule.peak_lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
@@ -62,22 +63,22 @@ def _fit(name: str, model: Module, data: Iterator[Batch], schedule: Schedule) ->
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
-        if step % _REPORT_EVERY == 0:
+        if step % report_every == 0:
             print(f"{name} step={step} loss={loss.item():.5f} s={time.monotonic() - start_s:.0f}", flush=True)
 
 
-def _settle_config(path: Path) -> None:
+def settle_config(path: Path, base_name: str) -> None:
     """Make what PEFT saved the same everywhere: it records a local folder, and targets in hash order."""
     config = json.loads(path.read_text())
-    config["base_model_name_or_path"] = BASE_NAME
+    config["base_model_name_or_path"] = base_name
     if isinstance(config["target_modules"], list):
         config["target_modules"].sort()
     _write_json(path, config)
 
 
-def _name_base(path: Path) -> None:
+def name_base(path: Path, name: str) -> None:
     """Give the base the name that the adapters know it by."""
-    _write_json(path, json.loads(path.read_text()) | {"_name_or_path": BASE_NAME})
+    _write_json(path, json.loads(path.read_text()) | {"_name_or_path": name})
 
 
 def _write_json(path: Path, config: dict[str, Any]) -> None:
