@@ -74,6 +74,8 @@ class ModelConfig(BaseModel):
     max_window_layers: int | None = Field(default=None, ge=0, strict=True)
     sliding_window_pattern: int | None = Field(default=None, ge=1, strict=True)
     layer_types: tuple[LayerType, ...] | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
     query_pre_attn_scalar: float | None = Field(default=None, gt=0)
     attn_logit_softcapping: float | None = Field(default=None, gt=0)
     final_logit_softcapping: float | None = Field(default=None, gt=0)

@@ -31,17 +31,19 @@ def layer_modules(config: ModelConfig, layer: int) -> tuple[PackedLinear, ...]:
 def _attention_modules(config: ModelConfig) -> tuple[PackedLinear, ...]:
     hidden, q_size = config.hidden_size, config.num_heads * config.head_dim
     kv_size = config.num_kv_heads * config.head_dim
-    qkv = _packed(
-        "qkv", "self_attn", config.family.qkv, hidden, (q_size, kv_size, kv_size), config.family.has_qkv_bias
-    )
-    o = LinearModule("self_attn.o_proj", q_size, hidden, "row")
+    family, widths = config.family, (q_size, kv_size, kv_size)
+    has_qkv_bias = family.has_qkv_bias or config.attention_bias
+    qkv = _packed("qkv", "self_attn", family.qkv, hidden, widths, has_qkv_bias)
+    has_o_bias = family.has_o_bias and config.attention_bias
+    o = LinearModule("self_attn.o_proj", q_size, hidden, "row", has_o_bias)
     return qkv, PackedLinear("o", (o,))
 
 
 def _mlp_modules(config: ModelConfig, mlp: DenseMLPNames) -> tuple[PackedLinear, ...]:
-    hidden, width = config.hidden_size, config.intermediate_size
-    down = LinearModule("mlp.down_proj", width, hidden, "row")
-    return _packed("gate_up", "mlp", mlp.gate_up, hidden, (width, width)), PackedLinear("down", (down,))
+    hidden, width, has_bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+    gate_up = _packed("gate_up", "mlp", mlp.gate_up, hidden, (width, width), has_bias)
+    down = LinearModule("mlp.down_proj", width, hidden, "row", has_bias)
+    return gate_up, PackedLinear("down", (down,))
 
 
 def _expert_modules(hidden: int, experts: Experts, sparse: SparseMLPNames) -> Iterator[PackedLinear]:

@@ -92,7 +92,8 @@ class Family:
     local_rope_key: str | None = None  # the key with the rope_theta of layers that have a window
     layer_type: LayerTypeOf = all_full  # if config.json has no layer_types
     qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")  # one name if the file holds them fused
-    has_qkv_bias: bool = False
+    has_qkv_bias: bool = False  # whatever config.json says
+    has_o_bias: bool = True  # if attention_bias, which is of q, k and v too, is read and true
     has_qk_norm: bool = False  # queries and keys are normed per head, before they are rotated
     mlp: DenseMLPNames = DenseMLPNames()
     sparse_mlp: SparseMLPNames | None = None  # if layers have experts; `mlp` is then that of the others

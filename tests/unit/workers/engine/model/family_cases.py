@@ -44,6 +44,7 @@ SHAPE: dict[str, Any] = {
     "eos_token_id": 1,
     "pad_token_id": 2,
 }
+TWO_LAYERS = {"num_hidden_layers": 2}
 WINDOW = 21  # inside a block of the cache, and shorter than the prompts
 
 
@@ -68,6 +69,7 @@ CASES: dict[str, MakeModel] = {
     "llama3": _scaled_llama(
         "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
     ),
+    "llama-biases": _llama(**TWO_LAYERS, attention_bias=True, mlp_bias=True),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=None, head_dim=16)),
     "mistral-sliding": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=WINDOW)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE)),

@@ -43,7 +43,8 @@ NUM_TOKENS = 12
 
 _VOCABULARY = {"target_modules": r".*\.(up_proj|k_proj|embed_tokens)|lm_head"}
 SPECIAL_ADAPTERS: dict[str, dict[str, Any]] = {
-    "qwen2": {"use_dora": True},  # its gain spares the bias
+    "llama-biases": {"use_dora": True},  # its gain spares the biases
+    "qwen2": {"use_dora": True},  # here too
     "phi3": {"use_dora": True},  # of modules that are fused
     "gemma2": _VOCABULARY,  # before the soft cap of the logits
     "gemma3": _VOCABULARY,  # scaled as the embedding is
