@@ -11,6 +11,8 @@ from transformers import (
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -85,6 +87,9 @@ CASES: dict[str, MakeModel] = {
             sliding_window=WINDOW,
             layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         )
+    ),
+    "gemma": lambda: GemmaForCausalLM(
+        GemmaConfig(**SHAPE | TWO_LAYERS, head_dim=16, tie_word_embeddings=False, hidden_act="gelu")
     ),
     "gemma2": lambda: Gemma2ForCausalLM(
         Gemma2Config(

@@ -40,7 +40,7 @@ def theirs(architecture: str, values: dict[str, Any]) -> PreTrainedConfig:
 
 def windows_of(config: PreTrainedConfig) -> list[int | None]:
     """What each layer's attention is given as its window in `modeling_*.py`."""
-    if config.model_type == "llama":
+    if config.model_type in ("llama", "gemma"):
         return [None] * config.num_hidden_layers
     if config.model_type in ("mistral", "mixtral", "phi3", "qwen3_moe"):
         return [config.sliding_window] * config.num_hidden_layers

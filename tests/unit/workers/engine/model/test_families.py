@@ -46,6 +46,7 @@ SPECIAL_ADAPTERS: dict[str, dict[str, Any]] = {
     "llama-biases": {"use_dora": True},  # its gain spares the biases
     "qwen2": {"use_dora": True},  # here too
     "phi3": {"use_dora": True},  # of modules that are fused
+    "gemma": _VOCABULARY,
     "gemma2": _VOCABULARY,  # before the soft cap of the logits
     "gemma3": _VOCABULARY,  # scaled as the embedding is
 }
