@@ -76,6 +76,10 @@ class ModelConfig(BaseModel):
     layer_types: tuple[LayerType, ...] | None = None
     attention_bias: bool = False
     mlp_bias: bool = False
+    embedding_multiplier: float | None = Field(default=None, gt=0)
+    attention_multiplier: float | None = Field(default=None, gt=0)
+    residual_multiplier: float | None = Field(default=None, gt=0)  # of what attention and MLP add
+    logits_scaling: float | None = Field(default=None, gt=0)  # what logits are divided by
     query_pre_attn_scalar: float | None = Field(default=None, gt=0)
     attn_logit_softcapping: float | None = Field(default=None, gt=0)
     final_logit_softcapping: float | None = Field(default=None, gt=0)
@@ -115,7 +119,7 @@ class ModelConfig(BaseModel):
     @property
     def attention_scale(self) -> float:
         """What a query's product with a key is multiplied by."""
-        return float(self.query_pre_attn_scalar or self.head_dim) ** -0.5
+        return self.attention_multiplier or float(self.query_pre_attn_scalar or self.head_dim) ** -0.5
 
 
 def load_model_config(folder: Path) -> ModelConfig:

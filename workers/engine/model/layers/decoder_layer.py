@@ -63,7 +63,7 @@ class LayerParts:
 
 
 class SequentialLayer:
-    """x + attention(norm(x)), then y + mlp(norm(y)); some families norm what is added as well."""
+    """x + attention(norm(x)), then y + mlp(norm(y)); some families norm or scale what is added."""
 
     def __init__(self, parts: LayerParts) -> None:
         assert parts.weights.pre_mlp_norm is not None, "this block has a norm before its MLP"
@@ -75,6 +75,7 @@ class SequentialLayer:
         self._add_rms_norm = parts.kernels.add_rms_norm
         self._eps = parts.config.rms_norm_eps
         self._comm = parts.comm
+        self._multiplier = parts.config.residual_multiplier
 
     def __call__(
         self,
@@ -90,8 +91,12 @@ class SequentialLayer:
         delta = self._comm.add(self._attention(normed, rotations[self._rotary], step, kv))
         if weights.post_attention_norm is not None:
             delta = add_rms_norm(delta, None, weights.post_attention_norm, eps)
+        if self._multiplier is not None:
+            delta = delta.mul_(self._multiplier)
         normed = add_rms_norm(residual, delta, self._pre_mlp_norm, eps)
         delta = self._comm.add(self._mlp(normed, step.segments))
         if weights.post_mlp_norm is not None:
             delta = add_rms_norm(delta, None, weights.post_mlp_norm, eps)
+        if self._multiplier is not None:
+            delta = delta.mul_(self._multiplier)
         return delta

@@ -13,6 +13,8 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     GemmaForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -114,6 +116,16 @@ CASES: dict[str, MakeModel] = {
                 "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
             },
+        )
+    ),
+    "granite": lambda: GraniteForCausalLM(
+        GraniteConfig(
+            **SHAPE | TWO_LAYERS,
+            mlp_bias=True,
+            embedding_multiplier=5.0,
+            attention_multiplier=0.2,
+            residual_multiplier=0.4,
+            logits_scaling=3.0,
         )
     ),
     "phi3": lambda: Phi3ForCausalLM(

@@ -29,6 +29,10 @@ SAME_NAMES = (
     "rms_norm_eps",
     "tie_word_embeddings",
     "query_pre_attn_scalar",
+    "embedding_multiplier",
+    "attention_multiplier",
+    "residual_multiplier",
+    "logits_scaling",
     "attn_logit_softcapping",
     "final_logit_softcapping",
 )
@@ -40,7 +44,7 @@ def theirs(architecture: str, values: dict[str, Any]) -> PreTrainedConfig:
 
 def windows_of(config: PreTrainedConfig) -> list[int | None]:
     """What each layer's attention is given as its window in `modeling_*.py`."""
-    if config.model_type in ("llama", "gemma"):
+    if config.model_type in ("llama", "gemma", "granite"):
         return [None] * config.num_hidden_layers
     if config.model_type in ("mistral", "mixtral", "phi3", "qwen3_moe"):
         return [config.sliding_window] * config.num_hidden_layers

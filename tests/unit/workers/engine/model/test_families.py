@@ -48,6 +48,7 @@ SPECIAL_ADAPTERS: dict[str, dict[str, Any]] = {
     "phi3": {"use_dora": True},  # of modules that are fused
     "gemma": _VOCABULARY,
     "gemma2": _VOCABULARY,  # before the soft cap of the logits
+    "granite": _VOCABULARY,  # scaled twice
     "gemma3": _VOCABULARY,  # scaled as the embedding is
 }
 
