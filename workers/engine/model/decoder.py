@@ -89,15 +89,15 @@ class Decoder:
         self._weights = weights
         self._add_rms_norm = weights.kernels.add_rms_norm
         dtype, device = weights.embedding.dtype, weights.embedding.device
-        ropes = list(dict.fromkeys(kind.rope for kind in config.layers))
+        ropes = [(kind.rope, kind.rotates) for kind in config.layers]
+        distinct = list(dict.fromkeys(ropes))
         self._rotary = [
-            RotaryTable(rope, max_positions=max_model_len, dtype=dtype, device=device) for rope in ropes
+            RotaryTable(rope, rotates=rotates, max_positions=max_model_len, dtype=dtype, device=device)
+            for rope, rotates in distinct
         ]
         self._side = side_stream_of(device)
         self._layers = [
-            build_layer(
-                self._parts(index, layer, ropes.index(config.layers[index].rope), adapters, attention)
-            )
+            build_layer(self._parts(index, layer, distinct.index(ropes[index]), adapters, attention))
             for index, layer in enumerate(weights.layers)
         ]
         self._embedding_scale = _embedding_scale(config, dtype)

@@ -12,8 +12,9 @@ from workers.engine.model.families.phi3 import PHI3
 from workers.engine.model.families.qwen2 import QWEN2
 from workers.engine.model.families.qwen3 import QWEN3
 from workers.engine.model.families.qwen3_moe import QWEN3_MOE
+from workers.engine.model.families.smollm3 import SMOLLM3
 
-_ALL = (LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA, GEMMA2, GEMMA3, PHI3, GRANITE)
+_ALL = (LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA, GEMMA2, GEMMA3, PHI3, GRANITE, SMOLLM3)
 FAMILIES = {family.architecture: family for family in _ALL}
 
 __all__ = ["FAMILIES", "DenseMLPNames", "Family", "LayerNorms", "LayerType", "SparseMLPNames"]

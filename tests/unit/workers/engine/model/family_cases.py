@@ -30,6 +30,8 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 VOCAB_SIZE = 128
@@ -126,6 +128,11 @@ CASES: dict[str, MakeModel] = {
             attention_multiplier=0.2,
             residual_multiplier=0.4,
             logits_scaling=3.0,
+        )
+    ),
+    "smollm3": lambda: SmolLM3ForCausalLM(
+        SmolLM3Config(
+            **SHAPE | TWO_LAYERS, no_rope_layers=[1, 0], use_sliding_window=True, sliding_window=WINDOW
         )
     ),
     "phi3": lambda: Phi3ForCausalLM(

@@ -72,6 +72,8 @@ def assert_same(ours: ModelConfig, config: PreTrainedConfig) -> None:
 
 
 def assert_same_rotation(ours: ModelConfig, config: PreTrainedConfig) -> None:
+    rotates = getattr(config, "no_rope_layers", None) or [1] * config.num_hidden_layers
+    assert [layer.rotates for layer in ours.layers] == [bool(rotated) for rotated in rotates]
     by_type = "full_attention" in config.rope_parameters
     for index, layer in enumerate(ours.layers):
         kind = config.layer_types[index] if by_type else None
@@ -97,6 +99,8 @@ def test_what_is_left_out_is_the_family_s_default(architecture: str, tmp_path: P
         *((architecture, {"use_sliding_window": True, "sliding_window": 16}) for architecture in FAMILIES),
         ("Gemma2ForCausalLM", {"sliding_window_pattern": 3}),
         ("Qwen2ForCausalLM", {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 8}),
+        ("SmolLM3ForCausalLM", {"sliding_window": 16, "no_rope_layer_interval": 2}),
+        ("SmolLM3ForCausalLM", {"num_key_value_heads": None, "no_rope_layers": [1, 0, 0, 1]}),
         ("Qwen3MoeForCausalLM", {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 8}),
         ("Qwen3MoeForCausalLM", {"num_local_experts": 8, "num_experts": 16}),
         ("MixtralForCausalLM", {"num_experts": 4}),
@@ -213,6 +217,8 @@ def test_two_rope_keys_mean_what_they_mean_to_transformers(
             {"layer_types": ["full_attention", "sliding_attention"] * 2},
             "names sliding_attention, and there is no window for it",
         ),
+        ("SmolLM3ForCausalLM", {"no_rope_layers": [1, 0]}, "must have a 1 for every layer that rotates"),
+        ("SmolLM3ForCausalLM", {"no_rope_layer_interval": 0}, "no_rope_layer_interval: .*greater than or"),
         (
             "LlamaForCausalLM",
             {"model_type": "mistral"},
