@@ -76,14 +76,16 @@ def _packed(
 
 def layer_norms(config: ModelConfig) -> dict[str, tuple[str, int]]:
     """Return name below the layer and width of each norm that a layer has, by its field of `LayerWeights`."""
-    names, hidden = config.family.norms, config.hidden_size
+    names, hidden, head = config.family.norms, config.hidden_size, config.head_dim
+    q_norm, k_norm = ("self_attn.q_norm", "self_attn.k_norm") if config.family.has_qk_norm else (None, None)
+    spans = config.family.qk_norm_spans_heads
     norms = {
         "pre_attention_norm": (names.pre_attention, hidden),
         "post_attention_norm": (names.post_attention, hidden),
         "pre_mlp_norm": (names.pre_mlp, hidden),
         "post_mlp_norm": (names.post_mlp, hidden),
-        "q_norm": ("self_attn.q_norm" if config.family.has_qk_norm else None, config.head_dim),
-        "k_norm": ("self_attn.k_norm" if config.family.has_qk_norm else None, config.head_dim),
+        "q_norm": (q_norm, config.num_heads * head if spans else head),
+        "k_norm": (k_norm, config.num_kv_heads * head if spans else head),
     }
     return {field: (name, width) for field, (name, width) in norms.items() if name is not None}
 

@@ -49,9 +49,9 @@ class SparseMLPNames:
 class LayerNorms:
     """Names of a layer's norms; a post norm, if there is one, norms what a block adds to the residual."""
 
-    pre_attention: str = "input_layernorm"
+    pre_attention: str | None = "input_layernorm"
     post_attention: str | None = None
-    pre_mlp: str | None = "post_attention_layernorm"  # None: one norm serves attention and MLP
+    pre_mlp: str | None = "post_attention_layernorm"  # None: not this block's
     post_mlp: str | None = None
 
 
@@ -96,6 +96,7 @@ class Family:
     has_qkv_bias: bool = False  # whatever config.json says
     has_o_bias: bool = True  # if attention_bias, which is of q, k and v too, is read and true
     has_qk_norm: bool = False  # queries and keys are normed per head, before they are rotated
+    qk_norm_spans_heads: bool = False  # or all heads of a token as one
     mlp: DenseMLPNames = DenseMLPNames()
     sparse_mlp: SparseMLPNames | None = None  # if layers have experts; `mlp` is then that of the others
     activation_key: str = "hidden_act"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from kernels.attention.paged_attention import HeadNorms
+from kernels.norms.add_rms_norm import AddRMSNorm
 from workers.engine.core.step_input import ForwardInput
 from workers.engine.model.config import ModelConfig
 from workers.engine.model.layers.adapted_linear import AdaptedLinear
@@ -25,6 +26,7 @@ class Attention:
         weights: LayerWeights,
         linears: Mapping[str, AdaptedLinear],
         backend: AttentionBackend,
+        add_rms_norm: AddRMSNorm,
     ) -> None:
         self._qkv = linears["qkv"]
         self._o = linears["o"]
@@ -33,6 +35,9 @@ class Attention:
         norms: HeadNorms | None = None
         if weights.q_norm is not None and weights.k_norm is not None:
             norms = HeadNorms(weights.q_norm, weights.k_norm, config.rms_norm_eps)
+        spans_heads = config.family.qk_norm_spans_heads
+        self._add_rms_norm = add_rms_norm
+        self._projection_norms = norms if spans_heads else None
         self._heads = HeadLayout(
             config.num_heads,
             config.num_kv_heads,
@@ -41,7 +46,7 @@ class Attention:
             softcap=config.attn_logit_softcapping,
             window=window,
             mask=config.windows.index(window),
-            norms=norms,
+            norms=None if spans_heads else norms,
         )
 
     def __call__(
@@ -52,5 +57,13 @@ class Attention:
         kv: tuple[Tensor, Tensor],  # this layer's keys and values
     ) -> Tensor:  # [num_tokens, hidden_size]
         """Return what is added to the residual."""
-        attended = self._attend(self._qkv(x, step.segments), rotation, step, kv, self._heads)
-        return self._o(attended, step.segments)
+        qkv = self._qkv(x, step.segments)
+        if self._projection_norms is not None:
+            self._norm_projections(qkv, self._projection_norms)
+        return self._o(self._attend(qkv, rotation, step, kv, self._heads), step.segments)
+
+    def _norm_projections(self, qkv: Tensor, norms: HeadNorms) -> None:
+        """Norm each row's queries, and its keys, over all their heads; in place."""
+        for start, weight in ((0, norms.q), (norms.q.shape[0], norms.k)):
+            part = qkv.narrow(1, start, weight.shape[0])
+            part.copy_(self._add_rms_norm(part.contiguous(), None, weight, norms.eps))

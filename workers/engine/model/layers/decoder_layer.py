@@ -55,7 +55,8 @@ class LayerParts:
 
     def attention(self) -> Attention:
         """Connect the layer's attention."""
-        return Attention(self.config, self.index, self.weights, self.linears, self.backend)
+        norm = self.kernels.add_rms_norm
+        return Attention(self.config, self.index, self.weights, self.linears, self.backend, norm)
 
     def mlp(self) -> MLP:
         """Connect the layer's MLP, dense or with experts."""
@@ -66,8 +67,10 @@ class SequentialLayer:
     """x + attention(norm(x)), then y + mlp(norm(y)); some families norm or scale what is added."""
 
     def __init__(self, parts: LayerParts) -> None:
+        assert parts.weights.pre_attention_norm is not None, "this block has a norm before its attention"
         assert parts.weights.pre_mlp_norm is not None, "this block has a norm before its MLP"
         self._weights = parts.weights
+        self._pre_attention_norm = parts.weights.pre_attention_norm
         self._pre_mlp_norm = parts.weights.pre_mlp_norm
         self._attention = parts.attention()
         self._mlp = parts.mlp()
@@ -87,7 +90,7 @@ class SequentialLayer:
     ) -> Tensor:
         """Add `delta` to `residual`; return what this layer adds in its turn."""
         weights, add_rms_norm, eps = self._weights, self._add_rms_norm, self._eps
-        normed = add_rms_norm(residual, delta, weights.pre_attention_norm, eps)
+        normed = add_rms_norm(residual, delta, self._pre_attention_norm, eps)
         delta = self._comm.add(self._attention(normed, rotations[self._rotary], step, kv))
         if weights.post_attention_norm is not None:
             delta = add_rms_norm(delta, None, weights.post_attention_norm, eps)

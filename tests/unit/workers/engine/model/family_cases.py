@@ -21,6 +21,10 @@ from transformers import (
     MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Olmo3Config,
+    Olmo3ForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedModel,
@@ -133,6 +137,18 @@ CASES: dict[str, MakeModel] = {
     "smollm3": lambda: SmolLM3ForCausalLM(
         SmolLM3Config(
             **SHAPE | TWO_LAYERS, no_rope_layers=[1, 0], use_sliding_window=True, sliding_window=WINDOW
+        )
+    ),
+    "olmo2": lambda: Olmo2ForCausalLM(
+        # What its blocks add is normed: smaller embeddings would be lost in it.
+        Olmo2Config(**SHAPE | TWO_LAYERS | {"initializer_range": 1.0}, attention_bias=True)
+    ),
+    "olmo3": lambda: Olmo3ForCausalLM(
+        Olmo3Config(
+            **SHAPE | TWO_LAYERS,
+            sliding_window=WINDOW,
+            layer_types=["sliding_attention", "full_attention"],
+            rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
         )
     ),
     "phi3": lambda: Phi3ForCausalLM(

@@ -45,6 +45,7 @@ _VOCABULARY = {"target_modules": r".*\.(up_proj|k_proj|embed_tokens)|lm_head"}
 SPECIAL_ADAPTERS: dict[str, dict[str, Any]] = {
     "llama-biases": {"use_dora": True},  # its gain spares the biases
     "qwen2": {"use_dora": True},  # here too
+    "olmo2": {"use_dora": True},  # before the norm of all heads
     "phi3": {"use_dora": True},  # of modules that are fused
     "gemma": _VOCABULARY,
     "gemma2": _VOCABULARY,  # before the soft cap of the logits

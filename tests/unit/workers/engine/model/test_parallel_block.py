@@ -55,6 +55,7 @@ class ParallelLayer:
     ) -> Tensor:
         parts = self._parts
         norm, eps = parts.weights.pre_attention_norm, parts.config.rms_norm_eps
+        assert norm is not None
         normed = parts.kernels.add_rms_norm(residual, delta, norm, eps)
         attended = self._attention(normed, rotations[parts.rotary], step, kv)
         return parts.comm.add(attended + self._mlp(normed, step.segments))
