@@ -92,6 +92,7 @@ class Family:
     local_rope_key: str | None = None  # the key with the rope_theta of layers that have a window
     layer_type: LayerTypeOf = all_full  # if config.json has no layer_types
     rotates: Callable[[RawConfig, int], bool] = every_layer  # queries and keys, by their positions
+    rotates_pairs: bool = False  # columns 0 and 1, 2 and 3, ..., not the first half with the second
     qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")  # one name if the file holds them fused
     has_qkv_bias: bool = False  # whatever config.json says
     has_o_bias: bool = True  # if attention_bias, which is of q, k and v too, is read and true

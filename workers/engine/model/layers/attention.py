@@ -38,6 +38,7 @@ class Attention:
         spans_heads = config.family.qk_norm_spans_heads
         self._add_rms_norm = add_rms_norm
         self._projection_norms = norms if spans_heads else None
+        self._paired = config.layers[index].rope.rotary_dim if config.family.rotates_pairs else 0
         self._heads = HeadLayout(
             config.num_heads,
             config.num_kv_heads,
@@ -60,6 +61,8 @@ class Attention:
         qkv = self._qkv(x, step.segments)
         if self._projection_norms is not None:
             self._norm_projections(qkv, self._projection_norms)
+        if self._paired:
+            self._part_pairs(qkv)
         return self._o(self._attend(qkv, rotation, step, kv, self._heads), step.segments)
 
     def _norm_projections(self, qkv: Tensor, norms: HeadNorms) -> None:
@@ -67,3 +70,13 @@ class Attention:
         for start, weight in ((0, norms.q), (norms.q.shape[0], norms.k)):
             part = qkv.narrow(1, start, weight.shape[0])
             part.copy_(self._add_rms_norm(part.contiguous(), None, weight, norms.eps))
+
+    def _part_pairs(self, qkv: Tensor) -> None:
+        """Move each rotated pair's second column to the second half, where kernels seek it; in place.
+
+        Queries and keys are moved alike, so that their products are the same.
+        """
+        heads = self._heads
+        both = qkv.narrow(1, 0, (heads.num_heads + heads.num_kv_heads) * heads.head_dim)
+        rotated = both.unflatten(1, (-1, heads.head_dim)).narrow(2, 0, self._paired)
+        rotated.copy_(rotated.unflatten(2, (-1, 2)).transpose(2, 3).flatten(2))

@@ -13,6 +13,10 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     GemmaForCausalLM,
+    Glm4Config,
+    Glm4ForCausalLM,
+    GlmConfig,
+    GlmForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
@@ -151,6 +155,8 @@ CASES: dict[str, MakeModel] = {
             rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
         )
     ),
+    "glm": lambda: GlmForCausalLM(GlmConfig(**SHAPE | TWO_LAYERS, head_dim=16, attention_bias=False)),
+    "glm4": lambda: Glm4ForCausalLM(Glm4Config(**SHAPE | TWO_LAYERS, head_dim=16)),
     "phi3": lambda: Phi3ForCausalLM(
         Phi3Config(**SHAPE, sliding_window=WINDOW, rope_parameters={"partial_rotary_factor": 0.5})
     ),

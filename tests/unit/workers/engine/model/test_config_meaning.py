@@ -44,7 +44,7 @@ def theirs(architecture: str, values: dict[str, Any]) -> PreTrainedConfig:
 
 def windows_of(config: PreTrainedConfig) -> list[int | None]:
     """What each layer's attention is given as its window in `modeling_*.py`."""
-    if config.model_type in ("llama", "gemma", "granite", "olmo2"):
+    if config.model_type in ("llama", "gemma", "granite", "olmo2", "glm", "glm4"):
         return [None] * config.num_hidden_layers
     if config.model_type in ("mistral", "mixtral", "phi3", "qwen3_moe"):
         return [config.sliding_window] * config.num_hidden_layers
@@ -157,6 +157,7 @@ def test_what_a_family_does_not_read_changes_nothing(
             {"rope_parameters": FULL_AND_LOCAL, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
         ),
         ("Gemma3ForCausalLM", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "rope_theta": 5e5}),
+        ("Glm4ForCausalLM", {"rope_scaling": YARN, "head_dim": 16}),
         ("Olmo3ForCausalLM", {"rope_scaling": YARN | {"rope_type": "yarn"}, "rope_theta": 1e4}),
         ("Olmo3ForCausalLM", {"rope_parameters": FULL_AND_LOCAL}),
         (

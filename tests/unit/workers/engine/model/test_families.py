@@ -46,6 +46,7 @@ SPECIAL_ADAPTERS: dict[str, dict[str, Any]] = {
     "llama-biases": {"use_dora": True},  # its gain spares the biases
     "qwen2": {"use_dora": True},  # here too
     "olmo2": {"use_dora": True},  # before the norm of all heads
+    "glm4": {"use_dora": True},  # of columns that are moved
     "phi3": {"use_dora": True},  # of modules that are fused
     "gemma": _VOCABULARY,
     "gemma2": _VOCABULARY,  # before the soft cap of the logits
