@@ -38,7 +38,8 @@ class Attention:
         spans_heads = config.family.qk_norm_spans_heads
         self._add_rms_norm = add_rms_norm
         self._projection_norms = norms if spans_heads else None
-        self._paired = config.layers[index].rope.rotary_dim if config.family.rotates_pairs else 0
+        rotary_dim = config.layers[index].rope.rotary_dim
+        self._paired_columns = rotary_dim if config.family.rotates_pairs else 0
         self._heads = HeadLayout(
             config.num_heads,
             config.num_kv_heads,
@@ -61,22 +62,31 @@ class Attention:
         qkv = self._qkv(x, step.segments)
         if self._projection_norms is not None:
             self._norm_projections(qkv, self._projection_norms)
-        if self._paired:
+        if self._paired_columns:
             self._part_pairs(qkv)
         return self._o(self._attend(qkv, rotation, step, kv, self._heads), step.segments)
 
-    def _norm_projections(self, qkv: Tensor, norms: HeadNorms) -> None:
-        """Norm each row's queries, and its keys, over all their heads; in place."""
+    def _norm_projections(
+        self,
+        qkv: Tensor,  # [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], changed in place
+        norms: HeadNorms,  # as wide as all query heads, and as all key heads
+    ) -> None:
+        """Norm each row's queries, and its keys, over all their heads."""
         for start, weight in ((0, norms.q), (norms.q.shape[0], norms.k)):
             part = qkv.narrow(1, start, weight.shape[0])
             part.copy_(self._add_rms_norm(part.contiguous(), None, weight, norms.eps))
 
-    def _part_pairs(self, qkv: Tensor) -> None:
-        """Move each rotated pair's second column to the second half, where kernels seek it; in place.
+    def _part_pairs(
+        self,
+        qkv: Tensor,  # [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], changed in place
+    ) -> None:
+        """Move each rotated pair's columns to the two halves in which kernels look for them.
 
-        Queries and keys are moved alike, so that their products are the same.
+        Queries and keys are moved alike, so that their products stay what they are.
         """
-        heads = self._heads
-        both = qkv.narrow(1, 0, (heads.num_heads + heads.num_kv_heads) * heads.head_dim)
-        rotated = both.unflatten(1, (-1, heads.head_dim)).narrow(2, 0, self._paired)
-        rotated.copy_(rotated.unflatten(2, (-1, 2)).transpose(2, 3).flatten(2))
+        num_tokens, head_dim = len(qkv), self._heads.head_dim
+        num_moved = self._heads.num_heads + self._heads.num_kv_heads
+        heads = qkv.narrow(1, 0, num_moved * head_dim).view(num_tokens, num_moved, head_dim)
+        rotated = heads.narrow(2, 0, self._paired_columns)
+        pairs = rotated.view(num_tokens, num_moved, self._paired_columns // 2, 2)
+        rotated.copy_(pairs.transpose(2, 3).flatten(2))
