@@ -33,6 +33,7 @@ class LayerKind(BaseModel):
 
     window: int | None = Field(default=None, ge=1)  # positions a token sees, its own included; None: all
     rope: Rope
+    rotates: bool = True  # False: nothing tells queries and keys where they are
 
 
 class Experts(BaseModel):
@@ -72,8 +73,15 @@ class ModelConfig(BaseModel):
     # Strict if a family's rule computes with the value as it stands in config.json.
     sliding_window: int | None = Field(default=None, ge=1, strict=True)
     max_window_layers: int | None = Field(default=None, ge=0, strict=True)
+    no_rope_layer_interval: int | None = Field(default=None, ge=1, strict=True)
     sliding_window_pattern: int | None = Field(default=None, ge=1, strict=True)
     layer_types: tuple[LayerType, ...] | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    embedding_multiplier: float | None = Field(default=None, gt=0)
+    attention_multiplier: float | None = Field(default=None, gt=0)
+    residual_multiplier: float | None = Field(default=None, gt=0)  # of what attention and MLP add
+    logits_scaling: float | None = Field(default=None, gt=0)  # what logits are divided by
     query_pre_attn_scalar: float | None = Field(default=None, gt=0)
     attn_logit_softcapping: float | None = Field(default=None, gt=0)
     final_logit_softcapping: float | None = Field(default=None, gt=0)
@@ -118,7 +126,7 @@ class ModelConfig(BaseModel):
     @property
     def attention_scale(self) -> float:
         """What a query's product with a key is multiplied by."""
-        return float(self.query_pre_attn_scalar or self.head_dim) ** -0.5
+        return self.attention_multiplier or float(self.query_pre_attn_scalar or self.head_dim) ** -0.5
 
 
 def load_model_config(folder: Path) -> ModelConfig:
@@ -173,13 +181,15 @@ def _validated(filled: dict[str, Any], family: Family, path: Path) -> ModelConfi
         shape = ModelConfig.model_validate(filled | {"architecture": family.architecture, "layers": ()})
         given = experts_of(filled, family)
         experts = None if given is None else Experts.model_validate(given)
-        types = layer_types(filled, family)
+        rotates = [family.rotates(filled, layer) for layer in range(shape.num_layers)]
+        types = list(zip(layer_types(filled, family), rotates, strict=True))
         kinds = {
-            kind: LayerKind(
+            (kind, rotated): LayerKind(
                 window=shape.sliding_window if kind == "sliding_attention" else None,
                 rope=Rope.model_validate(rope_of(filled, kind, family)),
+                rotates=rotated,
             )
-            for kind in dict.fromkeys(types)
+            for kind, rotated in dict.fromkeys(types)
         }
     except ValidationError as error:
         raise CheckpointError(f"{path}: {_first_problem(error)}; repair the checkpoint's config") from error

@@ -89,19 +89,18 @@ class Decoder:
         self._weights = weights
         self._add_rms_norm = weights.kernels.add_rms_norm
         dtype, device = weights.embedding.dtype, weights.embedding.device
-        ropes = list(dict.fromkeys(kind.rope for kind in config.layers))
+        ropes = [(kind.rope, kind.rotates) for kind in config.layers]
+        distinct = list(dict.fromkeys(ropes))
         self._rotary = [
-            RotaryTable(rope, max_positions=max_model_len, dtype=dtype, device=device) for rope in ropes
+            RotaryTable(rope, rotates=rotates, max_positions=max_model_len, dtype=dtype, device=device)
+            for rope, rotates in distinct
         ]
         self._side = side_stream_of(device)
         self._layers = [
-            build_layer(
-                self._parts(index, layer, ropes.index(config.layers[index].rope), adapters, attention)
-            )
+            build_layer(self._parts(index, layer, distinct.index(ropes[index]), adapters, attention))
             for index, layer in enumerate(weights.layers)
         ]
-        # Rounded to the model's dtype before it multiplies, as transformers does.
-        self._embedding_scale = torch.tensor(config.hidden_size**0.5, dtype=dtype).item()
+        self._embedding_scale = _embedding_scale(config, dtype)
 
     def forward(self, step: ForwardInput, cache: KVCache) -> HiddenStates:
         """Run the layers over all rows of a step."""
@@ -131,6 +130,8 @@ class Decoder:
         logits = self._comm.join(self._weights.head(normed))
         if segments is not None and self._vocabulary is not None:
             self._vocabulary.adapt_logits(logits, normed, segments)
+        if self._config.logits_scaling is not None:
+            logits.div_(self._config.logits_scaling)
         softcap = self._config.final_logit_softcapping
         return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 
@@ -174,4 +175,11 @@ class Decoder:
             embedded = self._comm.add(look_up_shard(table, step.token_ids, first_id))
         if step.segments is not None and self._vocabulary is not None:
             self._vocabulary.adapt_embedded(embedded, step.token_ids, step.segments)
-        return embedded.mul_(self._embedding_scale) if self._config.family.scales_embedding else embedded
+        return embedded if self._embedding_scale is None else embedded.mul_(self._embedding_scale)
+
+
+def _embedding_scale(config: ModelConfig, dtype: torch.dtype) -> float | None:
+    if config.family.scales_embedding:
+        # Rounded to the model's dtype before it multiplies, as transformers does.
+        return torch.tensor(config.hidden_size**0.5, dtype=dtype).item()
+    return config.embedding_multiplier

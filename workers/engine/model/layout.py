@@ -31,17 +31,19 @@ def layer_modules(config: ModelConfig, layer: int) -> tuple[PackedLinear, ...]:
 def _attention_modules(config: ModelConfig) -> tuple[PackedLinear, ...]:
     hidden, q_size = config.hidden_size, config.num_heads * config.head_dim
     kv_size = config.num_kv_heads * config.head_dim
-    qkv = _packed(
-        "qkv", "self_attn", config.family.qkv, hidden, (q_size, kv_size, kv_size), config.family.has_qkv_bias
-    )
-    o = LinearModule("self_attn.o_proj", q_size, hidden, "row")
+    family, widths = config.family, (q_size, kv_size, kv_size)
+    has_qkv_bias = family.has_qkv_bias or config.attention_bias
+    qkv = _packed("qkv", "self_attn", family.qkv, hidden, widths, has_qkv_bias)
+    has_o_bias = family.has_o_bias and config.attention_bias
+    o = LinearModule("self_attn.o_proj", q_size, hidden, "row", has_o_bias)
     return qkv, PackedLinear("o", (o,))
 
 
 def _mlp_modules(config: ModelConfig, mlp: DenseMLPNames) -> tuple[PackedLinear, ...]:
-    hidden, width = config.hidden_size, config.intermediate_size
-    down = LinearModule("mlp.down_proj", width, hidden, "row")
-    return _packed("gate_up", "mlp", mlp.gate_up, hidden, (width, width)), PackedLinear("down", (down,))
+    hidden, width, has_bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+    gate_up = _packed("gate_up", "mlp", mlp.gate_up, hidden, (width, width), has_bias)
+    down = LinearModule("mlp.down_proj", width, hidden, "row", has_bias)
+    return gate_up, PackedLinear("down", (down,))
 
 
 def _expert_modules(hidden: int, experts: Experts, sparse: SparseMLPNames) -> Iterator[PackedLinear]:
@@ -74,14 +76,16 @@ def _packed(
 
 def layer_norms(config: ModelConfig) -> dict[str, tuple[str, int]]:
     """Return name below the layer and width of each norm that a layer has, by its field of `LayerWeights`."""
-    names, hidden = config.family.norms, config.hidden_size
+    names, hidden, head = config.family.norms, config.hidden_size, config.head_dim
+    q_norm, k_norm = ("self_attn.q_norm", "self_attn.k_norm") if config.family.has_qk_norm else (None, None)
+    spans = config.family.qk_norm_spans_heads
     norms = {
         "pre_attention_norm": (names.pre_attention, hidden),
         "post_attention_norm": (names.post_attention, hidden),
         "pre_mlp_norm": (names.pre_mlp, hidden),
         "post_mlp_norm": (names.post_mlp, hidden),
-        "q_norm": ("self_attn.q_norm" if config.family.has_qk_norm else None, config.head_dim),
-        "k_norm": ("self_attn.k_norm" if config.family.has_qk_norm else None, config.head_dim),
+        "q_norm": (q_norm, config.num_heads * head if spans else head),
+        "k_norm": (k_norm, config.num_kv_heads * head if spans else head),
     }
     return {field: (name, width) for field, (name, width) in norms.items() if name is not None}
 

@@ -15,6 +15,12 @@ from workers.engine.model.families.family import LLAMA_DEFAULTS, LayerType
 _OPTIONAL = (
     "sliding_window",
     "layer_types",
+    "attention_bias",
+    "mlp_bias",
+    "embedding_multiplier",
+    "attention_multiplier",
+    "residual_multiplier",
+    "logits_scaling",
     "query_pre_attn_scalar",
     "attn_logit_softcapping",
     "final_logit_softcapping",

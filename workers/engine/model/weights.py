@@ -31,12 +31,12 @@ class LayerWeights:
 
     linears: Mapping[str, AnyLinear]  # by PackedLinear.name
     experts: Mapping[str, tuple[AnyLinear, ...] | StackedLinear]  # likewise; empty in dense layers
-    pre_attention_norm: Tensor  # [hidden_size]
-    pre_mlp_norm: Tensor | None = None  # [hidden_size]; None if the block has one norm for both
+    pre_attention_norm: Tensor | None = None  # [hidden_size]; None, as the next, if the block has none there
+    pre_mlp_norm: Tensor | None = None  # [hidden_size]
     post_attention_norm: Tensor | None = None  # [hidden_size]
     post_mlp_norm: Tensor | None = None  # [hidden_size]
-    q_norm: Tensor | None = None  # [head_dim]
-    k_norm: Tensor | None = None  # [head_dim]
+    q_norm: Tensor | None = None  # [head_dim], or [num_heads * head_dim] if it spans heads
+    k_norm: Tensor | None = None  # [head_dim], or [num_kv_heads * head_dim]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,12 @@ from workers.engine.parallel.shard import Shard
 
 
 def cut_config(config: ModelConfig, shard: Shard) -> ModelConfig:
-    """Return the config of one rank's decoder: whole heads, fewer of them."""
+    """Return the config of one rank's decoder: whole heads, fewer of them; ConfigError if that cannot be."""
+    if config.family.qk_norm_spans_heads and shard.tp_size > 1:
+        raise ConfigError(
+            f"{config.architecture} norms queries and keys over all heads, which no rank of "
+            f"{shard.tp_size} has; give it one rank"
+        )
     heads = {
         "num_heads": shard.of(config.num_heads, "query heads"),
         "num_kv_heads": shard.of(config.num_kv_heads, "key heads"),

@@ -49,9 +49,9 @@ class SparseMLPNames:
 class LayerNorms:
     """Names of a layer's norms; a post norm, if there is one, norms what a block adds to the residual."""
 
-    pre_attention: str = "input_layernorm"
+    pre_attention: str | None = "input_layernorm"
     post_attention: str | None = None
-    pre_mlp: str | None = "post_attention_layernorm"  # None: one norm serves attention and MLP
+    pre_mlp: str | None = "post_attention_layernorm"  # None: not this block's
     post_mlp: str | None = None
 
 
@@ -91,9 +91,13 @@ class Family:
     rope_aliases: Mapping[str, str] = field(default_factory=dict)  # older names of rope types
     local_rope_key: str | None = None  # the key with the rope_theta of layers that have a window
     layer_type: LayerTypeOf = all_full  # if config.json has no layer_types
+    rotates: Callable[[RawConfig, int], bool] = every_layer  # queries and keys, by their positions
+    rotates_pairs: bool = False  # columns 0 and 1, 2 and 3, ..., not the first half with the second
     qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")  # one name if the file holds them fused
-    has_qkv_bias: bool = False
+    has_qkv_bias: bool = False  # whatever config.json says
+    has_o_bias: bool = True  # if attention_bias, which is of q, k and v too, is read and true
     has_qk_norm: bool = False  # queries and keys are normed per head, before they are rotated
+    qk_norm_spans_heads: bool = False  # or all heads of a token as one
     mlp: DenseMLPNames = DenseMLPNames()
     sparse_mlp: SparseMLPNames | None = None  # if layers have experts; `mlp` is then that of the others
     activation_key: str = "hidden_act"

@@ -1,4 +1,4 @@
-"""Gemma 2 and Gemma 3 (text): norms that add one, GeGLU, norms after each block, windows."""
+"""Gemma 1 to 3 (text): norms that add one and GeGLU; from 2 on norms after each block, and windows."""
 
 from __future__ import annotations
 
@@ -25,6 +25,30 @@ _DEFAULTS = {
 }
 _SERVED = {"attention_bias": (False,), "use_bidirectional_attention": (None, False)}
 _READS = frozenset({"sliding_window", "layer_types", "query_pre_attn_scalar", "final_logit_softcapping"})
+
+GEMMA = Family(
+    architecture="GemmaForCausalLM",
+    model_type="gemma",
+    defaults={
+        "vocab_size": 256000,
+        "hidden_size": 3072,
+        "intermediate_size": 24576,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "head_dim": 256,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    },
+    reads=frozenset({"attention_bias"}),
+    served={
+        "hidden_act": ("gelu_pytorch_tanh", "gelu"),  # the official files say gelu, and mean tanh's
+        "use_bidirectional_attention": (None, False),
+    },
+    activation="gelu_pytorch_tanh",
+    norm_offset=1.0,
+    scales_embedding=True,
+)
 
 GEMMA2 = Family(
     architecture="Gemma2ForCausalLM",

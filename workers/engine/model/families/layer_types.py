@@ -20,6 +20,11 @@ def sliding_and_full(_config: RawConfig, layer: int) -> LayerType:
     return "full_attention" if layer % 2 else "sliding_attention"
 
 
+def sliding_but_every_fourth(_config: RawConfig, layer: int) -> LayerType:
+    """Every fourth layer sees everything (OLMo 3)."""
+    return "sliding_attention" if (layer + 1) % 4 else "full_attention"
+
+
 def sliding_but_every_nth(config: RawConfig, layer: int) -> LayerType:
     """One layer in `sliding_window_pattern` sees everything (Gemma 3)."""
     is_last = (layer + 1) % config["sliding_window_pattern"] == 0

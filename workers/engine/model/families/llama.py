@@ -7,5 +7,5 @@ from workers.engine.model.families.family import Family
 LLAMA = Family(
     architecture="LlamaForCausalLM",
     model_type="llama",
-    served={"attention_bias": (False,), "mlp_bias": (False,)},
+    reads=frozenset({"attention_bias", "mlp_bias"}),
 )

@@ -55,7 +55,8 @@ class LayerParts:
 
     def attention(self) -> Attention:
         """Connect the layer's attention."""
-        return Attention(self.config, self.index, self.weights, self.linears, self.backend)
+        norm = self.kernels.add_rms_norm
+        return Attention(self.config, self.index, self.weights, self.linears, self.backend, norm)
 
     def mlp(self) -> MLP:
         """Connect the layer's MLP, dense or with experts."""
@@ -63,11 +64,13 @@ class LayerParts:
 
 
 class SequentialLayer:
-    """x + attention(norm(x)), then y + mlp(norm(y)); some families norm what is added as well."""
+    """x + attention(norm(x)), then y + mlp(norm(y)); some families norm or scale what is added."""
 
     def __init__(self, parts: LayerParts) -> None:
+        assert parts.weights.pre_attention_norm is not None, "this block has a norm before its attention"
         assert parts.weights.pre_mlp_norm is not None, "this block has a norm before its MLP"
         self._weights = parts.weights
+        self._pre_attention_norm = parts.weights.pre_attention_norm
         self._pre_mlp_norm = parts.weights.pre_mlp_norm
         self._attention = parts.attention()
         self._mlp = parts.mlp()
@@ -75,6 +78,7 @@ class SequentialLayer:
         self._add_rms_norm = parts.kernels.add_rms_norm
         self._eps = parts.config.rms_norm_eps
         self._comm = parts.comm
+        self._multiplier = parts.config.residual_multiplier
 
     def __call__(
         self,
@@ -86,15 +90,18 @@ class SequentialLayer:
     ) -> Delta:
         """Add `delta` to `residual`; return what this layer adds in its turn."""
         weights = self._weights
-        normed = self._norm(residual, delta, weights.pre_attention_norm)
+        normed = self._norm(residual, delta, self._pre_attention_norm)
         delta = self._summed(self._attention(normed, rotations[self._rotary], step, kv))
         if weights.post_attention_norm is not None:
             delta = self._norm(whole(delta), None, weights.post_attention_norm)
-        normed = self._norm(residual, delta, self._pre_mlp_norm)
+        normed = self._norm(residual, self._scaled(delta), self._pre_mlp_norm)
         delta = self._summed(self._mlp(normed, step.segments, step.sequence_rows))
         if weights.post_mlp_norm is not None:
             delta = self._norm(whole(delta), None, weights.post_mlp_norm)
-        return delta
+        return self._scaled(delta)
+
+    def _scaled(self, delta: Delta) -> Delta:
+        return delta if self._multiplier is None else whole(delta).mul_(self._multiplier)
 
     def _norm(self, residual: Tensor, delta: Delta | None, weight: Tensor) -> Tensor:
         if isinstance(delta, Unexpanded):

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from workers.engine.model.layers.decoder_layer import DecoderLayer, LayerParts, SequentialLayer
+from workers.engine.model.layers.post_norm_layer import PostNormLayer
 
 LayerBuilder = Callable[[LayerParts], DecoderLayer]
-LAYER_BUILDERS: dict[str, LayerBuilder] = {}
+LAYER_BUILDERS: dict[str, LayerBuilder] = {
+    "Olmo2ForCausalLM": PostNormLayer,
+    "Olmo3ForCausalLM": PostNormLayer,
+}
 """By architecture."""
 
 

@@ -21,9 +21,18 @@ class RotaryTable:
     """Cosines and signed sines per position (Su et al., 2021), in the half-split layout of Llama."""
 
     def __init__(
-        self, rope: Rope, *, max_positions: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+        self,
+        rope: Rope,
+        *,
+        max_positions: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        rotates: bool = True,
     ) -> None:
+        """Without `rotates` every angle is zero: kernels need not know of layers that rotate nothing."""
         angles, scaling = rope.angles(max_positions), rope.attention_scaling
+        if not rotates:
+            angles, scaling = torch.zeros_like(angles), 1.0
         cos, sin = angles.cos() * scaling, angles.sin() * scaling
         self._cos = torch.cat((cos, cos), dim=-1).to(device=device, dtype=dtype)
         # The first half meets the second one negated, so the sign lives in the table.

@@ -11,12 +11,24 @@ from transformers import (
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
+    Glm4Config,
+    Glm4ForCausalLM,
+    GlmConfig,
+    GlmForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Olmo3Config,
+    Olmo3ForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedModel,
@@ -26,6 +38,8 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 VOCAB_SIZE = 128
@@ -44,6 +58,7 @@ SHAPE: dict[str, Any] = {
     "eos_token_id": 1,
     "pad_token_id": 2,
 }
+TWO_LAYERS = {"num_hidden_layers": 2}
 WINDOW = 21  # inside a block of the cache, and shorter than the prompts
 
 
@@ -68,6 +83,7 @@ CASES: dict[str, MakeModel] = {
     "llama3": _scaled_llama(
         "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
     ),
+    "llama-biases": _llama(**TWO_LAYERS, attention_bias=True, mlp_bias=True),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=None, head_dim=16)),
     "mistral-sliding": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=WINDOW)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE)),
@@ -83,6 +99,9 @@ CASES: dict[str, MakeModel] = {
             sliding_window=WINDOW,
             layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         )
+    ),
+    "gemma": lambda: GemmaForCausalLM(
+        GemmaConfig(**SHAPE | TWO_LAYERS, head_dim=16, tie_word_embeddings=False, hidden_act="gelu")
     ),
     "gemma2": lambda: Gemma2ForCausalLM(
         Gemma2Config(
@@ -109,6 +128,35 @@ CASES: dict[str, MakeModel] = {
             },
         )
     ),
+    "granite": lambda: GraniteForCausalLM(
+        GraniteConfig(
+            **SHAPE | TWO_LAYERS,
+            mlp_bias=True,
+            embedding_multiplier=5.0,
+            attention_multiplier=0.2,
+            residual_multiplier=0.4,
+            logits_scaling=3.0,
+        )
+    ),
+    "smollm3": lambda: SmolLM3ForCausalLM(
+        SmolLM3Config(
+            **SHAPE | TWO_LAYERS, no_rope_layers=[1, 0], use_sliding_window=True, sliding_window=WINDOW
+        )
+    ),
+    "olmo2": lambda: Olmo2ForCausalLM(
+        # What its blocks add is normed: smaller embeddings would be lost in it.
+        Olmo2Config(**SHAPE | TWO_LAYERS | {"initializer_range": 1.0}, attention_bias=True)
+    ),
+    "olmo3": lambda: Olmo3ForCausalLM(
+        Olmo3Config(
+            **SHAPE | TWO_LAYERS,
+            sliding_window=WINDOW,
+            layer_types=["sliding_attention", "full_attention"],
+            rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+        )
+    ),
+    "glm": lambda: GlmForCausalLM(GlmConfig(**SHAPE | TWO_LAYERS, head_dim=16, attention_bias=False)),
+    "glm4": lambda: Glm4ForCausalLM(Glm4Config(**SHAPE | TWO_LAYERS, head_dim=16)),
     "phi3": lambda: Phi3ForCausalLM(
         Phi3Config(**SHAPE, sliding_window=WINDOW, rope_parameters={"partial_rotary_factor": 0.5})
     ),

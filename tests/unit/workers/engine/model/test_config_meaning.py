@@ -29,6 +29,10 @@ SAME_NAMES = (
     "rms_norm_eps",
     "tie_word_embeddings",
     "query_pre_attn_scalar",
+    "embedding_multiplier",
+    "attention_multiplier",
+    "residual_multiplier",
+    "logits_scaling",
     "attn_logit_softcapping",
     "final_logit_softcapping",
 )
@@ -40,7 +44,7 @@ def theirs(architecture: str, values: dict[str, Any]) -> PreTrainedConfig:
 
 def windows_of(config: PreTrainedConfig) -> list[int | None]:
     """What each layer's attention is given as its window in `modeling_*.py`."""
-    if config.model_type == "llama":
+    if config.model_type in ("llama", "gemma", "granite", "olmo2", "glm", "glm4"):
         return [None] * config.num_hidden_layers
     if config.model_type in ("mistral", "mixtral", "phi3", "qwen3_moe"):
         return [config.sliding_window] * config.num_hidden_layers
@@ -68,6 +72,8 @@ def assert_same(ours: ModelConfig, config: PreTrainedConfig) -> None:
 
 
 def assert_same_rotation(ours: ModelConfig, config: PreTrainedConfig) -> None:
+    rotates = getattr(config, "no_rope_layers", None) or [1] * config.num_hidden_layers
+    assert [layer.rotates for layer in ours.layers] == [bool(rotated) for rotated in rotates]
     by_type = "full_attention" in config.rope_parameters
     for index, layer in enumerate(ours.layers):
         kind = config.layer_types[index] if by_type else None
@@ -93,6 +99,8 @@ def test_what_is_left_out_is_the_family_s_default(architecture: str, tmp_path: P
         *((architecture, {"use_sliding_window": True, "sliding_window": 16}) for architecture in FAMILIES),
         ("Gemma2ForCausalLM", {"sliding_window_pattern": 3}),
         ("Qwen2ForCausalLM", {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 8}),
+        ("SmolLM3ForCausalLM", {"sliding_window": 16, "no_rope_layer_interval": 2}),
+        ("SmolLM3ForCausalLM", {"num_key_value_heads": None, "no_rope_layers": [1, 0, 0, 1]}),
         ("Qwen3MoeForCausalLM", {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 8}),
         ("Qwen3MoeForCausalLM", {"num_local_experts": 8, "num_experts": 16}),
         ("MixtralForCausalLM", {"num_experts": 4}),
@@ -149,6 +157,9 @@ def test_what_a_family_does_not_read_changes_nothing(
             {"rope_parameters": FULL_AND_LOCAL, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
         ),
         ("Gemma3ForCausalLM", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "rope_theta": 5e5}),
+        ("Glm4ForCausalLM", {"rope_scaling": YARN, "head_dim": 16}),
+        ("Olmo3ForCausalLM", {"rope_scaling": YARN | {"rope_type": "yarn"}, "rope_theta": 1e4}),
+        ("Olmo3ForCausalLM", {"rope_parameters": FULL_AND_LOCAL}),
         (
             "Gemma3ForCausalLM",
             {
@@ -161,7 +172,9 @@ def test_what_a_family_does_not_read_changes_nothing(
 def test_two_rope_keys_mean_what_they_mean_to_transformers(
     architecture: str, rope: dict[str, Any], tmp_path: Path
 ) -> None:
-    values = {"head_dim": 8, **rope} | (TWO_KINDS if architecture == "Gemma3ForCausalLM" else {})
+    values = {"head_dim": 8, **rope} | (
+        TWO_KINDS if architecture in ("Gemma3ForCausalLM", "Olmo3ForCausalLM") else {}
+    )
 
     assert_same(load(tmp_path, architecture, **values), theirs(architecture, SHAPE | values))
 
@@ -209,6 +222,8 @@ def test_two_rope_keys_mean_what_they_mean_to_transformers(
             {"layer_types": ["full_attention", "sliding_attention"] * 2},
             "names sliding_attention, and there is no window for it",
         ),
+        ("SmolLM3ForCausalLM", {"no_rope_layers": [1, 0]}, "must have a 1 for every layer that rotates"),
+        ("SmolLM3ForCausalLM", {"no_rope_layer_interval": 0}, "no_rope_layer_interval: .*greater than or"),
         (
             "LlamaForCausalLM",
             {"model_type": "mistral"},

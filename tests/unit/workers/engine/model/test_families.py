@@ -43,9 +43,14 @@ NUM_TOKENS = 12
 
 _VOCABULARY = {"target_modules": r".*\.(up_proj|k_proj|embed_tokens)|lm_head"}
 SPECIAL_ADAPTERS: dict[str, dict[str, Any]] = {
-    "qwen2": {"use_dora": True},  # its gain spares the bias
+    "llama-biases": {"use_dora": True},  # its gain spares the biases
+    "qwen2": {"use_dora": True},  # here too
+    "olmo2": {"use_dora": True},  # before the norm of all heads
+    "glm4": {"use_dora": True},  # of columns that are moved
     "phi3": {"use_dora": True},  # of modules that are fused
+    "gemma": _VOCABULARY,
     "gemma2": _VOCABULARY,  # before the soft cap of the logits
+    "granite": _VOCABULARY,  # scaled twice
     "gemma3": _VOCABULARY,  # scaled as the embedding is
 }
 

@@ -56,6 +56,7 @@ class ParallelLayer:
     ) -> Tensor:
         parts = self._parts
         norm, eps = parts.weights.pre_attention_norm, parts.config.rms_norm_eps
+        assert norm is not None
         before = None if delta is None else whole(delta)
         normed = parts.kernels.add_rms_norm(residual, before, norm, eps)
         attended = self._attention(normed, rotations[parts.rotary], step, kv)
