@@ -51,7 +51,7 @@ class LayerNorms:
 
     pre_attention: str | None = "input_layernorm"
     post_attention: str | None = None
-    pre_mlp: str | None = "post_attention_layernorm"  # None: not this block's
+    pre_mlp: str | None = "post_attention_layernorm"  # None: the block has no such norm
     post_mlp: str | None = None
 
 
@@ -91,7 +91,7 @@ class Family:
     rope_aliases: Mapping[str, str] = field(default_factory=dict)  # older names of rope types
     local_rope_key: str | None = None  # the key with the rope_theta of layers that have a window
     layer_type: LayerTypeOf = all_full  # if config.json has no layer_types
-    rotates: Callable[[RawConfig, int], bool] = every_layer  # queries and keys, by their positions
+    rotates: Callable[[RawConfig, int], bool] = every_layer  # queries and keys, by position
     rotates_pairs: bool = False  # columns 0 and 1, 2 and 3, ..., not the first half with the second
     qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")  # one name if the file holds them fused
     has_qkv_bias: bool = False  # whatever config.json says
