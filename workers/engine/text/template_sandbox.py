@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from jinja2 import Environment, TemplateError, nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
@@ -57,6 +58,7 @@ def sandbox() -> Environment:
         lstrip_blocks=True,
         extensions=["jinja2.ext.loopcontrols", _GenerationTag],
         autoescape=False,
+        optimized=False,  # constants too are computed while rendering, where time is watched
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
@@ -64,7 +66,17 @@ def sandbox() -> Environment:
     return environment
 
 
+class _CodeGenerator(CodeGenerator):
+    """Leaves to rendering what Jinja would print while it compiles."""
+
+    def _output_child_to_const(self, node: nodes.Expr, frame: Frame, finalize: Any) -> str:
+        if not isinstance(node, nodes.TemplateData):
+            raise nodes.Impossible
+        return super()._output_child_to_const(node, frame, finalize)
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
+    code_generator_class = _CodeGenerator
     intercepted_binops = frozenset({"*", "**"})
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:

@@ -164,6 +164,8 @@ def test_a_message_without_form_is_refused(
     [
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "more than 1 s"),
         ("{% for i in range(99999) %}{{ messages[0].content }}{% endfor %}", "more than 4000000 characters"),
+        ("{{ [1]|slice(99999999)|list }}", "more than 1 s"),
+        ("{% set x = [1]|slice(99999999)|list %}", "more than 1 s"),
         ("{{ 'x' * 1000000000 }}", "multiplies a text or list beyond 100000"),
         ("{{ [1] * 1000000000 }}", "multiplies a text or list beyond 100000"),
         ("{{ 9 ** 999999999 }}", "raises numbers beyond 100000"),
