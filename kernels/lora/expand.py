@@ -131,8 +131,8 @@ def expand_kernel(  # type: ignore[no-untyped-def]
     if ALIGNED:
         b_ptr = tl.multiple_of(b_ptr, 16)
         # Arithmetic that the compiler sees through; it loses hints on what was selected.
-        slice_start = slice_start // 16 * 16
-        slice_features = slice_features // 16 * 16
+        slice_start = (slice_start >> 4) << 4
+        slice_features = (slice_features >> 4) << 4
 
     columns = block * BLOCK_N + tl.arange(0, BLOCK_N)
     column_is_mine = columns < slice_features

@@ -30,7 +30,7 @@ def case() -> Case:
     ("arch", "dtype", "block_rows", "max_rank", "in_features", "max_registers"),
     [
         *((arch, torch.bfloat16, 16, 16, 4096, 64) for arch in ARCHITECTURES),
-        *((arch, torch.bfloat16, 16, 64, 14336, 96) for arch in ARCHITECTURES),
+        *((arch, torch.bfloat16, 16, 64, 14336, 112) for arch in ARCHITECTURES),
         *((arch, torch.bfloat16, 64, 64, 4096, 160) for arch in ARCHITECTURES),
         (90, torch.float16, 32, 16, 4096, 128),
         (90, torch.float32, 16, 64, 4096, 96),
