@@ -17,8 +17,8 @@ LoRAAdd = Callable[[Tensor, Tensor, Segments, LoRAModule], None]
 Computes out += scale (B(Ax) + bias) per row, sub-module and adapter of the row, then applies the adapter's
 DoRA gain, if it has one; alpha / r is folded into B. Rows must be ordered so that the segments describe them.
 Absent sub-modules stay as they are. A row's result depends on that row and its adapters alone: not on what
-its neighbours hold. Compiled, neither do its bits depend on its place or the size of the batch; plain
-torch's do if its products do (`kernels.linear.linear`).
+its neighbours hold. Compiled for a CPU, neither do its bits depend on its place or the size of the batch;
+plain torch's do if its products do (`kernels.linear.linear`), and a GPU's where a norm expands.
 """
 
 

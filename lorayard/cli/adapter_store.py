@@ -61,7 +61,8 @@ class AdapterStore:
         """Give the finished copy its name; what stood there damaged gives way."""
         if target.exists() and not self._is_sound(target, digest):
             damaged = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=self._root))
-            target.rename(damaged / "damaged")
+            with suppress(FileNotFoundError):  # somebody else moved it in this moment
+                target.rename(damaged / "damaged")
             shutil.rmtree(damaged, ignore_errors=True)
         try:
             incoming.rename(target)
@@ -112,8 +113,11 @@ def add_adapters(
     `base_name` is what their base is called, whatever their own files say. Raises LorayardError for a name,
     the AdapterError that fits for files, both before anything has changed, and DatabaseUnavailable.
     """
-    for name, _ in adapters:
+    names = [name for name, _ in adapters]
+    for name in names:
         check_name(name)
+        if names.count(name) > 1:
+            raise LorayardError(f"{name} is given twice; a name has one current revision: leave one out")
     found = [
         (name, path, try_adapter(LoRARequest(name, 1, str(path), base_model_name=base_name), pool.spec))
         for name, path in adapters

@@ -217,6 +217,14 @@ def test_twenty_adapters_are_added_by_one_command_or_none(tmp_path: Path, loraya
     assert len(listed(lorayard)) == 20
 
 
+def test_a_name_given_twice_is_refused_before_anything_is_added(lorayard: Command) -> None:
+    ran = lorayard("adapters", "add", "mine", str(UPPER), "mine", str(SORT))
+
+    assert ran.status == 1
+    assert "mine is given twice" in ran.err
+    assert listed(lorayard) == []
+
+
 def test_the_pool_is_that_of_the_model_named(lorayard: Command, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(BASE, other)

@@ -11,6 +11,9 @@ from workers.engine.core.param_checks import require_flag, require_int, require_
 from workers.engine.core.sampling_defaults import SamplingDefaults
 from workers.engine.core.structured_outputs import StructuredOutputsParams
 
+_LARGEST_TOP_K = 2**31 - 1
+"""As jobs have it: beyond any vocabulary, and within the integers of a batch."""
+
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 1000
 MAX_BAD_WORDS = 1024
@@ -152,7 +155,7 @@ class SamplingParams:
         if self.top_p == 0.0:
             raise InvalidParams("top_p is 0; give a number in (0, 1], or temperature=0 for greedy decoding")
         if self.top_k is not None:
-            require_int("top_k", self.top_k, -1, None)
+            require_int("top_k", self.top_k, -1, _LARGEST_TOP_K)
         require_number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         require_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
 

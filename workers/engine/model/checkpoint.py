@@ -149,9 +149,12 @@ class CheckpointReader:
 def _shards_of(index: Path) -> list[Path]:
     try:
         files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        shards = sorted(index.parent / Path(file).name for file in files)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        shards = sorted(index.parent / Path(file) for file in files)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} is not an index: {error!r}; download the file again") from error
+    for file in files:
+        if Path(file).is_absolute() or ".." in Path(file).parts:
+            raise CheckpointError(f"{index} names {file!r}, outside its folder; download the file again")
     for path in shards:
         if not path.is_file():
             raise CheckpointError(f"{path} is missing, though the index names it; download the file again")

@@ -33,7 +33,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}; download the checkpoint again") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} holds no JSON object; download the checkpoint again")

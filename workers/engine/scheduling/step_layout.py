@@ -57,7 +57,8 @@ class StepLayout:
     def fixed_shapes(self) -> list[StepShape]:
         """Return the shapes that recur, the largest first."""
         largest = _bucket(self.max_num_seqs, DECODE_BUCKETS)
-        decode = [self._decode(bucket) for bucket in {*DECODE_BUCKETS, largest} if bucket <= largest]
+        buckets = {*DECODE_BUCKETS, *range(DECODE_BUCKETS[-1], largest + 1, DECODE_BUCKETS[-1])}
+        decode = [self._decode(bucket) for bucket in buckets if bucket <= largest]
         mixed = [self._mixed(bucket) for bucket in MIXED_BUCKETS]
         return sorted({shape for shapes in decode + mixed for shape in shapes}, reverse=True)
 

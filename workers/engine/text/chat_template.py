@@ -44,6 +44,11 @@ class ChatTemplate:
             raise CheckpointError(
                 f"chat template, line {error.lineno}: {error.message}; repair the checkpoint's chat template"
             ) from error
+        except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
+            raise CheckpointError(
+                f"chat template: too deep or large to compile ({type(error).__name__}: {error}); repair the "
+                "checkpoint's chat template"
+            ) from error
 
     def render(self, messages: Sequence[Message]) -> str:
         """Return the prompt for `messages`, ending where the model's answer begins."""
@@ -85,7 +90,11 @@ def load_chat_template(
 ) -> ChatTemplate | None:
     """Return the checkpoint's template, from its own file or from tokenizer_config.json, if it has one."""
     own_file = folder / "chat_template.jinja"
-    source = own_file.read_text(encoding="utf-8") if own_file.is_file() else _inline_source(tokenizer_config)
+    try:
+        is_own = own_file.is_file()
+        source = own_file.read_text(encoding="utf-8") if is_own else _inline_source(tokenizer_config)
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{own_file} is not UTF-8: {error}; download the checkpoint again") from error
     if source is None:
         return None
     if not isinstance(source, str):

@@ -113,7 +113,7 @@ def _read_object(path: Path) -> dict[str, Any] | None:
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}; save the tokenizer again") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no JSON object; save the tokenizer again")

@@ -134,6 +134,17 @@ def test_a_tensor_in_two_shards_is_refused(saved: Path, tmp_path: Path) -> None:
         load(folder)
 
 
+@pytest.mark.parametrize("name", ["../{}", "/{}", "sub/../{}"])
+def test_a_shard_outside_the_folder_is_refused(saved: Path, tmp_path: Path, name: str) -> None:
+    folder = copy(saved, "shards", tmp_path)
+    index = json.loads((folder / INDEX_FILE).read_text())
+    index["weight_map"][NORM] = name.format(index["weight_map"][NORM])
+    (folder / INDEX_FILE).write_text(json.dumps(index))
+
+    with pytest.raises(CheckpointError, match=r"names '.*safetensors', outside its folder"):
+        load(folder)
+
+
 def test_what_else_transformers_would_read_is_refused(saved: Path, tmp_path: Path) -> None:
     folder = copy(saved, "untied", tmp_path)
     config = json.loads((folder / "config.json").read_text())

@@ -20,6 +20,16 @@ def test_steps_with_prompts_have_fewer_sequences_than_rows_and_others_as_many(ma
         assert {decode.max_blocks, mixed.max_blocks, large.max_blocks} == {64}
 
 
+@pytest.mark.parametrize("max_num_seqs", [1, 24, 512, 1000])
+def test_every_fixed_shape_is_one_of_those_that_are_captured(max_num_seqs: int) -> None:
+    layout = StepLayout(max_num_seqs, max_blocks=10, max_loras=4)
+    captured = set(layout.fixed_shapes())
+
+    for num_seqs in range(1, max_num_seqs + 1):
+        for runs in ([], [num_seqs], [1] * min(num_seqs, 4)):
+            assert layout.shape(num_seqs, num_seqs, 3, runs) in captured
+
+
 @pytest.mark.parametrize(
     ("run_lengths", "num_tiles"),
     [

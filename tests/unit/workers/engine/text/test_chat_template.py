@@ -180,6 +180,18 @@ def test_a_hostile_template_ends_soon(checkpoint: Path, tmp_path: Path, source: 
         ours.encode_messages([{"role": "user", "content": "x" * 10_000}])
 
 
+@pytest.mark.parametrize(
+    "source",
+    ["{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }}", "{% for i in x %}" * 30 + "{% endfor %}" * 30],
+    ids=["parentheses", "loops"],
+)
+def test_a_template_that_is_too_deep_to_compile_is_refused(
+    checkpoint: Path, tmp_path: Path, source: str
+) -> None:
+    with pytest.raises(CheckpointError, match=r"chat template: too deep or large to compile \(\w+Error: "):
+        tokenizers(checkpoint, tmp_path, source)
+
+
 def test_a_template_that_is_no_text_is_named(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"the chat template of .* is 7; give its text"):
         tokenizers(checkpoint, tmp_path, 7)  # type: ignore[arg-type]
