@@ -46,11 +46,7 @@ class Rows:
     def update(self, slots: Sequence[int], scales: Sequence[float] | None = None) -> None:
         """Take other adapters for as many rows."""
         (mine,), (given,) = self._segments.passes, self._made(slots, scales).passes
-        mine.table.copy_(given.table)
-        mine.scales.copy_(given.scales)
-        assert mine.row_slots is not None
-        assert given.row_slots is not None
-        mine.row_slots.copy_(given.row_slots)
+        take(mine, given)
 
     def add(self, out: Tensor, x: Tensor, module: LoRAModule) -> None:
         """Add the adapters' products to `out`."""
@@ -73,6 +69,15 @@ class Rows:
         ]
         one = Pass.of(runs, factors, block_rows=self._block_rows, num_tiles=self._num_tiles)
         return Segments(len(slots), (one,))
+
+
+def take(mine: Pass, given: Pass) -> None:
+    """Copy another pass of as many rows and tiles to where a captured one lies."""
+    assert mine.row_slots is not None
+    assert given.row_slots is not None
+    mine.table.copy_(given.table)
+    mine.scales.copy_(given.scales)
+    mine.row_slots.copy_(given.row_slots)
 
 
 @dataclass(slots=True)

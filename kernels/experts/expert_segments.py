@@ -6,7 +6,6 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
-from torch import Tensor
 
 from kernels.experts.sort_by_expert import DeviceRows, SortedRows
 from kernels.lora.segments import BASE_SLOT, BLOCK_ROWS, Pass, Segments
@@ -52,6 +51,8 @@ def empty_segments(rows: SortedRows, segments: Segments) -> Segments:
 
 
 def _empty_pass(rows: DeviceRows, given: Pass, block_rows: int) -> Pass:
+    if given.row_slots is None:
+        raise ValueError("the pass has no slots of its rows; build its segments with block_rows")
     # Of each run of the batch an expert has one at the most.
     num_runs = min(rows.num_rows, most_runs(given) * rows.num_experts)
     num_tiles, device = most_tiles(rows.num_rows, num_runs, block_rows), rows.sources.device
@@ -79,15 +80,9 @@ def expert_segments_reference(
     for given, one in zip(segments.passes, made.passes, strict=True):
         one.scales.copy_(given.scales[rows.sources])
         one.table.copy_(torch.tensor([0, 0, BASE_SLOT, 0]))
-        _fill(rows, one, _slots(given, segments.num_rows)[rows.sources].tolist(), most_runs(given))
+        assert given.row_slots is not None
+        _fill(rows, one, given.row_slots[rows.sources].tolist(), most_runs(given))
     return made
-
-
-def _slots(given: Pass, num_rows: int) -> Tensor:
-    slots = torch.full((num_rows,), BASE_SLOT)
-    for start, end, slot, _ in given.table.tolist():
-        slots[start:end] = slot
-    return slots
 
 
 def _fill(rows: DeviceRows, one: Pass, slots: list[int], num_runs: int) -> None:

@@ -11,33 +11,23 @@ from kernels.experts.sort_by_expert import DeviceRows, SortedRows
 from kernels.lora.segments import Segments
 
 BLOCK_ROWS = 64
-BLOCK_TILES = 16
 LEAST_BINS = 32
 NUM_WARPS = 4
 
 
-@triton.jit
-def slots_of(slots, rows, starts, ends, given):  # type: ignore[no-untyped-def]
-    """Return `slots`, with those of the rows that lie in some of the batch's tiles."""
-    is_inside = (rows[:, None] >= starts[None, :]) & (rows[:, None] < ends[None, :])
-    return tl.maximum(slots, tl.max(tl.where(is_inside, given[None, :], -1), axis=1))
-
-
-@triton.jit(do_not_specialize=["num_batch_tiles", "num_runs", "num_tiles"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_runs", "num_tiles"])  # type: ignore[untyped-decorator]
 def expert_segments_kernel(  # type: ignore[no-untyped-def]
     sources_ptr,  # [num_sorted] int64
     starts_ptr,  # [num_experts + 1] int64
-    batch_tiles_ptr,  # [num_batch_tiles, 4] int64: start, end, slot (-1: idle), 0
+    row_slots_ptr,  # [num_rows] int64, -1: no adapter
     batch_scales_ptr,  # [num_rows] float32
     tiles_ptr,  # [num_tiles, 4] int64: start, end, slot (-1: idle), expert
     scales_ptr,  # [num_sorted] float32
-    num_batch_tiles,
     num_runs,  # that the batch has at the most
     num_tiles,
     num_experts,
     TILE_ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-    BLOCK_TILES: tl.constexpr,
     BINS: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -65,15 +55,8 @@ def expert_segments_kernel(  # type: ignore[no-untyped-def]
         is_mine, has_previous = rows < end, (rows > start) & (rows <= end)
         here = tl.load(sources_ptr + rows, mask=is_mine, other=-1).to(tl.int32)
         before = tl.load(sources_ptr + rows - 1, mask=has_previous, other=-1).to(tl.int32)
-        slots, previous = tl.full((BLOCK,), -1, dtype=tl.int32), tl.full((BLOCK,), -1, dtype=tl.int32)
-        for given in range(0, num_batch_tiles, BLOCK_TILES):
-            numbers = given + tl.arange(0, BLOCK_TILES)
-            batch_ptrs, is_given = batch_tiles_ptr + numbers * 4, numbers < num_batch_tiles
-            batch_starts = tl.load(batch_ptrs, mask=is_given, other=0).to(tl.int32)
-            batch_ends = tl.load(batch_ptrs + 1, mask=is_given, other=0).to(tl.int32)
-            batch_slots = tl.load(batch_ptrs + 2, mask=is_given, other=-1).to(tl.int32)
-            slots = slots_of(slots, here, batch_starts, batch_ends, batch_slots)
-            previous = slots_of(previous, before, batch_starts, batch_ends, batch_slots)
+        slots = tl.load(row_slots_ptr + here, mask=is_mine, other=-1).to(tl.int32)
+        previous = tl.load(row_slots_ptr + before, mask=has_previous, other=-1).to(tl.int32)
         is_cut = (slots != previous) | ((rows - start) % TILE_ROWS == 0) | (rows == end)
         begins = (is_mine & is_cut & (slots >= 0)).to(tl.int32)
         numbers = tile + tl.cumsum(begins, axis=0)
@@ -103,17 +86,15 @@ def expert_segments_triton(rows: SortedRows, segments: Segments) -> Segments:
         expert_segments_kernel[(rows.num_experts,)](
             rows.sources,
             rows.starts,
-            given.table,
+            given.row_slots,
             given.scales,
             one.table,
             one.scales,
-            given.table.shape[0],
             most_runs(given),
             one.table.shape[0],
             rows.num_experts,
             TILE_ROWS=one.block_rows,
             BLOCK=BLOCK_ROWS,
-            BLOCK_TILES=BLOCK_TILES,
             BINS=max(LEAST_BINS, triton.next_power_of_2(rows.num_experts)),
             num_warps=NUM_WARPS,
             **dependent_launch(one.table.device),

@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.gpu.device import Device, random
 from benchmarks.gpu.errors import Verdict, judge, same
 from benchmarks.gpu.expert_case import SMALL, TINY, ExpertCase, segments_of
+from benchmarks.gpu.lora_case import take
 from benchmarks.gpu.right.check import Check, Found, dtypes_of, short
 from kernels.experts.sort_by_expert import DeviceRows
 from kernels.registry import by_name, resolve
@@ -149,8 +150,7 @@ def _graph(device: Device) -> Found:
             x.copy_(x[:1].expand_as(x).clone())  # all rows choose the same experts
         slots = sorted((row * (turn + 1)) % case.num_adapters for row in range(num_rows))
         (mine,), (given,) = segments.passes, segments_of(device, slots, num_tiles).passes
-        mine.table.copy_(given.table)
-        mine.scales.copy_(given.scales)
+        take(mine, given)
         expected = {"with adapters": case.run(x, segments), "of the base": case.run(x)}
         expected = {name: out.clone() for name, out in expected.items()}
         replay()

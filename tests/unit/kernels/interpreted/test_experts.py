@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from kernels.experts.expert_rows import segments_on_host, sort_on_host
 from kernels.experts.sort_by_expert import DeviceRows, sort_by_expert_reference
 from kernels.lora.reference import lora_add_reference
-from kernels.lora.segments import Segments, SlotScale
+from kernels.lora.segments import Pass, Segments, SlotScale
 from kernels.lora.tables import LoRASlice, LoRATable, PackedLoRA, PackedShape, Slice, WeightsKey
 from kernels.registry import by_name, resolve
 
@@ -173,8 +174,7 @@ def rows_of(table: list[list[int]]) -> dict[int, tuple[int, int]]:
 
 def test_no_adapter_makes_idle_tiles_only() -> None:
     rows = sort_by_expert_reference(chosen_of(9, 2, 2), 2)
-    idle = Segments.from_runs([some(8, 1), some(1)], block_rows=16, num_tiles=3)
-    idle.passes[0].table.copy_(torch.tensor([0, 0, -1, 0]))
+    idle = Segments(9, (Pass.of((), np.ones(9, np.float32), block_rows=16, num_tiles=3),))
 
     (made,) = kernel("expert_segments")(rows, idle).passes
 
