@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from workers.engine.core.errors import CheckpointError
+from workers.engine.core.json_files import read_json
 from workers.engine.model.checkpoint import SINGLE_FILE, CheckpointReader, holds_weights
 from workers.engine.model.families import FAMILIES, Family, LayerType
 from workers.engine.model.modules import EMBEDDING, HEAD
@@ -18,7 +19,6 @@ from workers.engine.model.raw_config import (
     experts_of,
     family_of,
     layer_types,
-    read_json,
     refuse_unhonoured,
     with_defaults,
 )

@@ -10,9 +10,9 @@ from typing import Any
 import structlog
 
 from workers.engine.core.errors import CheckpointError, InvalidParams
+from workers.engine.core.json_files import read_json
 from workers.engine.core.sampling_defaults import SamplingDefaults
 from workers.engine.core.sampling_params import SamplingParams
-from workers.engine.model.raw_config import read_json
 
 log = structlog.get_logger(__name__)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from workers.engine.core.errors import CheckpointError
+from workers.engine.core.json_files import read_json
 from workers.engine.model.families import FAMILIES, Family
 from workers.engine.model.families.family import LLAMA_DEFAULTS, LayerType
 
@@ -25,19 +25,6 @@ _OPTIONAL = (
     "attn_logit_softcapping",
     "final_logit_softcapping",
 )
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Return a file's JSON object, None if there is no file."""
-    if not path.is_file():
-        return None
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}; download the checkpoint again") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path} holds no JSON object; download the checkpoint again")
-    return raw
 
 
 def family_of(raw: Mapping[str, Any], path: Path) -> Family:

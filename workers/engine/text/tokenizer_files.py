@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Iterable, Iterator, Mapping
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from workers.engine.core.errors import CheckpointError
+from workers.engine.core.json_files import read_json
 from workers.engine.text.tokenizer_class import (
     DEFAULT_TOKENS,
     MARKS_ALL_NAMED,
@@ -31,6 +33,7 @@ NAMED_TOKENS = (
     "cls_token",
     "mask_token",
 )
+_read = partial(read_json, remedy="save the tokenizer again")
 _FIELDS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -56,9 +59,9 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
     """Read the tokenizer beside a checkpoint's weights; raises `CheckpointError` if its files disagree."""
     path, config_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
     backend, own = _open(path)
-    config = _read_object(config_path) or {}
+    config = _read(config_path) or {}
     _refuse_unhonoured(config, own, config_path)
-    class_name = tokenizer_class(config, _read_object(folder / "config.json") or {}, own)
+    class_name = tokenizer_class(config, _read(folder / "config.json") or {}, own)
     try:
         present = {int(token["id"]): _token(token) for token in own.get("added_tokens", ())}
         told = _told(folder, config, DEFAULT_TOKENS.get(class_name, {}), present)
@@ -108,18 +111,6 @@ def _open_bytes(content: bytes, path: Path) -> tokenizers.Tokenizer:
     return backend
 
 
-def _read_object(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}; save the tokenizer again") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no JSON object; save the tokenizer again")
-    return values
-
-
 def _refuse_unhonoured(config: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> None:
     """Refuse what transformers would do to the text and this engine does not."""
     if config.get("clean_up_tokenization_spaces") and own["model"].get("type") != "BPE":
@@ -152,7 +143,7 @@ def _told(
         settings["extra_special_tokens"] = settings.pop("additional_special_tokens", None)
     listed = [(int(token_id), _token(token)) for token_id, token in (decoder or {}).items()]
     if decoder is None:
-        _take_special_tokens_map(settings, _read_object(folder / "special_tokens_map.json") or {})
+        _take_special_tokens_map(settings, _read(folder / "special_tokens_map.json") or {})
     extra = settings["extra_special_tokens"] or []
     if isinstance(extra, Mapping):  # tokens that a model has names of its own for
         settings |= extra
@@ -161,7 +152,7 @@ def _told(
     named = {name: _special(settings[name], known) for name in _names(settings) if settings[name] is not None}
     if decoder is None:
         special = {token.content for token in (*named.values(), *(_special(token, known) for token in extra))}
-        older = _read_object(folder / "added_tokens.json") or {}
+        older = _read(folder / "added_tokens.json") or {}
         listed += [*present.items(), *_added_tokens(older, special, present)]
     extra = extra or settings.get("additional_special_tokens") or []
     return _Told(listed, named, [_special(token, known) for token in extra])
