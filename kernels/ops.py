@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from kernels.activations.clamped_swiglu import clamped_swiglu_compiled, clamped_swiglu_reference
 from kernels.activations.geglu import geglu_compiled, geglu_reference
 from kernels.activations.swiglu import swiglu_compiled, swiglu_reference
 from kernels.attention.paged_attention import (
@@ -134,6 +135,15 @@ OPS = (
             _compiled(geglu_compiled),
             _triton("kernels.activations.triton_gates", "geglu_triton"),
             _plain(geglu_reference),
+        ),
+    ),
+    Op(
+        "clamped_swiglu",
+        clamped_swiglu_reference,
+        (
+            _compiled(clamped_swiglu_compiled),
+            _triton("kernels.activations.triton_gates", "clamped_swiglu_triton"),
+            _plain(clamped_swiglu_reference),
         ),
     ),
     Op(

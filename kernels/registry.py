@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from kernels.activations.clamped_swiglu import ClampedGate
 from kernels.activations.swiglu import Gate
 from kernels.attention.paged_attention import PagedAttention, reads_blocks_of
 from kernels.cpu import library
@@ -53,6 +54,7 @@ class Kernels:
     add_rms_norm: AddRMSNorm
     swiglu: Gate
     geglu: Gate
+    clamped_swiglu: ClampedGate
     linear: LinearKernel
     logits: HeadKernel
     quantized_linear: QuantizedMultiply | None  # None: weights cannot stay quantised
@@ -89,6 +91,7 @@ def build(device: str, dtype: torch.dtype, level: Level | None = None) -> Kernel
         add_rms_norm=found("add_rms_norm"),
         swiglu=found("swiglu"),
         geglu=found("geglu"),
+        clamped_swiglu=found("clamped_swiglu"),
         linear=found("linear"),
         logits=found("logits"),
         quantized_linear=found("quantized_linear"),

@@ -33,6 +33,7 @@ class Options:
     window: int | None = None
     softcap: float | None = None
     has_norms: bool = False
+    has_sinks: bool = False
 
 
 @dataclass(slots=True)
@@ -50,6 +51,7 @@ class AttentionCase:
     window: int | None
     softcap: float | None
     head_norms: HeadNorms | None
+    sinks: Tensor | None
 
     def run(self, kernel: PagedAttention) -> Tensor:
         """Attend, storing this step's keys and values in the cache."""
@@ -65,6 +67,7 @@ class AttentionCase:
             window=self.window,
             softcap=self.softcap,
             head_norms=self.head_norms,
+            sinks=self.sinks,
         )
 
     def take(self, other: AttentionCase) -> None:
@@ -120,6 +123,7 @@ def make_attention(
             random(device, generator, torch.float32, heads.head_dim).abs() + 0.2 for _ in range(2)
         )
         norms = HeadNorms(q_norm, k_norm, 1e-6)
+    sinks = random(device, generator, torch.float32, heads.num_heads) if options.has_sinks else None
     return AttentionCase(
         heads,
         random(device, generator, dtype, num_rows, width),
@@ -132,6 +136,7 @@ def make_attention(
         options.window,
         options.softcap,
         norms,
+        sinks,
     )
 
 
@@ -195,6 +200,10 @@ def _attend(
         scores = case.softcap * torch.tanh(scores / case.softcap)
     distances = positions[:, None] - torch.arange(k.shape[1], device=k.device)
     hidden = (distances < 0) | (distances >= (case.window or k.shape[1] + 1))
-    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+    scores = scores.masked_fill(hidden, float("-inf"))
+    if case.sinks is not None:
+        column = case.sinks.to(wide).view(-1, 1, 1).expand(-1, scores.shape[1], 1)
+        scores = torch.cat((scores, column), dim=-1)
+    weights = scores.softmax(-1)[..., : k.shape[1]]
     out: Tensor = weights.to(v.dtype) @ v
     return out.transpose(0, 1)

@@ -66,6 +66,13 @@ def _gate(kernels: Kernels, shapes: Shapes, generator: torch.Generator, op: str)
     return Call(lambda: gate(gate_up), gate_up.nbytes * 3 // 2, f"[{rows}, 2 x {width}]")
 
 
+def _clamped_swiglu(kernels: Kernels, shapes: Shapes, generator: torch.Generator) -> Call:
+    width, rows = shapes.geometry.intermediate_size, shapes.num_rows
+    gate_up = _random(generator, kernels, rows, 2 * width)
+    gate = kernels.clamped_swiglu
+    return Call(lambda: gate(gate_up, 1.702, 7.0), gate_up.nbytes * 3 // 2, f"[{rows}, 2 x {width}]")
+
+
 def _linear(kernels: Kernels, shapes: Shapes, generator: torch.Generator) -> Call:
     hidden, width, rows = shapes.geometry.hidden_size, 2 * shapes.geometry.intermediate_size, shapes.num_rows
     layer = Linear(_random(generator, kernels, width, hidden), kernel=kernels.linear)
@@ -224,6 +231,7 @@ CASES: Mapping[str, Make] = {
     "add_rms_norm": _add_rms_norm,
     "swiglu": lambda kernels, shapes, generator: _gate(kernels, shapes, generator, "swiglu"),
     "geglu": lambda kernels, shapes, generator: _gate(kernels, shapes, generator, "geglu"),
+    "clamped_swiglu": _clamped_swiglu,
     "linear": _linear,
     "logits": _logits,
     "quantized_linear": _quantized_linear,

@@ -46,9 +46,19 @@ class PagedAttention(Protocol):
         window: int | None = None,
         softcap: float | None = None,
         head_norms: HeadNorms | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """Attend."""
         ...
+
+
+def check_sinks(sinks: Tensor, num_heads: int) -> None:
+    """Refuse sinks that no kernel reads: ValueError with what they are."""
+    if tuple(sinks.shape) != (num_heads,) or sinks.dtype is not torch.float32 or not sinks.is_contiguous():
+        raise ValueError(
+            f"sinks are {sinks.dtype} {tuple(sinks.shape)}; give contiguous float32 ({num_heads},), one for "
+            "each query head"
+        )
 
 
 def paged_attention_compiled(level: library.Level) -> PagedAttention:
@@ -72,11 +82,12 @@ def paged_attention_compiled(level: library.Level) -> PagedAttention:
         window: int | None = None,
         softcap: float | None = None,
         head_norms: HeadNorms | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         options = window or 0, softcap or 0.0
         norms = (None, None, 0.0) if head_norms is None else (head_norms.q, head_norms.k, head_norms.eps)
         tensors = qkv, keys, values, cos, sin, sequence_rows, block_tables
-        return operator(*tensors, scale, *options, *norms)
+        return operator(*tensors, scale, *options, *norms, sinks)
 
     return paged_attention
 
@@ -94,9 +105,10 @@ def paged_attention_meta(
     window: int | None = None,
     softcap: float | None = None,
     head_norms: HeadNorms | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Return what attention would, for tensors without contents."""
-    del values, cos, sin, sequence_rows, block_tables, scale, window, softcap, head_norms
+    del values, cos, sin, sequence_rows, block_tables, scale, window, softcap, head_norms, sinks
     num_kv_heads, head_dim = keys.shape[1], keys.shape[3]
     return qkv.new_empty((qkv.shape[0], qkv.shape[1] - 2 * num_kv_heads * head_dim))
 
@@ -114,8 +126,11 @@ def paged_attention_reference(
     window: int | None = None,  # positions that a row sees, its own included
     softcap: float | None = None,  # scores become softcap tanh(score / softcap)
     head_norms: HeadNorms | None = None,
+    sinks: Tensor | None = None,  # [num_heads] float32: a score, neither scaled nor capped, of no value
 ) -> Tensor:
     """Return softmax(scale q k^T) v, [num_tokens, num_heads * head_dim], causal; 0 for rows in no span.
+
+    A head's sink has its weight in the softmax's denominator and adds nothing (Xiao et al., 2023).
 
     In plain torch and float32, one sequence after another.
     """
@@ -136,7 +151,7 @@ def paged_attention_reference(
         values[places] = v[mine].to(values.dtype)
         seen = _gather(keys, table, end), _gather(values, table, end)
         rotated = _rotate(q[mine], cos[mine], sin[mine])
-        out[mine] = _attend(rotated, *seen, positions, scale, window or end, softcap)
+        out[mine] = _attend(rotated, *seen, positions, scale, window or end, softcap, sinks)
     return out.reshape(qkv.shape[0], -1).to(qkv.dtype)
 
 
@@ -152,7 +167,14 @@ def _gather(cache: Tensor, table: Tensor, num_tokens: int) -> Tensor:  # [kv_hea
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, positions: Tensor, scale: float, window: int, softcap: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    scale: float,
+    window: int,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     shared = q.shape[1] // k.shape[0]
     k, v = k.repeat_interleave(shared, dim=0), v.repeat_interleave(shared, dim=0)
@@ -161,4 +183,7 @@ def _attend(
         scores = softcap * torch.tanh(scores / softcap)
     distances = positions[:, None] - torch.arange(k.shape[1])
     hidden = (distances < 0) | (distances >= window)
-    return torch.einsum("hnt,htd->nhd", scores.masked_fill(hidden, float("-inf")).softmax(-1), v)
+    scores = scores.masked_fill(hidden, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat((scores, sinks.view(-1, 1, 1).expand(-1, len(q), 1)), dim=-1)
+    return torch.einsum("hnt,htd->nhd", scores.softmax(-1)[..., : k.shape[1]], v)

@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from kernels.attention import triton_tiles as tiles
-from kernels.attention.paged_attention import HeadNorms
+from kernels.attention.paged_attention import HeadNorms, check_sinks
 from kernels.attention.triton_prompt_attention import attend_prompts_kernel
 from kernels.attention.triton_rotate_store import rotate_store
 from kernels.attention.triton_split_attention import attend_splits_kernel, merge_splits_kernel
@@ -31,6 +31,7 @@ def paged_attention_triton(
     window: int | None = None,
     softcap: float | None = None,
     head_norms: HeadNorms | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Compute `PagedAttention` in three launches; four if there are more rows than sequences.
 
@@ -40,6 +41,8 @@ def paged_attention_triton(
     """
     if not scale > 0:
         raise ValueError(f"scale must be positive, not {scale}: weights are cut off at the greatest score")
+    if sinks is not None:
+        check_sinks(sinks, qkv.shape[1] // keys.shape[3] - 2 * keys.shape[1])
     # The queries' memory is the result's as well: a program replaces what it alone has read. Rows in no
     # sequence are 0 from the beginning.
     out = rotate_store(qkv, keys, values, cos, sin, sequence_rows, block_tables, head_norms)
@@ -49,9 +52,9 @@ def paged_attention_triton(
         factor, cap_factor = softcap * math.log2(math.e), 2 * factor / softcap
     step = out, keys, values, sequence_rows, block_tables
     is_mixed = num_rows > num_seqs
-    _attend_single_rows(*step, window, factor, cap_factor, is_mixed=is_mixed)
+    _attend_single_rows(*step, window, factor, cap_factor, sinks, is_mixed=is_mixed)
     if is_mixed:
-        _attend_prompts(*step, window, factor, cap_factor)
+        _attend_prompts(*step, window, factor, cap_factor, sinks)
     return out
 
 
@@ -64,6 +67,7 @@ def _attend_single_rows(
     window: int | None,
     factor: float,
     cap_factor: float,
+    sinks: Tensor | None,
     *,
     is_mixed: bool,
 ) -> None:
@@ -88,6 +92,7 @@ def _attend_single_rows(
         values,
         sequence_rows,
         block_tables,
+        out if sinks is None else sinks,
         parts,
         sums,
         block_tables.shape[1],
@@ -103,6 +108,7 @@ def _attend_single_rows(
         WHOLE=num_splits == 1,
         CAPS=cap_factor > 0,
         WINDOWED=window is not None,
+        SINKS=sinks is not None,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         BLOCK_D=block_d,
@@ -115,12 +121,14 @@ def _attend_single_rows(
             parts,
             sums,
             sequence_rows,
+            out if sinks is None else sinks,
             out,
             num_splits,
             window or _NO_WINDOW,
             int(is_mixed),
             NUM_HEADS=num_heads,
             HEAD_DIM=head_dim,
+            SINKS=sinks is not None,
             BLOCK_D=block_d,
             num_warps=1 if block_d < 256 else 2,
             **dependent_launch(out.device),
@@ -136,6 +144,7 @@ def _attend_prompts(
     window: int | None,
     factor: float,
     cap_factor: float,
+    sinks: Tensor | None,
 ) -> None:
     _, num_kv_heads, block_size, head_dim = keys.shape
     num_rows, num_seqs, num_heads = out.shape[0], sequence_rows.shape[0], out.shape[1] // head_dim
@@ -148,6 +157,7 @@ def _attend_prompts(
         values,
         sequence_rows,
         block_tables,
+        out if sinks is None else sinks,
         num_seqs,
         block_tables.shape[1],
         window or _NO_WINDOW,
@@ -159,6 +169,7 @@ def _attend_prompts(
         BLOCK_SIZE=block_size,
         CAPS=cap_factor > 0,
         WINDOWED=window is not None,
+        SINKS=sinks is not None,
         BLOCK_SEQS=triton.next_power_of_2(num_seqs),  # steps are filled up to a few numbers of sequences
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from kernels.attention.triton_sequences import SEQUENCE_COLUMNS, find_sequence
-from kernels.attention.triton_softmax import add_tokens
+from kernels.attention.triton_softmax import add_tokens, sink_weights
 
 
 @triton.jit(do_not_specialize=["num_seqs", "max_blocks", "window"])  # type: ignore[untyped-decorator]
@@ -16,6 +16,7 @@ def attend_prompts_kernel(  # type: ignore[no-untyped-def]
     values_ptr,  # the same
     sequence_rows_ptr,  # [num_seqs, 3] int32
     block_tables_ptr,  # [num_seqs, max_blocks] int32
+    sinks_ptr,  # [NUM_HEADS] float32, read if SINKS
     num_seqs,
     max_blocks,
     window,
@@ -27,6 +28,7 @@ def attend_prompts_kernel(  # type: ignore[no-untyped-def]
     BLOCK_SIZE: tl.constexpr,
     CAPS: tl.constexpr,
     WINDOWED: tl.constexpr,
+    SINKS: tl.constexpr,
     BLOCK_SEQS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -154,6 +156,8 @@ def attend_prompts_kernel(  # type: ignore[no-untyped-def]
         BLOCK_N,
         BLOCK_D,
     )
+    if SINKS:
+        total += sink_weights(sinks_ptr, kv_head * group + pairs % group, pair_exists, greatest)
     # Only pairs that are nobody's see nothing.
     out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     tl.store(queries_ptr + places[:, None] * HEAD_DIM + columns[None, :], out, mask=mine)

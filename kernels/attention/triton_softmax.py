@@ -6,6 +6,15 @@ import triton
 import triton.language as tl
 
 
+@triton.jit
+def sink_weights(sinks_ptr, heads, exists, greatest):  # type: ignore[no-untyped-def]
+    """Return the weights of some heads' sinks, relative to `greatest` as `add_tokens` has it."""
+    sinks = tl.load(sinks_ptr + heads, mask=exists, other=0.0)
+    exponents = sinks * 1.4426950408889634 - greatest
+    # Beside 2^126 nothing else counts, and it is finite; the comparison lets NaN through.
+    return tl.exp2(tl.where(exponents > 126.0, 126.0, exponents))
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def add_tokens(  # type: ignore[no-untyped-def]
     q,  # [BLOCK_M, BLOCK_D]

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from kernels.attention.triton_sequences import SEQUENCE_COLUMNS
-from kernels.attention.triton_softmax import add_tokens
+from kernels.attention.triton_softmax import add_tokens, sink_weights
 from kernels.attention.triton_tiles import LEAST_SPLIT, MOST_SPLITS, SPLIT_GRAIN
 from kernels.dependent_launch import wait_for_inputs
 
@@ -33,6 +33,7 @@ def attend_splits_kernel(  # type: ignore[no-untyped-def]
     values_ptr,  # the same
     sequence_rows_ptr,  # [num_seqs, 3] int32
     block_tables_ptr,  # [num_seqs, max_blocks] int32
+    sinks_ptr,  # [NUM_HEADS] float32, read if SINKS
     parts_ptr,  # [num_seqs, NUM_HEADS, num_splits, HEAD_DIM] float32, written unless WHOLE
     sums_ptr,  # [num_seqs, NUM_HEADS, num_splits, 2] float32: greatest score, sum of the weights
     max_blocks,
@@ -48,6 +49,7 @@ def attend_splits_kernel(  # type: ignore[no-untyped-def]
     WHOLE: tl.constexpr,
     CAPS: tl.constexpr,
     WINDOWED: tl.constexpr,
+    SINKS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -110,6 +112,8 @@ def attend_splits_kernel(  # type: ignore[no-untyped-def]
                 BLOCK_D,
             )
             if WHOLE:
+                if SINKS:
+                    total += sink_weights(sinks_ptr, heads, pair_exists, greatest)
                 out = acc / total[:, None]
                 tl.store(queries_ptr + places[:, None] * HEAD_DIM + columns[None, :], out, mask=mine)
             else:
@@ -125,12 +129,14 @@ def merge_splits_kernel(  # type: ignore[no-untyped-def]
     parts_ptr,  # [num_seqs, NUM_HEADS, num_splits, HEAD_DIM] float32
     sums_ptr,  # [num_seqs, NUM_HEADS, num_splits, 2] float32
     sequence_rows_ptr,  # [num_seqs, 3] int32
+    sinks_ptr,  # [NUM_HEADS] float32, read if SINKS
     out_ptr,  # [num_rows, NUM_HEADS * HEAD_DIM]
     num_splits,
     window,
     is_mixed,
     NUM_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    SINKS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -161,7 +167,12 @@ def merge_splits_kernel(  # type: ignore[no-untyped-def]
         )
         greatest = tl.load(sums_ptr + parts * 2, mask=exists, other=float("-inf"))
         totals = tl.load(sums_ptr + parts * 2 + 1, mask=exists, other=0.0)
-        weights = tl.exp2(greatest - tl.max(greatest, axis=0))
-        out = tl.sum(added * weights[:, None], axis=0) / tl.sum(totals * weights, axis=0)
+        greatest_of_all = tl.max(greatest, axis=0)
+        weights = tl.exp2(greatest - greatest_of_all)
+        out = tl.sum(added * weights[:, None], axis=0)
+        total = tl.sum(totals * weights, axis=0)
+        if SINKS:  # once, whatever the number of splits
+            total += sink_weights(sinks_ptr, head, True, greatest_of_all)
+        out /= total
         place = row.to(tl.int64) * NUM_HEADS + head
         tl.store(out_ptr + place * HEAD_DIM + columns, out, mask=column_exists)

@@ -98,7 +98,8 @@ void lora_add(Tensor& out, const Tensor& x, const Tensor& runs, const Tensor& sc
 template <Level kLevel>
 Tensor paged_attention(Tensor& qkv, Tensor& keys, Tensor& values, const Tensor& cos, const Tensor& sin, const Tensor& spans,
                        const Tensor& block_tables, double scale, int64_t window, double softcap,
-                       const std::optional<Tensor>& q_norm, const std::optional<Tensor>& k_norm, double norm_eps) {
+                       const std::optional<Tensor>& q_norm, const std::optional<Tensor>& k_norm, double norm_eps,
+                       const std::optional<Tensor>& sinks) {
   bool bf16 = is_bf16(qkv, "qkv");
   for (const Tensor* like : {&static_cast<const Tensor&>(keys), &static_cast<const Tensor&>(values), &cos, &sin})
     check_like(*like, qkv, "keys, values, cos and sin");
@@ -132,6 +133,7 @@ Tensor paged_attention(Tensor& qkv, Tensor& keys, Tensor& values, const Tensor& 
   args.norm_eps = static_cast<float>(norm_eps);
   args.q_norm = q_norm ? norm_weight(*q_norm, head_dim, "q_norm") : nullptr;
   args.k_norm = k_norm ? norm_weight(*k_norm, head_dim, "k_norm") : nullptr;
+  args.sinks = sinks ? norm_weight(*sinks, num_heads, "sinks") : nullptr;
   std::vector<int32_t> token_seqs, token_rows;
   std::vector<int64_t> first_items{0};
   bool is_split = false;
@@ -198,6 +200,18 @@ Tensor swiglu(const Tensor& gate_up) {
 template <Level kLevel>
 Tensor geglu(const Tensor& gate_up) {
   return gated(gate_up, [](const GateArgs& args, int64_t first, int64_t end) { CALL(geglu, args, first, end); });
+}
+
+template <Level kLevel>
+Tensor clamped_swiglu(const Tensor& gate_up, double alpha, double limit) {
+  bool bf16 = is_bf16(gate_up, "gate_up");
+  TORCH_CHECK(gate_up.dim() == 2 && gate_up.size(1) % 2 == 0, "gate_up is ", gate_up.sizes(), "; give [num_rows, 2 width]");
+  TORCH_CHECK(limit > 0.0, "limit is ", limit, "; give a positive one");
+  Tensor out = at::empty({gate_up.size(0), gate_up.size(1) / 2}, gate_up.options());
+  ClampedGateArgs args{bf16, gate_up.const_data_ptr(), out.mutable_data_ptr(), out.size(1), static_cast<float>(alpha),
+                       static_cast<float>(limit)};
+  at::parallel_for(0, out.size(0), 4, [&](int64_t first, int64_t end) { CALL(clamped_swiglu, args, first, end); });
+  return out;
 }
 
 template <Level kLevel>
@@ -268,10 +282,11 @@ IN_LIBRARY(TORCH_LIBRARY, LORAYARD_LIBRARY, m) {
     define("paged_attention",
            "(Tensor(a!) qkv, Tensor(b!) keys, Tensor(c!) values, Tensor cos, Tensor sin, Tensor spans, "
            "Tensor block_tables, float scale, int window=0, float softcap=0.0, Tensor? q_norm=None, Tensor? k_norm=None, "
-           "float norm_eps=0.0) -> Tensor");
+           "float norm_eps=0.0, Tensor? sinks=None) -> Tensor");
     define("add_rms_norm", "(Tensor(a!) residual, Tensor? delta, Tensor weight, float eps) -> Tensor");
     define("swiglu", "(Tensor gate_up) -> Tensor");
     define("geglu", "(Tensor gate_up) -> Tensor");
+    define("clamped_swiglu", "(Tensor gate_up, float alpha, float limit) -> Tensor");
     define("logits", "(Tensor x, Tensor weight) -> Tensor");
     define("quantized_linear",
            "(Tensor(a!) out, int first_column, Tensor x, Tensor codes, Tensor scales, Tensor? zeros, Tensor? table, "
@@ -287,6 +302,7 @@ void implement(torch::Library& m, const std::string& level) {
   m.impl(name("add_rms_norm").c_str(), &add_rms_norm<kLevel>);
   m.impl(name("swiglu").c_str(), &swiglu<kLevel>);
   m.impl(name("geglu").c_str(), &geglu<kLevel>);
+  m.impl(name("clamped_swiglu").c_str(), &clamped_swiglu<kLevel>);
   m.impl(name("logits").c_str(), &logits<kLevel>);
   m.impl(name("quantized_linear").c_str(), &quantized_linear<kLevel>);
 }

@@ -46,6 +46,7 @@ struct AttentionArgs {
   float* partials;              // [num_items, kTileRows, head_dim + 2] where some span has several splits
   const float* q_norm;  // [head_dim], or null: queries are not normed before they are rotated
   const float* k_norm;  // the same for keys
+  const float* sinks;   // [num_heads], each in its head's denominators, or null
   int64_t num_seqs, max_blocks, num_heads, num_kv_heads, head_dim, rotary_dim, block_size;
   int64_t window;  // a row sees that many positions, its own included; 0: all
   float scale, softcap, norm_eps;  // softcap 0: none
@@ -77,6 +78,14 @@ struct GateArgs {
   int64_t width;
 };
 
+struct ClampedGateArgs {
+  bool is_bf16;
+  const void* gate_up;  // [num_rows, 2 width], gate and up in turns
+  void* out;            // [num_rows, width]
+  int64_t width;
+  float alpha, limit;
+};
+
 struct LogitsArgs {
   const Bf16* x;       // [num_rows, width]
   const Bf16* weight;  // [vocab_size, width]
@@ -106,6 +115,7 @@ struct QuantizedArgs {
   void add_rms_norm(const NormArgs&, int64_t first_row, int64_t end_row);      \
   void swiglu(const GateArgs&, int64_t first_row, int64_t end_row);            \
   void geglu(const GateArgs&, int64_t first_row, int64_t end_row);             \
+  void clamped_swiglu(const ClampedGateArgs&, int64_t first, int64_t end);     \
   void logits(const LogitsArgs&, int64_t first_block, int64_t end_block);      \
   void quantized_linear(const QuantizedArgs&, void* scratch, int64_t first, int64_t end);\
   }

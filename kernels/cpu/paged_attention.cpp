@@ -96,6 +96,11 @@ void cap(float* scores, int64_t n, float scale, float softcap) {
   }
 }
 
+// The weight of a head's sink beside scores of which `max` is the greatest.
+inline Vec sink_weight(const AttentionArgs& a, int64_t head, float max) {
+  return exponential(set(a.sinks[head] - softmax_scale(a) * max));
+}
+
 // Turns scores `from` to n into e^(scale (score - max)), writes them as factors, and zeros around up to `padded`.
 template <class T>
 void soften(float* scores, int64_t from, int64_t n, int64_t padded, float scale, T* factors, float& max, float& total) {
@@ -175,6 +180,11 @@ void attend_item(const AttentionArgs& a, const Item& item, float* partial) {
   }
   BlockedRows<T> rows{blocks, a.block_size, a.head_dim, num_tokens};
   if (item.num_splits == 1) {
+    for (int m = 0; a.sinks && m < M; m++) {
+      float lanes[kLanes];
+      store(lanes, add(sink_weight(a, item.head * shared + (item.group * kTileRows + m) % shared, max[m]), set(total[m])), kLanes);
+      total[m] = lanes[0];
+    }
     mix_rows<T, M>(p, rows, a.head_dim, [&](int m, int64_t c, Vec v, int64_t n) {
       store(out[m] + c, div(v, set(total[m])), n);
     });
@@ -206,12 +216,13 @@ void attend_items(const AttentionArgs& a, int64_t first, int64_t end) {
 
 // One pair's splits, weighted by e^(scale (their max - the overall max)), in the order of their positions.
 template <class T>
-void merge_pair(const AttentionArgs& a, const float* partial, int64_t stride, int64_t splits, T* out) {
+void merge_pair(const AttentionArgs& a, int64_t head, const float* partial, int64_t stride, int64_t splits, T* out) {
   float max = partial[0];
   for (int64_t s = 1; s < splits; s++) max = partial[s * stride] > max ? partial[s * stride] : max;
   for (int64_t c = 0; c < a.head_dim; c += kLanes) {
     int64_t n = smaller(kLanes, a.head_dim - c);
     Vec total = set(0.0f), acc = set(0.0f);
+    if (a.sinks) total = sink_weight(a, head, max);  // once, whatever the number of splits
     for (int64_t s = 0; s < splits; s++) {
       const float* part = partial + s * stride;
       if (part[1] == 0.0f) continue;  // the row sees none of this split
@@ -234,7 +245,7 @@ void merge_seqs(const AttentionArgs& a, int64_t first, int64_t end) {
       for (int64_t pair = 0; pair < num_pairs; pair++) {
         int64_t item = a.first_items[seq] + (h * groups + pair / kTileRows) * splits;
         int64_t row = a.spans[3 * seq] + pair / shared, head = h * shared + pair % shared;
-        merge_pair(a, a.partials + item * stride + pair % kTileRows * width, stride, splits,
+        merge_pair(a, head, a.partials + item * stride + pair % kTileRows * width, stride, splits,
                    static_cast<T*>(a.out) + (row * a.num_heads + head) * a.head_dim);
       }
   }

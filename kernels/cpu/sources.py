@@ -20,7 +20,16 @@ LEVEL_FLAGS = {
     ),
     "avx2": ("-mavx2", "-mfma"),
 }
-KERNELS = ("lora_add", "paged_attention", "add_rms_norm", "swiglu", "geglu", "logits", "quantized_linear")
+KERNELS = (
+    "lora_add",
+    "paged_attention",
+    "add_rms_norm",
+    "swiglu",
+    "geglu",
+    "clamped_swiglu",
+    "logits",
+    "quantized_linear",
+)
 BINDINGS = "bindings"
 
 

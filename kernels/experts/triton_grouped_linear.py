@@ -52,6 +52,7 @@ BLOCKS_FLOAT32 = {
 def grouped_linear_kernel(  # type: ignore[no-untyped-def]
     x_ptr,  # [num_sorted, in_features], or GATHERS [num_rows, in_features]
     weight_ptr,  # [num_experts, out_features, in_features]
+    bias_ptr,  # [num_experts, out_features], read if BIASED
     out_ptr,  # [num_sorted, out_features]
     sources_ptr,  # [num_sorted] int64
     tiles_ptr,  # [num_tiles, 3] int64: start, end (0: idle), expert
@@ -59,12 +60,13 @@ def grouped_linear_kernel(  # type: ignore[no-untyped-def]
     out_features,
     GATHERS: tl.constexpr,
     EVEN: tl.constexpr,
+    BIASED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """out[row, block n] = x[row] . weight[expert of the tile, n]; program (tile, n).
+    """out[row, block n] = x[row] . weight[expert of the tile, n] + its bias; program (tile, n).
 
     Columns are summed in one order, whatever the tile. EVEN: they are a multiple of BLOCK_K. Tiles come first
     in the grid, so that those of one expert follow one another, and find its weights in the cache.
@@ -95,6 +97,9 @@ def grouped_linear_kernel(  # type: ignore[no-untyped-def]
         x = tl.load(x_rows[:, None] + features[None, :], mask=x_mask, other=0.0)
         w = tl.load(w_rows[None, :] + features[:, None], mask=w_mask, other=0.0)
         acc = tl.dot(x, w, acc, input_precision="ieee")
+    if BIASED:
+        bias = tl.load(bias_ptr + expert * out_features + columns, mask=column_is_mine, other=0.0)
+        acc += bias.to(tl.float32)[None, :]
     out_ptrs = out_ptr + rows[:, None] * out_features + columns[None, :]
     tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=row_is_mine[:, None] & column_is_mine[None, :])
 
@@ -104,9 +109,10 @@ def grouped_linear_triton(
     weight: Tensor,  # [num_experts, out_features, in_features]
     rows: SortedRows,
     gathers: bool,
+    bias: Tensor | None = None,  # [num_experts, out_features]
 ) -> Tensor:  # [num_sorted_rows, out_features]
     """Compute `grouped_linear_reference`."""
-    out, device_rows = empty_product(x, weight, rows, gathers)
+    out, device_rows = empty_product(x, weight, rows, gathers, bias)
     out_features, in_features = weight.shape[1:]
     num_tiles = device_rows.tiles.shape[0]
     block = block_for(device_rows.tile_rows, num_tiles, weight)
@@ -115,6 +121,7 @@ def grouped_linear_triton(
         grouped_linear_kernel[num_tiles, triton.cdiv(out_features, block.columns)](
             x,
             weight,
+            out if bias is None else bias,
             out,
             device_rows.sources,
             device_rows.tiles,
@@ -122,6 +129,7 @@ def grouped_linear_triton(
             out_features,
             GATHERS=gathers,
             EVEN=in_features % block_depth == 0,
+            BIASED=bias is not None,
             BLOCK_M=device_rows.tile_rows,
             BLOCK_N=block.columns,
             BLOCK_K=block_depth,

@@ -22,12 +22,14 @@ _HEADS = (
     Heads(6, 2, 96, rotary_dim=32),
     Heads(8, 1, 256, block_size=32),
     Heads(16, 16, 64),
+    Heads(64, 8, 64),
 )
 _OPTIONS = (
     Options(window=1000),
     Options(softcap=30.0),
     Options(has_norms=True),
-    Options(window=33, softcap=5.0, has_norms=True),
+    Options(window=128, has_sinks=True),
+    Options(window=33, softcap=5.0, has_norms=True, has_sinks=True),
 )
 _DECODE: list[Chunk] = [(1, seen) for seen in (0, 1, 15, 16, 511, 512, 513, 1023, 2047, 3100, 4999)]
 _MIXED: list[Chunk] = [(1, 4999), (300, 0), (17, 1000), (1, 511), (2, 510), (1, 0), (130, 40)]

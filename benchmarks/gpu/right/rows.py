@@ -15,6 +15,8 @@ from kernels.registry import by_name, resolve
 
 _WIDTHS = (64, 96, 576, 896, 1024, 2048, 3072, 4096, 5120, 8192, 11008, 14336, 16384)
 _GATE_WIDTHS = (100, 1536, 11008, 14336)
+_GATES: dict[str, tuple[float, ...]] = {"swiglu": (), "geglu": (), "clamped_swiglu": (1.702, 7.0)}
+"""With their constants."""
 _NUM_ROWS = (1, 7, 64)
 
 
@@ -24,7 +26,7 @@ def checks(device: Device) -> Iterator[Check]:
         for width in _WIDTHS[:2] if device.is_rehearsal else _WIDTHS:
             yield Check("add_rms_norm", f"{short(dtype)} {width}", partial(_norm, dtype=dtype, width=width))
         widths = _GATE_WIDTHS[:1] if device.is_rehearsal else _GATE_WIDTHS
-        for name in ("swiglu", "geglu"):
+        for name in _GATES:
             yield Check(name, short(dtype), partial(_gate, name=name, dtype=dtype, widths=widths))
     yield Check("rows in a graph", "norm and gate", _graph)
     if not device.is_rehearsal:
@@ -52,14 +54,15 @@ def _norm(device: Device, dtype: torch.dtype, width: int) -> Found:
 
 def _gate(device: Device, name: str, dtype: torch.dtype, widths: tuple[int, ...]) -> Found:
     generator, op = device.generator(3), resolve(name, device.name, dtype, "triton")
-    reference = by_name(name).reference
+    reference, constants = by_name(name).reference, _GATES[name]
     for width in widths:
         for num_rows in _NUM_ROWS[:2] if device.is_rehearsal else _NUM_ROWS:
             gate_up = 3 * random(device, generator, dtype, num_rows, 2 * width)
             device.poison()
-            out = op(gate_up)
+            out = op(gate_up, *constants)
+            plain, exact = (reference(one, *constants) for one in (gate_up, gate_up.double()))
             # The gate's own error grows with its argument: a term more than one.
-            yield f"{num_rows} x {width}", judge(out, reference(gate_up), reference(gate_up.double()), 4)
+            yield f"{num_rows} x {width}", judge(out, plain, exact, 4)
 
 
 def _graph(device: Device) -> Found:

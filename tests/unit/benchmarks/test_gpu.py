@@ -47,6 +47,7 @@ def test_stages_run_on_the_cpu_and_find_all_kernels_right(tmp_path: Path) -> Non
         "add_rms_norm",
         "swiglu",
         "geglu",
+        "clamped_swiglu",
     }
     assert {one["kernel"] for one in checks} >= {
         "engine: float32, words",

@@ -24,6 +24,7 @@ class Case:
     window: int | None = None
     softcap: float | None = None
     head_norms: HeadNorms | None = None
+    sinks: Tensor | None = None
 
     def copied(self) -> Case:
         parts: dict[str, Any] = {

@@ -28,6 +28,7 @@ KERNELS = {
     "attend_prompts_kernel",
     "attend_splits_kernel",
     "choose_experts_kernel",
+    "clamped_gate_kernel",
     "combine_experts_kernel",
     "draw_kernel",
     "embedding_add_kernel",
@@ -74,6 +75,7 @@ def launch_rows() -> None:
     """Launch norm, gate and choice."""
     op("add_rms_norm")(zeros(2, 4096), zeros(2, 4096), torch.ones(4096), 1e-5)
     op("swiglu")(zeros(2, 2 * 14336))
+    op("clamped_swiglu")(zeros(2, 2 * 2880), 1.702, 7.0)
     op("draw", torch.float32)(
         *arguments(zeros(2, 128256, dtype=torch.float32), Choice(top_p=0.9), [0.1, 0.7])
     )

@@ -62,6 +62,7 @@ def test_norms_and_gates(width: int, random: Callable[..., Tensor], level: Level
     assert_same_behind_guards(norm, (residual, None, random(width).float(), 1e-6))
     assert_same_behind_guards(library.operator("swiglu", level), (gate_up,))
     assert_same_behind_guards(library.operator("geglu", level), (gate_up,))
+    assert_same_behind_guards(library.operator("clamped_swiglu", level), (gate_up, 1.702, 7.0))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -101,7 +102,8 @@ def test_attention(head_dim: int, random: Callable[..., Tensor], level: Level) -
             table = table.flip(1)
         norms = random(head_dim).float(), random(head_dim).float()
 
-        arguments = (qkv, *caches, *angles, span, table.contiguous(), 0.3, 0, 0.0, *norms, 1e-6)
+        sinks = random(num_heads).float()
+        arguments = (qkv, *caches, *angles, span, table.contiguous(), 0.3, 0, 0.0, *norms, 1e-6, sinks)
         assert_same_behind_guards(library.operator("paged_attention", level), arguments)
 
 

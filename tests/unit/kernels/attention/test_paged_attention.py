@@ -107,6 +107,44 @@ def test_windows_softcaps_head_norms_and_partial_rotation_equal_plain_torch(
     torch.testing.assert_close(case.keys, reference.keys, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (21, None), (None, 3.0)])
+def test_sinks_count_once_whatever_the_number_of_splits(
+    window: int | None, softcap: float | None, dtype: torch.dtype, kernel: PagedAttention
+) -> None:
+    case = make_case([(1, 0), (1, 700), (37, 0), (5, 510), (3, 1100)], dtype=dtype, num_padding=1)
+    case.window, case.softcap = window, softcap
+    case.sinks = torch.linspace(-2, 4, 6)
+    expected = case.copied().run_reference()
+
+    out = case.run(kernel)
+
+    tolerance = 2e-5 if dtype is torch.float32 else 3e-2
+    torch.testing.assert_close(out, expected, atol=tolerance, rtol=tolerance)
+
+
+def test_sinks_without_weight_change_no_bit_and_those_with_all_of_it_leave_nothing(
+    kernel: PagedAttention,
+) -> None:
+    case = make_case([(1, 0), (1, 700), (7, 20)], num_heads=4)
+    clean = case.copied().run(kernel).view(-1, 4, 16)
+    case.sinks = torch.tensor([-1e4, 1e4, float("nan"), float("-inf")])
+
+    out = case.run(kernel).view(-1, 4, 16)
+
+    assert torch.equal(out[:, [0, 3]], clean[:, [0, 3]])
+    assert (out[:, 1].abs() < 1e-30).all()
+    assert out[:, 2].isnan().all()
+
+
+def test_sinks_that_are_not_one_for_each_query_head_are_refused(kernel: PagedAttention) -> None:
+    case = make_case([(1, 3)])
+    case.sinks = torch.zeros(2)
+
+    with pytest.raises(RuntimeError, match=r"sinks is Float \[2\]; give contiguous float32 \[6\]"):
+        case.run(kernel)
+
+
 def test_what_lies_before_the_window_is_not_read(kernel: PagedAttention) -> None:
     case = make_case([(1, 600)])
     case.window = 32
@@ -118,13 +156,13 @@ def test_what_lies_before_the_window_is_not_read(kernel: PagedAttention) -> None
 
 
 @pytest.mark.usefixtures("num_threads")
-@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize(("window", "has_sinks"), [(None, False), (40, False), (None, True)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_chunks_neighbours_and_threads_change_no_bit(
-    dtype: torch.dtype, window: int | None, kernel: PagedAttention
+    dtype: torch.dtype, window: int | None, has_sinks: bool, kernel: PagedAttention
 ) -> None:
     whole = make_case([(600, 0)], head_dim=32, dtype=dtype)
-    whole.window = window
+    whole.window, whole.sinks = window, torch.linspace(-1, 3, 6) if has_sinks else None
     expected = whole.copied().run(kernel)
 
     pieces = []

@@ -33,13 +33,14 @@ SPILLS = 96
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "softcap", "window", "dtype", "arch"),
+    ("head_dim", "softcap", "window", "dtype", "arch", "has_sinks"),
     [
-        *((128, None, None, torch.bfloat16, arch) for arch in ARCHITECTURES),
-        *((256, 50.0, None, torch.bfloat16, arch) for arch in (90, 120)),
-        (64, None, None, torch.float16, 90),
-        (96, None, 40, torch.bfloat16, 90),
-        (128, None, None, torch.float32, 90),
+        *((128, None, None, torch.bfloat16, arch, False) for arch in ARCHITECTURES),
+        *((256, 50.0, None, torch.bfloat16, arch, False) for arch in (90, 120)),
+        (64, None, None, torch.float16, 90, False),
+        (64, None, 128, torch.bfloat16, 90, True),
+        (96, None, 40, torch.bfloat16, 90, False),
+        (128, None, None, torch.float32, 90, False),
     ],
 )
 def test_what_is_launched_compiles_without_spills_and_reads_whole_words(
@@ -48,12 +49,14 @@ def test_what_is_launched_compiles_without_spills_and_reads_whole_words(
     softcap: float | None,
     window: int | None,
     dtype: torch.dtype,
+    has_sinks: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     launch_on(arch, monkeypatch)
     case = make_case(MIXED, num_heads=8, num_kv_heads=2, head_dim=head_dim, dtype=dtype)
     case.softcap, case.window = softcap, window
+    case.sinks = torch.zeros(8) if has_sinks else None
     case.head_norms = HeadNorms(torch.ones(head_dim), torch.ones(head_dim), 1e-6)
     kernels: dict[str, JITFunction] = {}
     recorders: dict[str, Recorder] = {}
@@ -95,7 +98,7 @@ def test_partial_sums_are_bounded_and_prompts_have_none(monkeypatch: pytest.Monk
     out = case.run(triton_paged_attention.paged_attention_triton)
 
     assert out.shape == (41, 6 * 16)
-    parts, sums = kept["attend_splits_kernel"].launches[0].args[5:7]
+    parts, sums = kept["attend_splits_kernel"].launches[0].args[6:8]
     assert (parts.shape, sums.shape) == ((2, 6, 16, 16), (2, 6, 16, 2))
 
 

@@ -19,15 +19,16 @@ MOST_SHARED_BYTES = {90: 227 << 10, 100: 227 << 10}
 
 
 @pytest.mark.parametrize(
-    ("arch", "dtype", "num_rows", "in_features", "gathers", "max_registers"),
+    ("arch", "dtype", "num_rows", "in_features", "gathers", "has_bias", "max_registers"),
     [
-        *((arch, torch.bfloat16, 64, 2048, True, 96) for arch in ARCHITECTURES),
-        *((arch, torch.bfloat16, 2048, 2048, True, 224) for arch in ARCHITECTURES),
-        (90, torch.bfloat16, 1, 768, False, 64),
-        (90, torch.bfloat16, 256, 768, False, 144),
-        (90, torch.float16, 512, 2048, True, 144),
-        (90, torch.float32, 2048, 768, False, 128),
-        (90, torch.bfloat16, 64, 33, True, 255),
+        *((arch, torch.bfloat16, 64, 2048, True, False, 96) for arch in ARCHITECTURES),
+        *((arch, torch.bfloat16, 2048, 2048, True, False, 224) for arch in ARCHITECTURES),
+        (90, torch.bfloat16, 1, 768, False, False, 64),
+        (90, torch.bfloat16, 256, 768, False, False, 144),
+        (90, torch.float16, 512, 2048, True, False, 144),
+        (90, torch.float32, 2048, 768, False, False, 128),
+        (90, torch.bfloat16, 64, 33, True, False, 255),
+        (90, torch.bfloat16, 64, 2880, True, True, 96),
     ],
 )
 def test_what_is_launched_compiles_without_spills_and_reads_whole_words_where_rows_are_aligned(
@@ -36,6 +37,7 @@ def test_what_is_launched_compiles_without_spills_and_reads_whole_words_where_ro
     num_rows: int,
     in_features: int,
     gathers: bool,
+    has_bias: bool,
     max_registers: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -45,7 +47,8 @@ def test_what_is_launched_compiles_without_spills_and_reads_whole_words_where_ro
     monkeypatch.setattr(triton_grouped_linear, "grouped_linear_kernel", recorder)
     rows = device_rows(num_rows, 8, 128)
     x = torch.empty(num_rows if gathers else rows.num_rows, in_features, dtype=dtype)
-    grouped_linear_triton(x, torch.empty(128, 1536, in_features, dtype=dtype), rows, gathers)
+    bias = torch.empty(128, 1536, dtype=dtype) if has_bias else None
+    grouped_linear_triton(x, torch.empty(128, 1536, in_features, dtype=dtype), rows, gathers, bias)
 
     compiled = compile_launch(grouped_linear_kernel, recorder.launches[0], arch=arch, tmp_path=tmp_path)
 
@@ -76,11 +79,12 @@ def test_each_row_is_multiplied_with_its_experts_weight() -> None:
 
 
 def test_a_stack_is_a_linear_module_for_each_expert_and_holds_no_copy() -> None:
-    weight = torch.randn(3, 4, 8)
-    stack = StackedLinear(weight, kernel=PLAIN, multiply=grouped_linear_reference)
+    weight, bias = torch.randn(3, 4, 8), torch.randn(3, 4)
+    stack = StackedLinear(weight, bias, kernel=PLAIN, multiply=grouped_linear_reference)
 
-    assert stack.nbytes == sum(one.nbytes for one in stack) == 3 * 4 * 8 * 4
+    assert stack.nbytes == sum(one.nbytes for one in stack) == 3 * 4 * (8 + 1) * 4
     assert len(stack) == 3
+    assert torch.equal(stack[2](torch.zeros(1, 8))[0], bias[2])
     assert stack[2].dense().data_ptr() == weight[2].data_ptr()
 
 
@@ -91,5 +95,7 @@ def test_what_does_not_fit_together_is_refused_with_the_values() -> None:
         grouped_linear_triton(torch.zeros(4, 16), weight, rows, False)
     with pytest.raises(ValueError, match=r"weight is \(2, 5, 16\).*stack of 3 matrices"):
         grouped_linear_triton(torch.zeros(4, 16), weight[:2], rows, True)
+    with pytest.raises(ValueError, match=r"bias is \(3, 4\).*must be contiguous \(3, 5\)"):
+        grouped_linear_triton(torch.zeros(4, 16), weight, rows, True, torch.zeros(3, 4))
     with pytest.raises(ValueError, match=r"x is torch.float16 on cpu, the weight torch.float32"):
         grouped_linear_triton(torch.zeros(4, 16).half(), weight, rows, True)

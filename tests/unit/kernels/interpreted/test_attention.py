@@ -75,6 +75,36 @@ def test_contexts_of_several_splits_are_merged(chunks: list[tuple[int, int]], wi
     compare(case)
 
 
+@pytest.mark.parametrize(
+    ("chunks", "window", "dtype"),
+    [
+        (MIXED, None, torch.float32),
+        (MIXED, 21, torch.bfloat16),
+        ([(1, 1100), (1, 0), (3, 510)], None, torch.float32),
+        ([(1, 1100), (1, 130)], 300, torch.float32),
+    ],
+)
+def test_sinks_count_once_in_single_rows_prompts_and_merged_splits(
+    chunks: list[tuple[int, int]], window: int | None, dtype: torch.dtype
+) -> None:
+    case = make_case(chunks, num_heads=4, num_kv_heads=2, dtype=dtype, num_padding=1)
+    case.window, case.sinks = window, torch.tensor([-3.0, 0.5, 2.0, 5.0])
+
+    compare(case)
+
+
+def test_sinks_without_weight_change_no_bit_and_those_with_all_of_it_leave_nothing() -> None:
+    case = make_case([(1, 0), (1, 700), (7, 20)], num_heads=4, num_kv_heads=2)
+    clean = attend(case.copied()).view(-1, 4, 16)
+    case.sinks = torch.tensor([-1e4, 1e4, float("nan"), float("-inf")])
+
+    out = attend(case).view(-1, 4, 16)
+
+    assert torch.equal(out[:, [0, 3]], clean[:, [0, 3]])
+    assert (out[:, 1].abs() < 1e-30).all()
+    assert out[:, 2].isnan().all()
+
+
 def test_a_group_as_large_as_a_tile_has_a_tile_a_row() -> None:
     compare(make_case([(1, 3), (1, 20)], num_heads=16, num_kv_heads=1))
     compare(make_case([(2, 3)], num_heads=64, num_kv_heads=1))
@@ -185,6 +215,14 @@ def test_a_scale_that_is_not_positive_is_refused(scale: float) -> None:
     case.scale = scale
 
     with pytest.raises(ValueError, match=f"scale must be positive, not {scale}"):
+        attend(case)
+
+
+def test_sinks_that_are_not_one_for_each_query_head_are_refused() -> None:
+    case = make_case([(1, 3)])
+    case.sinks = torch.zeros(2)
+
+    with pytest.raises(ValueError, match=r"sinks are torch.float32 \(2,\); give contiguous float32 \(6,\)"):
         attend(case)
 
 

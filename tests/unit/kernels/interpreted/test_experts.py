@@ -183,18 +183,20 @@ def test_no_adapter_makes_idle_tiles_only() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("num_rows", "in_features", "out_features"), [(5, 33, 70), (20, 160, 48)])
-@pytest.mark.parametrize("gathers", [True, False])
+@pytest.mark.parametrize(("gathers", "has_bias"), [(True, False), (False, True)])
 def test_rows_are_multiplied_with_their_experts_weights(
-    num_rows: int, in_features: int, out_features: int, gathers: bool, dtype: torch.dtype
+    num_rows: int, in_features: int, out_features: int, gathers: bool, has_bias: bool, dtype: torch.dtype
 ) -> None:
     rows = sort_by_expert_reference(chosen_of(num_rows, 2, 3), 3)
     x = random(dtype, num_rows if gathers else 2 * num_rows, in_features)
     weight = random(dtype, 3, out_features, in_features, seed=2)
+    bias = random(dtype, 3, out_features, seed=3) if has_bias else None
     reference = by_name("grouped_linear").reference
 
-    out = kernel("grouped_linear", dtype)(x, weight, rows, gathers)
+    out = kernel("grouped_linear", dtype)(x, weight, rows, gathers, bias)
 
-    plain, exact = (reference(*one, rows, gathers) for one in ((x, weight), (x.double(), weight.double())))
+    plain = reference(x, weight, rows, gathers, bias)
+    exact = reference(x.double(), weight.double(), rows, gathers, None if bias is None else bias.double())
     assert out.dtype is dtype
     assert_as_near_as_torch(out, plain, exact, in_features)
 

@@ -58,6 +58,27 @@ def test_gates(name: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
     _assert_as_near_as_torch(result, reference(gate_up), reference(gate_up.double()))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_clamped_gate(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    gate_up = 3 * _random(dtype, shape[0], 2 * shape[1])
+    reference: Any = by_name("clamped_swiglu").reference
+
+    result = resolve("clamped_swiglu", "cpu", dtype, "triton")(gate_up, 1.702, 7.0)
+
+    assert result.dtype is dtype
+    _assert_as_near_as_torch(result, *(reference(one, 1.702, 7.0) for one in (gate_up, gate_up.double())))
+
+
+def test_the_clamped_gate_keeps_nan() -> None:
+    gate_up = torch.tensor([[float("nan"), 1, 1, float("nan"), 300.0, -300.0]])
+
+    result = resolve("clamped_swiglu", "cpu", torch.float32, "triton")(gate_up, 1.702, 7.0)[0]
+
+    assert result[:2].isnan().all()
+    torch.testing.assert_close(result[2], torch.tensor(-42.0), atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["swiglu", "geglu"])
 def test_extreme_gates_close_or_open_fully_and_nan_shows(name: str) -> None:
     gate_up = torch.tensor([[-300.0, -90.0, 0.0, 90.0, 300.0, float("nan"), 1, 1, 1, 1, 1, 1]])
