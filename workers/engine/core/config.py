@@ -31,7 +31,7 @@ _POSITIVE_OR_NONE = (
     "num_threads",
     "lora_pool_bytes",
 )
-_QUANTIZATIONS = (None, "int8", "bitsandbytes", "awq", "gptq")
+_QUANTIZATIONS = (None, "int8", "bitsandbytes", "awq", "gptq", "mxfp4")
 _QUANT_STORAGES = ("keep", "dequantize")
 
 
@@ -40,9 +40,9 @@ class EngineConfig:
     """Limits and places; `max_model_len=None` means the checkpoint's own limit, at most 2048.
 
     `quantization` None serves a checkpoint as it is, quantised or plain. On a plain one "int8" quantises the
-    linear modules to int8 rows while they load, and "bitsandbytes" to NF4. "bitsandbytes", "awq" and "gptq"
-    insist on a checkpoint that is quantised so. `quant_storage` "dequantize" trades memory for the speed of
-    plain weights.
+    linear modules to int8 rows while they load, and "bitsandbytes" to NF4. "bitsandbytes", "awq", "gptq" and
+    "mxfp4" insist on a checkpoint that is quantised so. `quant_storage` "dequantize" trades memory for the
+    speed of plain weights.
 
     `device` is "cpu", "cuda" or "cuda:N". `kernels` None takes the best that the device has; "triton" on the
     CPU runs the GPU's kernels in Triton's interpreter, to test them. On a GPU `gpu_memory_utilization` is the

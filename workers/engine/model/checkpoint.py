@@ -18,6 +18,9 @@ _FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _COMPARED_ROWS = 4096  # at a time: a vocabulary's two matrices can be gigabytes
 _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)  # recomputed from rope_theta; old exports still carry it
 
+Member = tuple[int, int]
+"""Which one of how many tensors that a file holds as one stack, along its first dimension."""
+
 
 class CheckpointReader:
     """Gives out tensors by name; `require_all_read` refuses leftovers, which would be silently ignored."""
@@ -42,29 +45,35 @@ class CheckpointReader:
         """Whether the checkpoint holds a tensor of this name."""
         return name in self._place_of
 
-    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def read(self, name: str, shape: tuple[int, ...], member: Member | None = None) -> Tensor:
         """Return the tensor on the engine's device, in its dtype; a shape other than expected is refused."""
-        return self.read_float(name, shape).to(device=self._device, dtype=self._dtype)
+        return self.read_float(name, shape, member).to(device=self._device, dtype=self._dtype)
 
-    def read_float(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def read_float(self, name: str, shape: tuple[int, ...], member: Member | None = None) -> Tensor:
         """Return the tensor in host memory and in the file's dtype, which must be a floating-point one."""
-        return self.read_stored(name, shape, _FLOAT_DTYPES)
+        return self.read_stored(name, shape, _FLOAT_DTYPES, member)
 
     def read_stored(
-        self, name: str, shape: tuple[int, ...] | None, dtypes: tuple[torch.dtype, ...]
+        self,
+        name: str,
+        shape: tuple[int, ...] | None,
+        dtypes: tuple[torch.dtype, ...],
+        member: Member | None = None,
     ) -> Tensor:
-        """Return the tensor as the file has it, in one of these dtypes; a shape of None means any."""
+        """Return the tensor as the file has it, in one of these dtypes; a shape of None means any.
+
+        Of a stack that the file holds only the `member` is read, which has the shape.
+        """
         path = self._place_of.get(name)
         if path is None:
             raise CheckpointError(
                 f"{self._folder}: tensor {name!r} is missing; download the checkpoint again"
             )
-        tensor = self._get(path, name)
-        if shape is not None and tuple(tensor.shape) != shape:
-            raise CheckpointError(
-                f"{self.place(name)} has shape {tuple(tensor.shape)}, config.json implies {shape}; "
-                "use the config and the weights of the same checkpoint"
-            )
+        if member is not None and shape is not None:
+            self._require_shape(name, tuple(self._slice(name).get_shape()), (member[1], *shape))
+        tensor = self._get(path, name, member)
+        if member is None and shape is not None:
+            self._require_shape(name, tuple(tensor.shape), shape)
         if tensor.dtype not in dtypes:
             *others, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
             raise CheckpointError(
@@ -100,9 +109,17 @@ class CheckpointReader:
                 "the checkpoint is of another architecture"
             )
 
-    def _get(self, path: Path, name: str) -> Tensor:
+    def _require_shape(self, name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        if found != shape:
+            raise CheckpointError(
+                f"{self.place(name)} has shape {found}, config.json implies {shape}; "
+                "use the config and the weights of the same checkpoint"
+            )
+
+    def _get(self, path: Path, name: str, member: Member | None) -> Tensor:
         try:
-            return self._open(path).get_tensor(name)
+            file = self._open(path)
+            return file.get_tensor(name) if member is None else file.get_slice(name)[member[0]]
         except SafetensorError as error:
             raise CheckpointError(
                 f"{path}: cannot read {name!r}: {error}; download the file again"

@@ -46,6 +46,8 @@ class Experts(BaseModel):
     width: int = Field(ge=1)  # of one expert's hidden layer
     normalizes: bool  # the chosen experts' shares are made to sum to one
     in_layer: tuple[bool, ...]  # the other layers are dense
+    gate_alpha: float | None = None  # of `clamped_swiglu`, as the limit; None: the gate is plain
+    gate_limit: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _enough_to_choose_from(self) -> Experts:

@@ -7,7 +7,16 @@ from dataclasses import replace
 
 from workers.engine.model.config import Experts, ModelConfig
 from workers.engine.model.families import DenseMLPNames, SparseMLPNames
-from workers.engine.model.modules import EMBEDDING, FINAL_NORM, HEAD, LinearModule, PackedLinear, ShardAxis
+from workers.engine.model.modules import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    SINKS,
+    LinearModule,
+    PackedLinear,
+    ShardAxis,
+    tensor_names,
+)
 
 
 def tied_name(has: Callable[[str], bool]) -> str:
@@ -47,14 +56,22 @@ def _mlp_modules(config: ModelConfig, mlp: DenseMLPNames) -> tuple[PackedLinear,
 
 
 def _expert_modules(hidden: int, experts: Experts, sparse: SparseMLPNames) -> Iterator[PackedLinear]:
-    router = LinearModule(f"{sparse.parent}.{sparse.router}", hidden, experts.num_experts, "replicate")
+    bias, path = sparse.has_bias, f"{sparse.parent}.{sparse.router}"
+    owner = f"{path}.weight" if sparse.is_stacked else ""
+    router = LinearModule(path, hidden, experts.num_experts, "replicate", bias, parameter=owner)
     yield PackedLinear("router", (router,))
     for expert in range(experts.num_experts):
         parent, width = f"{sparse.parent}.experts.{expert}", experts.width
-        gate_up = _packed("gate_up", parent, sparse.gate_up, hidden, (width, width))
-        down = LinearModule(f"{parent}.{sparse.down}", width, hidden, "row")
-        yield replace(gate_up, expert=expert)
-        yield PackedLinear("down", (down,), expert)
+        if sparse.is_stacked:
+            (name,), stacks = sparse.gate_up, f"{sparse.parent}.experts"
+            stack, owner = f"{stacks}.{name}", f"{stacks}.{sparse.down}"
+            one = LinearModule(f"{parent}.{name}", hidden, 2 * width, "column", bias, parameter=stack)
+            gate_up = PackedLinear("gate_up", (one,))
+        else:
+            gate_up, owner = _packed("gate_up", parent, sparse.gate_up, hidden, (width, width), bias), ""
+        down = LinearModule(f"{parent}.{sparse.down}", width, hidden, "row", bias, parameter=owner)
+        yield replace(gate_up, expert=expert, num_experts=experts.num_experts)
+        yield PackedLinear("down", (down,), expert, experts.num_experts)
 
 
 def _packed(
@@ -68,7 +85,9 @@ def _packed(
     """Pack modules of these output widths; a single name is a module that the file holds fused already."""
     is_fused = len(names) == 1
     parts = tuple(
-        LinearModule(f"{parent}.{part}", in_features, width, "column", has_bias, widths if is_fused else ())
+        LinearModule(
+            f"{parent}.{part}", in_features, width, "column", has_bias, sections=widths if is_fused else ()
+        )
         for part, width in zip(names, (sum(widths),) if is_fused else widths, strict=True)
     )
     return PackedLinear(name, parts)
@@ -98,10 +117,12 @@ def weight_shards(config: ModelConfig) -> dict[str, ShardAxis]:
     for layer in range(config.num_layers):
         for packed in layer_modules(config, layer):
             for part in packed.parts:
-                path = f"{layer_path(layer)}.{part.path}"
-                shards[f"{path}.weight"] = part.shard
+                weight, bias = tensor_names(layer_path(layer), packed, part)
+                shards[weight] = part.shard
                 if part.has_bias:  # what is added to a sum over devices is added once
-                    shards[f"{path}.bias"] = "column" if part.shard == "column" else "replicate"
+                    shards[bias] = "column" if part.shard == "column" else "replicate"
+        if config.family.has_sinks:
+            shards[f"{layer_path(layer)}.{SINKS}"] = "column"
         for name, _ in layer_norms(config).values():
             shards[f"{layer_path(layer)}.{name}.weight"] = "replicate"
     return shards

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +13,9 @@ from kernels.linear.quantized_linear import AnyLinear, QuantizedLinear
 from kernels.linear.quantized_weight import QuantizedWeight, joined
 from kernels.registry import Kernels
 from workers.engine.core.errors import CheckpointError
-from workers.engine.model.checkpoint import CheckpointReader
-from workers.engine.model.modules import LinearModule, PackedLinear
-from workers.engine.model.quantization import Quantize, QuantizedCheckpoint
+from workers.engine.model.checkpoint import CheckpointReader, Member
+from workers.engine.model.modules import LinearModule, PackedLinear, tensor_names
+from workers.engine.model.quantization import Mxfp4Checkpoint, Quantize, QuantizedCheckpoint
 from workers.engine.model.random_weights import RandomWeights
 
 
@@ -33,7 +33,7 @@ class LinearLoader:
 
     def load(self, prefix: str, packed: PackedLinear) -> AnyLinear:
         """Return a packed module; it is kept quantised only if every part is quantised."""
-        weights = [self._weight(f"{prefix}.{part.path}", part) for part in packed.parts]
+        weights = [self._weight(prefix, packed, part) for part in packed.parts]
         bias = self._bias(prefix, packed)
         quantized = [weight for weight in weights if isinstance(weight, QuantizedWeight)]
         multiply = self.kernels.quantized_linear
@@ -47,19 +47,38 @@ class LinearLoader:
             return parts
         return joined([part.to(self.device) for part in parts])
 
-    def _weight(self, path: str, part: LinearModule) -> QuantizedWeight | Tensor:
-        shape = (part.out_features, part.in_features)
-        if isinstance(self.reader, RandomWeights):
-            coded = None if part.shard == "replicate" else self.reader.coded(shape)
-            return self.reader.read(f"{path}.weight", shape) if coded is None else coded
-        if self.checkpoint is not None:
-            weight = self.checkpoint.read_weight(self.reader, path, *shape)
-            return self.reader.read(f"{path}.weight", shape) if weight is None else weight
+    def _weight(self, prefix: str, packed: PackedLinear, part: LinearModule) -> QuantizedWeight | Tensor:
+        name, _ = tensor_names(prefix, packed, part)
+        quantized = self._quantized(name, f"{prefix}.{part.path}", packed, part)
+        if quantized is not None:
+            return quantized
+        reader, quantize = self.reader, None if self.checkpoint is not None else self.in_flight
         # Routers stay plain: they are small, and rounded they would choose other experts.
-        if self.in_flight is not None and part.shard != "replicate":
+        if quantize is not None and part.shard != "replicate" and isinstance(reader, CheckpointReader):
             # As the file has it: rounded to the engine's dtype first, it would be quantised twice.
-            return self.in_flight(self.reader.read_float(f"{path}.weight", shape))
-        return self.reader.read(f"{path}.weight", shape)
+            return quantize(self._plain(reader.read_float, name, packed, part))
+        return self._plain(reader.read, name, packed, part)
+
+    def _quantized(
+        self, name: str, path: str, packed: PackedLinear, part: LinearModule
+    ) -> QuantizedWeight | None:
+        """Return what the checkpoint, or who makes weights in its place, has quantised."""
+        shape, checkpoint = (part.out_features, part.in_features), self.checkpoint
+        of_experts = checkpoint if isinstance(checkpoint, Mxfp4Checkpoint) else None
+        if isinstance(self.reader, RandomWeights):
+            is_plain = part.shard == "replicate" or (of_experts is not None and not packed.stack)
+            return None if is_plain else self.reader.coded(shape)
+        if packed.stack:  # which the other methods leave plain: they know modules
+            member = _member(packed)
+            return None if of_experts is None else of_experts.read_member(self.reader, name, member, *shape)
+        return None if checkpoint is None else checkpoint.read_weight(self.reader, path, *shape)
+
+    def _plain(
+        self, read: Callable[..., Tensor], name: str, packed: PackedLinear, part: LinearModule
+    ) -> Tensor:  # [out_features, in_features]
+        if not packed.stack:
+            return read(name, (part.out_features, part.in_features))
+        return read(name, (part.in_features, part.out_features), _member(packed)).t().contiguous()
 
     def _dense(self, weight: QuantizedWeight | Tensor) -> Tensor:
         if isinstance(weight, QuantizedWeight):
@@ -69,9 +88,9 @@ class LinearLoader:
     def _bias(self, prefix: str, packed: PackedLinear) -> Tensor | None:
         biases = []
         for part in packed.parts:
-            name = f"{prefix}.{part.path}.bias"
+            _, name = tensor_names(prefix, packed, part)
             if part.has_bias:
-                biases.append(self.reader.read(name, (part.out_features,)))
+                biases.append(self.reader.read(name, (part.out_features,), _member(packed)))
             elif self.checkpoint is not None and self.reader.has(name):
                 self._refuse_unless_zero(name, part.out_features)
         return _stacked(biases) if biases else None
@@ -83,6 +102,10 @@ class LinearLoader:
                 f"{self.reader.place(name)} is not zero, and this architecture has no such bias; "
                 "use the config and the weights of the same checkpoint"
             )
+
+
+def _member(packed: PackedLinear) -> Member | None:
+    return (packed.expert, packed.num_experts) if packed.stack and packed.expert is not None else None
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm", "lm_head.weight"
+SINKS = "self_attn.sinks"
+"""Below its layer."""
+
 ShardAxis = Literal["column", "row", "vocabulary", "replicate"]
 """How a weight is cut between devices: by its outputs, its inputs, its tokens, or not at all."""
 
@@ -20,6 +23,7 @@ class LinearModule:
     shard: ShardAxis
     has_bias: bool = False
     sections: tuple[int, ...] = ()  # output widths of the matrices that the file holds fused in this one
+    parameter: str = ""  # below its layer: what the base has in the place of such a module
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +33,15 @@ class PackedLinear:
     name: str  # unique within the layer, such as "qkv", but that all experts have the same names
     parts: tuple[LinearModule, ...]
     expert: int | None = None  # whose, if the layer has experts
+    num_experts: int = 0  # of the layer
+
+    @property
+    def stack(self) -> str:
+        """The parameter that has every expert's matrix, [num_experts, in, out]; empty if there is none."""
+        return "" if self.expert is None else self.parts[0].parameter
+
+
+def tensor_names(prefix: str, packed: PackedLinear, part: LinearModule) -> tuple[str, str]:
+    """Return the names of the tensors that have a module's weight and its bias."""
+    path = f"{prefix}.{packed.stack or part.path}"
+    return (path, f"{path}_bias") if packed.stack else (f"{path}.weight", f"{path}.bias")

@@ -37,8 +37,9 @@ class RandomWeights:
         del name
         return False
 
-    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Return a tensor in the engine's dtype, on its device."""
+    def read(self, name: str, shape: tuple[int, ...], member: tuple[int, int] | None = None) -> Tensor:
+        """Return a tensor in the engine's dtype, on its device; each member of a stack is made by itself."""
+        del member
         device = self._generator.device
         if name.endswith("norm.weight"):
             return torch.ones(shape, dtype=self._dtype, device=device)

@@ -109,6 +109,8 @@ def experts_of(filled: Mapping[str, Any], family: Family) -> dict[str, Any] | No
         "num_chosen": filled.get("num_experts_per_tok"),
         "width": filled.get(sparse.width_key),
         "normalizes": sparse.normalizes(filled),
+        "gate_alpha": filled["swiglu_alpha"] if sparse.clamps else None,
+        "gate_limit": filled["swiglu_limit"] if sparse.clamps else None,
         "in_layer": in_layer,
     }
 

@@ -16,6 +16,8 @@ _OUTSIDE = ("rope_theta", "partial_rotary_factor")  # may stand beside the block
 def rope_of(filled: Mapping[str, Any], layer_type: LayerType, family: Family) -> dict[str, Any]:
     """Return the rope parameters of one type of layer, old key names replaced by new ones."""
     given, scaling = (_object(filled, key) for key in ("rope_parameters", "rope_scaling"))
+    if filled.get("rope_parameters") is None:
+        given = family.default_rope
     if family.local_rope_key is None:
         block, theta_key = _one_block(given, scaling, filled), "rope_theta"
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from workers.engine.model.checkpoint import CheckpointReader
 from workers.engine.model.config import ModelConfig
 from workers.engine.model.layout import layer_modules, layer_norms, layer_path, tied_name
 from workers.engine.model.linears import LinearLoader
-from workers.engine.model.modules import EMBEDDING, FINAL_NORM, HEAD, PackedLinear
+from workers.engine.model.modules import EMBEDDING, FINAL_NORM, HEAD, SINKS, PackedLinear
 from workers.engine.model.quantization import Quantize
 from workers.engine.model.random_weights import RandomCodes, RandomWeights
 
@@ -37,6 +36,7 @@ class LayerWeights:
     post_mlp_norm: Tensor | None = None  # [hidden_size]
     q_norm: Tensor | None = None  # [head_dim], or [num_heads * head_dim] if it spans heads
     k_norm: Tensor | None = None  # [head_dim], or [num_kv_heads * head_dim]
+    sinks: Tensor | None = None  # [num_heads] float32; None, if softmaxes have none
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,8 @@ def random_weights(
 ) -> DecoderWeights:
     """Make weights of a checkpoint's geometry without reading any; with `codes`, linear modules quantised."""
     reader = RandomWeights(dtype, device, codes=codes)
-    return _load(reader, LinearLoader(reader, dtype, device, None, None, keep_quantized, kernels), config)
+    linears = LinearLoader(reader, dtype, device, config.quantization, None, keep_quantized, kernels)
+    return _load(reader, linears, config)
 
 
 def _load(
@@ -119,34 +120,40 @@ def _load_layer(
         for field, (name, width) in layer_norms(config).items()
     }
     dense = {packed.name: linears.load(prefix, packed) for packed in modules if packed.expert is None}
-    return LayerWeights(dense, _load_experts(linears, prefix, modules), **norms)
+    sinks: Tensor | None = None
+    if config.family.has_sinks:
+        sinks = reader.read(f"{prefix}.{SINKS}", (config.num_heads,)).float()
+    return LayerWeights(dense, _load_experts(linears, prefix, modules), **norms, sinks=sinks)
 
 
 def _load_experts(
     linears: LinearLoader, prefix: str, modules: tuple[PackedLinear, ...]
 ) -> Mapping[str, tuple[AnyLinear, ...] | StackedLinear]:
-    loaded = (
-        (packed.name, packed.expert, linears.load(prefix, packed))
-        for packed in modules
-        if packed.expert is not None
-    )
+    loaded = ((packed, linears.load(prefix, packed)) for packed in modules if packed.expert is not None)
     multiply = linears.kernels.grouped_linear
     if multiply is None:
         experts: dict[str, tuple[AnyLinear, ...]] = {}
-        for name, _, linear in loaded:
-            experts[name] = (*experts.get(name, ()), linear)
+        for packed, linear in loaded:
+            experts[packed.name] = (*experts.get(packed.name, ()), linear)
         return experts
-    num_experts = Counter(packed.name for packed in modules if packed.expert is not None)
     stacks: dict[str, Tensor] = {}
-    for name, expert, linear in loaded:  # one at a time: no two copies of more than one lie in memory
+    biases: dict[str, Tensor] = {}
+    for packed, linear in loaded:  # one at a time: no two copies of more than one lie in memory
         assert isinstance(linear, Linear), "a device's experts are dequantised as they are read"
-        assert linear.bias is None, "experts have no biases in any family"
-        weight = linear.dense()
-        if name not in stacks:
-            stacks[name] = weight.new_empty((num_experts[name], *weight.shape))
-        stacks[name][expert].copy_(weight)
+        _put(linear.dense(), stacks, packed)
+        if linear.bias is not None:
+            _put(linear.bias, biases, packed)
     kernel = linears.kernels.linear
-    return {name: StackedLinear(stack, kernel=kernel, multiply=multiply) for name, stack in stacks.items()}
+    return {
+        name: StackedLinear(stack, biases.get(name), kernel=kernel, multiply=multiply)
+        for name, stack in stacks.items()
+    }
+
+
+def _put(part: Tensor, stacks: dict[str, Tensor], packed: PackedLinear) -> None:
+    if packed.name not in stacks:
+        stacks[packed.name] = part.new_empty((packed.num_experts, *part.shape))
+    stacks[packed.name][packed.expert].copy_(part)
 
 
 def _load_norm(

@@ -50,8 +50,10 @@ def _cut_layer(layer: LayerWeights, config: ModelConfig, index: int, shard: Shar
     modules = layer_modules(config, index)
     single = {packed.name: packed for packed in modules if packed.expert is None}
     experts = {packed.name: packed for packed in modules if packed.expert is not None}
+    heads = (config.num_heads,)
     return replace(
         layer,
+        sinks=None if layer.sinks is None else shard.cut(layer.sinks, 0, heads, "query heads"),
         linears={name: _cut_linear(layer.linears[name], packed, shard) for name, packed in single.items()},
         experts={
             name: tuple(_cut_linear(linear, packed, shard) for linear in layer.experts[name])

@@ -289,6 +289,7 @@ def _adapters(
     return LoRAManager(
         base.shapes,
         layout=base.layout,
+        parameters=base.parameters,
         num_layers=base.num_layers,
         max_loras=config.max_loras,
         max_cpu_loras=config.host_cache_capacity,

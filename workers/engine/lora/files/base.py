@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +64,9 @@ class BaseDescription:
     other_names: tuple[str, ...] = ()  # its folder's, beside `name`
     parent: str = ""  # what its config.json says that it was loaded from
     is_named: bool = True  # whether some name says which model it is, so that another's name is another model
+    parameters: Mapping[str, str] = field(
+        default_factory=dict
+    )  # what has those of `shapes` that are no modules
 
     def compare(self, trained_on: str) -> BaseMatch:
         """Compare what an adapter calls its base with this one."""
@@ -97,11 +100,17 @@ def describe_base(model_dir: str | Path, *, name: str | None = None) -> BaseDesc
     config = load_model_config(folder)
     shapes: dict[str, ModuleShape] = {}
     layout: dict[PackedKey, tuple[str, ...]] = {}
+    parameters: dict[str, str] = {}
     for layer in range(config.num_layers):
         for packed in layer_modules(config, layer):
             paths = {f"{layer_path(layer)}.{part.path}": part for part in packed.parts}
             shapes |= {path: ModuleShape(part.in_features, part.out_features) for path, part in paths.items()}
             layout[PackedKey(layer, packed.name, packed.expert)] = tuple(paths)
+            parameters |= {
+                path: f"{layer_path(layer)}.{part.parameter}"
+                for path, part in paths.items()
+                if part.parameter
+            }
     vocabulary = Vocabulary(
         config.vocab_size, config.hidden_size, config.tie_word_embeddings, checkpoint=str(folder)
     )
@@ -116,4 +125,5 @@ def describe_base(model_dir: str | Path, *, name: str | None = None) -> BaseDesc
         other_names=(name, folder_name) if name else (folder_name,),
         parent=parent,
         is_named=bool(name) or is_published(folder_name) or is_published(parent),
+        parameters=parameters,
     )

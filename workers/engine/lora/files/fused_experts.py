@@ -16,8 +16,8 @@ from workers.engine.lora.files.peft_config import PeftLoraConfig
 from workers.engine.lora.files.peft_file import LoRAPair
 
 _PARAMETERS = {"gate_up": "experts.gate_up_proj", "down": "experts.down_proj", "router": "gate.weight"}
-"""Names of the packed modules in transformers 5, in the order in which a module holds its parameters."""
-_SHORTEST_NAMES = ("gate_up_proj", "down_proj", "gate.weight")
+"""Names of the packed modules in transformers 5, where the base's file has others."""
+_SHORTEST_NAMES = ("gate_up_proj", "down_proj", "gate.weight", "router.weight")
 _NESTED = ".base_layer"
 
 
@@ -51,7 +51,8 @@ class FusedExperts:
                 raise AdapterConfigError(
                     f"{label}: target_parameters={targets!r} is not supported: {target!r} is neither fused "
                     "experts (mlp.experts.gate_up_proj, mlp.experts.down_proj) nor a router "
-                    "(mlp.gate.weight) of this base; train the adapter without it"
+                    "(mlp.gate.weight, on GPT-OSS mlp.router.weight) of this base; train the adapter "
+                    "without it"
                 )
         found = tuple(
             parameter for parameter in known if any(_names(target, parameter) for target in targets)
@@ -76,7 +77,8 @@ def _fused_parameters(base: BaseDescription) -> Iterator[FusedParameter]:
     modules: dict[str, list[tuple[str, ...]]] = {}
     for key, paths in base.layout.items():
         if key.expert is not None or key.module == "router":
-            name = f"model.layers.{key.layer}.mlp.{_PARAMETERS[key.module]}"
+            fused = f"model.layers.{key.layer}.mlp.{_PARAMETERS[key.module]}"
+            name = base.parameters.get(paths[0], fused)
             modules.setdefault(name, []).append(paths)
     return (FusedParameter(name, tuple(paths)) for name, paths in modules.items())
 

@@ -6,9 +6,9 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from workers.engine.core.errors import AdapterConfigError
 from workers.engine.lora.files.patterns import PatternError, check, fullmatch
@@ -60,6 +60,18 @@ class PeftLoraConfig(BaseModel):
     modules_to_save: list[str] | None = None
     ensure_weight_tying: bool = False
     init_lora_weights: bool | str = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _may_target_parameters_alone(cls, given: Any) -> Any:
+        """No names are what PEFT writes for an adapter of parameters only."""
+        if (
+            isinstance(given, dict)
+            and given.get("target_parameters")
+            and given.get("target_modules", ()) is None
+        ):
+            return {**given, "target_modules": []}
+        return given
 
     @cached_property
     def _targets(self) -> frozenset[str]:

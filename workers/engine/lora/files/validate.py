@@ -169,10 +169,20 @@ def _check_modules(
 ) -> None:
     """Require that the configuration and the file speak of the same modules, all of them in the base."""
     every = base.adaptable
-    targeted = {module for module in every if module in fused.names or config.targets(module)}
+    targeted = {
+        module
+        for module in every
+        if module in fused.names or (module not in base.parameters and config.targets(module))
+    }
     if ties_head(config, base) and EMBEDDING in targeted:
         targeted.add(HEAD)
     known = pairs.keys() & every.keys()
+    if parts := sorted(known & base.parameters.keys() - fused.names.keys()):
+        raise AdapterFileError(
+            f"{label}: weights for {parts[0]!r} ({len(parts)} such modules), and this base has no such "
+            f"modules, but the parameter {base.parameters[parts[0]]!r}; train it with that in "
+            "target_parameters"
+        )
     strangers = sorted(pairs.keys() - every.keys())
     remedy = "train it on this base"
     if strangers and (wrapper := _extra_part(strangers[0], every)):

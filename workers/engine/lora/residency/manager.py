@@ -46,6 +46,7 @@ class LoRAManager:
         device: torch.device | str = "cpu",
         kernels: Kernels | None = None,
         base_name: str = "",
+        parameters: Mapping[str, str] | None = None,
         vocabulary: Vocabulary | None = None,
         target_modules: Sequence[str] | None = None,
         max_saved_module_bytes: int | None = None,
@@ -59,16 +60,23 @@ class LoRAManager:
     ) -> None:
         """`shapes` are the base's linear layers by module path; an empty `base_name` means unknown.
 
-        `layout` says which of them are packed together. `target_modules` are those that adapters may change,
-        None for all. Without `vocabulary` adapters cannot change embedding and head, without `dora` they
-        cannot have DoRA. Without `kernels` they are the best of the device. `memory` is where the device
-        reads adapters, None for the host's.
+        `layout` says which of them are packed together, `parameters` which are no modules. `target_modules`
+        are those that adapters may change, None for all. Without `vocabulary` adapters cannot change
+        embedding and head, without `dora` they cannot have DoRA. Without `kernels` they are the best of the
+        device. `memory` is where the device reads adapters, None for the host's.
         """
         host_capacity = max_loras if max_cpu_loras is None else max_cpu_loras
         _check_limits(max_loras, host_capacity, max_lora_rank)
         kernels = kernels or build(torch.device(device).type, dtype)
         spec = LoadSpec(
-            base=BaseDescription(base_name, num_layers, dict(shapes), dict(layout), vocabulary),
+            base=BaseDescription(
+                base_name,
+                num_layers,
+                dict(shapes),
+                dict(layout),
+                vocabulary,
+                parameters=dict(parameters or {}),
+            ),
             max_rank=max_lora_rank,
             dtype=str(dtype).removeprefix("torch."),
             head_dtype=str(kernels.logits.weight_dtype).removeprefix("torch."),

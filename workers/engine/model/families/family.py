@@ -36,13 +36,16 @@ class SparseMLPNames:
 
     parent: str = "mlp"
     router: str = "gate"
-    gate_up: tuple[str, str] = ("gate_proj", "up_proj")  # below experts.0
+    gate_up: tuple[str, ...] = ("gate_proj", "up_proj")  # below experts.0; one name if they are fused
     down: str = "down_proj"
     # The first that config.json has counts: the family's own name, which has the default, goes last.
     num_experts_keys: tuple[str, ...] = ("num_local_experts", "num_experts")
     width_key: str = "moe_intermediate_size"
     normalizes: Callable[[RawConfig], bool] = always  # the chosen experts' shares are made to sum to one
     has_experts: Callable[[RawConfig, int], bool] = every_layer  # the other layers are dense
+    is_stacked: bool = False  # the file has one parameter for all experts, [num_experts, in, out], no modules
+    has_bias: bool = False  # router and experts
+    clamps: bool = False  # the gate is `clamped_swiglu`, of gate and up in turns; else they lie in halves
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class Family:
     # Keys of which only these values are honoured; any other value is refused by name.
     served: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     rope_types: frozenset[str] = frozenset({"default", "linear", "dynamic", "yarn", "llama3"})
+    default_rope: RawConfig = field(default_factory=dict)  # rope_parameters, where there are none
     rope_aliases: Mapping[str, str] = field(default_factory=dict)  # older names of rope types
     local_rope_key: str | None = None  # the key with the rope_theta of layers that have a window
     layer_type: LayerTypeOf = all_full  # if config.json has no layer_types
@@ -98,6 +102,7 @@ class Family:
     has_o_bias: bool = True  # if attention_bias, which is of q, k and v too, is read and true
     has_qk_norm: bool = False  # queries and keys are normed per head, before they are rotated
     qk_norm_spans_heads: bool = False  # or all heads of a token as one
+    has_sinks: bool = False  # every query head has a score of its own in each softmax
     mlp: DenseMLPNames = DenseMLPNames()
     sparse_mlp: SparseMLPNames | None = None  # if layers have experts; `mlp` is then that of the others
     activation_key: str = "hidden_act"

@@ -49,6 +49,7 @@ class Attention:
             window=window,
             mask=config.windows.index(window),
             norms=None if spans_heads else norms,
+            sinks=weights.sinks,
         )
 
     def __call__(

@@ -27,6 +27,7 @@ class HeadLayout:
     window: int | None  # None: every earlier position is seen
     mask: int  # which of the step's masks has this window
     norms: HeadNorms | None  # of queries and keys, before they are rotated
+    sinks: Tensor | None  # [num_heads] float32, in the softmaxes' denominators
 
 
 class AttentionBackend(Protocol):
@@ -84,6 +85,7 @@ class PagedBackend:
             window=heads.window,
             softcap=heads.softcap,
             head_norms=heads.norms,
+            sinks=heads.sinks,
         )
 
 
@@ -119,6 +121,7 @@ class GatheredBackend:
             mask=heads.mask,
             scale=heads.scale,
             softcap=heads.softcap,
+            sinks=heads.sinks,
         )
 
     def _normed(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

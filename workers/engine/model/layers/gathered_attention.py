@@ -30,6 +30,7 @@ def gathered_attention(
     mask: int,  # which of the groups' masks
     scale: float,
     softcap: float | None,
+    sinks: Tensor | None,  # [num_heads] float32, in the denominators
 ) -> Tensor:
     """Return softmax(scale q k^T) v, [num_tokens, num_heads * head_dim], 0 for padding rows."""
     num_tokens, num_heads, head_dim = queries.shape
@@ -38,7 +39,7 @@ def gathered_attention(
     for group in groups:
         lay_out = _lay_out_one_query if group.query_len == 1 else _lay_out_many_queries
         q, k, v = lay_out(queries, keys, values, group)
-        attended = _attend(q, k, v, group.masks[mask], scale, softcap)
+        attended = _attend(q, k, v, group.masks[mask], scale, softcap, sinks)
         if group.query_len > 1:
             attended = attended.transpose(1, 2)
         out.index_copy_(0, group.output_rows, attended.reshape(group.num_seqs * group.query_len, -1))
@@ -46,13 +47,25 @@ def gathered_attention(
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:  # like q
-    if softcap is None:
+    if softcap is None and sinks is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     scores = (q @ k.transpose(-1, -2)).float() * scale
-    weights = (softcap * torch.tanh(scores / softcap) + mask).softmax(dim=-1)
-    return weights.to(v.dtype) @ v
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores + mask
+    if sinks is not None:
+        # Heads stand along the second dimension, or those that share a key head along the third.
+        column = sinks.view(1, q.shape[1], -1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat((scores, column), dim=-1)
+    return scores.softmax(dim=-1)[..., : k.shape[2]].to(v.dtype) @ v
 
 
 def _lay_out_one_query(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
+from kernels.activations.swiglu import Gate
 from kernels.lora.segments import Segments
 from kernels.registry import Kernels
 from workers.engine.model.config import Experts
@@ -12,7 +15,7 @@ from workers.engine.model.layers.expert_linear import ExpertLinear
 
 
 class SparseMLP:
-    """sum over the chosen experts e of share_e down_e(silu(gate_e) * up_e) (Shazeer et al., 2017).
+    """sum over the chosen experts e of share_e down_e(gated(gate_up_e)) (Shazeer et al., 2017).
 
     A token's answer is its own: the sum runs in the order of the router's preference, in float32. On a device
     nothing of the choice is known to the host: what is launched depends on shapes alone.
@@ -26,6 +29,9 @@ class SparseMLP:
         down: ExpertLinear,
         kernels: Kernels,
     ) -> None:
+        self._gate: Gate = kernels.swiglu
+        if (alpha := experts.gate_alpha) is not None and (limit := experts.gate_limit) is not None:
+            self._gate = partial(kernels.clamped_swiglu, alpha=alpha, limit=limit)
         self._experts = experts
         self._router = router
         self._gate_up = gate_up
@@ -46,5 +52,5 @@ class SparseMLP:
         rows = kernels.sort_by_expert(chosen, experts.num_experts, sequence_rows)
         if segments is not None:
             segments = kernels.expert_segments(rows, segments)
-        hidden = kernels.swiglu(self._gate_up(x, rows, segments, gathers=True))
+        hidden = self._gate(self._gate_up(x, rows, segments, gathers=True))
         return kernels.combine_experts(self._down(hidden, rows, segments), rows.places, shares)

@@ -12,8 +12,9 @@ from workers.engine.core.errors import CheckpointError
 from workers.engine.model.quantization.awq import AwqCheckpoint
 from workers.engine.model.quantization.bitsandbytes import BitsAndBytesCheckpoint
 from workers.engine.model.quantization.gptq import GptqCheckpoint
+from workers.engine.model.quantization.mxfp4 import Mxfp4Checkpoint
 
-QuantizedCheckpoint = BitsAndBytesCheckpoint | AwqCheckpoint | GptqCheckpoint
+QuantizedCheckpoint = BitsAndBytesCheckpoint | AwqCheckpoint | GptqCheckpoint | Mxfp4Checkpoint
 _ADAPTER: TypeAdapter[QuantizedCheckpoint] = TypeAdapter(
     Annotated[QuantizedCheckpoint, Field(discriminator="quant_method")]
 )

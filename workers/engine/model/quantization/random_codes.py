@@ -13,6 +13,7 @@ from workers.engine.model.quantization.config import QuantizedCheckpoint
 from workers.engine.model.quantization.gptq import GptqCheckpoint
 from workers.engine.model.quantization.grouped import group_size_of
 from workers.engine.model.quantization.in_flight import NF4_BLOCK, NF4_TABLE
+from workers.engine.model.quantization.mxfp4 import FP4_TABLE, MX_BLOCK, Mxfp4Checkpoint
 from workers.engine.model.random_weights import RandomCodes
 
 _SCALE = 0.02
@@ -27,10 +28,14 @@ def random_codes(wanted: str | None, checkpoint: QuantizedCheckpoint | None) -> 
     if isinstance(checkpoint, AwqCheckpoint | GptqCheckpoint):
         bits = checkpoint.bits if isinstance(checkpoint, GptqCheckpoint) else 4
         return partial(_grouped, bits=bits, group_size=checkpoint.group_size)
+    if isinstance(checkpoint, Mxfp4Checkpoint):
+        return partial(_tabled, table=FP4_TABLE / FP4_TABLE.max(), block=MX_BLOCK)
     is_8bit = wanted == "int8" or (checkpoint is not None and checkpoint.load_in_8bit)
     if is_8bit:
         return partial(_grouped, bits=8, group_size=-1)
-    return None if wanted is None and checkpoint is None else _nf4
+    if wanted is None and checkpoint is None:
+        return None
+    return partial(_tabled, table=NF4_TABLE, block=NF4_BLOCK)
 
 
 def _grouped(
@@ -52,15 +57,17 @@ def _grouped(
     return weight.to(device)
 
 
-def _nf4(shape: tuple[int, ...], generator: torch.Generator) -> QuantizedWeight:
+def _tabled(
+    shape: tuple[int, ...], generator: torch.Generator, *, table: Tensor, block: int
+) -> QuantizedWeight:
     out_features, in_features = shape
     weight = QuantizedWeight(
         in_features=in_features,
         codes=_bytes(generator, out_features, in_features, bits=4),
-        scales=torch.full((-(-out_features * in_features // NF4_BLOCK),), 2 * _SCALE),
+        scales=torch.full((-(-out_features * in_features // block),), 2 * _SCALE),
         zeros=None,
-        table=NF4_TABLE,
-        block=NF4_BLOCK,
+        table=table,
+        block=block,
     )
     return weight.to(generator.device)
 

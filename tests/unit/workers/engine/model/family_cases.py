@@ -17,6 +17,8 @@ from transformers import (
     Glm4ForCausalLM,
     GlmConfig,
     GlmForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
@@ -157,6 +159,23 @@ CASES: dict[str, MakeModel] = {
     ),
     "glm": lambda: GlmForCausalLM(GlmConfig(**SHAPE | TWO_LAYERS, head_dim=16, attention_bias=False)),
     "glm4": lambda: Glm4ForCausalLM(Glm4Config(**SHAPE | TWO_LAYERS, head_dim=16)),
+    "gpt-oss": lambda: GptOssForCausalLM(
+        GptOssConfig(
+            **SHAPE | TWO_LAYERS | {"hidden_size": 64, "intermediate_size": 32},  # MXFP4 has blocks of 32
+            head_dim=16,
+            sliding_window=WINDOW,
+            num_local_experts=5,
+            num_experts_per_tok=2,
+            swiglu_limit=1.0,
+            rope_parameters={
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+                "truncate": False,
+                "rope_theta": 1.5e5,
+            },
+        )
+    ),
     "phi3": lambda: Phi3ForCausalLM(
         Phi3Config(**SHAPE, sliding_window=WINDOW, rope_parameters={"partial_rotary_factor": 0.5})
     ),
@@ -186,10 +205,10 @@ SPARSE_CASES: dict[str, MakeModel] = {
 
 
 def make_model(case: str) -> PreTrainedModel:
-    """Build a case with random norms and biases too, which transformers leaves at one and zero."""
+    """Build a case with random norms, biases and sinks too, which transformers leaves near constants."""
     torch.manual_seed(11)
     model = (CASES | SPARSE_CASES)[case]().eval()
     for name, parameter in model.named_parameters():
-        if name.endswith(("norm.weight", ".bias")):
+        if name.endswith(("norm.weight", "bias", "sinks")):
             parameter.data += 0.3 * torch.randn_like(parameter)
     return model

@@ -126,6 +126,9 @@ def test_scaled_positions_reach_as_far_as_they_are_defined(
         ("GemmaForCausalLM", {"hidden_act": "relu"}, "hidden_act is 'relu'; for GemmaForCausalLM"),
         ("GraniteForCausalLM", {"logits_scaling": 0}, "logits_scaling: .*greater than 0"),
         ("Olmo2ForCausalLM", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ("GptOssForCausalLM", {"swiglu_limit": None}, "swiglu_limit is null; give its value"),
+        ("GptOssForCausalLM", {"swiglu_limit": -1.0}, "gate_limit: .*greater than 0"),
+        ("GptOssForCausalLM", {"hidden_act": "gelu"}, "hidden_act is 'gelu'; for GptOssForCausalLM"),
         (
             "Gemma2ForCausalLM",
             {"hidden_activation": "gelu"},

@@ -67,6 +67,8 @@ def assert_same(ours: ModelConfig, config: PreTrainedConfig) -> None:
         assert ours.experts.num_experts == config.num_local_experts
         assert ours.experts.num_chosen == config.num_experts_per_tok
         assert ours.experts.width == getattr(config, "moe_intermediate_size", config.intermediate_size)
+        assert ours.experts.gate_alpha == getattr(config, "swiglu_alpha", None)
+        assert ours.experts.gate_limit == getattr(config, "swiglu_limit", None)
         assert ours.experts.normalizes == getattr(config, "norm_topk_prob", True)
     assert_same_rotation(ours, config)
 
@@ -104,6 +106,12 @@ def test_what_is_left_out_is_the_family_s_default(architecture: str, tmp_path: P
         ("Qwen3MoeForCausalLM", {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 8}),
         ("Qwen3MoeForCausalLM", {"num_local_experts": 8, "num_experts": 16}),
         ("MixtralForCausalLM", {"num_experts": 4}),
+        ("GptOssForCausalLM", {"num_experts": 4, "num_local_experts": 16, "layer_types": None}),
+        ("GptOssForCausalLM", {"rope_parameters": None, "attention_bias": False, "swiglu_limit": 5.0}),
+        ("GptOssForCausalLM", {"rope_parameters": None, "rope_theta": 1e4}),
+        ("GptOssForCausalLM", {"rope_scaling": YARN | {"truncate": False}, "rope_theta": 1e4}),
+        ("GptOssForCausalLM", {"rope_parameters": {"rope_type": "default"}}),
+        ("GptOssForCausalLM", {"rope_parameters": {}}),
         ("MixtralForCausalLM", {"num_experts": 4, "num_local_experts": 16}),
         (
             "MistralForCausalLM",
