@@ -123,6 +123,18 @@ def test_sinks_count_once_whatever_the_number_of_splits(
     torch.testing.assert_close(out, expected, atol=tolerance, rtol=tolerance)
 
 
+def test_a_sink_has_the_same_bits_in_one_split_as_beside_another(kernel: PagedAttention) -> None:
+    whole = make_case([(520, 0)], num_heads=2, num_kv_heads=1)
+    whole.sinks = torch.tensor([-1.0, 3.0])
+    expected = whole.copied().run(kernel)
+
+    short = whole.copied()  # which ends within the first split
+    short.qkv, short.cos, short.sin = (part[:500].clone() for part in (whole.qkv, whole.cos, whole.sin))
+    short.sequence_rows = torch.tensor([[0, 500, 0]], dtype=torch.int32)
+
+    assert torch.equal(short.run(kernel), expected[:500])
+
+
 def test_sinks_without_weight_change_no_bit_and_those_with_all_of_it_leave_nothing(
     kernel: PagedAttention,
 ) -> None:
@@ -156,13 +168,13 @@ def test_what_lies_before_the_window_is_not_read(kernel: PagedAttention) -> None
 
 
 @pytest.mark.usefixtures("num_threads")
-@pytest.mark.parametrize(("window", "has_sinks"), [(None, False), (40, False), (None, True)])
+@pytest.mark.parametrize("window", [None, 40])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_chunks_neighbours_and_threads_change_no_bit(
-    dtype: torch.dtype, window: int | None, has_sinks: bool, kernel: PagedAttention
+    dtype: torch.dtype, window: int | None, kernel: PagedAttention
 ) -> None:
     whole = make_case([(600, 0)], head_dim=32, dtype=dtype)
-    whole.window, whole.sinks = window, torch.linspace(-1, 3, 6) if has_sinks else None
+    whole.window = window
     expected = whole.copied().run(kernel)
 
     pieces = []

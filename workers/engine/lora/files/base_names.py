@@ -15,7 +15,7 @@ from pathlib import Path
 
 _SEPARATORS = re.compile(r"[\s._-]+")
 _FORMAT = re.compile(
-    r"(?:-(?:unsloth|bnb|[2-8]-?bits?|nf4|fp4|int[48]|fp8|bf16|fp16|fp32|awq|gptq|gptqmodel|gguf|mlx|hf|marlin"
+    r"(?:-(?:unsloth|bnb|[2-8]-?bits?|nf4|fp4|mxfp4|int[48]|fp8|bf16|fp16|fp32|awq|gptq|gptqmodel|gguf|mlx|hf|marlin"
     r"|quantized|w\d+a\d+|g\d{2,3}|q\d(?:-[0-9a-z])*|dynamic))+$"
 )
 """Words at the end of a name that say how the weights are stored, or in whose layout, not which they are."""

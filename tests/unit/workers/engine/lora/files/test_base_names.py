@@ -24,6 +24,7 @@ def compared(trained_on: str, *names: str, parent: str = "", is_named: bool = Tr
         "unsloth/qwen2.5-0.5b-instruct-unsloth-bnb-4bit",
         "someone/Qwen2.5-0.5B-Instruct-GPTQ-Int4",
         "mlx-community/Qwen2.5-0.5B-Instruct-4bit",
+        "someone/Qwen2.5-0.5B-Instruct-MXFP4",
         "neuralmagic/Qwen2.5-0.5B-Instruct-quantized.w8a8",
         "https://huggingface.co/Qwen/Qwen2.5-0.5B-Instruct/tree/main",
         "/home/user/.cache/modelscope/hub/models/Qwen/Qwen2___5-0___5B-Instruct",
