@@ -80,8 +80,8 @@ def test_contexts_of_several_splits_are_merged(chunks: list[tuple[int, int]], wi
     [
         (MIXED, None, torch.float32),
         (MIXED, 21, torch.bfloat16),
-        ([(1, 1100), (1, 0), (3, 510)], None, torch.float32),
-        ([(1, 1100), (1, 130)], 300, torch.float32),
+        ([(1, 700), (1, 0), (3, 130)], None, torch.float32),
+        ([(1, 700), (1, 130)], 300, torch.float32),
     ],
 )
 def test_sinks_count_once_in_single_rows_prompts_and_merged_splits(
@@ -94,7 +94,7 @@ def test_sinks_count_once_in_single_rows_prompts_and_merged_splits(
 
 
 def test_sinks_without_weight_change_no_bit_and_those_with_all_of_it_leave_nothing() -> None:
-    case = make_case([(1, 0), (1, 700), (7, 20)], num_heads=4, num_kv_heads=2)
+    case = make_case([(1, 0), (1, 400), (3, 20)], num_heads=4, num_kv_heads=2)
     clean = attend(case.copied()).view(-1, 4, 16)
     case.sinks = torch.tensor([-1e4, 1e4, float("nan"), float("-inf")])
 
