@@ -6,13 +6,11 @@ A settings class lists the fields `x_password_file`, `x_password` and `x_url`, i
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 from urllib.parse import quote
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
-
-_Url = TypeVar("_Url", str, SecretStr, None)
 
 
 def with_password(url: str, password: str) -> str:
@@ -20,11 +18,11 @@ def with_password(url: str, password: str) -> str:
     scheme, separator, rest = url.partition("://")
     if not separator:
         raise ValueError("it is no URL: write it as scheme://host:port/name")
-    end = min((at for mark in "/?#" if (at := rest.find(mark)) >= 0), default=len(rest))
-    user, at, hosts = rest[:end].rpartition("@")
+    end = min((place for mark in "/?#" if (place := rest.find(mark)) >= 0), default=len(rest))
+    user, _, hosts = rest[:end].rpartition("@")
     if ":" in user:
         raise ValueError("it has a password, and another is given by itself: leave out one of them")
-    return f"{scheme}://{user}:{quote(password, safe='')}@{hosts if at else rest[:end]}{rest[end:]}"
+    return f"{scheme}://{user}:{quote(password, safe='')}@{hosts}{rest[end:]}"
 
 
 def _read(password: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
@@ -35,7 +33,7 @@ def _read(password: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
     if password is not None:
         raise ValueError("it is given, and so is the file that holds it (..._FILE): leave out one of them")
     try:
-        text = path.read_text().rstrip("\r\n")
+        text = path.read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"its file cannot be read ({error}): name a readable text file") from error
     if not text or "\n" in text:
@@ -43,7 +41,7 @@ def _read(password: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
     return SecretStr(text)
 
 
-def _complete(url: _Url, info: ValidationInfo) -> _Url:
+def _complete(url: str | SecretStr | None, info: ValidationInfo) -> str | SecretStr | None:
     """Write the password of the same server into its address."""
     field_name = str(info.field_name)
     password: SecretStr | None = info.data.get(f"{field_name.removesuffix('_url')}_password")
