@@ -147,7 +147,7 @@ def test_what_a_service_is_told_gives_the_passwords_as_they_were_written(
         "worker": WorkerSettings,
         "webhooks": DatabaseSettings,
         "flower": FlowerSettings,
-    }[service]()  # type: ignore[operator]
+    }[service]()
 
     if (url := getattr(read, "redis_url", None)) is not None:
         told = Redis.from_url(url).connection_pool.connection_kwargs

@@ -83,10 +83,10 @@ def test_every_process_takes_passwords_by_themselves_from_variables_or_files(
 ) -> None:
     redis, postgres = "redis://:REDIS%2F%23@h/0", "postgresql://u:DATABASE%2F%23@h/d"
 
-    scheduler = SchedulerSettings(model=tmp_path)  # type: ignore[call-arg]
+    scheduler = SchedulerSettings(model=tmp_path)
     assert (scheduler.redis_url, scheduler.database_url.get_secret_value()) == (redis, postgres)
-    assert DatabaseSettings().database_url.get_secret_value() == postgres  # type: ignore[call-arg]
-    assert LedgerSettings().database_url.get_secret_value() == postgres  # type: ignore[call-arg]
+    assert DatabaseSettings().database_url.get_secret_value() == postgres
+    assert LedgerSettings().database_url.get_secret_value() == postgres
     assert BrokerSettings().redis_url == ClientSettings().redis_url == redis
     variables.setenv("LORAYARD_REDIS_PASSWORD_FILE", "")
     variables.setenv("LORAYARD_REDIS_PASSWORD", "by/itself")
