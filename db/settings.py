@@ -7,13 +7,13 @@ from typing import Annotated
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from lorayard.contract.addresses import DatabasePassword, SecretServerUrl
 
-class DatabaseSettings(BaseSettings):
+
+class DatabaseSettings(DatabasePassword):
     """Where Postgres is and how long to wait for it."""
 
-    model_config = SettingsConfigDict(env_prefix="LORAYARD_", frozen=True, extra="ignore")
-
-    database_url: SecretStr = Field(description="postgresql://user:password@host:port/name")
+    database_url: SecretServerUrl = Field(description="postgresql://user:password@host:port/name")
     database_pool_size: int = Field(default=5, ge=1, le=200)
     statement_timeout_ms: int = Field(default=30_000, ge=100)
 

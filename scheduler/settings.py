@@ -5,21 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field
 
+from lorayard.contract.addresses import DatabasePassword, RedisPassword, SecretServerUrl, ServerUrl
 from lorayard.contract.pool import GenerationConfigUse
 
 
-class SchedulerSettings(BaseSettings):
+class SchedulerSettings(RedisPassword, DatabasePassword):
     """Everything a scheduler process is told; durations in seconds."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="LORAYARD_", env_ignore_empty=True, extra="ignore", frozen=True
-    )
-
-    redis_url: str = "redis://127.0.0.1:6379/0"
-    database_url: SecretStr
+    redis_url: ServerUrl = "redis://127.0.0.1:6379/0"
+    database_url: SecretServerUrl
     model: Path
     served_model_name: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -1,4 +1,4 @@
-"""The Celery application as Flower and the worker share it: `celery -A workers.app flower`."""
+"""The Celery application of a worker, and of whoever sends it commands: `celery -A workers.app inspect`."""
 
 from __future__ import annotations
 

@@ -7,24 +7,22 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from lorayard.contract.addresses import DatabasePassword, RedisPassword, ServerUrl
 from lorayard.contract.pool import GenerationConfigUse, pool_id
 from lorayard.process.environment import DeviceName
 
 
-class BrokerSettings(BaseSettings):
-    """What the Celery application alone needs; Flower runs with no more than this."""
+class BrokerSettings(RedisPassword):
+    """What the Celery application alone needs."""
 
-    model_config = SettingsConfigDict(env_prefix="LORAYARD_", extra="ignore", frozen=True)
-
-    redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
+    redis_url: ServerUrl = "redis://127.0.0.1:6379/0"
 
 
-class WorkerSettings(BrokerSettings):
+class WorkerSettings(BrokerSettings, DatabasePassword):
     """Everything a worker process is told; durations in seconds."""
 
-    database_url: str = Field(default="postgresql+psycopg://lorayard@127.0.0.1:5432/lorayard", repr=False)
+    database_url: ServerUrl = "postgresql+psycopg://lorayard@127.0.0.1:5432/lorayard"
     model: Path
     served_model_name: str | None = None
     adapter_store: Path

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field
 
+from lorayard.contract.addresses import DatabasePassword, SecretServerUrl
 from lorayard.contract.pool import GenerationConfigUse, pool_id
 
 
-class LedgerSettings(BaseSettings):
+class LedgerSettings(DatabasePassword):
     """Where the ledger is: `LORAYARD_DATABASE_URL`."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="LORAYARD_", env_ignore_empty=True, extra="ignore", frozen=True
-    )
-
-    database_url: SecretStr
+    database_url: SecretServerUrl
 
 
 class PoolSettings(LedgerSettings):

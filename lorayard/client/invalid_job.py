@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from lorayard.contract.errors import InvalidJob
 from lorayard.contract.job import JobSpec
 from lorayard.contract.pool import PoolInfo
-from lorayard.contract.wording import cut, shortened
+from lorayard.contract.wording import cut, shortened, told
 
 _MAX_PROBLEMS = 5
 
@@ -49,9 +49,10 @@ def _problem(problem: dict[str, Any]) -> str:
     field = cut(".".join(str(part) for part in location))
     if problem["type"] == "extra_forbidden":
         return f"{field}={value}: there is no such field; {_nearest(str(location[0]))}"
+    shown = told(field, problem.get("input"))
     if problem["type"] == "value_error" and location[0] != "idempotency_key":
-        return f"{field}={value}: {message}"
-    return f"{field}={value}: {message}; {_remedy(str(location[0]))}"
+        return f"{shown}: {message}"
+    return f"{shown}: {message}; {_remedy(str(location[0]))}"
 
 
 def _remedy(name: str) -> str:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 _MAX_VALUE_CHARS = 80
+_SECRET = re.compile("(redis_url|database_url|password|secret_key)$", re.IGNORECASE)
+
+
+def told(field: str, value: object) -> str:
+    """Show a field with its rejected value, unless that is a secret or may hold one."""
+    return field if _SECRET.search(field) else f"{field}={shortened(value)}"
 
 
 def shortened(value: object) -> str:

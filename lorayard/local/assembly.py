@@ -11,7 +11,7 @@ from lorayard.local.config import StackConfig
 from lorayard.local.errors import LocalStackError
 from lorayard.local.external import checked_database_url, checked_redis_url
 from lorayard.local.postgres_server import PostgresServer
-from lorayard.local.private_files import new_key, read_or_create
+from lorayard.local.private_files import new_key, new_password, read_or_create
 from lorayard.local.redis_server import RedisServer
 from lorayard.local.registry import ChildRegistry
 from lorayard.local.state import StateDirectory
@@ -99,7 +99,8 @@ class Assembly:
         """Build, without starting it, Flower."""
         return services.FlowerServer(
             self.registry.spawn,
-            env=services.service_environment(self._config, self.addresses()),
+            env=services.flower_environment(self._config, self.addresses()),
+            password=read_or_create(self.state.path / "flower_password", new_password),
             log_path=self.state.log_path("flower"),
             port=self._config.flower_port,
             start_timeout_s=self._config.start_timeout_s,

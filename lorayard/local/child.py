@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -51,8 +52,17 @@ class ChildSpec:
 class Child:
     """One process in a session and process group of its own, with its output in a log file."""
 
-    def __init__(self, spec: ChildSpec, pause: Callable[[float], None] = time.sleep) -> None:
-        """`pause` takes seconds between two looks at the process; what it raises ends the waiting."""
+    def __init__(
+        self,
+        spec: ChildSpec,
+        pause: Callable[[float], None] = time.sleep,
+        before_run: Callable[[Child], None] | None = None,
+    ) -> None:
+        """`pause` takes seconds between two looks at the process; what it raises ends the waiting.
+
+        The process has its id and does not yet run its program while `before_run` is called; if that raises,
+        or this process dies in it, the program is never run.
+        """
         self.spec = spec
         self._pause = pause
         self._returncode: int | None = None
@@ -62,6 +72,7 @@ class Child:
         identity = identify(self._process.pid)
         assert identity is not None, "a child that nobody has waited for keeps its pid"
         self.identity: ProcessIdentity = identity
+        self._run(before_run)
 
     @property
     def name(self) -> str:
@@ -159,6 +170,19 @@ class Child:
             lines = log.read().decode(errors="replace").splitlines()
         return "\n".join(f"  | {line}" for line in lines[-_TAIL_LINES:])
 
+    def _run(self, before_run: Callable[[Child], None] | None) -> None:
+        gate = self._process.stdin
+        assert gate is not None
+        try:
+            if before_run is not None:
+                before_run(self)
+        except BaseException:
+            gate.close()
+            self._process.wait()
+            raise
+        with gate, contextlib.suppress(BrokenPipeError):  # it has failed already, and its log says how
+            gate.write(b"\n")
+
     def _has_ended(self) -> bool:
         options = os.WEXITED | os.WNOHANG | os.WNOWAIT
         return os.waitid(os.P_PID, self.pid, options) is not None
@@ -170,12 +194,13 @@ def _spawn(spec: ChildSpec) -> subprocess.Popen[bytes]:
     with spec.log_path.open("ab") as log:
         return subprocess.Popen(  # noqa: S603  programs and arguments are the stack's own
             [sys.executable, "-I", "-S", str(_EXEC_CHILD), *map(str, bonds), *spec.argv],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=dict(spec.env),
             cwd=spec.cwd,
             start_new_session=True,
+            bufsize=0,
         )
 
 

@@ -33,6 +33,8 @@ class StackConfig:
     share_gpus: bool = False  # more workers than cards take turns
     gpu_memory_utilization: float | None = None  # of its card, for each worker; None: the worker's own
     flower_port: int | None = None  # None: a free one
+    flower_control: bool = False  # Flower may cancel jobs
+    flower_max_tasks: int = 10_000  # that Flower keeps in memory
     start_timeout_s: float = 120.0
     drain_grace_s: float = 30.0
 

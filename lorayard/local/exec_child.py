@@ -17,7 +17,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> None:
-    """Take on a user, ask for a signal when the parent dies, and exec.
+    """Take on a user, ask for a signal when the parent dies, wait for its word on stdin, and exec.
 
     Arguments: parent pid, death signal, uid, gid (-1: keep), program, its arguments.
     """
@@ -34,6 +34,10 @@ def main(arguments: list[str]) -> None:
     # A parent that died before prctl sends nothing: look now, and the window is closed.
     if os.getppid() != parent_pid:
         sys.exit(f"the parent process {parent_pid} died before {program[0]} was started")
+    # The parent writes this process down first, and then one byte; the end of file says that it could not.
+    if not os.read(0, 1):
+        sys.exit(f"{program[0]} was not started: the parent process ended or gave up before")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     try:
         os.execv(program[0], program)  # noqa: S606  the program and its arguments are the stack's own
     except OSError as error:

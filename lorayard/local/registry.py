@@ -6,9 +6,13 @@ import threading
 import time
 from collections.abc import Callable
 
+import structlog
+
 from lorayard.local.child import Child, ChildSpec
-from lorayard.local.state import StateDirectory
+from lorayard.local.state import StateDirectory, unwritable
 from lorayard.local.watchdog import Watchdog
+
+_log = structlog.get_logger(__name__)
 
 
 class ChildRegistry:
@@ -27,18 +31,29 @@ class ChildRegistry:
         return self._watchdog.pid
 
     def spawn(self, spec: ChildSpec) -> Child:
-        """Start a process; from here on it ends with this one, or is found by the next holder."""
+        """Start a process that ends with this one, or is found by the next holder.
+
+        It is written down before its program runs. Raises LocalStackError, with nothing started, if that or
+        its log cannot be written.
+        """
         with self._lock:
-            child = Child(spec, self._pause)
-            self._watchdog.follow(child.identity)
-            self._children.append(child)
-            self._prune()
-            return child
+            try:
+                return Child(spec, self._pause, before_run=self._write_down)
+            except OSError as error:
+                raise unwritable(self._state.path, error, f"{spec.name} was not started") from error
 
     def prune(self) -> None:
-        """Strike the processes that have ended off the record, before their pids are used again."""
+        """Strike the processes that have ended off the record, before their pids are used again.
+
+        A record that cannot be written stays as it is, until the next one can: it names processes by their
+        start times too, so that those which ended are mistaken for no other.
+        """
         with self._lock:
-            self._prune()
+            self._forget_ended()
+            try:
+                self._state.record(self._children)
+            except OSError as error:
+                _log.warning("processes.not_recorded", error=str(error))
 
     def close(self) -> None:
         """Kill what still runs and end the watchdog."""
@@ -47,8 +62,17 @@ class ChildRegistry:
         self.prune()
         self._watchdog.close()
 
-    def _prune(self) -> None:
+    def _write_down(self, child: Child) -> None:
+        self._forget_ended()
+        self._watchdog.follow(child.identity)
+        try:
+            self._state.record([*self._children, child])
+        except BaseException:
+            self._watchdog.forget(child.identity)
+            raise
+        self._children.append(child)
+
+    def _forget_ended(self) -> None:
         for child in [child for child in self._children if not child.alive]:
             self._watchdog.forget(child.identity)
             self._children.remove(child)
-        self._state.record(self._children)

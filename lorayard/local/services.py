@@ -21,7 +21,15 @@ MIGRATE = (*_PYTHON, "db.migrate")
 SCHEDULER = (*_PYTHON, "scheduler")
 WORKER = (*_PYTHON, "workers")
 RELAY = (*_PYTHON, "workers.webhooks")
+FLOWER = (*_PYTHON, "lorayard.server.flower")
 WORKER_PREFIX = "worker-"
+_FLOWER_USER = "lorayard"
+# The addresses given here are complete; passwords of other servers may be in the caller's environment.
+_NO_PASSWORDS = {
+    f"LORAYARD_{server}_{name}": ""
+    for server in ("REDIS", "DATABASE")
+    for name in ("PASSWORD", "PASSWORD_FILE")
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,34 +73,40 @@ class Service(Part):
 
 
 class FlowerServer(Server):
-    """Flower on loopback, with its API open: whoever reaches it here could as well read our files."""
+    """Flower on loopback, for whoever knows its password: other users of the machine reach it as well."""
 
     def __init__(
         self,
         spawn: Spawn,
         *,
         env: Mapping[str, str],
+        password: str,
         log_path: Path,
         port: int | None,
         start_timeout_s: float,
     ) -> None:
         super().__init__("flower", spawn, port=port, start_timeout_s=start_timeout_s)
-        self._env = {**env, "FLOWER_UNAUTHENTICATED_API": "true"}
+        self._env = env
+        self._password = password
         self._log_path = log_path
 
     @property
     def url(self) -> str:
-        """Return the page's address on this machine."""
-        return f"http://{LOOPBACK}:{self.port}"
+        """The page's address on this machine, user and password included, as curl and httpx take it."""
+        return f"http://{_FLOWER_USER}:{self._password}@{LOOPBACK}:{self.port}"
 
     def is_ready(self) -> bool:
         """Tell whether Flower's health check succeeds."""
         return answers_healthcheck(self.url)
 
     def _spec(self) -> ChildSpec:
-        celery = (*_PYTHON, "celery", "-A", "workers.app", "flower")
-        options = (f"--address={LOOPBACK}", f"--port={self.port}", "--persistent=False")
-        return ChildSpec(name=self.name, argv=(*celery, *options), log_path=self._log_path, env=self._env)
+        own = {
+            "LORAYARD_FLOWER_USER": _FLOWER_USER,
+            "LORAYARD_FLOWER_PASSWORD": self._password,
+            "LORAYARD_FLOWER_ADDRESS": LOOPBACK,
+            "LORAYARD_FLOWER_PORT": str(self.port),
+        }
+        return ChildSpec(name=self.name, argv=FLOWER, log_path=self._log_path, env={**self._env, **own})
 
 
 def answers_healthcheck(url: str) -> bool:
@@ -140,12 +154,31 @@ def service_environment(config: StackConfig, addresses: Addresses) -> dict[str, 
         "OMP_NUM_THREADS": _threads_per_worker(config.num_workers),
         **config.inherited_env,
         **HIDDEN,
+        **_NO_PASSWORDS,
         "PYTHONUNBUFFERED": "1",
         **client_environment(config, addresses),
         "LORAYARD_WEBHOOK_ALLOW": config.webhook_allow,
         "LORAYARD_AUTO_TENANTS": str(config.auto_tenants).lower(),
         "LORAYARD_DRAIN_GRACE_S": f"{config.drain_grace_s:g}",
         **{name: str(value) for name, value in limits.items() if value is not None},
+        **config.extra_env,
+    }
+
+
+def flower_environment(config: StackConfig, addresses: Addresses) -> dict[str, str]:
+    """Return the environment of the one process that serves pages: of our secrets, it gets Redis' alone."""
+    foreign = {
+        name: value
+        for name, value in config.inherited_env.items()
+        if not name.startswith(("LORAYARD_", "FLOWER_")) and name not in ("REDIS_URL", "DATABASE_URL")
+    }
+    return {
+        **foreign,
+        **HIDDEN,
+        "PYTHONUNBUFFERED": "1",
+        "LORAYARD_REDIS_URL": addresses.redis_url,
+        "LORAYARD_FLOWER_CONTROL": str(config.flower_control).lower(),
+        "LORAYARD_FLOWER_MAX_TASKS": str(config.flower_max_tasks),
         **config.extra_env,
     }
 

@@ -31,6 +31,8 @@ class StackSettings(BaseSettings):
         default=None, gt=0, le=1, validation_alias="LORAYARD_GPU_MEMORY_UTILIZATION"
     )
     flower_port: int | None = Field(default=None, ge=1, le=65_535, validation_alias="LORAYARD_FLOWER_PORT")
+    flower_control: bool = Field(default=False, validation_alias="LORAYARD_FLOWER_CONTROL")
+    flower_max_tasks: int = Field(default=10_000, ge=1, validation_alias="LORAYARD_FLOWER_MAX_TASKS")
     start_timeout_s: float = Field(default=120.0, gt=0, validation_alias="LORAYARD_START_TIMEOUT_S")
     drain_grace_s: float = Field(default=30.0, ge=0, validation_alias="LORAYARD_DRAIN_GRACE_S")
 

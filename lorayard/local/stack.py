@@ -15,6 +15,7 @@ from lorayard.local.part import Part
 from lorayard.local.postgres_server import PostgresServer
 from lorayard.local.redis_server import RedisServer
 from lorayard.local.services import WORKER_PREFIX, FlowerServer, client_environment
+from lorayard.local.state import unwritable
 
 _POLL_S = 0.05
 _STOP_ORDER_AFTER_WORKERS = ("relay", "scheduler", "flower", "redis", "postgres")
@@ -51,6 +52,9 @@ class Stack:
         try:
             self._start_servers(self._assembly)
             self._start_services(self._assembly)
+        except OSError as error:
+            self.stop()
+            raise unwritable(self.config.state_dir, error, "the stack was not started") from error
         except BaseException:
             self.stop()
             raise
@@ -90,7 +94,10 @@ class Stack:
 
     def client_env(self) -> dict[str, str]:
         """Return the environment in which a producer or the `lorayard` command finds this stack."""
-        return client_environment(self.config, self._started().addresses())
+        variables = client_environment(self.config, self._started().addresses())
+        if "flower" in self._parts:
+            variables["LORAYARD_FLOWER_URL"] = self.flower.url
+        return variables
 
     @property
     def parts(self) -> dict[str, Part]:

@@ -38,13 +38,18 @@ class StateDirectory:
 
     def __init__(self, path: Path) -> None:
         """Take the lock and end what a dead holder left; raise StateDirectoryBusy if it is held."""
-        self.path = _prepared(path)
-        self._records = self.path / "processes.json"
-        self._lock = self._acquire()
+        try:
+            self.path = _prepared(path)
+            self._records = self.path / "processes.json"
+            self._lock = self._acquire()
+        except OSError as error:
+            raise unwritable(path, error, "nothing was started") from error
         try:
             self.leftovers = self._end_leftovers()
-        except BaseException:
+        except BaseException as error:
             self.release()
+            if isinstance(error, OSError):
+                raise unwritable(self.path, error, "nothing was started") from error
             raise
 
     def log_path(self, name: str) -> Path:
@@ -77,14 +82,17 @@ class StateDirectory:
         descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, f"pid {os.getpid()} ({' '.join(sys.orig_argv)})".encode(), 0)
         except BlockingIOError:
             os.close(descriptor)
             raise StateDirectoryBusy(
                 f"the state directory {self.path} is in use by {lock_path.read_text() or 'another process'}: "
                 "stop that one, or choose another directory (LORAYARD_STATE_DIR)"
             ) from None
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, f"pid {os.getpid()} ({' '.join(sys.orig_argv)})".encode(), 0)
+        except OSError:
+            os.close(descriptor)
+            raise
         return descriptor
 
     def _end_leftovers(self) -> list[ProcessRecord]:
@@ -122,21 +130,24 @@ class StateDirectory:
             ) from error
 
 
+def unwritable(path: Path, error: OSError, what: str) -> LocalStackError:
+    """Word that a full or forbidden disk, most likely, has kept something from being written."""
+    return LocalStackError(
+        f"{what} ({error}): see that {path} can be written and its disk has room, or choose another state "
+        "directory (LORAYARD_STATE_DIR)"
+    )
+
+
 def _prepared(path: Path) -> Path:
     # As root, Postgres' own user must pass through to its folder; each folder and secret inside is private.
     mode = 0o711 if os.geteuid() == 0 else 0o700
-    try:
-        if not path.exists():
-            path.mkdir(mode=mode, parents=True)
-            path.chmod(mode)  # whatever the umask; a folder that was there before keeps its mode
-        for name in ("logs", "ready"):
-            (path / name).mkdir(mode=0o700, exist_ok=True)
-        # Usually made inside somebody's project.
-        (path / ".gitignore").write_text("*\n")
-    except OSError as error:
-        raise LocalStackError(
-            f"cannot use {path} as state directory ({error}): choose another (LORAYARD_STATE_DIR)"
-        ) from error
+    if not path.exists():
+        path.mkdir(mode=mode, parents=True)
+        path.chmod(mode)  # whatever the umask; a folder that was there before keeps its mode
+    for name in ("logs", "ready"):
+        (path / name).mkdir(mode=0o700, exist_ok=True)
+    # Usually made inside somebody's project.
+    (path / ".gitignore").write_text("*\n")
     return path.resolve()
 
 

@@ -20,6 +20,7 @@ from lorayard.local.private_files import write_private
 from lorayard.local.services import WORKER_PREFIX
 from lorayard.local.settings import StackSettings
 from lorayard.local.stack import Stack
+from lorayard.local.state import unwritable
 from lorayard.local.supervision import Backoff
 from lorayard.process.environment import BAD_ENVIRONMENT
 
@@ -99,11 +100,13 @@ def up(settings: StackSettings | None = None, console: Console | None = None) ->
     try:
         with console.status("starting …"):
             stack.start()
-        switch.started()
+    except _BreakOff:
+        console.print("stopped")
+        return 0
+    switch.started()
+    try:
         _show_addresses(stack, console)
         return _supervise(stack, switch, console)
-    except _BreakOff:
-        return 0
     finally:
         switch.stopping()
         _stop(stack, console)
@@ -156,13 +159,20 @@ def _supervise(stack: Stack, switch: _StopSwitch, console: Console) -> int:
                 continue
             console.print(f"{part.name} starts again in {delay_s:g} s", highlight=False)
         for name in backoff.due(time.monotonic()):
-            stack.relaunch(name)
+            try:
+                stack.relaunch(name)
+            except (LocalStackError, OSError) as error:  # it has not started, and is tried again
+                console.print(str(error), markup=False)
 
 
 def _show_addresses(stack: Stack, console: Console) -> None:
     env = stack.client_env()
     env_file = stack.config.state_dir.resolve() / "client.env"
-    write_private(env_file, "".join(f"export {name}={shlex.quote(value)}\n" for name, value in env.items()))
+    lines = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in env.items())
+    try:
+        write_private(env_file, lines)
+    except OSError as error:
+        raise unwritable(stack.config.state_dir, error, "the stack cannot be shown to clients") from error
     table = Table(title="Lorayard is up", title_justify="left", show_header=True)
     for heading in ("part", "pid", "where"):
         table.add_column(heading, overflow="fold")
@@ -176,7 +186,7 @@ def _show_addresses(stack: Stack, console: Console) -> None:
 
 def _where(stack: Stack, name: str) -> str:
     if name == "flower":
-        return stack.flower.url
+        return f"http://127.0.0.1:{stack.flower.port} (user and password: LORAYARD_FLOWER_URL in client.env)"
     if name == "redis":
         return f"127.0.0.1:{stack.redis.port}"
     if name == "postgres":

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import AfterValidator, ValidationError
 from pydantic_core import PydanticCustomError
 
-from lorayard.contract.wording import shortened
+from lorayard.contract.wording import told
 
 BAD_ENVIRONMENT = 2
 """Exit status of a process that was told nonsense: starting it again would not help."""
@@ -47,7 +47,7 @@ def settings_message(error: ValidationError) -> str | None:
     problems = error.errors(include_url=False)
     missing = [_variable(problem["loc"][0]) for problem in problems if problem["type"] == "missing"]
     wrong = [
-        f"{_variable(problem['loc'][0])}={shortened(problem['input'])}: {problem['msg']}"
+        f"{told(_variable(problem['loc'][0]), problem['input'])}: {problem['msg']}"
         for problem in problems
         if problem["type"] != "missing"
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from tests.acceptance.stack_rig import StackRig
 @pytest.fixture(scope="module")
 def rig(new_state_dir: Callable[[], Path]) -> Iterator[StackRig]:
     """Everything, on the shipped model, with an append-only Redis."""
-    with Stack(stack_config(new_state_dir())) as stack:
+    with Stack(replace(stack_config(new_state_dir()), flower_control=True)) as stack:
         env = stack.client_env()
         database = Database(env["LORAYARD_DATABASE_URL"], name="acceptance")
         add_shipped_adapters(database, env)

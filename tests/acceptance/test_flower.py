@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import httpx
@@ -9,6 +10,8 @@ import httpx
 from examples.tiny.tasks import prompt
 from lorayard import JobState
 from lorayard.contract.tasks import GENERATE, RUN_MICRO_BATCH
+from lorayard.local.processes import descendants
+from lorayard.server.celery_app import make_app
 from tests.acceptance.stack_rig import StackRig
 from tests.polling import eventually
 
@@ -23,6 +26,12 @@ def tasks(rig: StackRig, name: str) -> dict[str, dict[str, Any]]:
 def revoke(rig: StackRig, task_id: str) -> None:
     with httpx.Client(trust_env=False, timeout=30) as flower:
         flower.post(f"{rig.stack.flower.url}/api/task/revoke/{task_id}").raise_for_status()
+
+
+def task_worker(rig: StackRig) -> str:
+    with httpx.Client(trust_env=False, timeout=30) as flower:
+        workers = flower.get(f"{rig.stack.flower.url}/api/workers", params={"refresh": 1}).json()
+    return next(name for name in workers if name.startswith("worker-"))
 
 
 def test_a_job_is_a_task_with_its_adapter_state_run_time_and_worker(rig: StackRig) -> None:
@@ -48,6 +57,34 @@ def test_micro_batches_are_tasks_too(rig: StackRig) -> None:
 
     batch = eventually(finished, 20.0, "a micro-batch in Flower")[0]
     assert batch["runtime"] > 0
+
+
+def test_revoking_a_running_job_in_flower_cancels_it(rig: StackRig) -> None:
+    job = rig.client.submit(prompt("endless"), max_tokens=400, ignore_eos=True, tenant="flower", stream=True)
+    next(iter(job.stream(timeout=30)))
+    engines = [one for name in ("worker-1", "worker-2") for one in descendants(rig.stack.children[name].pid)]
+    for engine in engines:  # it shall not end before the worker has heard
+        engine.send(signal.SIGSTOP)
+
+    revoke(rig, str(job.id))
+
+    celery = make_app(rig.stack.redis.url)
+    try:
+        eventually(
+            lambda: str(job.id) in str(celery.control.inspect().revoked()), 20.0, "the worker's hearing of it"
+        )
+    finally:
+        for engine in engines:
+            engine.send(signal.SIGCONT)
+    assert job.result(30, raise_on_failure=False).state is JobState.CANCELLED
+
+
+def test_flower_shuts_no_worker_down(rig: StackRig) -> None:
+    with httpx.Client(trust_env=False, timeout=30) as flower:
+        answer = flower.post(f"{rig.stack.flower.url}/api/worker/shutdown/{task_worker(rig)}")
+
+    assert answer.status_code == httpx.codes.FORBIDDEN
+    assert rig.stack.ended() == []
 
 
 def test_revoking_a_queued_job_in_flower_cancels_it(rig: StackRig) -> None:

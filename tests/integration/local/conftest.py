@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 _PROCESSES = Path(__file__).with_name("processes")
+_REPOSITORY = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -19,4 +20,4 @@ def diary(tmp_path: Path) -> Path:
 def small_env(diary: Path) -> dict[str, str]:
     """The environment in which `python -m scheduler` and the others are the small processes."""
     # With a safe path Python does not look into the working directory, which holds the real ones.
-    return {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(_PROCESSES), "DIARY": str(diary)}
+    return {"PYTHONSAFEPATH": "1", "PYTHONPATH": f"{_PROCESSES}:{_REPOSITORY}", "DIARY": str(diary)}

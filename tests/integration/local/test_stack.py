@@ -54,10 +54,15 @@ def test_the_whole_stack_starts_with_flower_and_stops_in_the_order_that_loses_no
     with Stack(config) as stack:
         names = list(stack.children)
         family = [child.identity for child in stack.children.values()]
-        answer = httpx.get(f"{stack.flower.url}/api/tasks")
+        flower_url = stack.client_env()["LORAYARD_FLOWER_URL"]
+        known = httpx.get(f"{flower_url}/api/tasks", trust_env=False)
+        unknown = httpx.get(f"http://127.0.0.1:{stack.flower.port}/api/tasks", trust_env=False)
+        told = Path(f"/proc/{stack.flower.child.pid}/environ").read_text()
+        secrets = [stack.client_env()["LORAYARD_SECRET_KEY"], stack.postgres.url.split("@")[0]]
 
     assert names == ["redis", "postgres", "scheduler", "worker-1", "relay", "flower"]
-    assert answer.status_code == httpx.codes.OK
+    assert (known.status_code, unknown.status_code) == (httpx.codes.OK, httpx.codes.UNAUTHORIZED)
+    assert not any(secret in told for secret in secrets)
     assert lines(diary)[:2] == ["migrate began", "migrate ended"]
     assert lines(diary)[-3:] == ["worker-1 ended", "relay ended", "scheduler ended"]
     assert not any(identity.is_running() for identity in family)

@@ -105,5 +105,7 @@ def test_an_unreadable_record_is_an_error_that_names_the_file(tmp_path: Path) ->
 def test_a_directory_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
-    with pytest.raises(LocalStackError, match=r"cannot use .*file/state"):
+    with pytest.raises(
+        LocalStackError, match=r"nothing was started .*Not a directory.*file/state can be written"
+    ):
         StateDirectory(tmp_path / "file" / "state")

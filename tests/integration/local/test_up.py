@@ -17,6 +17,7 @@ import pytest
 from lorayard.local import LocalStackError
 from lorayard.local import up as run_up
 from lorayard.local.processes import ProcessIdentity
+from lorayard.local.state import StateDirectory
 from tests.polling import eventually
 from tests.unit.lorayard.process.signal_bursts import send_burst
 
@@ -193,6 +194,20 @@ def test_a_second_signal_ends_a_worker_that_will_not_finish(up: Up) -> None:
 
     assert up.process.returncode == 0, said
     assert not any(identity.is_running() for identity in family.values())
+
+
+def test_a_start_that_is_refused_says_why_and_stops_nothing(
+    state_dir: Path, small_env: dict[str, str], model: Path
+) -> None:
+    held = StateDirectory(state_dir)
+    up = Up(state_dir, small_env, model)
+
+    said, _ = up.process.communicate(timeout=60)
+    held.release()
+
+    assert up.process.returncode == 1
+    assert f"in use by pid {os.getpid()}" in said
+    assert "stopped" not in said
 
 
 @pytest.mark.parametrize(

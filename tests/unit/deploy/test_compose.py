@@ -11,13 +11,26 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import SecretStr
+from redis import Redis
+from sqlalchemy import make_url
+
+from db.settings import DatabaseSettings
+from lorayard.contract.addresses import with_password
+from lorayard.local.binaries import find_redis_server
+from lorayard.local.child import Child, ChildSpec
+from lorayard.local.ports import free_port
+from lorayard.local.redis_server import answers_ping
+from lorayard.server.flower import FlowerSettings
+from scheduler.settings import SchedulerSettings
+from workers.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[3]
 SECRETS = {
-    "POSTGRES_PASSWORD": "pg-secret",
-    "REDIS_PASSWORD": "redis-secret",
+    "POSTGRES_PASSWORD": "pg'\"$HOME ${X} #/@%41?:\\",
+    "REDIS_PASSWORD": "redis'\"$HOME $$ `id` ${X} #/@%41?:\\x é",
     "LORAYARD_SECRET_KEY": "fernet-secret",
-    "FLOWER_BASIC_AUTH": "user:flower-secret",
+    "FLOWER_PASSWORD": "flower'\"$HOME, #/@%41?:\\",
     "LORAYARD_MODEL_DIR": "/models/base",
 }
 
@@ -99,15 +112,100 @@ def test_no_secret_has_a_default(config: Any, name: str) -> None:
     assert name in answer.stderr
 
 
+KNOWN = {
+    "redis": {"REDIS_PASSWORD"},
+    "postgres": {"POSTGRES_PASSWORD"},
+    "migrate": {"POSTGRES_PASSWORD"},
+    "scheduler": {"REDIS_PASSWORD", "POSTGRES_PASSWORD", "LORAYARD_SECRET_KEY"},
+    "worker": {"REDIS_PASSWORD", "POSTGRES_PASSWORD"},
+    "webhooks": {"POSTGRES_PASSWORD", "LORAYARD_SECRET_KEY"},
+    "flower": {"REDIS_PASSWORD", "FLOWER_PASSWORD"},
+}
+"""Which secrets each service needs."""
+
+
+def test_a_service_is_given_the_secrets_that_it_needs_by_its_environment_alone(
+    services: dict[str, Any],
+) -> None:
+    secrets = {name: value for name, value in SECRETS.items() if name != "LORAYARD_MODEL_DIR"}
+    for service, described in services.items():
+        values = list(described["environment"].values())
+        assert {name for name, value in secrets.items() if value in values} == KNOWN[service], service
+        others = json.dumps({key: value for key, value in described.items() if key != "environment"})
+        assert not any(json.dumps(value)[1:-1] in others for value in secrets.values()), service
+
+
+@pytest.mark.parametrize("service", ["migrate", "scheduler", "worker", "webhooks", "flower"])
+def test_what_a_service_is_told_gives_the_passwords_as_they_were_written(
+    services: dict[str, Any], service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in services[service]["environment"].items():
+        monkeypatch.setenv(name, str(value))
+    read = {
+        "migrate": DatabaseSettings,
+        "scheduler": SchedulerSettings,
+        "worker": WorkerSettings,
+        "webhooks": DatabaseSettings,
+        "flower": FlowerSettings,
+    }[service]()
+
+    if (url := getattr(read, "redis_url", None)) is not None:
+        told = Redis.from_url(url).connection_pool.connection_kwargs
+        assert (told["password"], told["host"]) == (SECRETS["REDIS_PASSWORD"], "redis")
+    if (url := getattr(read, "database_url", None)) is not None:
+        ledger = make_url(url.get_secret_value() if isinstance(url, SecretStr) else url)
+        assert (ledger.password, ledger.host) == (SECRETS["POSTGRES_PASSWORD"], "postgres")
+    if isinstance(read, FlowerSettings):
+        assert read.password == SECRETS["FLOWER_PASSWORD"]
+        assert read.flower_hosts == ("127.0.0.1", "localhost", "::1")
+
+
+ENTRYPOINT = """#!/bin/sh
+exec "$@" --port "$PORT" --bind 127.0.0.1 --dir "$FOLDER"
+"""
+"""Stands where the image has its own, which changes the user and runs what it is given."""
+
+
+def test_redis_starts_by_the_command_with_the_password_in_no_argument(
+    services: dict[str, Any], tmp_path: Path
+) -> None:
+    program = find_redis_server()
+    (tmp_path / "docker-entrypoint.sh").write_text(ENTRYPOINT)
+    (tmp_path / "docker-entrypoint.sh").chmod(0o755)
+    port = free_port()
+    env = {
+        "PATH": f"{tmp_path}:{program.parent}:{os.environ['PATH']}",
+        "PORT": str(port),
+        "FOLDER": str(tmp_path),
+        **services["redis"]["environment"],
+    }
+    spec = ChildSpec("redis", ("/bin/sh", *services["redis"]["command"][1:]), tmp_path / "log", env)
+    child = Child(spec)
+    try:
+        url = with_password(f"redis://127.0.0.1:{port}/0", SECRETS["REDIS_PASSWORD"])
+        child.wait_ready(lambda: answers_ping(url), 30)
+        assert not answers_ping(f"redis://127.0.0.1:{port}/0")
+        with Redis.from_url(url, decode_responses=True) as client:
+            assert client.config_get("append*")["appendonly"] == "yes"
+            assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        assert "redis'" not in Path(f"/proc/{child.pid}/cmdline").read_text()
+    finally:
+        child.stop()
+
+
+def test_the_example_tells_of_every_secret() -> None:
+    named = {line.partition("=")[0] for line in (ROOT / ".env.example").read_text().splitlines()}
+
+    assert set(SECRETS) <= named
+
+
 def test_every_long_running_service_has_a_health_check(services: dict[str, Any]) -> None:
     for name in set(services) - {"migrate"}:
         assert services[name]["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}, name
 
 
 def test_redis_keeps_an_append_only_file_on_a_volume(services: dict[str, Any]) -> None:
-    command = services["redis"]["command"]
-
-    assert command[command.index("--appendonly") + 1] == "yes"
+    assert "appendonly yes" in services["redis"]["command"][2]
     assert "redis-data:/data" in services["redis"]["volumes"]
     assert "postgres-data:/var/lib/postgresql" in services["postgres"]["volumes"]
 
@@ -164,7 +262,7 @@ def test_ports_are_published_on_loopback_only(services: dict[str, Any]) -> None:
     assert all(str(port).startswith("127.0.0.1:") for port in published)
 
 
-@pytest.mark.parametrize("service", ["migrate", "scheduler", "worker", "webhooks"])
+@pytest.mark.parametrize("service", ["migrate", "scheduler", "worker", "webhooks", "flower"])
 def test_every_process_is_a_module_of_this_repository(services: dict[str, Any], service: str) -> None:
     module = services[service]["command"][2]
 
