@@ -25,7 +25,7 @@ def ledger(database_url: str) -> Iterator[Ledger]:
 def give_up(ledger: Ledger) -> UUID:
     """End a job whose webhook nobody takes."""
     ledger.finish("w1", ended(ledger.leased(callback_url="https://example.com/hook")))
-    delivery = ledger.run(WebhookRepository, "claim", 1, 60.0)[0]
+    delivery = ledger.claim(1)[0]
     ledger.run(WebhookRepository, "dead", delivery.id, delivery.claim, 410, "gone")
     assert isinstance(delivery.id, UUID)
     return delivery.id

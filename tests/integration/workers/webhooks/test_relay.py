@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,16 +56,17 @@ def ledger(database_url: str) -> Iterator[Ledger]:
 @pytest.fixture
 def relay(database_url: str) -> Running:
     @contextmanager
-    def running(allowed: tuple[object, ...] = LOOPBACK, lease_s: float = 30.0) -> Iterator[RelayLife]:
-        config = RelayConfig(delays_s=FAST, lease_s=lease_s)
+    def running(allowed: tuple[object, ...] = LOOPBACK, **config_fields: Any) -> Iterator[RelayLife]:
+        config = RelayConfig(delays_s=FAST, **config_fields)
         loop, stop, life = asyncio.new_event_loop(), asyncio.Event(), RelayLife()
 
         async def serve() -> None:
-            database = Database(database_url)
+            databases = Database(database_url), Database(database_url, pool_size=1)
             async with Sender(AddressPolicy(allowed), 5.0) as sender:  # type: ignore[arg-type]
-                outbox = Outbox(database, config.lease_s)
+                outbox = Outbox(*databases, config.lease_s)
                 life.served = await Relay(outbox, sender, SecretBox([KEY]), config).run(stop, lambda: None)
-            database.dispose()
+            for database in databases:
+                database.dispose()
 
         def run() -> None:
             loop.run_until_complete(serve())
@@ -274,7 +276,7 @@ def test_a_relay_killed_between_send_and_commit_sends_again_under_the_same_id(
         process.wait()
         release.set()
         receiver.before_answer = lambda: None
-        ledger.sql("UPDATE webhook_deliveries SET next_at = now()")
+        ledger.sql("UPDATE webhook_relays SET expires_at = now()")
         with relay():
             row = await_state(ledger, "delivered")
 

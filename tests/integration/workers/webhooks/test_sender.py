@@ -11,6 +11,7 @@ import pytest
 
 from tests.integration.workers.webhooks.receiver import Receiver, listening
 from workers.webhooks.addresses import AddressPolicy
+from workers.webhooks.lookup import read_url
 from workers.webhooks.schedule import DeliveryAttempt
 from workers.webhooks.sender import Sender
 
@@ -19,7 +20,11 @@ Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 async def post(url: str, timeout_s: float = 5.0) -> DeliveryAttempt:
     async with Sender(AddressPolicy([ip_network("127.0.0.0/8")]), timeout_s) as sender:
-        return await sender.post(url, "{}", {"webhook-id": "1"})
+        target = read_url(url)
+        addresses = await sender.addresses_of(target, sender.look_up(target))
+        if isinstance(addresses, DeliveryAttempt):
+            return addresses
+        return await sender.post(target, "{}", {"webhook-id": "1"}, addresses)
 
 
 async def post_to(answer: Answer, timeout_s: float) -> DeliveryAttempt:
