@@ -182,7 +182,7 @@ def test_no_count_is_left_when_all_is_over() -> None:
 
 @dataclass
 class World:
-    """A ledger, a relay and receivers on one simulated clock; claims as the ledger grants them, and slow ones."""
+    """A ledger, a relay and receivers on one simulated clock; claims as the ledger grants them, slowly."""
 
     queue: FairQueue[str] = field(default_factory=lambda: FairQueue(C))
     claim_s: float = 0.05
@@ -207,7 +207,8 @@ class World:
         if limit <= 0:
             return False
         crowded_tenants, crowded_hosts = self.queue.crowded_tenants(), set(self.queue.crowded_hosts(self.now))
-        names = [name for name in sorted(self.due) if name > self.after and name not in crowded_tenants]
+        names = sorted(name for name, rows in self.due.items() if rows and rows[0][0] <= self.now)
+        names = [name for name in names if name > self.after and name not in crowded_tenants]
         self.after, has_moved = "", False
         for name in names:
             claimed = self.claim_of(self.due[name], crowded_hosts, limit)
@@ -328,7 +329,7 @@ def test_a_healthy_receiver_of_another_tenant_waits_a_second_at_most(harm: Calla
     world = World()
     harm(world)
 
-    world.run(until=40.0)
+    world.run(until=25.0)
 
-    assert len(world.waits) >= 60
+    assert len(world.waits) >= 38
     assert sorted(world.waits)[int(len(world.waits) * 0.99)] <= 1.0
