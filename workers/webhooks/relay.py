@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -73,6 +73,7 @@ class Relay:
         self._in_flight: dict[asyncio.Task[None], Delivery] = {}
         self._lingering: set[asyncio.Task[None]] = set()
         """Look-ups that nobody waits for any more and that hold their places."""
+        self._given_back: list[GivenBack[_Ready]] = []
         self._after = ""
         """The tenant behind whom the next claim goes on."""
         self._num_lapses = 0
@@ -113,7 +114,8 @@ class Relay:
         """Let more deliveries wait and fill the free places; False if there is nothing to do for a moment."""
         if not self._lease.holds and not await self._lease.renew():
             return False
-        await self._release([*self._take_stale(), *self._queue.take_paused(self._clock())])
+        self._given_back += [*self._take_stale(), *self._queue.take_paused(self._clock())]
+        await self._release()
         room = min(self._queue.room, self._config.concurrency)
         has_more = room > 0 and await self._claim(room)
         self._start_waiting()
@@ -132,15 +134,15 @@ class Relay:
             held=[delivery.id for delivery in held] if is_unsure else None,
         )
         self._after = claimed.after
-        given_back, has_moved = [], False
+        has_moved = False
         for delivery in claimed.deliveries:
             queued = self._queued(delivery, claimed.secrets[delivery.tenant])
             in_s = self._queue.offer(queued, self._clock()) if queued else 0.0
             if queued and in_s:
-                given_back.append(GivenBack(queued, in_s))
+                self._given_back.append(GivenBack(queued, in_s))
             else:
                 has_moved = True
-        await self._release(given_back)
+        await self._release()
         return has_moved or bool(self._after)
 
     def _queued(self, delivery: Delivery, ciphertexts: tuple[bytes, ...]) -> QueuedDelivery[_Ready] | None:
@@ -206,7 +208,7 @@ class Relay:
             else:
                 self._linger(lookup, end)
         if attempt is None and (in_s := self._queue.offer(queued, self._clock())):
-            await self._release([GivenBack(queued, in_s)])
+            self._given_back.append(GivenBack(queued, in_s))
 
     def _linger(self, lookup: asyncio.Future[list[str]], end: Callable[[float], None]) -> None:
         """Hold a place for as long as a look-up that nobody waits for holds its thread."""
@@ -265,9 +267,11 @@ class Relay:
             settled=bool(settled),
         )
 
-    async def _release(self, given_back: Iterable[GivenBack[_Ready]]) -> None:
-        if claims := [(queued.item.delivery, in_s) for queued, in_s in given_back]:
-            await self._outbox.release(claims)
+    async def _release(self) -> None:
+        """Give back, together, what need not wait here."""
+        given_back, self._given_back = self._given_back, []
+        if given_back:
+            await self._outbox.release([(queued.item.delivery, in_s) for queued, in_s in given_back])
 
     async def _leave(self, keeper: asyncio.Task[None]) -> None:
         """Let what is in flight finish under the lease, then give back what waits and let the lease go."""
@@ -278,7 +282,8 @@ class Relay:
             task.cancel()
         await asyncio.gather(keeper, *self._lingering, return_exceptions=True)
         try:
-            await self._release(self._queue.take_all())
+            self._given_back += self._queue.take_all()
+            await self._release()
             await self._outbox.retire()
         except Exception as error:
             # The lease runs out by itself.

@@ -225,7 +225,7 @@ class World:
         self, rows: list[tuple[float, str]], crowded_hosts: set[str], limit: int
     ) -> list[tuple[float, str]]:
         of_host: Counter[str] = Counter()
-        claimed = []
+        claimed: list[tuple[float, str]] = []
         for due_at, host in rows:
             if due_at > self.now or len(claimed) >= limit:
                 break
