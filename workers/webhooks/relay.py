@@ -243,6 +243,8 @@ class Relay:
             found = await self._sender.addresses_of(target, lookup)
             if isinstance(found, DeliveryAttempt):
                 return found
+            if not self._lease.holds:
+                return None
             addresses = found
             queued.item = queued.item._replace(addresses=addresses)
             if not self._queue.reach(queued, map(address_group, addresses), self._clock()):

@@ -178,3 +178,21 @@ def let_time_pass_for_leader_and_not_for_jobs(url: str) -> None:
     with psycopg.connect(plain_url(url)) as connection:
         connection.execute("UPDATE scheduler_terms SET expires_at = now()")
         connection.execute("UPDATE jobs SET deadline_at = now() + interval '1 day' WHERE state = 'queued'")
+
+
+def test_on_the_way_back_what_a_relay_holds_comes_free_and_is_fenced(recorded: str) -> None:
+    upgrade(recorded)
+    with psycopg.connect(plain_url(recorded)) as connection:
+        connection.execute(
+            "WITH r AS (INSERT INTO webhook_relays VALUES (gen_random_uuid(), now()) RETURNING incarnation)"
+            " UPDATE webhook_deliveries SET relay = incarnation FROM r WHERE state = 'pending'"
+        )
+    held = {row["id"]: int(row["claim"]) for row in read_all(recorded)["webhook_deliveries"] if row["relay"]}
+
+    downgrade(recorded, "0010")
+
+    rows = read_all(recorded)
+    claims = {row["id"]: int(row["claim"]) for row in rows["webhook_deliveries"]}
+    assert held
+    assert {id_: claims[id_] for id_ in held} == {id_: claim + 1 for id_, claim in held.items()}
+    assert "webhook_relays" not in rows
