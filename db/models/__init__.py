@@ -5,7 +5,7 @@ from db.models.job import Attempt, Cancellation, IntakeReject, Job, JobInput, Jo
 from db.models.table import Table
 from db.models.tenant import Tenant
 from db.models.usage import AdapterUsage, UsageDelta
-from db.models.webhook import WebhookDelivery
+from db.models.webhook import WebhookDelivery, WebhookRelay
 from db.models.worker import SchedulerTerm, Worker, WorkerLease
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "UsageDelta",
     "AdapterUsage",
     "WebhookDelivery",
+    "WebhookRelay",
     "Tenant",
     "Worker",
     "WorkerLease",

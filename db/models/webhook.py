@@ -1,4 +1,4 @@
-"""The outbox: one webhook for each ended job that asked for one, written with the job's end."""
+"""The outbox: one webhook for each ended job that asked for one, written with its end; and the relays."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from db.models.table import Table, one_of
 
 DELIVERY_STATES = ("pending", "delivered", "dead")
+_UNCLAIMED = text("state = 'pending' AND relay IS NULL")
 
 
 class WebhookDelivery(Table):
@@ -29,7 +30,9 @@ class WebhookDelivery(Table):
     """Fencing number: grows with each claim, and whoever finishes must name it."""
     tries: Mapped[int] = mapped_column(server_default=text("0"))
     next_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    """When it may next be claimed; while claimed, when the claim runs out."""
+    """When it may next be claimed."""
+    relay: Mapped[UUID | None]
+    """The incarnation of the relay that has claimed it; the claim holds as long as that one's lease."""
     status: Mapped[int | None]
     error: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -38,7 +41,17 @@ class WebhookDelivery(Table):
     __table_args__ = (
         one_of("state", DELIVERY_STATES),
         Index("ix_webhook_deliveries_job_id", "job_id", unique=True),
-        Index("ix_webhook_deliveries_due", "next_at", postgresql_where=text("state = 'pending'")),
+        Index("ix_webhook_deliveries_due", "tenant", "next_at", postgresql_where=_UNCLAIMED),
+        Index("ix_webhook_deliveries_relay", "relay", postgresql_where=text("relay IS NOT NULL")),
         Index("ix_webhook_deliveries_dead", "created_at", postgresql_where=text("state = 'dead'")),
         {"postgresql_with": {"fillfactor": "80", "autovacuum_vacuum_scale_factor": "0.02"}},
     )
+
+
+class WebhookRelay(Table):
+    """One incarnation of a relay, and until when its claims hold unless it renews its lease."""
+
+    __tablename__ = "webhook_relays"
+
+    incarnation: Mapped[UUID] = mapped_column(primary_key=True)
+    expires_at: Mapped[datetime]

@@ -1,4 +1,4 @@
-"""The outbox: webhooks claimed for a while, and finished only by whoever holds the claim."""
+"""The outbox: webhooks claimed by a relay that renews its lease, and finished only under their claim."""
 
 from __future__ import annotations
 
@@ -12,50 +12,110 @@ from db.records import Delivery, DeliveryRow
 from db.repositories.results import fetch_rows, to_result
 
 WINDOW_FACTOR: Final = 10
-"""How far past its limit a claim looks for other hosts, when one host has the oldest webhooks."""
+"""How far past its limit a claim looks for other hosts, when one host has a tenant's oldest webhooks."""
+
+MAX_TENANTS: Final = 1000
+"""How many tenants one claim looks at; the next one goes on behind them."""
 
 MAX_ERROR_CHARS: Final = 2000
 
+# From one tenant to the next by the index: however many webhooks of one tenant wait, they cost nothing here.
+_TENANTS = text("""
+    WITH RECURSIVE turn AS (
+        (SELECT tenant, 1 AS nth FROM webhook_deliveries
+            WHERE state = 'pending' AND relay IS NULL AND tenant > :after ORDER BY tenant LIMIT 1)
+        UNION ALL
+        SELECT following.tenant, turn.nth + 1 FROM turn CROSS JOIN LATERAL (
+            SELECT tenant FROM webhook_deliveries
+            WHERE state = 'pending' AND relay IS NULL AND tenant > turn.tenant ORDER BY tenant LIMIT 1
+        ) following
+        WHERE turn.nth < :max_tenants
+    )
+    SELECT tenant FROM turn ORDER BY nth
+""")
+
+# Arrays, as in retention: in a join the planner may look for all that is due once for each delivery.
 _CLAIM = text("""
-    WITH window_ AS (
-        SELECT id, host, next_at FROM webhook_deliveries
-        WHERE state = 'pending' AND next_at <= now() AND host <> ALL(CAST(:exclude_hosts AS text[]))
-        ORDER BY next_at LIMIT :window
-    ), fair AS (
-        SELECT id, row_number() OVER (PARTITION BY host ORDER BY next_at) AS nth FROM window_
+    WITH due AS MATERIALIZED (
+        SELECT found.id FROM unnest(CAST(:tenants AS text[])) WITH ORDINALITY AS turn(tenant, nth)
+        CROSS JOIN LATERAL (
+            SELECT id, next_at, row_number() OVER (PARTITION BY host ORDER BY next_at) AS of_host FROM (
+                SELECT id, host, next_at FROM webhook_deliveries
+                WHERE state = 'pending' AND relay IS NULL
+                    AND tenant = turn.tenant AND next_at <= now()
+                    AND host <> ALL(CAST(:exclude_hosts AS text[]))
+                ORDER BY next_at LIMIT :window
+            ) oldest
+            ORDER BY next_at
+        ) found
+        WHERE found.of_host <= :per_host
+        LIMIT :limit
     ), chosen AS MATERIALIZED (
-        SELECT d.id FROM webhook_deliveries d JOIN fair f ON f.id = d.id
-        WHERE f.nth <= :per_host AND d.state = 'pending' AND d.next_at <= now()
-        ORDER BY d.next_at LIMIT :limit
+        SELECT d.id FROM webhook_deliveries d
+        WHERE d.id = ANY(ARRAY(SELECT id FROM due))
+            AND d.state = 'pending' AND d.relay IS NULL AND d.next_at <= now()
+            AND EXISTS (SELECT FROM webhook_relays WHERE incarnation = :relay AND expires_at > now())
         FOR UPDATE OF d SKIP LOCKED
     )
-    UPDATE webhook_deliveries d
-    SET claim = d.claim + 1, tries = d.tries + 1, next_at = now() + make_interval(secs => :lease_s)
-    FROM chosen WHERE d.id = chosen.id AND d.state = 'pending'
+    UPDATE webhook_deliveries d SET claim = d.claim + 1, tries = d.tries + 1, relay = :relay
+    WHERE d.id = ANY(ARRAY(SELECT id FROM chosen)) AND d.state = 'pending'
     RETURNING d.id, d.job_id, d.url, d.host, d.tenant, d.event_type, d.claim, d.tries, d.created_at
+""")
+
+_RENEW = text("""
+    INSERT INTO webhook_relays (incarnation, expires_at)
+    VALUES (:relay, now() + make_interval(secs => :lease_s))
+    ON CONFLICT (incarnation) DO UPDATE SET expires_at = excluded.expires_at
+""")
+
+# Whose relay lives is left alone. A claim of a try that nobody saw the end of counts.
+_FREE = text("""
+    WITH left_behind AS MATERIALIZED (
+        SELECT id FROM webhook_deliveries d
+        WHERE relay IS NOT NULL AND NOT EXISTS (
+            SELECT FROM webhook_relays r WHERE r.incarnation = d.relay AND r.expires_at > now()
+        )
+        ORDER BY id FOR UPDATE SKIP LOCKED
+    )
+    UPDATE webhook_deliveries d SET relay = NULL, claim = d.claim + 1
+    FROM left_behind WHERE d.id = left_behind.id
+""")
+
+_FORGET = text("DELETE FROM webhook_relays WHERE expires_at < now() - interval '1 hour'")
+
+_RETIRE = text("DELETE FROM webhook_relays WHERE incarnation = :relay")
+
+_FREE_UNHELD = text("""
+    UPDATE webhook_deliveries SET relay = NULL, claim = claim + 1
+    WHERE relay = :relay AND id <> ALL(CAST(:held AS uuid[]))
 """)
 
 _DELIVERED = text("""
     UPDATE webhook_deliveries
-    SET state = 'delivered', status = :status, error = NULL, ended_at = now()
+    SET state = 'delivered', status = :status, error = NULL, relay = NULL, ended_at = now()
     WHERE id = :id AND claim = :claim AND state = 'pending' RETURNING id
 """)
 
 _RETRY = text("""
     UPDATE webhook_deliveries
-    SET next_at = now() + make_interval(secs => :in_s), claim = claim + 1, status = :status, error = :error
+    SET next_at = now() + make_interval(secs => :in_s), claim = claim + 1, relay = NULL, status = :status,
+        error = :error
     WHERE id = :id AND claim = :claim AND state = 'pending' RETURNING id
 """)
 
 _RELEASE = text("""
-    UPDATE webhook_deliveries
-    SET next_at = now() + make_interval(secs => :in_s), claim = claim + 1, tries = tries - 1
-    WHERE id = :id AND claim = :claim AND state = 'pending' RETURNING id
+    UPDATE webhook_deliveries d
+    SET next_at = now() + make_interval(secs => back.in_s), claim = d.claim + 1, relay = NULL,
+        tries = d.tries - 1
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:claims AS int[]), CAST(:in_s AS float8[]))
+        AS back(id, claim, in_s)
+    WHERE d.id = back.id AND d.claim = back.claim AND d.state = 'pending' AND d.relay IS NOT NULL
+    RETURNING d.id
 """)
 
 _DEAD = text("""
     UPDATE webhook_deliveries
-    SET state = 'dead', status = :status, error = :error, ended_at = now()
+    SET state = 'dead', status = :status, error = :error, relay = NULL, ended_at = now()
     WHERE id = :id AND claim = :claim AND state = 'pending' RETURNING id
 """)
 
@@ -85,18 +145,30 @@ class WebhookRepository:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def claim(
-        self, limit: int, lease_s: float, exclude_hosts: Sequence[str] = (), per_host: int | None = None
-    ) -> list[Delivery]:
-        """Claim due webhooks, the longest due first; after `lease_s` anyone may claim them again.
+    def tenants(self, after: str = "", max_tenants: int = MAX_TENANTS) -> list[str]:
+        """Name tenants with unclaimed webhooks, due or not, from behind `after` on."""
+        values = {"after": after, "max_tenants": max_tenants}
+        return list(self._connection.execute(_TENANTS, values).scalars())
 
-        A claim counts as a try, so that a webhook which kills its relay is not tried forever.
+    def claim(
+        self,
+        relay: UUID,
+        limit: int,
+        tenants: Sequence[str],
+        exclude_hosts: Sequence[str] = (),
+        per_host: int | None = None,
+    ) -> list[Delivery]:
+        """Claim due webhooks, tenant by tenant in the order given, of each the longest due first.
+
+        At most `per_host` of one tenant and host. The claims hold as long as the relay's lease; without one
+        there are none. A claim counts as a try, so that a webhook which kills its relay is not tried forever.
         """
         claimed = self._connection.execute(
             _CLAIM,
             {
+                "relay": relay,
                 "limit": limit,
-                "lease_s": lease_s,
+                "tenants": list(tenants),
                 "exclude_hosts": list(exclude_hosts),
                 "per_host": limit if per_host is None else per_host,
                 "window": limit * WINDOW_FACTOR,
@@ -104,6 +176,22 @@ class WebhookRepository:
         ).all()
         jobs = {row.job_id: row for row in fetch_rows(self._connection, [row.job_id for row in claimed])}
         return [_to_delivery(row, jobs[row.job_id]) for row in claimed if row.job_id in jobs]
+
+    def renew(self, relay: UUID, lease_s: float) -> int:
+        """Hold on to all claims of a relay for so long; frees those whose relay is gone, and counts them."""
+        self._connection.execute(_RENEW, {"relay": relay, "lease_s": lease_s})
+        freed = self._connection.execute(_FREE).rowcount
+        self._connection.execute(_FORGET)
+        return freed
+
+    def retire(self, relay: UUID) -> None:
+        """End a relay's lease; whatever it still holds comes free."""
+        self._connection.execute(_RETIRE, {"relay": relay})
+        self._connection.execute(_FREE)
+
+    def free_unheld(self, relay: UUID, held: Sequence[UUID]) -> int:
+        """Free what a relay has claimed without knowing, as when the answer to a claim was lost."""
+        return self._connection.execute(_FREE_UNHELD, {"relay": relay, "held": list(held)}).rowcount
 
     def delivered(self, id: UUID, claim: int, status: int) -> bool:  # noqa: A002
         """End a webhook that was accepted; False if another holds it now."""
@@ -114,9 +202,17 @@ class WebhookRepository:
         values = {"id": id, "claim": claim, "in_s": in_s, "status": status, "error": error[:MAX_ERROR_CHARS]}
         return self._guarded(_RETRY, values)
 
-    def release(self, id: UUID, claim: int, in_s: float = 0.0) -> bool:  # noqa: A002
-        """Give back a claim that was not used, uncounted; False if another holds it now."""
-        return self._guarded(_RELEASE, {"id": id, "claim": claim, "in_s": in_s})
+    def release(self, claims: Sequence[tuple[UUID, int, float]]) -> set[UUID]:
+        """Give claims (id, claim, seconds until it may be claimed again) back unused and uncounted.
+
+        Returns the ids of those that were still ours.
+        """
+        values = {
+            "ids": [id_ for id_, _, _ in claims],
+            "claims": [claim for _, claim, _ in claims],
+            "in_s": [in_s for _, _, in_s in claims],
+        }
+        return set(self._connection.execute(_RELEASE, values).scalars())
 
     def dead(self, id: UUID, claim: int, status: int | None, error: str) -> bool:  # noqa: A002
         """Give up on a webhook, until a person replays it; False if another holds it now."""

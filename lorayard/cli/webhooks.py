@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 
 from lorayard.cli.ledger import open_ledger
 from lorayard.cli.output import show_rows
 from lorayard.contract.errors import LorayardError
+from lorayard.contract.job import Name
 
 if TYPE_CHECKING:
     from db import Database
@@ -27,10 +30,11 @@ def secret(
     end_rotation: Annotated[
         bool, typer.Option("--end-rotation", help="Sign with the newest one only from now on.")
     ] = False,
+    new: Annotated[bool, typer.Option("--new", help="Enter the tenant if it is not known yet.")] = False,
 ) -> None:
     """Print the secrets that sign a tenant's webhooks, the newest first; the first call makes one."""
     with open_ledger() as database:
-        for text in webhook_secrets(database, tenant, rotate=rotate, end_rotation=end_rotation):
+        for text in webhook_secrets(database, tenant, rotate=rotate, end_rotation=end_rotation, new=new):
             typer.echo(text)
 
 
@@ -69,19 +73,25 @@ def replay(
 
 
 def webhook_secrets(
-    database: Database, tenant: str, *, rotate: bool = False, end_rotation: bool = False
+    database: Database, tenant: str, *, rotate: bool = False, end_rotation: bool = False, new: bool = False
 ) -> list[str]:
-    """Read a tenant's secrets in clear, the newest first; makes, rotates or ends a rotation before."""
+    """Read a tenant's secrets in clear, the newest first; makes, rotates or ends a rotation before.
+
+    Raises LorayardError for a tenant that is not known, unless `new`.
+    """
     from db.repositories.tenants import TenantRepository
     from db.secrets import SecretBox
     from db.settings import SecretSettings
 
+    _check_name(tenant)
     try:
         box = SecretBox(SecretSettings().keys)
     except ValueError as error:
         raise LorayardError(str(error)) from error
     with database.transaction() as connection:
         tenants = TenantRepository(connection)
+        if not new:
+            _check_known(tenant, [row.name for row in tenants.all()])
         is_new = not tenants.webhook_secrets(tenant)
         tenants.ensure(tenant, box.seal_new)
         if rotate and not is_new:
@@ -89,3 +99,26 @@ def webhook_secrets(
         if end_rotation:
             tenants.drop_previous_secret(tenant)
         return [box.decrypt(sealed) for sealed in tenants.webhook_secrets(tenant)]
+
+
+def _check_name(tenant: str) -> None:
+    """Refuse what no job can have as its tenant."""
+    try:
+        TypeAdapter(Name).validate_python(tenant)
+    except ValidationError as error:
+        raise LorayardError(
+            f"tenant {tenant!r} is not a valid name: use 1 to 200 letters, digits and . _ : / @ + -, "
+            "beginning with a letter, a digit or an underscore"
+        ) from error
+
+
+def _check_known(tenant: str, known: list[str]) -> None:
+    """Refuse a tenant that nobody has entered: most likely it is mistyped."""
+    if tenant in known:
+        return
+    near = get_close_matches(tenant, known, n=3)
+    meant = f"the nearest is {' or '.join(map(repr, near))}" if near else "no name is near it"
+    raise LorayardError(
+        f"there is no tenant {tenant!r}, {meant} of {len(known)} known: give a known one, or --new to enter "
+        "this one"
+    )

@@ -204,14 +204,13 @@ def _losses(filler: _Filler) -> None:
 def _deliveries(ledger: Ledger) -> list[Delivery]:
     """Of the webhooks one is delivered, one dead, one claimed; the others wait, one after a try."""
     claimed: list[Delivery] = []
-    while found := ledger.run(WebhookRepository, "claim", 100, 3600.0):
+    while found := ledger.claim(100):
         claimed += found
     sent, dead, retried, _claimed, *others = claimed
     ledger.run(WebhookRepository, "delivered", sent.id, sent.claim, 204)
     ledger.run(WebhookRepository, "dead", dead.id, dead.claim, 410, "HTTP 410 Gone: ü")
     ledger.run(WebhookRepository, "retry", retried.id, retried.claim, 3600.0, 503, "HTTP 503")
-    for other in others:
-        ledger.run(WebhookRepository, "release", other.id, other.claim)
+    ledger.run(WebhookRepository, "release", [(other.id, other.claim, 0.0) for other in others])
     return claimed
 
 

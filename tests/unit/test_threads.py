@@ -14,6 +14,7 @@ MAKERS = {
     "workers/engine/core/child_process.py": "outlives a child; the engine imports nothing of lorayard",
     "workers/engine/lora/residency/copier.py": "whoever waits for a copy is told why the thread stopped",
     "workers/engine/structured_output/compiler.py": "the engine is fenced; a form starts another",
+    "workers/webhooks/lookup.py": "one look-up each, which may hang; its future tells of a failure",
 }
 """Files that may construct a thread, and why."""
 

@@ -23,7 +23,11 @@ GAVE_UP = 1
 
 
 async def serve(
-    settings: RelaySettings, database: Database, secrets: SecretBox, request: StopRequest
+    settings: RelaySettings,
+    database: Database,
+    lease_database: Database,
+    secrets: SecretBox,
+    request: StopRequest,
 ) -> bool:
     """Run the relay until it is told to stop; what is being sent then is finished. False if it gave up."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -33,14 +37,16 @@ async def serve(
         stop.set()
 
     loop.add_reader(request, on_request)
-    config = RelayConfig(concurrency=settings.webhook_concurrency, per_host=settings.webhook_per_host)
+    config = RelayConfig(settings.webhook_concurrency, settings.webhook_per_host)
+    policy = AddressPolicy(settings.webhook_allow)
+    outbox = Outbox(database, lease_database, config.lease_s)
 
     def on_ready() -> None:
         if settings.ready_file is not None:
             settings.ready_file.touch()
 
-    async with Sender(AddressPolicy(settings.webhook_allow), settings.webhook_timeout_s) as sender:
-        return await Relay(Outbox(database, config.lease_s), sender, secrets, config).run(stop, on_ready)
+    async with Sender(policy, settings.webhook_timeout_s, config.concurrency) as sender:
+        return await Relay(outbox, sender, secrets, config).run(stop, on_ready)
 
 
 def main() -> int:
@@ -57,10 +63,13 @@ def main() -> int:
     stop = StopRequest()
     stop.listen()  # asyncio's own handlers go with its loop, and a second signal would kill what has drained
     database = Database.from_settings(ledger, lock_timeout_ms=MAX_HOLD_MS, name="lorayard-webhooks")
+    lease = ledger.model_copy(update={"database_pool_size": 1})
+    lease_database = Database.from_settings(lease, lock_timeout_ms=MAX_HOLD_MS, name="lorayard-webhooks")
     try:
-        served = asyncio.run(serve(settings, database, secrets, stop))
+        served = asyncio.run(serve(settings, database, lease_database, secrets, stop))
     finally:
         database.dispose()
+        lease_database.dispose()
     return 0 if served else GAVE_UP
 
 

@@ -1,9 +1,14 @@
-"""Renders what a webhook says."""
+"""Renders what a webhook says, and signs it."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
+from db.errors import SecretUnreadable
 from db.records import Delivery
-from lorayard.webhooks import WebhookEvent, WebhookJob
+from db.secrets import SecretBox
+from lorayard.webhooks import WebhookEvent, WebhookJob, signed_headers
+from workers.webhooks.schedule import DeliveryAttempt
 
 MAX_OUTPUT_BYTES = 65_536
 
@@ -18,3 +23,19 @@ def render(delivery: Delivery) -> str:
         output_omitted=omitted,
     )
     return WebhookEvent(type=delivery.event_type, timestamp=delivery.ended_at, data=job).model_dump_json()
+
+
+def signed_headers_of(
+    delivery: Delivery, body: str, ciphertexts: tuple[bytes, ...], box: SecretBox
+) -> dict[str, str] | DeliveryAttempt:
+    """Sign a body with all secrets of its tenant, now; an attempt that failed if there are none."""
+    if not ciphertexts:
+        remedy = f"`lorayard webhooks secret {delivery.tenant}`, then `lorayard webhooks replay`"
+        return DeliveryAttempt(
+            None, f"tenant {delivery.tenant!r} has no webhook secret: {remedy}", refused=True, is_ours=True
+        )
+    try:
+        secrets = [box.decrypt(ciphertext) for ciphertext in ciphertexts]
+    except SecretUnreadable as error:
+        return DeliveryAttempt(None, str(error), is_ours=True)
+    return signed_headers(str(delivery.id), datetime.now(UTC), body, secrets)

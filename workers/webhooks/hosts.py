@@ -1,66 +1,91 @@
-"""Keeps one dead or slow host from holding up the others."""
+"""Leaves a receiver alone that fails again and again: circuit breakers, one for each tenant and host."""
 
 from __future__ import annotations
 
-from asyncio import Semaphore
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
 
-FAILURES_TO_OPEN = 5
-FIRST_PAUSE_S = 30.0
-MAX_PAUSE_S = 600.0
+FAILURES_TO_OPEN: Final = 5
+FIRST_PAUSE_S: Final = 30.0
+MAX_PAUSE_S: Final = 600.0
+
+FORGET_S: Final = 3600.0
+"""A failure counts for so long after the last one: a name that is used once must not be kept forever."""
+
+MAX_REMEMBERED: Final = 10_000
+
+Receiver = tuple[str, str]
+"""A tenant and a host: what one tenant does to a host's standing is no other tenant's affair."""
 
 
 @dataclass(slots=True)
-class _Host:
-    places: Semaphore
+class _Record:
     in_flight: int = 0
     failures: int = 0
-    closed_until: float = field(default=float("-inf"))
+    failed_at: float = float("-inf")
+    paused_until: float = float("-inf")
 
 
 class Hosts:
-    """Mutable: places in flight for each host, and a circuit breaker that pauses the failing ones."""
+    """Mutable: how receivers have fared of late, and which of them are paused.
 
-    def __init__(self, per_host: int) -> None:
-        self._per_host = per_host
-        self._hosts: dict[str, _Host] = {}
+    After its pause a receiver is tried by one delivery at a time, until one is accepted.
+    """
 
-    def places(self, host: str) -> Semaphore:
-        """The right to call a host."""
-        return self._host(host).places
+    def __init__(self, max_remembered: int = MAX_REMEMBERED) -> None:
+        self._max_remembered = max_remembered
+        self._hosts: OrderedDict[Receiver, _Record] = OrderedDict()
+        """Those with deliveries in flight or with failures, the last to fail at the end."""
 
-    def begin(self, host: str) -> None:
-        """Note a delivery to a host, waiting for its place or under way."""
-        self._host(host).in_flight += 1
+    def __len__(self) -> int:
+        return len(self._hosts)
 
-    def end(self, host: str) -> None:
-        """Note that a delivery is through; a host in good standing is forgotten."""
-        entry = self._host(host)
-        entry.in_flight -= 1
-        if not entry.in_flight and not entry.failures:
-            del self._hosts[host]
+    def begin(self, receiver: Receiver) -> None:
+        """Note that a delivery is under way."""
+        self._hosts.setdefault(receiver, _Record()).in_flight += 1
 
-    def record(self, host: str, *, ok: bool, now: float) -> None:
-        """Count an answer: some failures in a row pause the host, each further one for twice as long."""
-        entry = self._host(host)
-        entry.failures = 0 if ok else entry.failures + 1
-        if entry.failures >= FAILURES_TO_OPEN:
-            pause_s = FIRST_PAUSE_S * 2.0 ** (entry.failures - FAILURES_TO_OPEN)
-            entry.closed_until = now + min(pause_s, MAX_PAUSE_S)
+    def end(self, receiver: Receiver) -> None:
+        """Note that a delivery is through; a receiver in good standing is forgotten."""
+        record = self._hosts[receiver]
+        record.in_flight -= 1
+        if not record.in_flight and not record.failures:
+            del self._hosts[receiver]
 
-    def pause_left_s(self, host: str, now: float) -> float:
-        """How long a host is still left alone; 0 if it may be called."""
-        return max(0.0, self._host(host).closed_until - now)
+    def record(self, receiver: Receiver, *, ok: bool, now: float) -> None:
+        """Count an answer: some failures in a row pause a receiver, each further one for twice as long."""
+        record = self._hosts.setdefault(receiver, _Record())
+        record.failures = 0 if ok else record.failures + 1
+        if ok:
+            record.paused_until = float("-inf")
+            return
+        record.failed_at = now
+        if record.failures >= FAILURES_TO_OPEN:
+            doublings = min(record.failures - FAILURES_TO_OPEN, 10)
+            record.paused_until = now + min(FIRST_PAUSE_S * 2.0**doublings, MAX_PAUSE_S)
+        self._hosts.move_to_end(receiver)
+        self._forget(now)
 
-    def unavailable(self, now: float) -> list[str]:
-        """Name the hosts for which nothing should be claimed now."""
-        return [
-            name
-            for name, entry in self._hosts.items()
-            if entry.in_flight >= self._per_host or entry.closed_until > now
-        ]
+    def pause_left_s(self, receiver: Receiver, now: float) -> float:
+        """How long a receiver is still left alone; 0 if it may be called."""
+        record = self._hosts.get(receiver)
+        return max(0.0, record.paused_until - now) if record else 0.0
 
-    def _host(self, name: str) -> _Host:
-        if name not in self._hosts:
-            self._hosts[name] = _Host(Semaphore(self._per_host))
-        return self._hosts[name]
+    def may_call(self, receiver: Receiver, now: float) -> bool:
+        """Whether another delivery may begin: a receiver that was paused gets one at a time."""
+        record = self._hosts.get(receiver)
+        if record is None or record.failures < FAILURES_TO_OPEN:
+            return True
+        return record.paused_until <= now and not record.in_flight
+
+    def _forget(self, now: float) -> None:
+        """Drop what failed long ago, and the oldest of too many; those with deliveries in flight stay."""
+        surplus = len(self._hosts) - self._max_remembered
+        stale: list[Receiver] = []
+        for receiver, record in self._hosts.items():
+            if record.failed_at > now - FORGET_S and len(stale) >= surplus and record.failures:
+                break
+            if not record.in_flight:
+                stale.append(receiver)
+        for receiver in stale:
+            del self._hosts[receiver]

@@ -3,61 +3,125 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import time
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, NamedTuple
+from uuid import UUID, uuid4
 
 from sqlalchemy import Connection
 
 from db import Database
+from db.judge import is_ledger_outage
 from db.records import Delivery
 from db.repositories.tenants import TenantRepository
-from db.repositories.webhooks import WebhookRepository
+from db.repositories.webhooks import MAX_TENANTS, WebhookRepository
 from workers.webhooks.schedule import DeliveryAttempt, DeliveryVerdict
+
+OUTAGE_PAUSE_S: Final = 0.5
 
 
 class Claimed(NamedTuple):
-    """Deliveries now ours for a while, with the encrypted secrets of their tenants."""
+    """Deliveries now ours, the encrypted secrets of their tenants, and how far the turn has come."""
 
     deliveries: list[Delivery]
     secrets: Mapping[str, tuple[bytes, ...]]
+    after: str
+    """The tenant behind whom the next claim goes on; empty when all have been looked at."""
 
 
 class Outbox:
-    """Claims deliveries and writes down what came of them. Raises what `Database.run` raises."""
+    """Claims deliveries for one incarnation and writes down what came of them.
 
-    def __init__(self, database: Database, lease_s: float) -> None:
+    Raises what `Database.run` raises. The lease has a thread and a connection of its own: no claim and no
+    result may delay a renewal.
+    """
+
+    def __init__(self, database: Database, lease_database: Database, lease_s: float) -> None:
+        self.incarnation: UUID = uuid4()
         self._database = database
+        self._lease_database = lease_database
         self._lease_s = lease_s
+        self._lease_thread = ThreadPoolExecutor(1, "webhook-lease")
 
-    async def claim(self, limit: int, exclude_hosts: Sequence[str], per_host: int) -> Claimed:
-        """Claim what is due."""
+    async def renew(self) -> int:
+        """Hold on to what is claimed; returns how many deliveries of relays that are gone came free."""
+
+        def renew(connection: Connection) -> int:
+            return WebhookRepository(connection).renew(self.incarnation, self._lease_s)
+
+        return await asyncio.get_running_loop().run_in_executor(
+            self._lease_thread, self._lease_database.run, renew
+        )
+
+    async def retire(self) -> None:
+        """Let the lease go; whatever is still claimed may be claimed by others at once."""
+
+        def retire(connection: Connection) -> None:
+            WebhookRepository(connection).retire(self.incarnation)
+
+        await asyncio.get_running_loop().run_in_executor(self._lease_thread, self._lease_database.run, retire)
+
+    async def claim(
+        self,
+        limit: int,
+        after: str = "",
+        *,
+        per_host: int,
+        exclude_tenants: Collection[str] = (),
+        exclude_hosts: Sequence[str] = (),
+        held: Sequence[UUID] | None = None,
+    ) -> Claimed:
+        """Claim what is due, tenants in turn; given `held`, what is ours and not among it is freed before."""
 
         def claim(connection: Connection) -> Claimed:
             webhooks = WebhookRepository(connection)
-            deliveries = webhooks.claim(limit, self._lease_s, exclude_hosts, per_host)
-            tenants = TenantRepository(connection)
+            if held is not None:
+                webhooks.free_unheld(self.incarnation, held)
+            seen = webhooks.tenants(after)
+            turn = [name for name in seen if name not in exclude_tenants]
+            deliveries = webhooks.claim(self.incarnation, limit, turn, exclude_hosts, per_host)
             names = {delivery.tenant for delivery in deliveries}
-            return Claimed(deliveries, {name: tenants.webhook_secrets(name) for name in names})
+            secrets = TenantRepository(connection).webhook_secrets_of(names)
+            if len(deliveries) >= limit:
+                return Claimed(deliveries, secrets, max(names, key=seen.index))
+            return Claimed(deliveries, secrets, seen[-1] if len(seen) >= MAX_TENANTS else "")
 
         return await asyncio.to_thread(self._database.run, claim)
 
-    async def finish(self, delivery: Delivery, verdict: DeliveryVerdict, attempt: DeliveryAttempt) -> bool:
-        """Write down a verdict; False if another claim holds the delivery now."""
+    async def finish(
+        self, delivery: Delivery, verdict: DeliveryVerdict, attempt: DeliveryAttempt, patience_s: float
+    ) -> bool | None:
+        """Write down a verdict, through an outage that ends in time; None if it did not.
+
+        False if another claim holds the delivery now.
+        """
+        error = attempt.error.encode(errors="replace").decode().replace("\x00", "")
 
         def finish(connection: Connection) -> bool:
             webhooks = WebhookRepository(connection)
             if verdict.action == "delivered":
                 return webhooks.delivered(delivery.id, delivery.claim, attempt.status or 200)
             if verdict.action == "dead":
-                return webhooks.dead(delivery.id, delivery.claim, attempt.status, attempt.error)
-            return webhooks.retry(delivery.id, delivery.claim, verdict.in_s, attempt.status, attempt.error)
+                return webhooks.dead(delivery.id, delivery.claim, attempt.status, error)
+            return webhooks.retry(delivery.id, delivery.claim, verdict.in_s, attempt.status, error)
 
-        return await asyncio.to_thread(self._database.run, finish)
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                return await asyncio.to_thread(self._database.run, finish)
+            except Exception as error:
+                if not is_ledger_outage(error):
+                    raise
+                if time.monotonic() >= deadline:
+                    return None
+                await asyncio.sleep(OUTAGE_PAUSE_S)
 
-    async def release(self, delivery: Delivery, in_s: float) -> bool:
-        """Give a claim back unused."""
+    async def release(self, given_back: Sequence[tuple[Delivery, float]]) -> None:
+        """Give claims back unused, each to be claimed again after so many seconds at the earliest."""
+        claims = [(delivery.id, delivery.claim, in_s) for delivery, in_s in given_back]
 
-        def release(connection: Connection) -> bool:
-            return WebhookRepository(connection).release(delivery.id, delivery.claim, in_s)
+        def release(connection: Connection) -> set[UUID]:
+            return WebhookRepository(connection).release(claims)
 
-        return await asyncio.to_thread(self._database.run, release)
+        await asyncio.to_thread(self._database.run, release)

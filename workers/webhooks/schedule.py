@@ -18,12 +18,16 @@ _THROTTLED = (429, 503)
 
 @dataclass(frozen=True, slots=True)
 class DeliveryAttempt:
-    """What came of one try; `status` is None if no answer came, `refused` if we would not even ask."""
+    """What came of one try; `status` is None if no answer came, `refused` if we would not even ask.
+
+    `is_ours` if it says nothing about the receiver.
+    """
 
     status: int | None
     error: str = ""
     retry_after_s: float | None = None
     refused: bool = False
+    is_ours: bool = False
 
     @property
     def accepted(self) -> bool:

@@ -3,78 +3,129 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Self
+from typing import Any, Final, Self
 
-import httpcore
 import httpx
+import structlog
 
-from workers.webhooks.addresses import AddressBlocked, AddressPolicy, GuardedBackend
+from workers.webhooks.addresses import AddressBlocked, AddressPolicy
+from workers.webhooks.connections import ADDRESSES, GuardedTransport
+from workers.webhooks.lookup import MAX_ADDRESSES, Lookups, Target
 from workers.webhooks.schedule import DeliveryAttempt
 
-MAX_ANSWER_BYTES = 2048
+MAX_ANSWER_BYTES: Final = 2048
+CONNECT_TIMEOUT_S: Final = 5.0
+"""For one address, and for a look-up."""
 
 _FIXED_HEADERS = {
+    "accept": "*/*",
     "accept-encoding": "identity",
     "content-type": "application/json",
     "user-agent": "lorayard-webhooks/1",
 }
 
+_HTTP_DATES = ("%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y")
+"""The three forms of RFC 9110; the calendar's months and days are English as long as nobody sets a locale."""
 
-class _GuardedTransport(httpx.AsyncHTTPTransport):
-    """httpx's own transport on a pool whose connections are checked."""
-
-    def __init__(self, policy: AddressPolicy) -> None:
-        super().__init__()
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=ssl.create_default_context(), network_backend=GuardedBackend(policy)
-        )
+logger = structlog.get_logger(__name__)
 
 
 class Sender:
-    """An HTTP client that follows no redirect, trusts no proxy variable and reads little of the answer."""
+    """An HTTP client that keeps no cookie, follows no redirect, trusts no proxy variable and reads little."""
 
-    def __init__(self, policy: AddressPolicy, timeout_s: float) -> None:
+    def __init__(
+        self,
+        policy: AddressPolicy,
+        timeout_s: float,
+        num_connections: int = 64,
+        resolve: Callable[..., list[Any]] | None = None,
+    ) -> None:
+        self._policy = policy
         self._timeout_s = timeout_s
-        self._client = httpx.AsyncClient(
-            transport=_GuardedTransport(policy),
-            timeout=httpx.Timeout(timeout_s, connect=min(5.0, timeout_s)),
-            follow_redirects=False,
-            trust_env=False,
-        )
+        self._connect_timeout_s = min(CONNECT_TIMEOUT_S, timeout_s)
+        self._transport = GuardedTransport(policy, num_connections)
+        self._lookups = Lookups(resolve) if resolve else Lookups()
 
     async def __aenter__(self) -> Self:
+        await self._transport.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._client.aclose()
+        await self._transport.__aexit__(kind, error, trace)
 
-    async def post(self, url: str, body: str, headers: dict[str, str]) -> DeliveryAttempt:
+    def look_up(self, target: Target) -> asyncio.Future[list[str]]:
+        """Begin to look the host of a target up; whoever no longer waits counts it until it is done."""
+        return self._lookups.start(target.url.raw_host.decode("ascii"), target.port)
+
+    async def addresses_of(
+        self, target: Target, lookup: asyncio.Future[list[str]]
+    ) -> list[str] | DeliveryAttempt:
+        """Wait for a look-up: the addresses to try, or the attempt that has failed already."""
+        done, _ = await asyncio.wait({lookup}, timeout=self._connect_timeout_s)
+        if not done:
+            return DeliveryAttempt(
+                None, f"host {target.host!r} does not resolve within {self._connect_timeout_s:g} s"
+            )
+        try:
+            addresses = lookup.result()
+            self._policy.check(target.host, addresses)
+        except OSError as error:
+            return DeliveryAttempt(None, f"host {target.host!r} does not resolve: {error}")
+        except (AddressBlocked, ValueError) as error:
+            return DeliveryAttempt(None, str(error), refused=True)
+        return addresses[:MAX_ADDRESSES]
+
+    async def post(
+        self, target: Target, body: str, headers: dict[str, str], addresses: Sequence[str]
+    ) -> DeliveryAttempt:
         """Post a signed body; never raises for what the other side does."""
+        request = httpx.Request(
+            "POST",
+            target.url,
+            content=body.encode(),
+            headers=_FIXED_HEADERS | target.authorization | headers,
+            extensions={"timeout": self._timeouts()},
+        )
+        ADDRESSES.set(addresses)
         try:
             # httpx's own limit is for each read: a host that drips bytes would hold the place for hours.
             async with asyncio.timeout(self._timeout_s):
-                return await self._ask(url, body, _FIXED_HEADERS | headers)
+                return await self._ask(request)
         except AddressBlocked as error:
             return DeliveryAttempt(None, str(error), refused=True)
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError) as error:
-            # ValueError: a host that IDNA cannot encode, which httpx lets through.
-            return DeliveryAttempt(None, f"callback_url {url!r} cannot be called: {error}", refused=True)
         except TimeoutError:
             return DeliveryAttempt(None, f"no whole answer within {self._timeout_s:g} s")
-        except httpx.HTTPError as error:
-            return DeliveryAttempt(
-                None, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            )
+        except (httpx.HTTPError, OSError) as error:
+            return DeliveryAttempt(None, _worded(error))
+        except Exception as error:
+            # Whatever a library makes of an answer that nobody foresaw: the receiver's, and worth a look.
+            logger.exception("webhook.odd_answer", host=target.host)
+            return DeliveryAttempt(None, _worded(error))
 
-    async def _ask(self, url: str, body: str, headers: dict[str, str]) -> DeliveryAttempt:
-        async with self._client.stream("POST", url, content=body.encode(), headers=headers) as answer:
+    def _timeouts(self) -> dict[str, float]:
+        return {
+            "connect": self._connect_timeout_s,
+            "read": self._timeout_s,
+            "write": self._timeout_s,
+            "pool": self._timeout_s,
+        }
+
+    async def _ask(self, request: httpx.Request) -> DeliveryAttempt:
+        answer = await self._transport.handle_async_request(request)
+        try:
             return DeliveryAttempt(answer.status_code, await _complaint(answer), _retry_after_s(answer))
+        finally:
+            await answer.aclose()
+
+
+def _worded(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 async def _complaint(answer: httpx.Response) -> str:
@@ -82,21 +133,25 @@ async def _complaint(answer: httpx.Response) -> str:
     if answer.is_success:
         return ""
     start = b""
-    # Raw: a compressed answer is not worth the memory that it might unfold to.
-    async for chunk in answer.aiter_raw():
-        start += chunk
-        if len(start) >= MAX_ANSWER_BYTES:
-            break
+    # Raw: a compressed answer is not worth what it might unfold to. One with a broken end is an answer still.
+    with suppress(httpx.HTTPError):
+        async for chunk in answer.aiter_raw():
+            start += chunk
+            if len(start) >= MAX_ANSWER_BYTES:
+                break
     text = start[:MAX_ANSWER_BYTES].decode(errors="replace").replace("\x00", "")
     return f"HTTP {answer.status_code} {answer.reason_phrase}: {text}".rstrip(": ")
 
 
 def _retry_after_s(answer: httpx.Response) -> float | None:
-    """Read Retry-After, which is seconds or a date."""
-    value = answer.headers.get("retry-after", "")
-    if value.isdecimal():
+    """Read Retry-After, which is seconds or a date; None if it is neither, or several."""
+    value = answer.headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdigit():
         return float(value)
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
-        return None
+    for form in _HTTP_DATES:
+        try:
+            at = datetime.strptime(value, form).replace(tzinfo=UTC)
+        except ValueError:
+            continue
+        return max(0.0, (at - datetime.now(UTC)).total_seconds())
+    return None

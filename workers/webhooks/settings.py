@@ -22,7 +22,9 @@ class RelaySettings(BaseSettings):
         default=(), description="networks that may be called although they are not public"
     )
     webhook_concurrency: int = Field(default=64, ge=1, le=1000, description="deliveries in flight")
-    webhook_per_host: int = Field(default=8, ge=1, le=1000, description="of these, to one host")
+    webhook_per_host: int | None = Field(
+        default=None, ge=1, le=1000, description="of these, to one host, beside the shares"
+    )
     webhook_timeout_s: float = Field(default=15.0, gt=0, le=60)
 
     @field_validator("webhook_allow", mode="before")

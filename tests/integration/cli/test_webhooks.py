@@ -9,9 +9,17 @@ from uuid import UUID, uuid4
 import pytest
 from standardwebhooks.webhooks import Webhook
 
+from db import Database
+from db.repositories.tenants import TenantRepository
 from db.repositories.webhooks import WebhookRepository
 from tests.integration.cli.conftest import Command
 from tests.integration.db.ledger import Ledger, ended
+
+
+@pytest.fixture
+def acme(database: Database) -> None:
+    """A tenant that submitted a job once: it is known and has no secret."""
+    database.run(lambda connection: TenantRepository(connection).ensure_all(["acme", "umbrella"]))
 
 
 @pytest.fixture
@@ -25,12 +33,13 @@ def ledger(database_url: str) -> Iterator[Ledger]:
 def give_up(ledger: Ledger) -> UUID:
     """End a job whose webhook nobody takes."""
     ledger.finish("w1", ended(ledger.leased(callback_url="https://example.com/hook")))
-    delivery = ledger.run(WebhookRepository, "claim", 1, 60.0)[0]
+    delivery = ledger.claim(1)[0]
     ledger.run(WebhookRepository, "dead", delivery.id, delivery.claim, 410, "gone")
     assert isinstance(delivery.id, UUID)
     return delivery.id
 
 
+@pytest.mark.usefixtures("acme")
 def test_the_first_call_makes_a_secret_and_the_next_shows_it(lorayard: Command) -> None:
     first, second = lorayard("webhooks", "secret", "acme"), lorayard("webhooks", "secret", "acme")
 
@@ -39,6 +48,7 @@ def test_the_first_call_makes_a_secret_and_the_next_shows_it(lorayard: Command) 
     assert Webhook(first.out.strip())
 
 
+@pytest.mark.usefixtures("acme")
 def test_a_rotation_keeps_two_secrets_until_it_is_ended(lorayard: Command) -> None:
     old = lorayard("webhooks", "secret", "acme").out.split()
     rotating = lorayard("webhooks", "secret", "acme", "--rotate").out.split()
@@ -48,10 +58,12 @@ def test_a_rotation_keeps_two_secrets_until_it_is_ended(lorayard: Command) -> No
     assert ended_rotation == rotating[:1] != old
 
 
+@pytest.mark.usefixtures("acme")
 def test_tenants_have_secrets_of_their_own(lorayard: Command) -> None:
-    assert lorayard("webhooks", "secret", "a").out != lorayard("webhooks", "secret", "b").out
+    assert lorayard("webhooks", "secret", "acme").out != lorayard("webhooks", "secret", "umbrella").out
 
 
+@pytest.mark.usefixtures("acme")
 def test_without_a_key_for_secrets_the_remedy_is_told(
     lorayard: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,11 +75,37 @@ def test_without_a_key_for_secrets_the_remedy_is_told(
     assert "LORAYARD_SECRET_KEY is empty: give a Fernet key" in ran.err
 
 
+@pytest.mark.usefixtures("acme")
 def test_a_secret_of_another_key_is_told_as_such(lorayard: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     lorayard("webhooks", "secret", "acme")
     monkeypatch.setenv("LORAYARD_SECRET_KEY", "A" * 43 + "=")
 
     assert "encrypted with another key" in lorayard("webhooks", "secret", "acme").err
+
+
+@pytest.mark.usefixtures("acme")
+@pytest.mark.parametrize("options", [(), ("--rotate",), ("--end-rotation",)])
+def test_a_mistyped_tenant_is_refused_with_the_nearest_one(
+    lorayard: Command, database: Database, options: tuple[str, ...]
+) -> None:
+    ran = lorayard("webhooks", "secret", "acmee", *options)
+
+    assert (ran.status, ran.out) == (1, "")
+    assert "there is no tenant 'acmee', the nearest is 'acme' of 2 known" in ran.err
+    assert [row.name for row in database.run(lambda c: TenantRepository(c).all())] == ["acme", "umbrella"]
+
+
+def test_a_tenant_is_entered_by_hand_only_if_asked_for(lorayard: Command) -> None:
+    assert "there is no tenant 'acme', no name is near it" in lorayard("webhooks", "secret", "acme").err
+
+    entered = lorayard("webhooks", "secret", "acme", "--new")
+
+    assert entered.out.startswith("whsec_")
+    assert lorayard("webhooks", "secret", "acme").out == entered.out
+
+
+def test_what_no_job_can_have_as_its_tenant_is_refused(lorayard: Command) -> None:
+    assert "tenant 'a b' is not a valid name" in lorayard("webhooks", "secret", "a b", "--new").err
 
 
 def test_a_webhook_that_was_given_up_is_listed_and_sent_again(lorayard: Command, ledger: Ledger) -> None:

@@ -7,15 +7,16 @@ from itertools import count
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from db import Database
-from db.records import Admitted, EndedAttempt, FinishedJob, NewJob, WorkerLimits
+from db.records import Admitted, Delivery, EndedAttempt, FinishedJob, NewJob, WorkerLimits
 from db.repositories.admission import AdmissionRepository
 from db.repositories.finish import FinishRepository
 from db.repositories.jobs import JobRepository
 from db.repositories.leases import LeaseRepository
 from db.repositories.terms import TermRepository
+from db.repositories.webhooks import WebhookRepository
 from db.repositories.workers import WorkerRepository
 from lorayard.contract.ids import payload_sha256
 from lorayard.contract.job import JobSpec
@@ -24,6 +25,7 @@ from lorayard.contract.result import JobResult
 from lorayard.contract.states import JobState
 
 POOL = "pool-1"
+RELAY = uuid4()
 LIMITS = WorkerLimits(
     max_num_seqs=8, num_kv_blocks=100, block_size=16, max_model_len=512, max_loras=4, max_lora_rank=16
 )
@@ -105,6 +107,16 @@ class Ledger:
         """Write one commit group."""
         number = next(self._seq) if seq is None else seq
         return self.database.run(lambda c: FinishRepository(c).finish(incarnation, number, reports))
+
+    def claim(self, limit: int = 10, relay: UUID = RELAY, **named: Any) -> list[Delivery]:
+        """Claim webhooks as a living relay does."""
+
+        def claim(connection: Connection) -> list[Delivery]:
+            webhooks = WebhookRepository(connection)
+            webhooks.renew(relay, 3600.0)
+            return webhooks.claim(relay, limit, webhooks.tenants(), **named)
+
+        return self.database.run(claim)
 
     def get(self, job_id: UUID) -> JobResult:
         """Read a job that is there."""

@@ -66,9 +66,22 @@ STATEMENTS = {
     ),
     "claim webhooks": (
         webhooks._CLAIM,
-        {"limit": 10, "lease_s": 60.0, "exclude_hosts": [], "per_host": 10, "window": 100},
+        {
+            "relay": uuid4(),
+            "limit": 10,
+            "tenants": ["acme"],
+            "exclude_hosts": [],
+            "per_host": 10,
+            "window": 100,
+        },
         "ix_webhook_deliveries_due",
     ),
+    "find tenants with webhooks": (
+        webhooks._TENANTS,
+        {"after": "", "max_tenants": 10},
+        "ix_webhook_deliveries_due",
+    ),
+    "free what dead relays hold": (webhooks._FREE, {}, "ix_webhook_deliveries_relay"),
 }
 
 

@@ -91,7 +91,7 @@ def test_the_way_back_leads_to_the_rows_of_the_old_ledger(recorded: str) -> None
 
     undone = downgrade(recorded, "0004")
 
-    assert str(undone) == "schema downgraded from 0010 to 0004"
+    assert str(undone) == "schema downgraded from 0012 to 0004"
     after = read_all(recorded)
     assert set(after) == set(before)
     for table, rows in before.items():
@@ -126,7 +126,7 @@ def test_whoever_locks_as_a_live_process_does_finishes_before_the_migration(
 
         done = migration.result(timeout=60)
 
-    assert {done.before, done.after} == {"0004", "0010"}
+    assert {done.before, done.after} == {"0004", "0012"}
 
 
 def wait_until_somebody_waits_for_a_lock(url: str) -> None:
@@ -178,3 +178,21 @@ def let_time_pass_for_leader_and_not_for_jobs(url: str) -> None:
     with psycopg.connect(plain_url(url)) as connection:
         connection.execute("UPDATE scheduler_terms SET expires_at = now()")
         connection.execute("UPDATE jobs SET deadline_at = now() + interval '1 day' WHERE state = 'queued'")
+
+
+def test_on_the_way_back_what_a_relay_holds_comes_free_and_is_fenced(recorded: str) -> None:
+    upgrade(recorded)
+    with psycopg.connect(plain_url(recorded)) as connection:
+        connection.execute(
+            "WITH r AS (INSERT INTO webhook_relays VALUES (gen_random_uuid(), now()) RETURNING incarnation)"
+            " UPDATE webhook_deliveries SET relay = incarnation FROM r WHERE state = 'pending'"
+        )
+    held = {row["id"]: int(row["claim"]) for row in read_all(recorded)["webhook_deliveries"] if row["relay"]}
+
+    downgrade(recorded, "0010")
+
+    rows = read_all(recorded)
+    claims = {row["id"]: int(row["claim"]) for row in rows["webhook_deliveries"]}
+    assert held
+    assert {id_: claims[id_] for id_ in held} == {id_: claim + 1 for id_, claim in held.items()}
+    assert "webhook_relays" not in rows

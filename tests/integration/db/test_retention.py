@@ -80,7 +80,7 @@ def test_a_job_leaves_whatever_its_end_was(ledger: Ledger, state: JobState) -> N
 
 def test_a_pending_delivery_keeps_its_job_until_it_has_ended(ledger: Ledger) -> None:
     job_ids = finished(ledger, 3, days_ago=31, **HOOK)
-    delivered, dead, waiting = ledger.run(WebhookRepository, "claim", 3, 60.0)
+    delivered, dead, waiting = ledger.claim(3)
     ledger.run(WebhookRepository, "delivered", delivered.id, delivered.claim, 204)
     ledger.run(WebhookRepository, "dead", dead.id, dead.claim, 410, "gone")
 
@@ -96,14 +96,14 @@ def test_a_pending_delivery_keeps_its_job_until_it_has_ended(ledger: Ledger) -> 
 def test_a_replay_that_comes_at_the_same_moment_keeps_its_job(ledger: Ledger) -> None:
     """A dead webhook is pending again once the replay commits, so nothing may be deleted past its lock."""
     finished(ledger, 1, days_ago=31, **HOOK)
-    (dead,) = ledger.run(WebhookRepository, "claim", 1, 60.0)
+    (dead,) = ledger.claim(1)
     ledger.run(WebhookRepository, "dead", dead.id, dead.claim, 410, "gone")
 
     with ledger.database.transaction() as replaying:
         assert WebhookRepository(replaying).replay() == 1
         assert delete(ledger)[:2] == (1, 0)
     assert delete(ledger)[:2] == (1, 0)
-    (again,) = ledger.run(WebhookRepository, "claim", 1, 60.0)
+    (again,) = ledger.claim(1)
 
     assert again.result.output == "x"
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,16 +56,19 @@ def ledger(database_url: str) -> Iterator[Ledger]:
 @pytest.fixture
 def relay(database_url: str) -> Running:
     @contextmanager
-    def running(allowed: tuple[object, ...] = LOOPBACK, lease_s: float = 30.0) -> Iterator[RelayLife]:
-        config = RelayConfig(delays_s=FAST, lease_s=lease_s)
+    def running(
+        allowed: tuple[object, ...] = LOOPBACK, timeout_s: float = 30.0, **config_fields: Any
+    ) -> Iterator[RelayLife]:
+        config = RelayConfig(delays_s=FAST, **config_fields)
         loop, stop, life = asyncio.new_event_loop(), asyncio.Event(), RelayLife()
 
         async def serve() -> None:
-            database = Database(database_url)
-            async with Sender(AddressPolicy(allowed), 5.0) as sender:  # type: ignore[arg-type]
-                outbox = Outbox(database, config.lease_s)
+            databases = Database(database_url), Database(database_url, pool_size=1)
+            async with Sender(AddressPolicy(allowed), timeout_s) as sender:  # type: ignore[arg-type]
+                outbox = Outbox(*databases, config.lease_s)
                 life.served = await Relay(outbox, sender, SecretBox([KEY]), config).run(stop, lambda: None)
-            database.dispose()
+            for database in databases:
+                database.dispose()
 
         def run() -> None:
             loop.run_until_complete(serve())
@@ -245,6 +249,60 @@ def test_two_relays_deliver_each_webhook_once(ledger: Ledger, relay: Running) ->
     assert len(ids) == len(set(ids)) == 40
 
 
+def test_a_receiver_slower_than_a_lease_is_called_once_though_every_place_is_taken(
+    ledger: Ledger, relay: Running
+) -> None:
+    secret_of(ledger, "acme")
+    reached, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        reached.set()
+        release.wait(30)
+
+    with listening(Receiver(before_answer=hold)) as receiver:
+        finish_one(ledger, receiver.url)
+        finish_one(ledger, receiver.url)
+        with relay(concurrency=1, lease_s=8.0):
+            assert reached.wait(30)
+            leases = "SELECT expires_at FROM webhook_relays ORDER BY expires_at"
+            first = ledger.sql(leases)[-1][0]
+            with relay(concurrency=1, lease_s=8.0):
+                # Both renew, and with that free what belongs to nobody, while one send takes its time.
+                eventually(
+                    lambda: [at > first for (at,) in ledger.sql(leases)] == [True] * 2, 30.0, "renewals"
+                )
+                release.set()
+                await_state(ledger, "delivered")
+
+    ids = [headers["webhook-id"] for _, headers in receiver.received]
+    assert len(ids) == len(set(ids)) == 2
+    assert [row.tries for row in deliveries(ledger)] == [1, 1]
+    assert ledger.sql("SELECT * FROM webhook_relays") == []
+
+
+def test_what_waits_for_a_place_is_given_back_uncounted_by_a_relay_that_leaves(
+    ledger: Ledger, relay: Running
+) -> None:
+    secret_of(ledger, "acme")
+    reached, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        reached.set()
+        release.wait(30)
+
+    with listening(Receiver(before_answer=hold)) as receiver:
+        for _ in range(2):
+            finish_one(ledger, receiver.url)
+        with relay(concurrency=1):
+            assert reached.wait(30)
+            claimed = "SELECT count(*) FROM webhook_deliveries WHERE relay IS NOT NULL"
+            eventually(lambda: ledger.sql(claimed)[0][0] == 2, 30.0, "both claimed")
+            threading.Timer(0.5, release.set).start()
+
+    assert sorted((row.state, row.tries) for row in deliveries(ledger)) == [("delivered", 1), ("pending", 0)]
+    assert ledger.sql(claimed) == [(0,)]
+
+
 def test_a_relay_killed_between_send_and_commit_sends_again_under_the_same_id(
     ledger: Ledger, relay: Running, database_url: str, tmp_path: Path
 ) -> None:
@@ -274,7 +332,7 @@ def test_a_relay_killed_between_send_and_commit_sends_again_under_the_same_id(
         process.wait()
         release.set()
         receiver.before_answer = lambda: None
-        ledger.sql("UPDATE webhook_deliveries SET next_at = now()")
+        ledger.sql("UPDATE webhook_relays SET expires_at = now()")
         with relay():
             row = await_state(ledger, "delivered")
 

@@ -1,67 +1,105 @@
-"""A host that fails again and again is left alone for a while; the others do not notice."""
+"""A receiver that fails again and again is left alone for a while; the others do not notice."""
 
 from __future__ import annotations
 
-from workers.webhooks.hosts import FAILURES_TO_OPEN, FIRST_PAUSE_S, MAX_PAUSE_S, Hosts
+from workers.webhooks.hosts import FAILURES_TO_OPEN, FIRST_PAUSE_S, FORGET_S, MAX_PAUSE_S, Hosts
+
+BAD = ("acme", "bad")
 
 
 def fail(hosts: Hosts, times: int, now: float = 0.0) -> None:
     for _ in range(times):
-        hosts.record("bad", ok=False, now=now)
+        hosts.record(BAD, ok=False, now=now)
 
 
 def test_a_few_failures_pause_nothing() -> None:
-    hosts = Hosts(per_host=2)
+    hosts = Hosts()
 
     fail(hosts, FAILURES_TO_OPEN - 1)
 
-    assert hosts.pause_left_s("bad", 0.0) == 0.0
+    assert hosts.pause_left_s(BAD, 0.0) == 0.0
+    assert hosts.may_call(BAD, 0.0)
 
 
-def test_a_failing_host_is_paused_and_the_others_are_not() -> None:
-    hosts = Hosts(per_host=2)
+def test_a_failing_host_is_paused_for_its_tenant_and_for_nobody_else() -> None:
+    hosts = Hosts()
 
     fail(hosts, FAILURES_TO_OPEN)
 
-    assert hosts.pause_left_s("bad", 0.0) == FIRST_PAUSE_S
-    assert hosts.unavailable(0.0) == ["bad"]
-    assert hosts.pause_left_s("good", 0.0) == 0.0
+    assert hosts.pause_left_s(BAD, 0.0) == FIRST_PAUSE_S
+    assert not hosts.may_call(BAD, 0.0)
+    for other in (("acme", "good"), ("umbrella", "bad")):
+        assert hosts.pause_left_s(other, 0.0) == 0.0
+        assert hosts.may_call(other, 0.0)
+
+
+def test_after_a_pause_one_delivery_at_a_time_tries_until_one_is_accepted() -> None:
+    hosts = Hosts()
+    fail(hosts, FAILURES_TO_OPEN)
+    assert hosts.may_call(BAD, FIRST_PAUSE_S)
+
+    hosts.begin(BAD)
+    assert not hosts.may_call(BAD, FIRST_PAUSE_S)
+    hosts.record(BAD, ok=True, now=FIRST_PAUSE_S)
+
+    assert hosts.may_call(BAD, FIRST_PAUSE_S)
 
 
 def test_a_pause_ends_and_the_next_failure_doubles_it() -> None:
-    hosts = Hosts(per_host=2)
+    hosts = Hosts()
     fail(hosts, FAILURES_TO_OPEN)
-    assert hosts.unavailable(FIRST_PAUSE_S) == []
+    assert hosts.pause_left_s(BAD, FIRST_PAUSE_S) == 0.0
 
     fail(hosts, 1, now=FIRST_PAUSE_S)
 
-    assert hosts.pause_left_s("bad", FIRST_PAUSE_S) == 2 * FIRST_PAUSE_S
+    assert hosts.pause_left_s(BAD, FIRST_PAUSE_S) == 2 * FIRST_PAUSE_S
 
 
 def test_pauses_have_an_end() -> None:
-    hosts = Hosts(per_host=2)
+    hosts = Hosts()
 
-    fail(hosts, 100)
+    fail(hosts, 3000)
 
-    assert hosts.pause_left_s("bad", 0.0) == MAX_PAUSE_S
+    assert hosts.pause_left_s(BAD, 0.0) == MAX_PAUSE_S
 
 
 def test_one_success_clears_the_record() -> None:
-    hosts = Hosts(per_host=2)
+    hosts = Hosts()
     fail(hosts, FAILURES_TO_OPEN - 1)
-    hosts.record("bad", ok=True, now=0.0)
+    hosts.record(BAD, ok=True, now=0.0)
 
     fail(hosts, FAILURES_TO_OPEN - 1)
 
-    assert hosts.pause_left_s("bad", 0.0) == 0.0
+    assert hosts.pause_left_s(BAD, 0.0) == 0.0
 
 
-def test_a_host_with_no_place_left_is_claimed_nothing_for() -> None:
-    hosts = Hosts(per_host=2)
+def test_names_that_failed_long_ago_are_forgotten() -> None:
+    hosts = Hosts()
 
-    hosts.begin("busy")
-    assert hosts.unavailable(0.0) == []
-    hosts.begin("busy")
-    assert hosts.unavailable(0.0) == ["busy"]
-    hosts.end("busy")
-    assert hosts.unavailable(0.0) == []
+    for second in range(3 * int(FORGET_S)):
+        hosts.record(("acme", f"job-{second}.example"), ok=False, now=float(second))
+
+    assert len(hosts) <= FORGET_S + 1
+
+
+def test_of_too_many_names_the_oldest_are_forgotten_and_those_in_flight_are_not() -> None:
+    hosts = Hosts(max_remembered=3)
+    hosts.begin(BAD)
+    fail(hosts, FAILURES_TO_OPEN)
+
+    for name in "abcdef":
+        hosts.record(("acme", name), ok=False, now=1.0)
+
+    assert len(hosts) == 3
+    assert hosts.pause_left_s(BAD, 1.0) > 0
+    hosts.end(BAD)
+
+
+def test_a_host_in_good_standing_takes_no_memory() -> None:
+    hosts = Hosts()
+
+    hosts.begin(BAD)
+    hosts.record(BAD, ok=True, now=0.0)
+    hosts.end(BAD)
+
+    assert len(hosts) == 0
