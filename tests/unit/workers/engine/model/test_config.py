@@ -122,7 +122,6 @@ def test_scaled_positions_reach_as_far_as_they_are_defined(
         ("LlamaForCausalLM", {"rope_scaling": {"type": "dynamic", "factor": "2x"}}, "factor: .*number"),
         ("LlamaForCausalLM", {"rope_parameters": {"mrope_section": [1]}}, "mrope_section: Extra inputs"),
         ("LlamaForCausalLM", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
-        ("Qwen3ForCausalLM", {"attention_bias": True}, "attention_bias is True; for Qwen3ForCausalLM"),
         ("GemmaForCausalLM", {"hidden_act": "relu"}, "hidden_act is 'relu'; for GemmaForCausalLM"),
         ("GraniteForCausalLM", {"logits_scaling": 0}, "logits_scaling: .*greater than 0"),
         ("Olmo2ForCausalLM", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
