@@ -39,7 +39,8 @@ def pool_id(
     if generation_config != "auto":
         digest.update(f"generation_config {generation_config}\n".encode())
     digest.update(_read_config(model_dir))
-    files = sorted(model_dir.glob("*.safetensors"))
+    # What is not a regular file is not looked into: a FIFO would never end. Workers refuse it by name.
+    files = sorted(file for file in model_dir.glob("*.safetensors") if file.is_file())
     if not files:
         raise FileNotFoundError(f"{model_dir} holds no *.safetensors: point LORAYARD_MODEL at a checkpoint")
     for file in files:
@@ -49,12 +50,12 @@ def pool_id(
 
 
 def _read_config(model_dir: Path) -> bytes:
-    try:
-        return (model_dir / "config.json").read_bytes()
-    except FileNotFoundError as error:
+    path = model_dir / "config.json"
+    if not path.is_file():
         raise FileNotFoundError(
             f"{model_dir} holds no config.json: point LORAYARD_MODEL at a Hugging Face checkpoint"
-        ) from error
+        )
+    return path.read_bytes()
 
 
 def _safetensors_header(file: Path) -> bytes:

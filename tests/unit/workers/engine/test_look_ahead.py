@@ -249,8 +249,7 @@ def test_an_interrupt_while_results_are_taken_in_costs_no_token(
             engine.step()
         monkeypatch.setattr(owner, place, be_interrupted)
         with pytest.raises(KeyboardInterrupt):
-            while True:
-                engine.step()
+            run(engine)
         monkeypatch.undo()
         engine.check_integrity()
     outputs = {output.request_id: output for output in run(engine)}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from workers.engine.lora.files.base_names import BaseMatch, base_name, compare_base, is_published
-from workers.engine.model.config import load_model_config
+from workers.engine.lora.files.chat_files import ChatFiles, read_chat_files
+from workers.engine.model.config import ModelConfig, load_model_config
 from workers.engine.model.layout import layer_modules, layer_path
 
 
@@ -64,6 +65,7 @@ class BaseDescription:
     other_names: tuple[str, ...] = ()  # its folder's, beside `name`
     parent: str = ""  # what its config.json says that it was loaded from
     is_named: bool = True  # whether some name says which model it is, so that another's name is another model
+    chats: ChatFiles | None = None  # what its files say of chats and ends; None: not known
 
     def compare(self, trained_on: str) -> BaseMatch:
         """Compare what an adapter calls its base with this one."""
@@ -88,13 +90,16 @@ class BaseDescription:
         return {**self.shapes, **({} if self.vocabulary is None else self.vocabulary.shapes)}
 
 
-def describe_base(model_dir: str | Path, *, name: str | None = None) -> BaseDescription:
-    """Describe a checkpoint from its config.json alone; raises CheckpointError for one that is not served.
+def describe_base(
+    model_dir: str | Path, *, name: str | None = None, config: ModelConfig | None = None
+) -> BaseDescription:
+    """Describe a checkpoint from its small files; raises CheckpointError for one that is not served.
 
-    Its name is `name`, else the one config.json gives, else the folder's.
+    Its name is `name`, else the one config.json gives, else the folder's. `config` is what its config.json
+    has been read as, if it has been.
     """
     folder = Path(model_dir)
-    config = load_model_config(folder)
+    config = config or load_model_config(folder)
     shapes: dict[str, ModuleShape] = {}
     layout: dict[PackedKey, tuple[str, ...]] = {}
     for layer in range(config.num_layers):
@@ -116,4 +121,5 @@ def describe_base(model_dir: str | Path, *, name: str | None = None) -> BaseDesc
         other_names=(name, folder_name) if name else (folder_name,),
         parent=parent,
         is_named=bool(name) or is_published(folder_name) or is_published(parent),
+        chats=replace(read_chat_files(folder), eos_ids=config.eos_token_ids),
     )

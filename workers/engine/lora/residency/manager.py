@@ -16,6 +16,7 @@ from workers.engine.core.errors import AdapterInUse, AdapterTooLarge, AllSlotsPi
 from workers.engine.core.lora_request import LoRARequest
 from workers.engine.core.residency_change import ResidencyChange, Tier
 from workers.engine.lora.files.base import BaseDescription, ModuleShape, Vocabulary
+from workers.engine.lora.files.chat_files import ChatFiles
 from workers.engine.lora.loading import DEFAULT_TIMEOUT_S, Loader, LoaderChild, LoadSpec
 from workers.engine.lora.residency.adapter_memory import AdapterMemory
 from workers.engine.lora.residency.fetcher import AdapterFetcher
@@ -46,6 +47,7 @@ class LoRAManager:
         device: torch.device | str = "cpu",
         kernels: Kernels | None = None,
         base_name: str = "",
+        base_chats: ChatFiles | None = None,
         vocabulary: Vocabulary | None = None,
         target_modules: Sequence[str] | None = None,
         max_saved_module_bytes: int | None = None,
@@ -57,7 +59,8 @@ class LoRAManager:
         memory: AdapterMemory | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`shapes` are the base's linear layers by module path; an empty `base_name` means unknown.
+        """`shapes` are the base's linear layers by module path; an empty `base_name` means unknown, and no
+        `base_chats` that the base's chat files are.
 
         `layout` says which of them are packed together. `target_modules` are those that adapters may change,
         None for all. Without `vocabulary` adapters cannot change embedding and head, without `dora` they
@@ -68,7 +71,9 @@ class LoRAManager:
         _check_limits(max_loras, host_capacity, max_lora_rank)
         kernels = kernels or build(torch.device(device).type, dtype)
         spec = LoadSpec(
-            base=BaseDescription(base_name, num_layers, dict(shapes), dict(layout), vocabulary),
+            base=BaseDescription(
+                base_name, num_layers, dict(shapes), dict(layout), vocabulary, chats=base_chats
+            ),
             max_rank=max_lora_rank,
             dtype=str(dtype).removeprefix("torch."),
             head_dtype=str(kernels.logits.weight_dtype).removeprefix("torch."),
