@@ -51,7 +51,7 @@ def main() -> int:
     logger.info("engine.started", pid=engine.pid, **_told_of(info))
     service = _build(settings, incarnation, engine, info, stop)
     ending = service.run()
-    if ending is WorkerEnd.BROKEN:
+    if ending in (WorkerEnd.BROKEN, WorkerEnd.REFUSED):
         return GAVE_UP
     if ending is WorkerEnd.DEVICE_LOST:
         return LostDevice(settings, device_of(info), stop).go_on(service.reason)

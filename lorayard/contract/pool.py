@@ -12,6 +12,15 @@ GenerationConfigUse = Literal["auto", "none"]
 """Whether what a job leaves unset is as the base's generation_config.json says, or as without that file."""
 
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+
 class PoolInfo(BaseModel):
     """What the leader publishes of its pool for clients."""
 
@@ -46,6 +55,21 @@ def pool_id(
     for file in files:
         digest.update(f"{file.name}\n{file.stat().st_size}\n".encode())
         digest.update(_safetensors_header(file))
+    return digest.hexdigest()[:16]
+
+
+def tokenizer_digest(model_dir: Path) -> str:
+    """Name a checkpoint's tokenizer and chat template: a digest of their files' names and bytes.
+
+    Workers of one pool have it in common, though the pool's id does not cover it.
+    """
+    digest = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        path = model_dir / name
+        if path.is_file():
+            content = path.read_bytes()
+            digest.update(f"{name}\n{len(content)}\n".encode())
+            digest.update(content)
     return digest.hexdigest()[:16]
 
 

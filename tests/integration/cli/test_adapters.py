@@ -87,6 +87,8 @@ def test_behaviour_33_the_list_has_base_revision_rank_size_and_state_and_outlive
     assert rows["upper"] == {
         "state": "active",
         "base": str(BASE),
+        "model": "",
+        "pool": pool,
         "rank": 4,
         "bytes": size,
         "revision": adapter_digest(UPPER),

@@ -223,6 +223,7 @@ def _engine_info(
         max_lora_rank=config.max_lora_rank,
         quantization=config.quantization if model.quantization is None else model.quantization.quant_method,
         quant_storage=config.quant_storage,
+        is_tied=model.tie_word_embeddings,
         linear_bytes=0,  # known once they are loaded
         cpu_kernels=kernels.level,
         **facts._asdict(),

@@ -147,7 +147,10 @@ def test_answers_follow_a_schema(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ([str(BASE_DIR), "x", "--adapter", "nowhere"], "adapter_not_found: "),
         ([str(BASE_DIR), "x", "--adapter", UPPER, "--adapter", UPPER], "request: two adapters are called 'u"),
         ([str(BASE_DIR), "x", "--adapter", UPPER, "--mix", "a"], "request: --mix is 'a'"),
-        ([str(BASE_DIR), "x", "--adapter", UPPER, "--mix", "1,2"], "request: --mix has 2 weights for 1"),
+        (
+            [str(BASE_DIR), "x", "--adapter", UPPER, "--mix", "1,2"],
+            "request: --mix is '1,2'; give one number for each --adapter, which are 1",
+        ),
         ([str(BASE_DIR), "x", "--dtype", "int4"], "engine_config: dtype is 'int4'"),
     ],
 )

@@ -132,7 +132,11 @@ def test_scaled_positions_reach_as_far_as_they_are_defined(
         ),
         ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
         ("Gemma2ForCausalLM", {"layer_types": ["chunked_attention"] * 4}, "layer_types.0: .*'full_att"),
-        ("Gemma2ForCausalLM", {"layer_types": ["full_attention"]}, "layer_types has 1 entries for 4 layers"),
+        (
+            "Gemma2ForCausalLM",
+            {"layer_types": ["full_attention"]},
+            "layer_types names 1, and num_hidden_layers is 4",
+        ),
         ("Gemma2ForCausalLM", {"sliding_window": 0}, "sliding_window: .*greater than or equal to 1"),
         ("Gemma3ForCausalLM", {"sliding_window_pattern": 0}, "sliding_window_pattern: .*greater than"),
         ("Qwen2ForCausalLM", {"max_window_layers": "2"}, "max_window_layers: .*valid integer"),
