@@ -98,7 +98,7 @@ class _Call(NamedTuple):
 def bound_call(name: str, value: object, others: Sequence[object]) -> None:
     """Refuse a filter, or a method of a text or number, that would make too much of what it is given."""
     if name not in _STRUCTURAL:
-        rule = _RULES.get(name, lambda _call, size: size)
+        rule = _RULES.get(name, _linear)
         _bound(rule(_Call(value, others), weight(value, *others)))
 
 
@@ -135,6 +135,10 @@ def _formatted(call: _Call, size: int) -> int:
     widths = [int(digits[:12]) for digits in re.findall(r"\d+", call.text)]
     num_fields = max(call.text.count("%"), call.text.count("{"))
     return size + num_fields * (size + max(widths, default=0))
+
+
+def _linear(_call: _Call, size: int) -> int:
+    return size
 
 
 def _padded(call: _Call, size: int) -> int:
