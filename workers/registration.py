@@ -67,8 +67,8 @@ class Registration:
             return (
                 f"the tokenizer in {about.model_path} ({', '.join(TOKENIZER_FILES)}: digest "
                 f"{about.tokenizer}) is not that of the other workers of pool {about.pool} ({other}), and "
-                "their jobs would get other prompts here: give all workers the same files, or stop the others "
-                "first"
+                "their jobs would get other prompts here: give all workers the same files, or stop "
+                "the others first"
             )
         WorkerRepository(connection).register(
             self._incarnation,
