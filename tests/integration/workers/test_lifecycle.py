@@ -104,8 +104,8 @@ def test_a_worker_registers_what_it_computes_on(
     assert row is not None
     assert row.device == WorkerDevice("cpu", torch_version=version("torch"))
     assert (row.state, row.reason) == ("ready", None)
-    (pool,) = leader.database.run(lambda c: PoolRepository(c).listed())
-    assert (pool.pool, pool.dtype, pool.config["vocab_size"]) == (leader.pool, "float32", 259)
+    pools = {pool.pool: pool for pool in leader.database.run(lambda c: PoolRepository(c).listed())}
+    assert pools[leader.pool].dtype == "float32"
 
 
 def test_a_worker_with_another_tokenizer_than_its_pools_others_is_refused_by_name(
