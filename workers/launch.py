@@ -36,28 +36,22 @@ def main() -> int:
     with readable_settings("workers"):
         settings = WorkerSettings()
     incarnation = uuid.uuid4().hex
-    configure_logs(process="worker", worker=settings.worker_name, incarnation=incarnation[:8])
+    log_fields = {"worker": settings.worker_name, "incarnation": incarnation[:8]}
+    configure_logs(process="worker", **log_fields)
     # It warns at each revoke that there is no result backend, which is so on purpose.
     logging.getLogger("celery.worker.control").setLevel(logging.ERROR)
     stop = StopRequest()
     stop.listen()
     _reap_leftovers()
     try:
-        engine = EngineProcess(_engine_config(settings))
+        engine = EngineProcess(_engine_config(settings), log_fields={"process": "engine", **log_fields})
         info = engine.start(settings.engine_start_s, is_unwanted=stop.is_set)
     except (ConfigError, EngineStartError) as error:
         return 0 if stop.is_set() else _not_started(error, settings, stop)
-    logger.info(
-        "engine.started",
-        model=info.model,
-        pid=engine.pid,
-        kv_blocks=info.num_kv_blocks,
-        sampling_defaults=asdict(info.sampling_defaults),
-        **asdict(device_of(info)),
-    )
+    logger.info("engine.started", pid=engine.pid, **_told_of(info))
     service = _build(settings, incarnation, engine, info, stop)
     ending = service.run()
-    if ending is WorkerEnd.BROKEN:
+    if ending in (WorkerEnd.BROKEN, WorkerEnd.REFUSED):
         return GAVE_UP
     if ending is WorkerEnd.DEVICE_LOST:
         return LostDevice(settings, device_of(info), stop).go_on(service.reason)
@@ -73,6 +67,19 @@ def _not_started(error: ConfigError | EngineStartError, settings: WorkerSettings
     if reason == DeviceLost.code:
         return LostDevice(settings, WorkerDevice(settings.device), stop).go_on(str(error))
     return BAD_ENVIRONMENT if reason == ConfigError.code else GAVE_UP
+
+
+def _told_of(info: EngineInfo) -> dict[str, object]:
+    """Return what the log says of an engine: of the model's defaults those that jobs get."""
+    defaults = {
+        name: value for name, value in asdict(info.sampling_defaults).items() if name != "temperature"
+    }
+    return {
+        "model": info.model,
+        "kv_blocks": info.num_kv_blocks,
+        "sampling_defaults": defaults,
+        **asdict(device_of(info)),
+    }
 
 
 def _reap_leftovers() -> None:

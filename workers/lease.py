@@ -38,8 +38,10 @@ class LeaseKeeper:
         on_registered: Callable[[], None],
         heartbeat: Callable[[Sequence[HeldJob]], None],
         on_lost: Callable[[], None],
+        on_refused: Callable[[str], None],
         on_broken: OnBroken,
     ) -> None:
+        """`on_refused` is told why the pool does not take this worker."""
         self._registration = registration
         self._attempts = attempts
         self._host = host
@@ -47,6 +49,7 @@ class LeaseKeeper:
         self._on_registered = on_registered
         self._heartbeat = heartbeat
         self._on_lost = on_lost
+        self._on_refused = on_refused
         self._is_registered = False
         self._has_told = False
         """Whether `on_registered` went through."""
@@ -68,7 +71,9 @@ class LeaseKeeper:
             return
         began_at = time.monotonic()
         if not self._is_registered:
-            self._is_registered = self._attempt("registration", self._registration.enter)
+            self._is_registered = self._attempt("registration", self._register)
+            if self._thread.stopping.is_set():
+                return
         if self._is_registered and self._beat():
             self._next_at = began_at + self._registration.lease_s / RENEWALS_PER_LEASE
         else:
@@ -102,6 +107,12 @@ class LeaseKeeper:
         self._health.served(part)
         self._failing.discard(part)
         return True
+
+    def _register(self) -> None:
+        if (refusal := self._registration.enter()) is not None:
+            logger.critical("worker.refused", reason=refusal)
+            self._thread.stop()
+            self._on_refused(refusal)
 
     def _renew(self) -> None:
         if self._registration.renew():

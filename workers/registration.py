@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import structlog
+from sqlalchemy import Connection
 
 from db.database import Database
 from db.judge import explain
-from db.records import Aborts, WorkerDevice, WorkerLimits
+from db.records import Aborts, PoolRow, WorkerDevice, WorkerLimits
+from db.repositories.pools import PoolRepository
 from db.repositories.workers import WorkerRepository
 from lorayard.contract.messages import HeldJob
+from lorayard.contract.pool import TOKENIZER_FILES, tokenizer_digest
 from workers.engine.core.engine_info import EngineInfo
+from workers.settings import WorkerSettings
 
 LAST_WORD_S = 5.0
 RETRY_S = 0.2
@@ -36,8 +41,11 @@ class Registration:
         *,
         device: WorkerDevice,
         lease_s: float,
+        about: PoolRow | None = None,
     ) -> None:
+        """`about` is what the ledger keeps of the pool; None enters nothing of it."""
         self.lease_s = lease_s
+        self._about = about
         self._database = database
         self._incarnation = incarnation
         self._pool = pool
@@ -46,19 +54,32 @@ class Registration:
         self._device = device
         self._pause = threading.Event()
 
-    def enter(self, *, unhealthy: str | None = None) -> None:
-        """Register as ready, or as unhealthy for this reason; once more does nothing."""
-        self._with(
-            lambda workers: workers.register(
-                self._incarnation,
-                self._pool,
-                self._hostname,
-                self._limits,
-                self.lease_s,
-                device=self._device,
-                unhealthy=unhealthy,
+    def enter(self, *, unhealthy: str | None = None) -> str | None:
+        """Register as ready, or as unhealthy for this reason; once more does nothing.
+
+        Returns why the pool does not take this worker, None if it is registered.
+        """
+        return self._database.run(lambda connection: self._enter(connection, unhealthy))
+
+    def _enter(self, connection: Connection, unhealthy: str | None) -> str | None:
+        about = self._about
+        if about is not None and (other := PoolRepository(connection).enter(about, self._incarnation)):
+            return (
+                f"the tokenizer in {about.model_path} ({', '.join(TOKENIZER_FILES)}: digest "
+                f"{about.tokenizer}) is not that of the other workers of pool {about.pool} ({other}), and "
+                "their jobs would get other prompts here: give all workers the same files, or stop "
+                "the others first"
             )
+        WorkerRepository(connection).register(
+            self._incarnation,
+            self._pool,
+            self._hostname,
+            self._limits,
+            self.lease_s,
+            device=self._device,
+            unhealthy=unhealthy,
         )
+        return None
 
     def renew(self) -> bool:
         """Prolong the lease; False when this incarnation is lost."""
@@ -120,4 +141,20 @@ def device_of(info: EngineInfo) -> WorkerDevice:
         device_memory_bytes=info.device_memory_bytes,
         driver_version=info.driver_version,
         torch_version=info.torch_version,
+    )
+
+
+def pool_of(settings: WorkerSettings, info: EngineInfo) -> PoolRow:
+    """Say what the ledger keeps of the pool that a worker serves."""
+    config = json.loads((settings.model / "config.json").read_bytes())
+    return PoolRow(
+        pool=settings.pool,
+        model_name=info.served_model_name,
+        served_model_name=settings.served_model_name,
+        model_path=str(settings.model.absolute()),
+        dtype=settings.dtype,
+        quantization=info.quantization,
+        generation_config=settings.generation_config,
+        tokenizer=tokenizer_digest(settings.model),
+        config={**config, "tie_word_embeddings": info.is_tied},
     )

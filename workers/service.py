@@ -38,6 +38,7 @@ class WorkerEnd(Enum):
 
     DRAINED = "drained"
     LEASE_LOST = "lease lost"
+    REFUSED = "its pool does not take it"
     ENGINE_DIED = "engine died"
     DEVICE_LOST = "device lost"
     CELERY_FAILED = "celery failed"
@@ -183,6 +184,7 @@ class WorkerService:
 _LEVELS = {
     WorkerEnd.DRAINED: 20,
     WorkerEnd.LEASE_LOST: 40,
+    WorkerEnd.REFUSED: 40,
     WorkerEnd.ENGINE_DIED: 40,
     WorkerEnd.DEVICE_LOST: 40,
     WorkerEnd.CELERY_FAILED: 40,

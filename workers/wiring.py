@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from redis import Redis
 
 from db.database import MAX_HOLD_MS, Database
-from db.records import WorkerDevice, WorkerLimits
+from db.records import PoolRow, WorkerDevice, WorkerLimits
 from lorayard.contract.keys import PoolKeys
 from lorayard.server.celery_app import BROKER_SOCKETS
 from lorayard.server.flower_events import JobEvents
@@ -26,7 +26,7 @@ from workers.event_builder import WorkerEventBuilder
 from workers.event_publisher import EventPublisher
 from workers.lease import LeaseKeeper
 from workers.ledger_health import LedgerHealth
-from workers.registration import Registration, device_of, limits_of
+from workers.registration import Registration, device_of, limits_of, pool_of
 from workers.requests import AdapterIds
 from workers.result_ledger import PostgresLedger
 from workers.service import Parts, WorkerEnd, WorkerService
@@ -132,7 +132,13 @@ class Wiring:
         )
 
     def _registration(self) -> Registration:
-        return make_registration(self.settings, self.incarnation, limits_of(self.info), device_of(self.info))
+        return make_registration(
+            self.settings,
+            self.incarnation,
+            limits_of(self.info),
+            device_of(self.info),
+            about=pool_of(self.settings, self.info),
+        )
 
     def _lease(
         self, registration: Registration, attempts: AttemptTable, host: EngineHost, health: LedgerHealth
@@ -145,6 +151,7 @@ class Wiring:
             on_registered=self.service.on_registered,
             heartbeat=self.service.on_heartbeat,
             on_lost=lambda: self.service.end(WorkerEnd.LEASE_LOST),
+            on_refused=lambda reason: self.service.end(WorkerEnd.REFUSED, reason),
             on_broken=self.service.give_up,
         )
 
@@ -181,7 +188,12 @@ def hostname_of(settings: WorkerSettings, incarnation: str) -> str:
 
 
 def make_registration(
-    settings: WorkerSettings, incarnation: str, limits: WorkerLimits, device: WorkerDevice
+    settings: WorkerSettings,
+    incarnation: str,
+    limits: WorkerLimits,
+    device: WorkerDevice,
+    *,
+    about: PoolRow | None = None,
 ) -> Registration:
     """Make an incarnation's rows in the ledger, on connections of their own."""
     lease_ms = settings.worker_lease_s * 1000
@@ -200,4 +212,5 @@ def make_registration(
         limits,
         device=device,
         lease_s=settings.worker_lease_s,
+        about=about,
     )

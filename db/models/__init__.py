@@ -2,6 +2,7 @@
 
 from db.models.adapter import Adapter, AdapterRevision, Catalogue
 from db.models.job import Attempt, Cancellation, IntakeReject, Job, JobInput, JobKey, JobOutput
+from db.models.pool import Pool
 from db.models.table import Table
 from db.models.tenant import Tenant
 from db.models.usage import AdapterUsage, UsageDelta
@@ -28,4 +29,5 @@ __all__ = [
     "Worker",
     "WorkerLease",
     "SchedulerTerm",
+    "Pool",
 ]

@@ -13,6 +13,7 @@ from db.records.jobs import (
     NewJob,
 )
 from db.records.leases import LostJobs, Released
+from db.records.pools import PoolRow
 from db.records.tenants import TenantRow
 from db.records.usage import UsageRow
 from db.records.webhooks import Delivery, DeliveryRow
@@ -42,4 +43,5 @@ __all__ = [
     "Delivery",
     "DeliveryRow",
     "TenantRow",
+    "PoolRow",
 ]

@@ -20,6 +20,9 @@ class RevisionRow:
 class ListedAdapter:
     """A name as people see it in a list, with what stands behind it now."""
 
+    pool: str
+    model_name: str | None  # the pool's; None, as the next, if no worker has registered for it yet
+    model_path: str | None
     name: str
     state: str  # "active" or "quarantined"
     revision: str

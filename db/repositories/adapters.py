@@ -53,9 +53,12 @@ _CATALOGUE = text("""
 """)
 
 _LISTED = text("""
-    SELECT a.name, a.current_revision AS revision, r.rank, r.bytes, r.state, r.warnings
+    SELECT a.pool, p.model_name, p.model_path, a.name, a.current_revision AS revision, r.rank, r.bytes,
+        r.state, r.warnings
     FROM adapters a JOIN adapter_revisions r ON r.pool = a.pool AND r.digest = a.current_revision
-    WHERE a.pool = :pool AND a.state = 'active' ORDER BY a.name
+        LEFT JOIN pools p ON p.pool = a.pool
+    WHERE a.state = 'active' AND (CAST(:pool AS text) IS NULL OR a.pool = :pool)
+    ORDER BY p.model_name, a.pool, a.name
 """)
 
 _REJECT_QUARANTINED = text("""
@@ -176,8 +179,8 @@ class AdapterRepository:
             for row in rows
         ]
 
-    def listed(self, pool: str) -> list[ListedAdapter]:
-        """List the names that are not removed, with rank, size and state of their revisions."""
+    def listed(self, pool: str | None) -> list[ListedAdapter]:
+        """List the names of a pool, or of all, that are not removed, with rank, size and state."""
         rows = self._connection.execute(_LISTED, {"pool": pool}).mappings()
         return [ListedAdapter(**row) for row in rows]
 

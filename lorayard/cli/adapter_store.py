@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from db import Database
-from db.records import RevisionRow
+from db.records import PoolRow, RevisionRow
 from db.repositories.adapters import AdapterRepository
+from lorayard.cli.pools import folder_of, known_pools, listed, told_pool
 from lorayard.cli.settings import StoreSettings
 from lorayard.contract.errors import LorayardError
 from lorayard.contract.job import Name
 from lorayard.server.adapter_store import revision_folder
-from workers.engine.core.errors import AdapterError
-from workers.engine.lora import AdapterDescription, LoRARequest, adapter_digest, describe_base
+from workers.engine.core.errors import AdapterError, EngineError
+from workers.engine.lora import (
+    AdapterDescription,
+    BaseDescription,
+    LoRARequest,
+    adapter_digest,
+    describe_base,
+)
 from workers.engine.lora.files.adapter_files import find_files
 from workers.engine.lora.loading import LoadSpec
 from workers.engine.lora.loading.work import try_adapter
@@ -87,17 +95,77 @@ class PoolOfAdapters:
     spec: LoadSpec
 
     @classmethod
-    def of(cls, settings: StoreSettings) -> PoolOfAdapters:
-        """Describe the pool that the settings name; CheckpointError for a base that is not served."""
-        spec = LoadSpec(
-            describe_base(settings.model, name=settings.served_model_name),
-            settings.max_lora_rank,
-            settings.dtype,
-            max_bytes=settings.max_cpu_lora_bytes,
-            max_saved_bytes=settings.max_saved_module_bytes,
-            timeout_s=settings.lora_load_timeout_s,
+    def of(cls, settings: StoreSettings, pool: str, model: Path) -> PoolOfAdapters:
+        """Describe the pool of a model's folder; CheckpointError for a base that is not served."""
+        base = describe_base(model, name=settings.served_model_name)
+        return cls(pool, _spec(settings, base, settings.dtype))
+
+    @classmethod
+    def registered(cls, settings: StoreSettings, row: PoolRow) -> PoolOfAdapters:
+        """Describe a pool that the ledger knows, where its model's folder is not by the config.json of it.
+
+        Copies of the base's weights in adapters are then left to the workers to compare.
+        """
+        if (folder := folder_of(row)) is not None:
+            base = describe_base(folder, name=row.served_model_name)
+        else:
+            with tempfile.TemporaryDirectory() as scratch:
+                stand_in = Path(scratch) / Path(row.model_path).name
+                stand_in.mkdir()
+                (stand_in / "config.json").write_text(json.dumps(row.config))
+                base = describe_base(stand_in, name=row.served_model_name)
+            vocabulary = base.vocabulary and replace(base.vocabulary, checkpoint="")
+            base = replace(base, vocabulary=vocabulary, chats=None)
+        return cls(row.pool, _spec(settings, base, row.dtype))
+
+
+def _spec(settings: StoreSettings, base: BaseDescription, dtype: str) -> LoadSpec:
+    return LoadSpec(
+        base,
+        settings.max_lora_rank,
+        dtype,
+        max_bytes=settings.max_cpu_lora_bytes,
+        max_saved_bytes=settings.max_saved_module_bytes,
+        timeout_s=settings.lora_load_timeout_s,
+    )
+
+
+def fitting_pool(
+    database: Database,
+    settings: StoreSettings,
+    adapters: Sequence[tuple[str, Path]],
+    *,
+    base_name: str | None = None,
+) -> PoolOfAdapters:
+    """Return the pool that is told, or the only one of those that the ledger knows that takes all adapters.
+
+    Raises LorayardError if none or several take them, and what `told_pool` raises.
+    """
+    if settings.model is not None and (pool_of_folder := settings.pool) is not None:
+        return PoolOfAdapters.of(settings, pool_of_folder, settings.model)
+    told_pool(database, settings)
+    rows = known_pools(database, settings)
+    if not rows:
+        raise LorayardError(
+            "the ledger knows no such pool yet, since none of its workers has registered: give --model or "
+            "LORAYARD_MODEL the base's folder, or start a worker"
         )
-        return cls(settings.pool, spec)
+    if len(rows) == 1:
+        return PoolOfAdapters.registered(settings, rows[0])
+    fitting, whys = [], []
+    for row in rows:
+        try:
+            pool = PoolOfAdapters.registered(settings, row)
+            _try_all(pool, adapters, base_name)
+        except (LorayardError, EngineError, OSError) as error:
+            whys.append(f"{row.model_name} (pool {row.pool}): {error}")
+        else:
+            fitting.append((row, pool))
+    if len(fitting) == 1:
+        return fitting[0][1]
+    if fitting:
+        raise LorayardError(f"{len(fitting)} pools fit, {listed([row for row, _ in fitting])}")
+    raise LorayardError("no pool fits\n" + "\n".join(f"- {why}" for why in whys))
 
 
 def add_adapters(
@@ -118,13 +186,19 @@ def add_adapters(
         check_name(name)
         if names.count(name) > 1:
             raise LorayardError(f"{name} is given twice; a name has one current revision: leave one out")
-    found = [
-        (name, path, try_adapter(LoRARequest(name, 1, str(path), base_model_name=base_name), pool.spec))
-        for name, path in adapters
-    ]
+    found = _try_all(pool, adapters, base_name)
     for name, path, description in found:
         _add(database, store, pool.pool, name, path, description)
         yield name, description
+
+
+def _try_all(
+    pool: PoolOfAdapters, adapters: Sequence[tuple[str, Path]], base_name: str | None
+) -> list[tuple[str, Path, AdapterDescription]]:
+    return [
+        (name, path, try_adapter(LoRARequest(name, 1, str(path), base_model_name=base_name), pool.spec))
+        for name, path in adapters
+    ]
 
 
 def _add(

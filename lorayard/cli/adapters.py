@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from lorayard.cli.ledger import open_ledger
-from lorayard.cli.output import printable, show_rows
+from lorayard.cli.output import counted, printable, show_rows
 from lorayard.cli.settings import PoolSettings, StoreSettings
 from lorayard.contract.errors import LorayardError, UnknownAdapter
 
@@ -18,7 +18,12 @@ _Settings = TypeVar("_Settings", bound=PoolSettings)
 
 
 _Model = Annotated[
-    Path | None, typer.Option("--model", help="The pool's base, in the place of LORAYARD_MODEL.")
+    Path | None,
+    typer.Option(
+        "--model",
+        help="The pool's base, in the place of LORAYARD_MODEL: its folder, or the name or the pool's id that "
+        "the ledger has. Without both, the pools that the ledger knows.",
+    ),
 ]
 
 
@@ -37,17 +42,18 @@ def add(
 ) -> None:
     """Check adapters against the base model, keep copies and serve them; a known name gets a new revision.
 
-    All are checked before the first is added.
+    All are checked before the first is added. Where several pools fit, --model is required.
     """
     settings = _of_model(StoreSettings, model)
     adapters = [(name, path), *_pairs(more or [])]
-    from lorayard.cli.adapter_store import AdapterStore, PoolOfAdapters, add_adapters
+    from lorayard.cli.adapter_store import AdapterStore, add_adapters, fitting_pool
 
-    pool, store = PoolOfAdapters.of(settings), AdapterStore(settings.adapter_store)
+    store = AdapterStore(settings.adapter_store)
     with open_ledger(settings) as database:
+        pool = fitting_pool(database, settings, adapters, base_name=base_name)
         for one, added in add_adapters(database, store, pool, adapters, base_name=base_name):
             typer.echo(
-                f"{one}: revision {added.digest}, rank {added.rank}, {added.num_modules} modules "
+                f"{one}: revision {added.digest}, rank {added.rank}, {counted(added.num_modules, 'module')} "
                 f"({', '.join(added.targets)}), {added.bytes} bytes"
             )
             for warning in added.warnings:
@@ -59,22 +65,25 @@ def list_adapters(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
     model: _Model = None,
 ) -> None:
-    """List the adapters of the pool: name, state, base model, rank, size, revision and warnings."""
+    """List adapters, of all pools or of one: name, state, pool, model, rank, size, revision, warnings."""
     settings = _of_model(PoolSettings, model)
-    from db.repositories.adapters import AdapterRepository
+    from lorayard.cli.pools import listed_adapters
 
-    pool = settings.pool
     with open_ledger(settings) as database:
-        entries = database.run(lambda connection: AdapterRepository(connection).listed(pool))
-    rows = [asdict(entry) | {"base": str(settings.model)} for entry in entries]
-    columns = ["name", "state", "base", "rank", "bytes", "revision"]
+        entries = listed_adapters(database, settings)
+    rows = [
+        asdict(entry)
+        | {"base": entry.model_path or str(settings.model or ""), "model": entry.model_name or ""}
+        for entry in entries
+    ]
+    columns = ["name", "state", "model", "base", "pool", "rank", "bytes", "revision"]
     if as_json or any(entry.warnings for entry in entries):
         columns.append("warnings")
     show_rows(
         rows,
         columns,
         as_json=as_json,
-        none=f"pool {pool} has no adapters: `lorayard adapters add NAME PATH` adds one",
+        none=f"{settings.model or 'the ledger'} has no adapters: `lorayard adapters add NAME PATH` adds one",
     )
 
 
@@ -83,9 +92,10 @@ def remove(name: Annotated[str, typer.Argument(help="The adapter's name.")], mod
     """Serve an adapter no longer; jobs admitted before still run."""
     settings = _of_model(PoolSettings, model)
     from db.repositories.adapters import AdapterRepository
+    from lorayard.cli.pools import pool_of_adapter
 
-    pool = settings.pool
     with open_ledger(settings) as database:
+        pool = pool_of_adapter(database, settings, name)
         if not database.run(lambda connection: AdapterRepository(connection).remove(pool, name)):
             raise UnknownAdapter(
                 f"pool {pool} serves no adapter named {name!r}: `lorayard adapters list` shows those it does"
@@ -100,7 +110,7 @@ def _of_model(settings: type[_Settings], model: Path | None) -> _Settings:
 def _pairs(more: list[str]) -> list[tuple[str, Path]]:
     if len(more) % 2:
         raise LorayardError(
-            f"{len(more)} arguments after the first adapter's: give each its name and its folder, "
-            "NAME PATH NAME PATH"
+            f"{counted(len(more), 'argument')} after the first adapter's name and folder: give each adapter "
+            "both, NAME PATH NAME PATH"
         )
     return [(name, Path(path)) for name, path in zip(more[::2], more[1::2], strict=True)]

@@ -33,6 +33,11 @@ def show_rows(rows: Iterable[Mapping[str, Any]], columns: Iterable[str], *, as_j
     console.print(table)
 
 
+def counted(number: int, noun: str) -> str:
+    """Say how many there are of what `noun` calls one of: "1 module", "2 modules"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def printable(text: str) -> str:
     """Escape what a terminal would obey, such as a stranger's escape sequences; line ends stay."""
     kept = (

@@ -17,15 +17,23 @@ class LedgerSettings(DatabasePassword):
 
 
 class PoolSettings(LedgerSettings):
-    """Which pool is meant: `LORAYARD_MODEL` run as `LORAYARD_DTYPE` with `LORAYARD_GENERATION_CONFIG`."""
+    """Which pool is meant: `LORAYARD_MODEL` run as `LORAYARD_DTYPE` with `LORAYARD_GENERATION_CONFIG`.
 
-    model: Path
+    Without a model it is one of those that the ledger knows.
+    """
+
+    model: Path | None = None
     dtype: str = Field(default="float32", pattern="^(float32|bfloat16|float16)$")
     generation_config: GenerationConfigUse = "auto"
 
     @property
-    def pool(self) -> str:
-        """The pool's id; raises FileNotFoundError if the model's folder is not a checkpoint."""
+    def pool(self) -> str | None:
+        """The id of the pool of the model's folder, None if there is no such folder.
+
+        Raises FileNotFoundError if the folder is not a checkpoint.
+        """
+        if self.model is None or not self.model.is_dir():
+            return None
         return pool_id(self.model, self.dtype, generation_config=self.generation_config)
 
 

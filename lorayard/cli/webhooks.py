@@ -11,7 +11,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from lorayard.cli.ledger import open_ledger
-from lorayard.cli.output import show_rows
+from lorayard.cli.output import counted, show_rows
 from lorayard.contract.errors import LorayardError
 from lorayard.contract.job import Name
 
@@ -66,10 +66,10 @@ def replay(
         count = database.run(lambda connection: WebhookRepository(connection).replay(delivery_ids or None))
     if delivery_ids and count < len(set(delivery_ids)):
         raise LorayardError(
-            f"{count} of {len(set(delivery_ids))} webhooks are sent again, the others were not given up: "
-            "`lorayard webhooks list` shows those that were"
+            f"{count} of {counted(len(set(delivery_ids)), 'webhook')} sent again, the others were not given "
+            "up: `lorayard webhooks list` shows those that were"
         )
-    typer.echo(f"{count} webhooks are sent again")
+    typer.echo(f"{counted(count, 'webhook')} sent again")
 
 
 def webhook_secrets(

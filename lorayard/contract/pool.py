@@ -12,6 +12,15 @@ GenerationConfigUse = Literal["auto", "none"]
 """Whether what a job leaves unset is as the base's generation_config.json says, or as without that file."""
 
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+
 class PoolInfo(BaseModel):
     """What the leader publishes of its pool for clients."""
 
@@ -39,7 +48,8 @@ def pool_id(
     if generation_config != "auto":
         digest.update(f"generation_config {generation_config}\n".encode())
     digest.update(_read_config(model_dir))
-    files = sorted(model_dir.glob("*.safetensors"))
+    # What is not a regular file is not looked into: a FIFO would never end. Workers refuse it by name.
+    files = sorted(file for file in model_dir.glob("*.safetensors") if file.is_file())
     if not files:
         raise FileNotFoundError(f"{model_dir} holds no *.safetensors: point LORAYARD_MODEL at a checkpoint")
     for file in files:
@@ -48,13 +58,28 @@ def pool_id(
     return digest.hexdigest()[:16]
 
 
+def tokenizer_digest(model_dir: Path) -> str:
+    """Name a checkpoint's tokenizer and chat template: a digest of their files' names and bytes.
+
+    Workers of one pool have it in common, though the pool's id does not cover it.
+    """
+    digest = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        path = model_dir / name
+        if path.is_file():
+            content = path.read_bytes()
+            digest.update(f"{name}\n{len(content)}\n".encode())
+            digest.update(content)
+    return digest.hexdigest()[:16]
+
+
 def _read_config(model_dir: Path) -> bytes:
-    try:
-        return (model_dir / "config.json").read_bytes()
-    except FileNotFoundError as error:
+    path = model_dir / "config.json"
+    if not path.is_file():
         raise FileNotFoundError(
             f"{model_dir} holds no config.json: point LORAYARD_MODEL at a Hugging Face checkpoint"
-        ) from error
+        )
+    return path.read_bytes()
 
 
 def _safetensors_header(file: Path) -> bytes:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-
-import structlog
 
 from workers.engine.cli.command_line import Asked, read_command_line
 from workers.engine.cli.ordered_printer import OrderedPrinter
 from workers.engine.core.errors import EngineError
 from workers.engine.core.outputs import RequestFailure
 from workers.engine.serving.engine import LLMEngine
+from workers.engine.serving.log_lines import log_in_words
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,14 +66,6 @@ def _load_adapters(engine: LLMEngine, asked: Asked) -> None:
         engine.add_lora(adapter)
 
 
-def _keep_stdout_for_answers() -> None:
-    """Send the log to stderr, and only errors: what is refused is said by `main`, once."""
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-
-
 if __name__ == "__main__":
-    _keep_stdout_for_answers()
+    log_in_words()  # and keep standard output for answers
     sys.exit(main())

@@ -87,6 +87,8 @@ def test_behaviour_33_the_list_has_base_revision_rank_size_and_state_and_outlive
     assert rows["upper"] == {
         "state": "active",
         "base": str(BASE),
+        "model": "",
+        "pool": pool,
         "rank": 4,
         "bytes": size,
         "revision": adapter_digest(UPPER),
@@ -210,7 +212,8 @@ def test_a_base_name_that_tells_nothing_is_a_warning_wherever_the_adapter_is_sho
 def test_twenty_adapters_are_added_by_one_command_or_none(tmp_path: Path, lorayard: Command) -> None:
     pairs = [part for number in range(20) for part in (f"a{number}", str((UPPER, SORT)[number % 2]))]
 
-    assert "give each its name and its folder" in lorayard("adapters", "add", *pairs, "odd").err
+    assert "39 arguments after the first adapter's" in lorayard("adapters", "add", *pairs, "odd").err
+    assert "1 argument after the first adapter's" in lorayard("adapters", "add", *pairs[:2], "odd").err
     assert "no folder" in lorayard("adapters", "add", *pairs, "bad", str(tmp_path / "gone")).err
     assert listed(lorayard) == []
     assert lorayard("adapters", "add", *pairs).status == 0

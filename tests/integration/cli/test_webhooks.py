@@ -114,7 +114,7 @@ def test_a_webhook_that_was_given_up_is_listed_and_sent_again(lorayard: Command,
     listed = json.loads(lorayard("webhooks", "list", "--json").out)
     assert (listed["id"], listed["status"], listed["error"]) == (str(delivery_id), 410, "gone")
 
-    assert lorayard("webhooks", "replay", str(delivery_id)).out == "1 webhooks are sent again\n"
+    assert lorayard("webhooks", "replay", str(delivery_id)).out == "1 webhook sent again\n"
     assert lorayard("webhooks", "list").out == "no webhook was given up\n"
     assert ledger.run(WebhookRepository, "counts")["pending"] == 1
 
@@ -123,14 +123,14 @@ def test_all_webhooks_that_were_given_up_are_sent_again(lorayard: Command, ledge
     give_up(ledger)
     give_up(ledger)
 
-    assert lorayard("webhooks", "replay", "--all").out == "2 webhooks are sent again\n"
+    assert lorayard("webhooks", "replay", "--all").out == "2 webhooks sent again\n"
 
 
 def test_a_replay_of_what_was_not_given_up_says_so(lorayard: Command, ledger: Ledger) -> None:
     ran = lorayard("webhooks", "replay", str(give_up(ledger)), str(uuid4()))
 
     assert ran.status == 1
-    assert "1 of 2 webhooks are sent again, the others were not given up" in ran.err
+    assert "1 of 2 webhooks sent again, the others were not given up" in ran.err
 
 
 @pytest.mark.parametrize("arguments", [(), ("--all", str(uuid4()))])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.metadata import version
+from pathlib import Path
 
 from db.records import WorkerDevice
 from db.repositories.leases import LeaseRepository
+from db.repositories.pools import PoolRepository
 from db.repositories.workers import WorkerRepository
 from lorayard.contract.keys import worker_queue
 from lorayard.contract.states import JobState
@@ -19,6 +23,7 @@ from tests.integration.workers.task_events import TaskEvents
 from tests.integration.workers.worker_process import WorkerProcess, is_running
 from tests.polling import eventually
 from tests.unit.lorayard.process.signal_bursts import send_burst
+from workers.launch import GAVE_UP
 
 StartWorker = Callable[..., WorkerProcess]
 
@@ -99,6 +104,37 @@ def test_a_worker_registers_what_it_computes_on(
     assert row is not None
     assert row.device == WorkerDevice("cpu", torch_version=version("torch"))
     assert (row.state, row.reason) == ("ready", None)
+    pools = {pool.pool: pool for pool in leader.database.run(lambda c: PoolRepository(c).listed())}
+    assert pools[leader.pool].dtype == "float32"
+
+
+def test_a_worker_with_another_tokenizer_than_its_pools_others_is_refused_by_name(
+    leader: ScriptedLeader,
+    worker: WorkerProcess,
+    incarnation: str,
+    start_worker: StartWorker,
+    model: Path,
+    tmp_path: Path,
+) -> None:
+    other = shutil.copytree(model, tmp_path / "model")
+    (other / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (other / "generation_config.json").write_text('{"eos_token_id": 2, "min_length": 3}')
+    another = start_worker()
+    another._environment["LORAYARD_MODEL"] = str(other)
+
+    with another:
+        assert another.process.wait(90) == GAVE_UP
+
+    said = [json.loads(line) for line in another.log_path.read_text().splitlines() if line.startswith("{")]
+    (refused,) = [line["reason"] for line in said if line["event"] == "worker.refused"]
+    assert f"the tokenizer in {other} (tokenizer.json" in refused
+    (warned,) = [line for line in said if line["event"] == "generation_config.not_applied"]
+    assert (warned["process"], warned["worker"], warned["parameters"]) == (
+        "engine",
+        "worker-1",
+        ["min_length"],
+    )
+    assert leader.database.run(lambda c: WorkerRepository(c).get(incarnation)) is not None
 
 
 def test_a_killed_worker_leaves_no_engine_behind(leader: ScriptedLeader, start_worker: StartWorker) -> None:

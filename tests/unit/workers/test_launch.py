@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from lorayard.process.environment import BAD_ENVIRONMENT
-from workers.launch import _engine_config
+from workers.engine.core.engine_info import EngineInfo
+from workers.engine.core.sampling_defaults import SamplingDefaults
+from workers.launch import _engine_config, _told_of
 from workers.settings import WorkerSettings
 
 BASE = Path(__file__).parents[3] / "examples" / "tiny" / "base"
@@ -24,6 +26,34 @@ def test_the_engine_serves_the_model_under_the_name_that_the_worker_is_told() ->
     config = _engine_config(settings)
 
     assert (config.model, config.served_model_name) == ("/model", "someone/base")
+
+
+def test_the_log_tells_of_the_models_defaults_those_that_jobs_get() -> None:
+    info = EngineInfo(
+        model="/model",
+        served_model_name="base",
+        dtype="float32",
+        vocab_size=9,
+        max_model_len=64,
+        max_num_seqs=1,
+        max_num_batched_tokens=64,
+        block_size=16,
+        num_kv_blocks=4,
+        max_loras=1,
+        max_lora_rank=8,
+        quantization=None,
+        quant_storage="keep",
+        linear_bytes=0,
+        cpu_kernels="torch",
+        sampling_defaults=SamplingDefaults(temperature=0.7, top_p=0.8),
+    )
+
+    assert _told_of(info)["sampling_defaults"] == {
+        "top_p": 0.8,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+    }
 
 
 @pytest.mark.parametrize(

@@ -31,14 +31,16 @@ class ScriptedRegistration:
         self.raises: dict[str, Exception] = {}
         self.alive = True
         self.to_abort = Aborts()
+        self.refusal: str | None = None
 
     def _say(self, call: str) -> None:
         self.calls.append(call)
         if call in self.raises:
             raise self.raises[call]
 
-    def enter(self) -> None:
+    def enter(self) -> str | None:
         self._say("enter")
+        return self.refusal
 
     def renew(self) -> bool:
         self._say("renew")
@@ -73,6 +75,7 @@ class Bench:
         self.registration, self.host, self.health = ScriptedRegistration(), ScriptedHost(), LedgerHealth()
         self.registered: list[bool] = []
         self.lost: list[bool] = []
+        self.refused: list[str] = []
         self.broken: list[str] = []
         self.heartbeats: list[Sequence[HeldJob]] = []
         self.keeper = LeaseKeeper(
@@ -83,6 +86,7 @@ class Bench:
             on_registered=lambda: self.registered.append(True),
             heartbeat=self.heartbeats.append,
             on_lost=lambda: self.lost.append(True),
+            on_refused=self.refused.append,
             on_broken=self.broken.append,
         )
 
@@ -228,3 +232,14 @@ def test_a_lease_that_cannot_be_kept_says_so(bench: Bench, monkeypatch: pytest.M
     eventually(lambda: bench.broken)
 
     assert bench.broken == ["lease"]
+
+
+def test_a_worker_that_its_pool_does_not_take_says_so_and_asks_no_more(bench: Bench) -> None:
+    bench.registration.refusal = "another tokenizer"
+
+    bench.keeper.start()
+
+    eventually(lambda: bench.refused == ["another tokenizer"], 10.0)
+    bench.keeper.close()
+    assert bench.registration.calls == ["enter"]
+    assert (bench.registered, bench.heartbeats, bench.broken) == ([], [], [])

@@ -127,9 +127,7 @@ def _loras(mix: str | None, adapters: tuple[LoRARequest, ...]) -> list[AnyLoRA |
     except ValueError as error:
         raise RequestError(f"--mix is {mix!r}; give one number for each adapter, such as 0.7,0.3") from error
     if len(weights) != len(adapters):
-        raise RequestError(
-            f"--mix has {len(weights)} weights for {len(adapters)} adapters; give one for each --adapter"
-        )
+        raise RequestError(f"--mix is {mix!r}; give one number for each --adapter, which are {len(adapters)}")
     return [LoRAMix(list(zip(adapters, weights, strict=True)))]
 
 

@@ -26,6 +26,7 @@ class EngineInfo:
     quant_storage: str  # "keep" or "dequantize"
     linear_bytes: int  # what the linear modules of the layers hold
     cpu_kernels: str  # "avx512_bf16", "avx2", or "torch" if none are compiled
+    is_tied: bool = False  # the head is the embedding
     sampling_defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     """What requests get that leave these unset."""
     device: str = "cpu"  # or "cuda:N"

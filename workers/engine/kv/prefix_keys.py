@@ -22,6 +22,8 @@ def base_fingerprint(folder: Path) -> str:
     digest = blake2b(digest_size=KEY_BYTES)
     digest.update((folder / "config.json").read_bytes())
     for file in sorted(folder.glob("*.safetensors")):
+        if not file.is_file():
+            continue  # and hence not read; loading has refused it if it should have been
         stat = file.stat()
         digest.update(f"\0{file.name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
     return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from workers.engine.core.errors import CheckpointError
+from workers.engine.core.json_files import is_there, read_json
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -105,7 +105,7 @@ class CheckpointReader:
         if self._unread:
             first = ", ".join(sorted(self._unread)[:5])
             raise CheckpointError(
-                f"{self._folder}: {len(self._unread)} tensors have no place in this model ({first}); "
+                f"{self._folder}: tensors without a place in this model: {len(self._unread)} ({first}); "
                 "the checkpoint is of another architecture"
             )
 
@@ -139,9 +139,9 @@ class CheckpointReader:
     def _locate(self) -> dict[str, Path]:
         """Return each tensor's file; as in transformers, an index beside model.safetensors is stale."""
         single, index = self._folder / SINGLE_FILE, self._folder / INDEX_FILE
-        if single.is_file():
+        if is_there(single):
             return dict.fromkeys(self._open(single).keys(), single)
-        if not index.is_file():
+        if not is_there(index):
             raise CheckpointError(
                 f"{self._folder} holds neither {SINGLE_FILE} nor its index; "
                 "convert the checkpoint to safetensors"
@@ -165,19 +165,22 @@ class CheckpointReader:
 
 def _shards_of(index: Path) -> list[Path]:
     try:
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        files = set((read_json(index) or {})["weight_map"].values())
         shards = sorted(index.parent / Path(file) for file in files)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index} is not an index: {error!r}; download the file again") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{index} is not an index: its weight_map does not name a file for each tensor; download the "
+            "file again"
+        ) from error
     for file in files:
         if Path(file).is_absolute() or ".." in Path(file).parts:
             raise CheckpointError(f"{index} names {file!r}, outside its folder; download the file again")
     for path in shards:
-        if not path.is_file():
+        if not is_there(path):
             raise CheckpointError(f"{path} is missing, though the index names it; download the file again")
     return shards
 
 
 def holds_weights(folder: Path) -> bool:
     """Whether there is anything to read in a folder, or its configuration alone."""
-    return any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE))
+    return any(is_there(folder / name) for name in (SINGLE_FILE, INDEX_FILE))

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from workers.engine.core.errors import CheckpointError
-from workers.engine.core.json_files import read_json
+from workers.engine.core.json_files import is_there, read_json
 from workers.engine.model.checkpoint import SINGLE_FILE, CheckpointReader, holds_weights
 from workers.engine.model.families import FAMILIES, Family, LayerType
 from workers.engine.model.modules import EMBEDDING, HEAD
@@ -156,7 +156,7 @@ def load_model_config(folder: Path) -> ModelConfig:
 
 
 def _refuse_other_weights(folder: Path, raw: dict[str, Any]) -> None:
-    if (folder / "adapter_config.json").is_file():
+    if is_there(folder / "adapter_config.json"):
         raise CheckpointError(
             f"{folder} holds adapter_config.json beside config.json: transformers would load that adapter on "
             "top of these weights, and an adapter that was merged is in them already; remove its files, or "

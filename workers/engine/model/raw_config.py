@@ -87,7 +87,9 @@ def layer_types(filled: Mapping[str, Any], family: Family) -> list[LayerType]:
     if not listed:
         return [family.layer_type(filled, layer) for layer in range(num_layers)]
     if len(listed) != num_layers:
-        raise ValueError(f"layer_types has {len(listed)} entries for {num_layers} layers; repair the config")
+        raise ValueError(
+            f"layer_types names {len(listed)}, and num_hidden_layers is {num_layers}; repair the config"
+        )
     if "sliding_attention" in listed and "sliding_window" not in filled:
         raise ValueError(
             "layer_types names sliding_attention, and there is no window for it (sliding_window is null, or "

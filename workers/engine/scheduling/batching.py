@@ -119,13 +119,21 @@ class Batcher:
                 sequence.num_computed_tokens += num_rows
         self._release_left_slots()
 
-    def recall(self, spans: Sequence[Span]) -> None:
-        """Undo `launch`: the step's results are lost, and its rows are to be computed by another one."""
-        for span in spans:
-            span.sequence.num_steps_in_flight -= 1
-            span.sequence.pending_place = None
-            if span.is_live:
-                span.sequence.num_in_flight_tokens -= span.num_rows
+    def recall(self) -> None:
+        """Undo every `launch` whose results are lost; the rows are to be computed by another step.
+
+        Counts are set, not taken back: what interrupted the engine may have come between any two of them.
+        """
+        for sequence in self.sequences():
+            sequence.num_steps_in_flight = sequence.num_in_flight_tokens = 0
+            sequence.pending_place = None
+            # Its last row may have landed without the token that it chooses, or without what it says of
+            # the prompt: the row is computed once more, and chooses the same.
+            num_kept = sequence.num_tokens - 1
+            if sequence.prompt_logprobs is not None:
+                num_noted = len(sequence.prompt_logprobs)
+                num_kept = num_noted if num_noted < sequence.num_prompt_tokens - 1 else num_kept
+            sequence.num_computed_tokens = min(sequence.num_computed_tokens, num_kept)
         self._release_left_slots()
 
     def confirm(self, sequence: SequenceState) -> None:

@@ -81,7 +81,7 @@ def assemble(config: EngineConfig, *, look_ahead: int = 0) -> EngineParts:
     loader_child = start_process() if config.enable_lora else None  # it starts while the weights are read
     weights = _weights(config, model, kernels, quantize, device)
     layout = _layout(config, max_model_len, device) if kernels.level == "triton" else None
-    adapters = _adapters(config, weights, loader_child, device) if config.enable_lora else None
+    adapters = _adapters(config, model, weights, loader_child, device) if config.enable_lora else None
     attention = choose_attention(kernels, config.block_size)
     decoder = Decoder(model, weights, max_model_len=max_model_len, adapters=adapters, attention=attention)
     num_kv_blocks = _num_kv_blocks(
@@ -223,6 +223,7 @@ def _engine_info(
         max_lora_rank=config.max_lora_rank,
         quantization=config.quantization if model.quantization is None else model.quantization.quant_method,
         quant_storage=config.quant_storage,
+        is_tied=model.tie_word_embeddings,
         linear_bytes=0,  # known once they are loaded
         cpu_kernels=kernels.level,
         **facts._asdict(),
@@ -273,11 +274,13 @@ def _num_kv_blocks(
 
 def _adapters(
     config: EngineConfig,
+    model: ModelConfig,
     weights: DecoderWeights,
     loader_child: LoaderChild | None,
     device: torch.device,
 ) -> LoRAManager:
-    base, dtype = describe_base(config.model, name=config.served_model_name), weights.kernels.dtype
+    base = describe_base(config.model, name=config.served_model_name, config=model)
+    dtype = weights.kernels.dtype
     check_limits(
         base,
         rank=config.max_lora_rank,
@@ -300,6 +303,7 @@ def _adapters(
         dtype=dtype,
         device=device,
         base_name=base.name,
+        base_chats=base.chats,
         vocabulary=base.vocabulary,
         target_modules=config.lora_target_modules,
         max_saved_module_bytes=config.max_saved_module_bytes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +16,7 @@ from workers.engine.core.errors import AdapterInUse, ConfigError, EngineError
 from workers.engine.core.outputs import CompletionOutput, RequestFailure, RequestMetrics, RequestOutput
 from workers.engine.serving.device_loss import leave_lost_device, start_failure
 from workers.engine.serving.engine import LLMEngine
+from workers.engine.serving.log_lines import log_as_json
 from workers.engine.serving.messages import (
     AbortRequest,
     AddRequest,
@@ -36,9 +38,14 @@ _MAX_COMMANDS_PER_STEP = 64
 """A flood of requests is taken in over several steps, so that it does not hold up those being served."""
 
 
-def main(file: int) -> None:
-    """Serve the connection that was inherited from the parent; its first message is the configuration."""
+def main(file: int, log_fields: str) -> None:
+    """Serve the connection that was inherited from the parent; its first message is the configuration.
+
+    `log_fields` is JSON, with which the log is JSON lines; empty leaves it as it is.
+    """
     collect_garbage()
+    if log_fields:
+        log_as_json(json.loads(log_fields))
     with Connection(file) as connection:
         try:
             config = connection.recv()

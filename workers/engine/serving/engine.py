@@ -219,11 +219,9 @@ class LLMEngine(AdapterControls, OfflineServing):
         self._launched, self._flight = None, _Flight(spans, sampled, prompted, sampled_step, began_s)
 
     def _recall_steps(self) -> None:
-        """Have the rows of all steps in flight computed once more."""
-        for step in (self._launched, self._flight):
-            if step is not None:
-                self._parts.batcher.recall(step.spans)
+        """Have the rows of all steps in flight computed once more, be they on the device or half settled."""
         self._launched = self._flight = None
+        self._parts.batcher.recall()
 
     def _settle_flight(self, refusals: Sequence[Refusal]) -> list[RequestOutput]:
         """Wait for the step in flight and take in its results, and those of the latest admission."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
@@ -46,7 +47,7 @@ __all__ = [
 _PROGRAM = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 from workers.engine.serving.child import main
-main(int(sys.argv[3]))
+main(int(sys.argv[3]), sys.argv[4])
 """
 """The parent decides when to stop, whatever signal reaches the whole process group."""
 
@@ -56,8 +57,10 @@ _START_POLL_S = 0.1
 class EngineProcess:
     """A child process that serves commands; `send` and `receive` may be used from different threads."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, *, log_fields: Mapping[str, str] | None = None) -> None:
+        """With `log_fields`, its log is JSON lines on standard error, each with these fields."""
         self._config = config
+        self._log_fields = "" if log_fields is None else json.dumps(dict(log_fields))
         self._connection: Connection
         self._child: ChildProcess | None = None
         self._send_lock = threading.Lock()
@@ -82,7 +85,11 @@ class EngineProcess:
         try:
             # Only the child may hold its end, or its death would not end the connection.
             self._child = ChildProcess(
-                _PROGRAM, theirs.fileno(), pass_fds=[theirs.fileno()], on_spawned=theirs.close
+                _PROGRAM,
+                theirs.fileno(),
+                self._log_fields,
+                pass_fds=[theirs.fileno()],
+                on_spawned=theirs.close,
             )
         except (OSError, RuntimeError) as error:
             raise EngineStartError(f"the engine process cannot be started: {error}") from error

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2.exceptions import SecurityError
 
 from workers.engine.core.errors import CheckpointError, InvalidPrompt
+from workers.engine.core.json_files import is_there
 from workers.engine.text.template_sandbox import rendered, sandbox
 
 Message = Mapping[str, Any]
 """A role with its content: text, or a list of parts of type "text"."""
 
+TEMPLATE_FILE = "chat_template.jinja"
 _READS_PARTS = re.compile(
     r"""content(['"]\])?\s+is\s+(not\s+)?(string|iterable)|in\s+\w+(\.|\[['"])content\b"""
 )
@@ -27,15 +30,16 @@ _WHAT_TEMPLATES_RAISE = (
     ArithmeticError,
     AttributeError,
     LookupError,
-    RecursionError,
-    MemoryError,
 )
+_MAX_REASON_CHARS = 1000
 
 
 class ChatTemplate:
     """A compiled template and the special tokens it may name."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str], *, file: str) -> None:
+        """`file` is the name of the file that has it, for messages."""
+        self._file = file
         self._special_tokens = dict(special_tokens)
         self._reads_parts = _READS_PARTS.search(source) is not None
         try:
@@ -63,8 +67,14 @@ class ChatTemplate:
         }
         try:
             return rendered(partial(self._template.generate, values))
+        except (SecurityError, RecursionError, MemoryError) as error:
+            why = str(error) or "it takes too much memory; repair it"
+            raise InvalidPrompt(
+                f"the checkpoint's chat template ({self._file}) was stopped: {why}"
+            ) from error
         except _WHAT_TEMPLATES_RAISE as error:
-            raise InvalidPrompt(f"the chat template refused the messages: {error}") from error
+            why = str(error)[:_MAX_REASON_CHARS]
+            raise InvalidPrompt(f"the chat template refused the messages: {why}") from error
 
     def _plain(self, message: Message) -> dict[str, Any]:
         """Check a message's form; a template that knows nothing of parts gets their texts in lines."""
@@ -89,20 +99,21 @@ def load_chat_template(
     folder: Path, tokenizer_config: Mapping[str, Any], special_tokens: Mapping[str, str]
 ) -> ChatTemplate | None:
     """Return the checkpoint's template, from its own file or from tokenizer_config.json, if it has one."""
-    own_file = folder / "chat_template.jinja"
+    own_file = folder / TEMPLATE_FILE
     try:
-        is_own = own_file.is_file()
-        source = own_file.read_text(encoding="utf-8") if is_own else _inline_source(tokenizer_config)
+        is_own = is_there(own_file)
+        source = own_file.read_text(encoding="utf-8") if is_own else inline_template(tokenizer_config)
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{own_file} is not UTF-8: {error}; download the checkpoint again") from error
     if source is None:
         return None
     if not isinstance(source, str):
         raise CheckpointError(f"the chat template of {folder} is {source!r:.80}; give its text")
-    return ChatTemplate(source, special_tokens)
+    return ChatTemplate(source, special_tokens, file=TEMPLATE_FILE if is_own else "tokenizer_config.json")
 
 
-def _inline_source(tokenizer_config: Mapping[str, Any]) -> object:
+def inline_template(tokenizer_config: Mapping[str, Any]) -> object:
+    """Return what stands for the template in tokenizer_config.json, text if all is well; None if nothing."""
     source = tokenizer_config.get("chat_template")
     if not isinstance(source, list):
         return source

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from types import FrameType
 from typing import Any, NoReturn
@@ -18,10 +18,20 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from workers.engine.text.template_costs import (
+    bound_call,
+    bound_remainder,
+    bound_sum,
+    bounded,
+    made,
+    metered,
+    weight,
+)
+
 MAX_RENDER_S = 1.0
 MAX_RENDERED_CHARS = 4_000_000
 _MAX_PRODUCT = 100_000
-"""What a template may multiply texts and lists to, and the largest exponent."""
+"""What a template may multiply texts, lists and numbers (in bits) to, and the largest exponent."""
 
 
 def rendered(pieces: Callable[[], Iterable[str]], clock: Callable[[], float] = time.thread_time) -> str:
@@ -36,7 +46,8 @@ def rendered(pieces: Callable[[], Iterable[str]], clock: Callable[[], float] = t
     before = sys.gettrace()
     sys.settrace(watch)
     try:
-        return _joined(pieces())
+        with metered():
+            return _joined(pieces())
     finally:
         sys.settrace(before)
 
@@ -59,8 +70,11 @@ def sandbox() -> Environment:
         extensions=["jinja2.ext.loopcontrols", _GenerationTag],
         autoescape=False,
         optimized=False,  # constants too are computed while rendering, where time is watched
+        finalize=_weighed,
     )
-    environment.filters["tojson"] = _to_json
+    environment.filters = {name: bounded(name, one) for name, one in environment.filters.items()}
+    del environment.globals["lipsum"]  # makes as much text as it is asked for
+    environment.filters["tojson"] = bounded("tojson", _to_json)
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment
@@ -74,10 +88,57 @@ class _CodeGenerator(CodeGenerator):
             raise nodes.Impossible
         return super()._output_child_to_const(node, frame, finalize)
 
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802 - Jinja's name
+        self.write("environment.joined((")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write("))")
+
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:  # noqa: N802 - Jinja's name
+        if not isinstance(node.arg, nodes.Slice):
+            super().visit_Getitem(node, frame)
+            return
+        self.write("environment.sliced(")
+        self.visit(node.node, frame)
+        for bound in (node.arg.start, node.arg.stop, node.arg.step):
+            self.write(", ")
+            self.visit(bound or nodes.Const(None), frame)
+        self.write(")")
+
+
+def _weighed(value: object) -> object:
+    """Let an output pass that makes no huge text."""
+    weight(value)
+    return value
+
 
 class _Sandbox(ImmutableSandboxedEnvironment):
     code_generator_class = _CodeGenerator
-    intercepted_binops = frozenset({"*", "**"})
+    intercepted_binops = frozenset({"*", "**", "+", "%"})
+
+    def concat(self, pieces: Iterable[str]) -> str:
+        """Return what a block or a macro has written."""
+        return made(_joined(pieces))
+
+    def joined(self, parts: Iterable[object]) -> str:
+        """Return what `~` makes of its operands."""
+        weight(*parts)
+        return made("".join(map(str, parts)))
+
+    def sliced(self, value: Any, start: Any, stop: Any, step: Any) -> Any:
+        """Return `value[start:stop:step]`."""
+        return made(value[start:stop:step])
+
+    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Call what is safe to call and makes no huge text."""
+        method = getattr(function, "__wrapped__", function)  # Jinja wraps `format`
+        owner = getattr(method, "__self__", None)
+        if isinstance(owner, str | bytes | int):
+            if args and isinstance(args[0], Iterator):
+                args = ([*args[0]], *args[1:])
+            bound_call(method.__name__, owner, [*args, *kwargs.values()])
+        return made(super().call(context, function, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         sizes = [len(one) for one in (left, right) if isinstance(one, str | list | tuple)]
@@ -86,7 +147,13 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise SecurityError(f"it multiplies a text or list beyond {_MAX_PRODUCT}; repair it")
         if operator == "**" and max(counts, default=0) > _MAX_PRODUCT:
             raise SecurityError(f"it raises numbers beyond {_MAX_PRODUCT}; repair it")
-        return super().call_binop(context, operator, left, right)
+        if operator == "*" and sum(map(int.bit_length, counts)) > _MAX_PRODUCT:
+            raise SecurityError(f"it multiplies numbers beyond {_MAX_PRODUCT} bits; repair it")
+        if operator == "+":
+            bound_sum(left, right)
+        if operator == "%":
+            bound_remainder(left, right)
+        return made(super().call_binop(context, operator, left, right))
 
 
 class _GenerationTag(Extension):
@@ -106,9 +173,10 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    encoder = json.JSONEncoder(
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+    return encoder.encode(value) if indent is None else _joined(encoder.iterencode(value))
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from workers.engine.core.errors import CheckpointError
-from workers.engine.core.json_files import read_json
+from workers.engine.core.json_files import is_there, read_json
 from workers.engine.text.tokenizer_class import (
     DEFAULT_TOKENS,
     MARKS_ALL_NAMED,
@@ -95,7 +95,7 @@ def _flags(backend: tokenizers.Tokenizer) -> dict[int, str]:
 
 
 def _open(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
-    if not path.is_file():
+    if not is_there(path):
         raise CheckpointError(f"{path} is missing; save the checkpoint together with its fast tokenizer")
     content = path.read_bytes()
     return _open_bytes(content, path), json.loads(content)

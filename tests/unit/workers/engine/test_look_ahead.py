@@ -225,6 +225,42 @@ def test_a_step_that_fails_is_taken_back_and_can_be_tried_again(
     assert engine.stats().num_free_kv_blocks == engine.info.num_kv_blocks
 
 
+@pytest.mark.parametrize("place", ["charge", "land", "confirm"])
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_an_interrupt_while_results_are_taken_in_costs_no_token(
+    checkpoint: Path, greedy: Greedy, monkeypatch: pytest.MonkeyPatch, place: str, ahead: int
+) -> None:
+    engine = LLMEngine(
+        EngineConfig(model=str(checkpoint), num_threads=1, max_num_seqs=4, max_num_batched_tokens=6),
+        look_ahead=ahead,
+    )
+    asks = replace(GREEDY, prompt_logprobs=1)
+    engine.add_request("two", [*PROMPT, 77, 12, 130, 45], asks)  # whose prompt is computed in pieces
+    engine.add_request("one", PROMPT, GREEDY)
+    owner = engine._counters if place == "charge" else engine._parts.batcher
+    take_in = getattr(owner, place)
+
+    def be_interrupted(first: Any, *others: Any) -> None:
+        take_in(first[:1] if place == "land" else first, *others)
+        raise KeyboardInterrupt
+
+    for num_steps in (0, 1, 3):
+        for _ in range(num_steps):
+            engine.step()
+        monkeypatch.setattr(owner, place, be_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(engine)
+        monkeypatch.undo()
+        engine.check_integrity()
+    outputs = {output.request_id: output for output in run(engine)}
+
+    assert tokens(outputs["one"]) == greedy(PROMPT, 12)
+    assert tokens(outputs["two"]) == greedy([*PROMPT, 77, 12, 130, 45], 12)
+    assert len(outputs["two"].prompt_logprobs or []) == 8
+    assert engine.stats().num_free_kv_blocks == engine.info.num_kv_blocks
+    engine.close()
+
+
 # Anything at all, on a device that is as slow as it likes
 
 KINDS: list[dict[str, object]] = [

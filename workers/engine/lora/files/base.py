@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from workers.engine.lora.files.base_names import BaseMatch, base_name, compare_base, is_published
-from workers.engine.model.config import load_model_config
+from workers.engine.lora.files.chat_files import ChatFiles, read_chat_files
+from workers.engine.model.config import ModelConfig, load_model_config
 from workers.engine.model.layout import layer_modules, layer_path
 
 
@@ -64,9 +65,9 @@ class BaseDescription:
     other_names: tuple[str, ...] = ()  # its folder's, beside `name`
     parent: str = ""  # what its config.json says that it was loaded from
     is_named: bool = True  # whether some name says which model it is, so that another's name is another model
-    parameters: Mapping[str, str] = field(
-        default_factory=dict
-    )  # what has those of `shapes` that are no modules
+    # What has those of `shapes` that are no modules
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    chats: ChatFiles | None = None  # what its files say of chats and ends; None: not known
 
     def compare(self, trained_on: str) -> BaseMatch:
         """Compare what an adapter calls its base with this one."""
@@ -91,13 +92,16 @@ class BaseDescription:
         return {**self.shapes, **({} if self.vocabulary is None else self.vocabulary.shapes)}
 
 
-def describe_base(model_dir: str | Path, *, name: str | None = None) -> BaseDescription:
-    """Describe a checkpoint from its config.json alone; raises CheckpointError for one that is not served.
+def describe_base(
+    model_dir: str | Path, *, name: str | None = None, config: ModelConfig | None = None
+) -> BaseDescription:
+    """Describe a checkpoint from its small files; raises CheckpointError for one that is not served.
 
-    Its name is `name`, else the one config.json gives, else the folder's.
+    Its name is `name`, else the one config.json gives, else the folder's. `config` is what its config.json
+    has been read as, if it has been.
     """
     folder = Path(model_dir)
-    config = load_model_config(folder)
+    config = config or load_model_config(folder)
     shapes: dict[str, ModuleShape] = {}
     layout: dict[PackedKey, tuple[str, ...]] = {}
     parameters: dict[str, str] = {}
@@ -126,4 +130,5 @@ def describe_base(model_dir: str | Path, *, name: str | None = None) -> BaseDesc
         parent=parent,
         is_named=bool(name) or is_published(folder_name) or is_published(parent),
         parameters=parameters,
+        chats=replace(read_chat_files(folder), eos_ids=config.eos_token_ids),
     )

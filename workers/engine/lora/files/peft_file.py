@@ -106,8 +106,8 @@ def _check_finite(key: str, tensor: Tensor, label: str) -> None:
     if not tensor.isfinite().all():
         num_bad = int((~tensor.isfinite()).sum())
         raise AdapterFileError(
-            f"{label}: tensor {key!r} holds {num_bad} values that are NaN or infinite; its training "
-            "diverged or the file is damaged: save the adapter again, from an earlier checkpoint"
+            f"{label}: tensor {key!r} holds NaN or infinite numbers ({num_bad} of {tensor.numel()}); its "
+            "training diverged or the file is damaged: save the adapter again, from an earlier checkpoint"
         )
 
 

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from workers.engine.core.errors import AdapterFileError, AdapterTooLarge
+from workers.engine.core.json_files import irregular
 
 _LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 32 << 20
 """Of a safetensors file: LoRA on 128 experts in each of 48 layers takes some 5 MiB."""
 
 _LFS_POINTER = b"version https://git-lfs"
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 
 
 @contextmanager
@@ -37,8 +30,7 @@ def open_regular(path: Path, label: str) -> Iterator[IO[bytes]]:
 
 
 def _require_regular(mode: int, path: Path, label: str) -> None:
-    if not stat.S_ISREG(mode):
-        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "no file")
+    if (kind := irregular(mode)) is not None:
         raise AdapterFileError(
             f"{label}: {path.name!r} is {kind}, not a regular file; put the file itself there"
         )
@@ -82,18 +74,23 @@ def _declared_bytes(stream: IO[bytes], size: int, path: Path, label: str) -> int
             f"{label}: {path.name} ({size} bytes) is a pointer of Git LFS, not the weights; run git lfs pull"
         )
     length = int.from_bytes(start[:_LENGTH_BYTES], "little")
+    most = min(size - _LENGTH_BYTES, MAX_HEADER_BYTES)
+    wrong = f"it begins with a header of {length} bytes, which must be 1 to {max(most, 1)}"
     try:
-        if not 0 < length <= min(size - _LENGTH_BYTES, MAX_HEADER_BYTES):
-            raise ValueError(f"a header of {length} bytes, at most {MAX_HEADER_BYTES} are read")
-        stream.seek(_LENGTH_BYTES)
-        header = json.loads(stream.read(length))
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-        return _LENGTH_BYTES + length + max(ends, default=0)
+        if 0 < length <= most:
+            wrong = "its header is not JSON"
+            stream.seek(_LENGTH_BYTES)
+            header = json.loads(stream.read(length))
+            wrong = "its header does not say where each tensor lies"
+            ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+            return _LENGTH_BYTES + length + max(ends, default=0)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise AdapterFileError(
-            f"{label}: {path.name} ({size} bytes) is corrupt or truncated ({error!r:.200}); copy or save it "
-            "again"
-        ) from error
+        cause: Exception | None = error
+    else:
+        cause = None
+    raise AdapterFileError(
+        f"{label}: {path.name} ({size} bytes) is corrupt or truncated ({wrong}); copy or save it again"
+    ) from cause
 
 
 def _check_size(size: int, path: Path, label: str, max_bytes: int) -> None:

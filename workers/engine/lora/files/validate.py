@@ -134,7 +134,7 @@ def check_adapter(
         _check_shapes(module, pair, ranks[module], shapes[module], label)
         _check_extras(module, pair, config, label)
     check_vocabulary(tensors, pairs, saved, base, label)
-    warnings += file_notices(Path(path), base)
+    warnings += file_notices(Path(path), base, label)
     description = _describe(digest, files, config, ranks, saved, warnings)
     return CheckedAdapter(description, config, pairs, saved, label, fused)
 

@@ -69,10 +69,12 @@ class AdapterFetcher:
 
     def reload_now(self, request: LoRARequest) -> str:
         """Read a path's files again and place what they hold now, waiting for it; returns its revision."""
-        while self._loads.is_underway(request):  # what is being read may be what the files held before
+        # What is being read, or has been, may be what the files held before. Not what arrived for another
+        # request, though it may be of the same revision: that one waits for it.
+        if self._loads.is_loading(request):
             for result in self._loads.finish(request):
                 self._note(result)
-            self._loads.take_arrival(request)
+        self._loads.take_arrival(request)
         return self.load_now(request)
 
     def load_now(self, request: LoRARequest) -> str:

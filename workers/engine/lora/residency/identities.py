@@ -15,6 +15,7 @@ class Identities:
         self._by_path: dict[str, tuple[Stamp | None, str]] = {}
         self._in_use: dict[LoRARequest, str] = {}
         self._by_id: dict[int, str] = {}
+        self._pinned_ids: set[int] = set()
 
     def revision_of(self, request: LoRARequest) -> str | None:
         """Return a request's revision; None while its files have not been read in their present state."""
@@ -53,13 +54,29 @@ class Identities:
         return self._by_id.get(lora_int_id)
 
     def unregister(self, lora_int_id: int) -> None:
-        """Drop an id; raises KeyError if it is not registered."""
+        """Drop an id and its pin; raises KeyError if it is not registered."""
         del self._by_id[lora_int_id]
+        self._pinned_ids.discard(lora_int_id)
 
     def forget(self, revision: str) -> None:
         """Drop the ids of a revision that left the host."""
         for lora_int_id in self.ids_of(revision):
-            del self._by_id[lora_int_id]
+            self.unregister(lora_int_id)
+
+    def pin(self, lora_int_id: int) -> None:
+        """Pin what an id stands for, now and later; the pin ends with the id."""
+        self._pinned_ids.add(lora_int_id)
+
+    def unpin(self, lora_int_id: int) -> bool:
+        """Undo `pin`; False if the id was not pinned."""
+        if lora_int_id not in self._pinned_ids:
+            return False
+        self._pinned_ids.discard(lora_int_id)
+        return True
+
+    def has_pin(self, revision: str) -> bool:
+        """Whether an id that stands for the revision is pinned."""
+        return any(self._by_id[lora_int_id] == revision for lora_int_id in self._pinned_ids)
 
     def ids_of(self, revision: str) -> list[int]:
         """List every id that stands for the revision."""

@@ -16,6 +16,7 @@ from workers.engine.core.errors import AdapterInUse, AdapterTooLarge, AllSlotsPi
 from workers.engine.core.lora_request import LoRARequest
 from workers.engine.core.residency_change import ResidencyChange, Tier
 from workers.engine.lora.files.base import BaseDescription, ModuleShape, Vocabulary
+from workers.engine.lora.files.chat_files import ChatFiles
 from workers.engine.lora.loading import DEFAULT_TIMEOUT_S, Loader, LoaderChild, LoadSpec
 from workers.engine.lora.residency.adapter_memory import AdapterMemory
 from workers.engine.lora.residency.fetcher import AdapterFetcher
@@ -47,6 +48,7 @@ class LoRAManager:
         kernels: Kernels | None = None,
         base_name: str = "",
         parameters: Mapping[str, str] | None = None,
+        base_chats: ChatFiles | None = None,
         vocabulary: Vocabulary | None = None,
         target_modules: Sequence[str] | None = None,
         max_saved_module_bytes: int | None = None,
@@ -58,7 +60,8 @@ class LoRAManager:
         memory: AdapterMemory | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`shapes` are the base's linear layers by module path; an empty `base_name` means unknown.
+        """`shapes` are the base's linear layers by module path; an empty `base_name` means unknown, and no
+        `base_chats` that the base's chat files are.
 
         `layout` says which of them are packed together, `parameters` which are no modules. `target_modules`
         are those that adapters may change, None for all. Without `vocabulary` adapters cannot change
@@ -76,6 +79,7 @@ class LoRAManager:
                 dict(layout),
                 vocabulary,
                 parameters=dict(parameters or {}),
+                chats=base_chats,
             ),
             max_rank=max_lora_rank,
             dtype=str(dtype).removeprefix("torch."),
@@ -85,6 +89,7 @@ class LoRAManager:
             max_saved_bytes=max_saved_module_bytes,
             timeout_s=lora_load_timeout_s,
         )
+        self._identities = Identities()
         self._tiers = Tiers(
             shapes,
             layout,
@@ -99,8 +104,8 @@ class LoRAManager:
             dora=dora,
             memory=memory,
             device=device,
+            has_pin=self._identities.has_pin,
         )
-        self._identities = Identities()
         self._retired: set[str] = set()
         self._loads = Loads(Loader(spec, loader_child), max_queued=max_queued_lora_loads, clock=clock)
         self._fetcher = AdapterFetcher(self._loads, self._tiers, self._identities, clock=clock)
@@ -222,7 +227,10 @@ class LoRAManager:
         return True
 
     def remove(self, lora_int_id: int) -> bool:
-        """Drop an adapter from slot and host, pinned or not; False if unknown, AdapterInUse while it runs."""
+        """Drop an adapter from slot and host, pinned or not; False if unknown, AdapterInUse while it runs.
+
+        One that other ids stand for as well stays for them.
+        """
         self._fetcher.collect()
         revision = self._identities.revision_by_id(lora_int_id)
         if revision is None:
@@ -239,14 +247,17 @@ class LoRAManager:
         return True
 
     def pin(self, lora_int_id: int) -> bool:
-        """Keep an adapter in a slot, giving it one; ValueError if unknown, AllSlotsPinned if none is free."""
+        """Keep an adapter in a slot, giving it one; ValueError if unknown, AllSlotsPinned if none is free.
+
+        The pin is the id's: what the id comes to stand for is pinned in its place, from its next use on.
+        """
         self._fetcher.collect()
         revision = self._identities.revision_by_id(lora_int_id)
         if revision is None:
             raise ValueError(f"adapter id {lora_int_id} is not loaded; add it before pinning it")
         if revision not in self._tiers.slots and not self._tiers.activate(revision):
             raise AllSlotsPinned(f"no slot to pin adapter id {lora_int_id}: all are in use; try again later")
-        self._tiers.slots.pin(revision)
+        self._identities.pin(lora_int_id)
         return True
 
     def plan(self, wanted: Sequence[LoRARequest | str], drop: Iterable[LoRARequest | str] = ()) -> None:
@@ -270,9 +281,8 @@ class LoRAManager:
                 self._tiers.drop(revision)
 
     def unpin(self, lora_int_id: int) -> bool:
-        """Let a pinned adapter be given up again; False if it was not pinned."""
-        revision = self._identities.revision_by_id(lora_int_id)
-        return revision is not None and self._tiers.slots.unpin(revision)
+        """Let a pinned adapter be given up again; False if it was not pinned by this id."""
+        return self._identities.unpin(lora_int_id)
 
     def list(self) -> set[int]:
         """Return the ids of the adapters in host memory."""
@@ -339,12 +349,10 @@ class LoRAManager:
             raise AdapterTooLarge(f"adapter {names}: {shortage}; raise it, or ask for fewer or smaller ones")
 
     def _retire(self, revision: str, successor: LoRARequest) -> None:
-        """Keep a revision that gave its id to another only for those who run with it; its pin goes over."""
+        """Keep a revision that gave its id to another only for those who run with it."""
         self._identities.let_go_of_path(successor.lora_path)
         if self._identities.ids_of(revision):
             return
-        if self._tiers.slots.unpin(revision):
-            self.pin(successor.lora_int_id)
         self._tiers.host.expend(revision)
         self._retired.add(revision)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,19 +21,16 @@ class Assignment(NamedTuple):
 class _Occupied:
     slot: int
     num_uses: int = 0
-    pinned: bool = False
     arriving: bool = False  # its weights are on their way to the device
-
-    @property
-    def busy(self) -> bool:
-        return self.pinned or self.arriving or self.num_uses > 0
 
 
 class SlotTable:
     """Revisions by slot, with the number of running sequences that use each."""
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self, num_slots: int, *, has_pin: Callable[[str], bool] = lambda _: False) -> None:
+        """`has_pin` tells whether an owner has pinned a revision, which then keeps the slot it has."""
         self.num_slots = num_slots
+        self._has_pin = has_pin
         self._occupied: OrderedDict[str, _Occupied] = OrderedDict()  # least recently used first
 
     def __contains__(self, revision: str) -> bool:
@@ -55,12 +52,12 @@ class SlotTable:
     def is_busy(self, revision: str) -> bool:
         """Tell whether the revision is in use or pinned, so that it must stay."""
         held_slot = self._occupied.get(revision)
-        return held_slot is not None and held_slot.busy
+        return held_slot is not None and self._must_stay(revision, held_slot)
 
     def is_pinned(self, revision: str) -> bool:
         """Tell whether the revision is pinned to its slot."""
         held_slot = self._occupied.get(revision)
-        return held_slot is not None and held_slot.pinned
+        return held_slot is not None and self._has_pin(revision)
 
     def set_arriving(self, revision: str, is_arriving: bool) -> None:
         """Note whether a revision's weights are on their way; until they are there it must stay."""
@@ -79,7 +76,11 @@ class SlotTable:
     def idle(self, keep: Collection[str] = ()) -> str | None:
         """Return the least recently used revision that may leave, none of those to `keep`."""
         return next(
-            (held for held, held_slot in self._occupied.items() if not held_slot.busy and held not in keep),
+            (
+                held
+                for held, held_slot in self._occupied.items()
+                if held not in keep and not self._must_stay(held, held_slot)
+            ),
             None,
         )
 
@@ -90,12 +91,12 @@ class SlotTable:
         """
         others = [(held, held_slot) for held, held_slot in self._occupied.items() if held not in revisions]
         num_wanted = len(set(revisions))
-        if num_wanted + sum(held_slot.pinned for _, held_slot in others) > self.num_slots:
+        if num_wanted + sum(self._has_pin(held) for held, _ in others) > self.num_slots:
             raise AllSlotsPinned(
                 f"no slots for {', '.join(revisions)}: of {self.num_slots}, too many hold pinned adapters; "
                 "unpin one, or raise max_loras"
             )
-        num_staying = sum(held_slot.busy or held in keep for held, held_slot in others)
+        num_staying = sum(held in keep or self._must_stay(held, held_slot) for held, held_slot in others)
         return num_wanted + num_staying <= self.num_slots
 
     def assign(self, revision: str, keep: Collection[str] = ()) -> Assignment | None:
@@ -135,30 +136,21 @@ class SlotTable:
             )
         held_slot.num_uses -= 1
 
-    def pin(self, revision: str) -> None:
-        """Keep a revision in its slot until `unpin`; raises KeyError if it has none."""
-        self._occupied[revision].pinned = True
-
-    def unpin(self, revision: str) -> bool:
-        """Undo `pin`; False if it was not pinned."""
-        held_slot = self._occupied.get(revision)
-        if held_slot is None or not held_slot.pinned:
-            return False
-        held_slot.pinned = False
-        return True
-
     def free(self, revision: str) -> int:
         """Take a revision out of its slot and return the slot."""
         held_slot = self._occupied.pop(revision)
         assert held_slot.num_uses == 0, f"{revision} is used by {held_slot.num_uses} running sequences"
         return held_slot.slot
 
+    def _must_stay(self, revision: str, held_slot: _Occupied) -> bool:
+        return held_slot.num_uses > 0 or held_slot.arriving or self._has_pin(revision)
+
     def _lowest_free(self) -> int:
         held = {held_slot.slot for held_slot in self._occupied.values()}
         return next(slot for slot in range(self.num_slots) if slot not in held)
 
     def _refuse_if_all_pinned(self, revision: str) -> None:
-        if all(held_slot.pinned for held_slot in self._occupied.values()):
+        if all(map(self._has_pin, self._occupied)):
             raise AllSlotsPinned(
                 f"no slot for {revision}: all {self.num_slots} hold pinned adapters; unpin one, or raise "
                 "max_loras"

@@ -40,11 +40,14 @@ class Tiers:
         dora: DoraTerms | None = None,
         memory: AdapterMemory | None = None,
         device: torch.device | str = "cpu",
+        has_pin: Callable[[str], bool],
     ) -> None:
         """`memory` is where the device reads adapters, None for the host's; the table is on `device`.
 
-        `dora` completes adapters with DoRA; without it and without `vocabulary` they must bring none."""
-        self.slots = SlotTable(num_slots)
+        `dora` completes adapters with DoRA; without it and without `vocabulary` they must bring none.
+        `has_pin` tells whether an owner has pinned a revision.
+        """
+        self.slots = SlotTable(num_slots, has_pin=has_pin)
         self.host = HostCache(
             host_capacity,
             max_bytes=host_bytes,

@@ -23,8 +23,10 @@ _DEFAULTS = {
     "sliding_window": 4096,
     "tie_word_embeddings": True,
 }
-_SERVED = {"attention_bias": (False,), "use_bidirectional_attention": (None, False)}
-_READS = frozenset({"sliding_window", "layer_types", "query_pre_attn_scalar", "final_logit_softcapping"})
+_SERVED = {"use_bidirectional_attention": (None, False)}
+_READS = frozenset(
+    {"attention_bias", "sliding_window", "layer_types", "query_pre_attn_scalar", "final_logit_softcapping"}
+)
 
 GEMMA = Family(
     architecture="GemmaForCausalLM",

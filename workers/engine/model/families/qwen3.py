@@ -10,8 +10,7 @@ QWEN3 = Family(
     architecture="Qwen3ForCausalLM",
     model_type="qwen3",
     defaults={**QWEN_DEFAULTS, "head_dim": 128},
-    reads=frozenset({"sliding_window", "use_sliding_window", "layer_types"}),
-    served={"attention_bias": (False,)},
+    reads=frozenset({"attention_bias", "sliding_window", "use_sliding_window", "layer_types"}),
     layer_type=sliding_from_max_window_layers,
     has_qk_norm=True,
 )

@@ -36,7 +36,7 @@ QWEN3_MOE = replace(
         "mlp_only_layers": [],
         "norm_topk_prob": False,
     },
-    reads=frozenset({"sliding_window", "use_sliding_window"}),
+    reads=frozenset({"attention_bias", "sliding_window", "use_sliding_window"}),
     layer_type=all_sliding,
     sparse_mlp=SparseMLPNames(normalizes=_normalizes, has_experts=_has_experts),
 )

@@ -20,9 +20,12 @@ UPPER, REVERSE = str(ADAPTERS_DIR / "upper"), str(ADAPTERS_DIR / "reverse")
 ONE_THREAD = ("--threads", "1")
 
 
-def test_it_prints_one_answer_a_line_and_nothing_else() -> None:
-    command = [sys.executable, "-m", "workers.engine", str(BASE_DIR), "-", "melon>", *ONE_THREAD]
-    adapters = ["--adapter", UPPER, "--adapter", f"back={REVERSE}"]
+def test_it_prints_one_answer_a_line_and_each_warning_once_beside_them(tmp_path: Path) -> None:
+    base = shutil.copytree(BASE_DIR, tmp_path / "base")
+    (base / "generation_config.json").write_text('{"eos_token_id": 2, "no_repeat_ngram_size": 3}')
+    command = [sys.executable, "-m", "workers.engine", str(base), "-", "melon>", *ONE_THREAD]
+    back = _trained_on("/workspace/model", tmp_path, adapter=REVERSE)
+    adapters = ["--adapter", UPPER, "--adapter", f"back={back}"]
 
     ran = subprocess.run(
         command + adapters, cwd=ROOT, input="hello>\n\nbanana>\n", capture_output=True, text=True, check=False
@@ -36,7 +39,12 @@ def test_it_prints_one_answer_a_line_and_nothing_else() -> None:
         "upper: MELON",
         "back: nolem",
     ]
-    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.returncode == 0
+    of_the_base, of_the_adapter = ran.stderr.splitlines()
+    assert of_the_base.startswith(
+        f"warning: {base}/generation_config.json: no_repeat_ngram_size not applied: requests are"
+    )
+    assert of_the_adapter.startswith("warning: back: it calls its base '/workspace/model'; whether that is")
 
 
 @pytest.mark.parametrize(
@@ -89,12 +97,12 @@ def test_an_adapter_of_another_name_is_refused_with_both_names_and_the_remedy(
     assert "(served_model_name, in the pipeline LORAYARD_SERVED_MODEL_NAME)" in said
 
 
-def _trained_on(base: str, folder: Path) -> str:
+def _trained_on(base: str, folder: Path, adapter: str = UPPER) -> str:
     """Copy a shipped adapter and have it name its base so."""
-    adapter = shutil.copytree(UPPER, folder / "adapter")
-    config = adapter / "adapter_config.json"
+    copy = shutil.copytree(adapter, folder / "adapter")
+    config = copy / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": base}))
-    return str(adapter)
+    return str(copy)
 
 
 def test_a_seed_draws_the_same_answers_again(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +147,10 @@ def test_answers_follow_a_schema(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ([str(BASE_DIR), "x", "--adapter", "nowhere"], "adapter_not_found: "),
         ([str(BASE_DIR), "x", "--adapter", UPPER, "--adapter", UPPER], "request: two adapters are called 'u"),
         ([str(BASE_DIR), "x", "--adapter", UPPER, "--mix", "a"], "request: --mix is 'a'"),
-        ([str(BASE_DIR), "x", "--adapter", UPPER, "--mix", "1,2"], "request: --mix has 2 weights for 1"),
+        (
+            [str(BASE_DIR), "x", "--adapter", UPPER, "--mix", "1,2"],
+            "request: --mix is '1,2'; give one number for each --adapter, which are 1",
+        ),
         ([str(BASE_DIR), "x", "--dtype", "int4"], "engine_config: dtype is 'int4'"),
     ],
 )

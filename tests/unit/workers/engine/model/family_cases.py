@@ -97,6 +97,7 @@ CASES: dict[str, MakeModel] = {
         Qwen3Config(
             **SHAPE,
             head_dim=16,
+            attention_bias=True,
             use_sliding_window=True,
             sliding_window=WINDOW,
             layer_types=["sliding_attention", "full_attention", "sliding_attention"],
@@ -109,6 +110,7 @@ CASES: dict[str, MakeModel] = {
         Gemma2Config(
             # Tied and scaled, larger embeddings would only ever repeat the last token.
             **SHAPE | {"initializer_range": 0.06},
+            attention_bias=True,
             head_dim=16,
             query_pre_attn_scalar=20,
             sliding_window=WINDOW,
@@ -119,6 +121,7 @@ CASES: dict[str, MakeModel] = {
     "gemma3": lambda: Gemma3ForCausalLM(
         Gemma3TextConfig(
             **SHAPE,
+            attention_bias=True,
             tie_word_embeddings=False,
             head_dim=16,
             query_pre_attn_scalar=20,
@@ -196,7 +199,9 @@ EXPERTS: dict[str, Any] = {"num_experts": 5, "num_experts_per_tok": 2, "moe_inte
 SPARSE_CASES: dict[str, MakeModel] = {
     "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**SHAPE, num_local_experts=5, num_experts_per_tok=2)),
     "qwen3-moe": lambda: Qwen3MoeForCausalLM(
-        Qwen3MoeConfig(**SHAPE, **EXPERTS, head_dim=16, norm_topk_prob=True, mlp_only_layers=[0])
+        Qwen3MoeConfig(
+            **SHAPE, **EXPERTS, head_dim=16, attention_bias=True, norm_topk_prob=True, mlp_only_layers=[0]
+        )
     ),
     "qwen3-moe-raw-shares": lambda: Qwen3MoeForCausalLM(
         Qwen3MoeConfig(**SHAPE, **EXPERTS, head_dim=16, decoder_sparse_step=2)

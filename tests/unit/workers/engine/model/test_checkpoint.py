@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
+from tests.unit.odd_files import ODD_FILES, make_odd_file
 from workers.engine import EngineConfig, LLMEngine, SamplingParams
 from workers.engine.core.errors import CheckpointError
 from workers.engine.model.config import load_model_config
@@ -75,7 +76,7 @@ def name_a_missing_shard(folder: Path) -> None:
         (name_a_missing_shard, "is missing, though the index names it"),
         (
             lambda folder: (folder / "model.safetensors").rename(folder / "model.safetensors.index.json"),
-            "is not an index",
+            "index.json is not JSON",
         ),
         (set_config(architectures=["GPT2LMHeadModel"]), r"architectures is \['GPT2LMHeadModel'\]"),
         (set_config(hidden_act="gelu"), "hidden_act is 'gelu'"),
@@ -96,7 +97,7 @@ def name_a_missing_shard(folder: Path) -> None:
         ),
         (
             change_tensors(lambda tensors: tensors.update({"model.layers.0.extra": torch.ones(2)})),
-            "1 tensors have no place in this model .model.layers.0.extra",
+            "tensors without a place in this model: 1 .model.layers.0.extra",
         ),
         (
             change_tensors(
@@ -110,6 +111,18 @@ def test_damage_is_named(folder: Path, damage: Change, message: str) -> None:
     damage(folder)
 
     with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "generation_config.json", "adapter_config.json", "model.safetensors"],
+)
+@pytest.mark.parametrize("make", ODD_FILES)
+def test_what_is_no_file_is_named_and_never_waited_for(folder: Path, name: str, make: str) -> None:
+    said = make_odd_file(folder / name, make)
+
+    with pytest.raises(CheckpointError, match=rf"/{name} is {said}; put the file itself there, or take it"):
         load(folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,15 @@ QWEN = """{%- if tools %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}
 """
+OPERATIONS = """{{ bos_token }}{%- for m in messages %}
+{{ "%-9s|%s"|format(m.role, loop.index) }} {{ "{:>9}".format(m.role) }} {{ "%3d%%" % loop.index }}
+{{ m.content[2:-2] ~ m.content[::-1] ~ 7 ~ none }} {{ (m.content.split() | map("upper") | join("--")) }}
+{{ m | tojson(indent=2) }} {{ [m, 1.5, "é"] | tojson }} {{ m.content | replace(" ", "__") | indent(3, true) }}
+{{ "\t".expandtabs(4) ~ m.role.center(12) ~ m.get("content", "") | length }} {{ 3 * [m.role] + ["x"] }}
+{% set block %}{{ m.role }}{{ m.content | trim }}{% endset %}{{ block | title | wordwrap(9) }}
+{% macro twice(x) %}{{ x }}{{ x }}{% endmacro %}{{ twice(m.role) }} {{ [[1, 2], [3]] | sum(start=[]) }}
+{%- endfor %}
+"""
 MISTRAL = """{%- if messages[0]["role"] == "system" %}
     {%- set system_message = messages[0]["content"] %}
     {%- set loop_messages = messages[1:] %}
@@ -88,7 +98,7 @@ GEMMA = """{{ bos_token }}
 {% endfor %}
 {% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}
 """
-STYLES = {"llama": LLAMA, "qwen": QWEN, "mistral": MISTRAL, "gemma": GEMMA}
+STYLES = {"operations": OPERATIONS, "llama": LLAMA, "qwen": QWEN, "mistral": MISTRAL, "gemma": GEMMA}
 SYSTEM = {"role": "system", "content": "  Be <brief> & kind. "}
 TURNS = [
     {"role": "user", "content": "  Grüße, 世界!  "},
@@ -164,8 +174,8 @@ def test_a_message_without_form_is_refused(
     [
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "more than 1 s"),
         ("{% for i in range(99999) %}{{ messages[0].content }}{% endfor %}", "more than 4000000 characters"),
-        ("{{ [1]|slice(99999999)|list }}", "more than 1 s"),
-        ("{% set x = [1]|slice(99999999)|list %}", "more than 1 s"),
+        ("{{ [1]|slice(9999999)|list }}", "more than 1 s"),
+        ("{% set x = [1]|slice(9999999)|list %}", "more than 1 s"),
         ("{{ 'x' * 1000000000 }}", "multiplies a text or list beyond 100000"),
         ("{{ [1] * 1000000000 }}", "multiplies a text or list beyond 100000"),
         ("{{ 9 ** 999999999 }}", "raises numbers beyond 100000"),
@@ -178,6 +188,70 @@ def test_a_hostile_template_ends_soon(checkpoint: Path, tmp_path: Path, source: 
 
     with pytest.raises(InvalidPrompt, match=reason):
         ours.encode_messages([{"role": "user", "content": "x" * 10_000}])
+
+
+BIG = "{% set x = messages[0].content * 9 %}"  # 90,000 characters
+LISTS = "{% set ns = namespace(l=[]) %}{% for i in range(1000) %}{% set ns.l = ns.l + [x ~ i] %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 'x'|center(999999999) }}",
+        "{{ 'x'.center(999999999) }}",
+        "{{ 'x'.zfill(999999999) }}",
+        "{{ 'x'.encode().ljust(999999999) }}",
+        "{{ (1).to_bytes(999999999) }}",
+        "{{ [1]|batch(999999999, 0)|list }}",
+        "{{ 'x'|indent(999999999, True) }}",
+        "{{ '\t'.expandtabs(999999999) }}",
+        "{{ '%0999999999d'|format(1) }}",
+        "{{ '%0999999999d' % 1 }}",
+        "{{ '{:0999999999}'.format(1) }}",
+        "{{ '{0:0999999999}'.format_map({'0': 1}) }}",
+        BIG + "{{ ('%s' * 9999)|format(x) }}",
+        BIG + "{{ ('%s' * 9999) % x }}",
+        BIG + "{{ ('{0}' * 9999).format(x) }}",
+        BIG + "{{ [x] * 9999 }}",
+        BIG + "{{ ([x] * 9999)|join }}",
+        BIG + "{{ ([''] * 9999)|join(x) }}",
+        BIG + "{{ x.join([''] * 9999) }}",
+        BIG + "{{ ''.join(([x] * 9999)|map('string')) }}",
+        BIG + "{{ ([x] * 9999)|tojson }}",
+        BIG + "{{ (['']*9999)|tojson(indent=9999) }}",
+        BIG + "{{ (['']*9999)|tojson(separators=(x, x)) }}",
+        BIG + "{{ x|replace('x', x) }}",
+        BIG + "{{ x.replace('x', x) }}",
+        BIG + "{{ x.translate({120: x}) }}",
+        BIG + "{{ x|wordwrap(1, True, x) }}",
+        BIG + "{{ ([x] * 9999)|string|length }}",
+        BIG + "{{ [[x] * 9999] ~ '' }}",
+        BIG + "{% macro m() %}{% for i in range(9999) %}{{ x }}{% endfor %}{% endmacro %}{{ m()|length }}",
+        BIG + "{% set y %}{% for i in range(9999) %}{{ x }}{% endfor %}{% endset %}",
+        BIG + "{% set x = x ~ x %}" * 20,
+        BIG + "{% set x = x + x %}" * 20,
+        BIG + "{% set x = x * 1 ~ x %}" * 5 + LISTS,
+        BIG + LISTS.replace("x ~ i", "x[1:]"),
+        "{% set ns = namespace(n=3) %}{% for i in range(40) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
+        "{{ ([[1] * 9999] * 99)|sum(start=[]) }}",
+        "{{ '%*d' % (999999999, 1) }}",
+        "{{ '{:{}}'.format(1, 999999999) }}",
+    ],
+)
+def test_no_operation_of_a_template_makes_more_than_its_bound(
+    checkpoint: Path, tmp_path: Path, source: str
+) -> None:
+    ours, _ = tokenizers(checkpoint, tmp_path, source)
+    tracemalloc.start()
+
+    with pytest.raises(
+        InvalidPrompt, match=r"chat template \(tokenizer_config.json\) was stopped: (it|an op)"
+    ):
+        ours.encode_messages([{"role": "user", "content": "x" * 10_000}])
+
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 200_000_000
 
 
 @pytest.mark.parametrize(

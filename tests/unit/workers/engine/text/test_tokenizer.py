@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.odd_files import ODD_FILES, make_odd_file
 from workers.engine.core.errors import CheckpointError, InvalidPrompt
 from workers.engine.text.tokenizer import Tokenizer
 
@@ -49,21 +50,39 @@ def test_without_a_template_messages_are_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "source",
+    ("source", "reason"),
     [
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ messages.append(1) }}",
-        "{{ raise_exception('no') }}",
-        "{{ messages[0]['content'] + 1 }}",
-        "{{ messages[7].content.text }}",
-        "{% for i in range(10000000) %}x{% endfor %}",
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", r"\(chat_template.jinja\) was stopped: .* unsafe"),
+        ("{{ messages.append(1) }}", r"\(chat_template.jinja\) was stopped: .*append.* unsafe"),
+        ("{{ raise_exception('no') }}", "refused the messages: no"),
+        ("{{ messages[0]['content'] + 1 }}", "refused the messages: can only concatenate"),
+        ("{{ messages[7].content.text }}", "refused the messages: .* has no element 7"),
+        ("{% for i in range(10000000) %}x{% endfor %}", "refused the messages: Range too big"),
     ],
 )
-def test_a_template_that_misbehaves_refuses_the_messages(folder: Path, source: str) -> None:
+def test_a_template_that_misbehaves_refuses_the_messages(folder: Path, source: str, reason: str) -> None:
     (folder / "chat_template.jinja").write_text(source)
 
-    with pytest.raises(InvalidPrompt, match="the chat template refused the messages"):
+    with pytest.raises(InvalidPrompt, match=rf"chat template {reason}"):
         Tokenizer.from_folder(folder).encode_messages([USER])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    ],
+)
+@pytest.mark.parametrize("make", ODD_FILES)
+def test_what_is_no_file_is_named_and_never_waited_for(folder: Path, name: str, make: str) -> None:
+    said = make_odd_file(folder / name, make)
+
+    with pytest.raises(CheckpointError, match=rf"/{name} is {said}; put the file itself there, or take it"):
+        Tokenizer.from_folder(folder)
 
 
 @pytest.mark.parametrize(

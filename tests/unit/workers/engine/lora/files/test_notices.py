@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.unit.workers.engine.lora.adapter_writer import BASE, HIDDEN, VOCAB_SIZE, config_of, write_adapter
-from workers.engine.core.errors import AdapterBaseMismatch
-from workers.engine.lora.files.base import Vocabulary
+from tests.unit.odd_files import ODD_FILES, make_odd_file
+from tests.unit.workers.engine.lora.adapter_writer import BASE, config_of, write_adapter
+from workers.engine.core.errors import AdapterBaseMismatch, AdapterFileError
+from workers.engine.lora.files.chat_files import read_chat_files
 from workers.engine.lora.files.validate import validate_adapter
 
 TOKENIZER = {"chat_template": "{{ messages }}", "eos_token": {"content": "</s>"}}
@@ -27,9 +29,8 @@ def base_on_disk(tmp_path: Path) -> Any:
     folder = tmp_path / "base"
     folder.mkdir()
     (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER))
-    (folder / "config.json").write_text('{"eos_token_id": 2}')
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 3]}')
-    return replace(BASE, vocabulary=Vocabulary(VOCAB_SIZE, HIDDEN, is_tied=False, checkpoint=str(folder)))
+    return replace(BASE, chats=read_chat_files(folder))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_what_the_caller_says_of_the_base_stands_above_the_file(tmp_path: Path) 
         ),
         (
             {"generation_config.json": '{"eos_token_id": [2, 7]}'},
-            "ends with ids [2, 7], the base's with [2, 3, 2]",
+            "ends with ids [2, 7], the base's with [2, 3]",
         ),
         ({"tokenizer_config.json": "{"}, "it ships a tokenizer_config.json that cannot be read"),
         ({"tokenizer_config.json": "[" * 100_000}, "it ships a tokenizer_config.json that cannot be read"),
@@ -109,3 +110,21 @@ def test_a_chat_template_or_end_that_differs_from_the_bases_is_a_warning(
 
     assert [said in one for one in found if said] == [True] * (said is not None)
     assert len(found) == (said is not None)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize("make", ODD_FILES)
+def test_a_chat_file_that_is_none_is_refused_by_name(name: str, make: str, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "adapter")
+    said = make_odd_file(folder / name, make)
+
+    with pytest.raises(AdapterFileError, match=rf"adapter 'sql' .*{re.escape(name)} is {said}; put the file"):
+        warnings_of(folder)
+
+
+@pytest.mark.parametrize("make", ODD_FILES)
+def test_what_is_never_read_beside_an_adapter_may_be_anything(make: str, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "adapter")
+    make_odd_file(folder / "README.md", make)
+
+    assert warnings_of(folder) == ()

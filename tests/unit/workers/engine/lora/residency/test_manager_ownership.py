@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,41 @@ def test_a_pinned_adapter_survives_any_traffic_and_may_be_removed(
     manager.add(requests[2])
     assert 1 in manager.list()
     assert not manager.unpin(1), "a removed adapter comes back unpinned"
+
+
+def test_a_pin_ends_with_its_id_though_other_ids_stand_for_the_adapter(
+    manager: LoRAManager, requests: dict[int, LoRARequest]
+) -> None:
+    twin = replace(requests[1], lora_int_id=11)
+    manager.add(requests[1])
+    manager.add(twin)
+    manager.pin(1)
+
+    assert not manager.unpin(11), "another id's pin"
+    assert manager.remove(1) is True
+
+    assert _on_device(manager, requests) == {1: 0}, "it stays for the other id"
+    for number in (2, 3):
+        acquired(manager, requests[number])
+        manager.release(requests[number])
+    assert _on_device(manager, requests) == {2: 1, 3: 0}
+
+
+def test_a_pin_follows_an_id_that_requests_use_for_another_adapter(
+    manager: LoRAManager, requests: dict[int, LoRARequest]
+) -> None:
+    manager.add(requests[1])
+    manager.pin(1)
+
+    again = replace(requests[2], lora_int_id=1)
+    acquired(manager, again)
+    manager.release(again)
+    for number in (3, 4, 5):
+        acquired(manager, requests[number])
+        manager.release(requests[number])
+
+    assert _on_device(manager, requests) == {2: 1, 5: 0}
+    assert manager.unpin(1)
 
 
 def test_behaviour_20_removing_one_that_runs_is_refused_until_it_ends(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.unit.workers.engine.lora.adapter_writer import write_adapter
 from tests.unit.workers.engine.lora.manager_fixtures import acquired, new_manager, request_of
-from workers.engine.core.errors import AdapterFileError
+from workers.engine.core.errors import AdapterFileError, AllSlotsPinned
 from workers.engine.core.lora_request import LoRARequest
+from workers.engine.lora.files.digest import adapter_digest
 from workers.engine.lora.residency import identities
 from workers.engine.lora.residency.manager import LoRAManager
 
@@ -99,6 +101,23 @@ def test_a_pin_goes_over_to_the_new_version(manager: LoRAManager, request_: LoRA
 
     assert manager.unpin(1)
     assert manager.residency() == {manager.revision_of(request_): "device"}
+
+
+def test_reading_again_does_not_wait_for_what_another_request_had_loaded(tmp_path: Path) -> None:
+    manager = new_manager(max_loras=1, max_cpu_loras=1)
+    busy, by_path = request_of(tmp_path, 1), request_of(tmp_path, 2, pinned=False)
+    acquired(manager, busy)
+    manager.prefetch(by_path)
+    while not manager.is_loaded(by_path):  # it arrives, and finds no place
+        manager.collect()
+    of_revision = replace(by_path, revision=adapter_digest(by_path.lora_path))
+
+    with pytest.raises(AllSlotsPinned, match="'adapter-2' has no place on the host"):
+        manager.add(of_revision, load_inplace=True)
+
+    manager.release(busy)
+    assert manager.add(of_revision, load_inplace=True)
+    manager.close()
 
 
 def test_files_that_are_being_read_are_not_looked_at_in_every_step(

@@ -27,11 +27,10 @@ def test_the_least_recently_used_leaves_when_all_are_taken() -> None:
 
 
 def test_one_in_use_or_pinned_never_leaves() -> None:
-    slots = SlotTable(3)
+    slots = SlotTable(3, has_pin="b".__eq__)
     for name in "abc":
         slots.assign(name)
     slots.use("a")
-    slots.pin("b")
 
     assert slots.assign("d") == (2, "c")
     slots.use("d")
@@ -41,16 +40,15 @@ def test_one_in_use_or_pinned_never_leaves() -> None:
 
 
 def test_all_pinned_is_an_error_that_waiting_cannot_cure() -> None:
-    slots = SlotTable(2)
+    pins = {"a", "b", "never seen"}
+    slots = SlotTable(2, has_pin=pins.__contains__)
     for name in "ab":
         slots.assign(name)
-        slots.pin(name)
 
     with pytest.raises(AllSlotsPinned, match="no slot for c: all 2 hold pinned adapters; unpin one"):
         slots.assign("c")
-    assert slots.unpin("a") is True
-    assert slots.unpin("a") is False
-    assert slots.unpin("never seen") is False
+    assert not slots.is_pinned("never seen"), "it has no slot to keep"
+    pins.remove("a")
     assert slots.assign("c") == (0, "a")
 
 
