@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from lorayard.contract.pool import GenerationConfigUse, pool_id
 from lorayard.process.environment import DeviceName
+from lorayard.transport.redis_url import RedisUrl
 
 
 class BrokerSettings(BaseSettings):
@@ -18,7 +19,7 @@ class BrokerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="LORAYARD_", extra="ignore", frozen=True)
 
-    redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
+    redis_url: RedisUrl = Field(default="redis://127.0.0.1:6379/0", repr=False)
 
 
 class WorkerSettings(BrokerSettings):

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import AfterValidator, ValidationError
 from pydantic_core import PydanticCustomError
 
-from lorayard.contract.wording import shortened
+from lorayard.contract.wording import shortened, without_password
 
 BAD_ENVIRONMENT = 2
 """Exit status of a process that was told nonsense: starting it again would not help."""
@@ -47,7 +47,8 @@ def settings_message(error: ValidationError) -> str | None:
     problems = error.errors(include_url=False)
     missing = [_variable(problem["loc"][0]) for problem in problems if problem["type"] == "missing"]
     wrong = [
-        f"{_variable(problem['loc'][0])}={shortened(problem['input'])}: {problem['msg']}"
+        f"{_variable(problem['loc'][0])}={_shown(problem['input'])}: "
+        f"{problem['msg'].removeprefix('Value error, ')}"
         for problem in problems
         if problem["type"] != "missing"
     ]
@@ -56,6 +57,11 @@ def settings_message(error: ValidationError) -> str | None:
         remedy = "export what is missing; beside `lorayard up`, source the file that it names"
         wrong.append(f"{', '.join(missing)} {verb} not set: {remedy}")
     return "; ".join(wrong)
+
+
+def _shown(value: object) -> str:
+    """Shorten a value, without the password that a URL may have."""
+    return shortened(without_password(value) if isinstance(value, str) else value)
 
 
 def _variable(location: int | str) -> str:
