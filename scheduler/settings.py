@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from lorayard.contract.pool import GenerationConfigUse
+from lorayard.transport.redis_url import RedisUrl
 
 
 class SchedulerSettings(BaseSettings):
@@ -18,7 +19,7 @@ class SchedulerSettings(BaseSettings):
         env_prefix="LORAYARD_", env_ignore_empty=True, extra="ignore", frozen=True
     )
 
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
     database_url: SecretStr
     model: Path
     served_model_name: str | None = None
@@ -38,6 +39,12 @@ class SchedulerSettings(BaseSettings):
     max_intake_bytes: int = Field(default=512 * 1024 * 1024, ge=1)
     retention_days: float = Field(
         default=30.0, ge=0, allow_inf_nan=False, description="0 keeps everything that has ended forever"
+    )
+    key_days: float = Field(
+        default=90.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="idempotency keys whose job has left are known for so long; 0 keeps them forever",
     )
     adapter_store: Path | None = Field(default=None, description="unset: adapter files are never collected")
     statement_timeout_ms: int = Field(default=30_000, ge=100)

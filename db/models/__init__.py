@@ -6,7 +6,7 @@ from db.models.table import Table
 from db.models.tenant import Tenant
 from db.models.usage import AdapterUsage, UsageDelta
 from db.models.webhook import WebhookDelivery
-from db.models.worker import SchedulerTerm, Worker, WorkerLease
+from db.models.worker import LedgerId, SchedulerTerm, Worker, WorkerLease
 
 __all__ = [
     "Table",
@@ -27,4 +27,5 @@ __all__ = [
     "Worker",
     "WorkerLease",
     "SchedulerTerm",
+    "LedgerId",
 ]
