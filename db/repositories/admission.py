@@ -28,8 +28,8 @@ _KEYS = text("""
 
 # A job without a key has no row in `job_keys`; those of releases before have.
 _TAKEN = text("""
-    SELECT id FROM unnest(CAST(:ids AS uuid[])) AS n(id)
-    WHERE EXISTS (SELECT FROM jobs WHERE job_id = n.id) OR EXISTS (SELECT FROM job_keys WHERE job_id = n.id)
+    SELECT job_id FROM jobs WHERE job_id = ANY(CAST(:ids AS uuid[]))
+    UNION SELECT job_id FROM job_keys WHERE job_id = ANY(CAST(:ids AS uuid[]))
 """)
 
 _KNOWN = text("""

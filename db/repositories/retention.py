@@ -49,10 +49,13 @@ _DELETE_KEYS = text("""
         WHERE (pool = :pool OR pool IS NULL) AND created_at < now() - make_interval(secs => :older_than_s)
             AND created_at > coalesce(CAST(:after AS timestamptz), '-infinity')
         ORDER BY created_at FETCH FIRST (CAST(:limit AS bigint)) ROWS WITH TIES
+    ), looked_up AS MATERIALIZED (
+        SELECT old.job_id, found.job_id IS NULL AS has_left FROM old LEFT JOIN LATERAL (
+            SELECT job_id FROM jobs j WHERE j.job_id = old.job_id OFFSET 0
+        ) found ON true
     ), deleted AS (
-        DELETE FROM job_keys WHERE job_id = ANY(ARRAY(
-            SELECT job_id FROM old WHERE NOT EXISTS (SELECT FROM jobs j WHERE j.job_id = old.job_id)
-        )) RETURNING job_id
+        DELETE FROM job_keys WHERE job_id = ANY(ARRAY(SELECT job_id FROM looked_up WHERE has_left))
+        RETURNING job_id
     )
     SELECT (SELECT count(*) FROM old) AS examined, (SELECT count(*) FROM deleted) AS deleted,
         (SELECT max(created_at) FROM old) AS reached
