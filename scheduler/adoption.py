@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from redis import Redis
@@ -31,7 +31,8 @@ def adopt(redis: Redis, pool: str, ledger: UUID) -> Adoption:
     """
     keys = PoolKeys(pool)
     script = redis.register_script(lua("adopt"))
-    names, arguments = [keys.term, keys.ledger, keys.admission], [str(ledger), STALE_AFTER_MS]
+    names = [keys.term, keys.ledger, keys.admission]
+    arguments: list[Any] = [str(ledger), STALE_AFTER_MS]
     first: bytes | None = None
     while True:
         before, published = script(keys=names, args=arguments)

@@ -81,12 +81,12 @@ class GuardedScript:
     def __call__(self, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
         """Run it and return what it replies besides; raises Deposed, ForeignLedger and redis-py's errors."""
         context = self._context
-        term, ledger, *rest = self._script(
+        reply: list[Any] = self._script(
             keys=[context.keys.term, context.keys.ledger, *keys],
             args=[context.term, str(context.ledger), *args],
         )
-        context.heard_of_term(int(term), ledger.decode())
-        return rest
+        context.heard_of_term(int(reply[0]), reply[1].decode())
+        return reply[2:]
 
 
 def lua(name: str) -> str:

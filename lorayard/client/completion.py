@@ -39,8 +39,8 @@ def as_completed(handles: Iterable[JobHandle], timeout: float | None = None) -> 
             del waiting[handle]
             yield handle
         while waiting:
-            some = "1 job has" if len(waiting) == 1 else f"{len(waiting)} jobs have"
-            handle = _next(heard, deadline, f"{some} not ended within {timeout} s")
+            which = "1 job has" if len(waiting) == 1 else f"{len(waiting)} jobs have"
+            handle = _next(heard, deadline, f"{which} not ended within {timeout} s")
             handle.session.raise_if_deaf()
             if handle.is_settled and handle in waiting:
                 del waiting[handle]

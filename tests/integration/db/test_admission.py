@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 from uuid import UUID, uuid4
 
 from db.records import Admitted
@@ -17,7 +18,7 @@ from lorayard.contract.result import JobError
 from lorayard.contract.states import JobState
 from tests.integration.db.ledger import POOL, Ledger, new_job
 
-KEY = {"idempotency_key": "k"}
+KEY: dict[str, Any] = {"idempotency_key": "k"}
 SCHEMA = {"type": "object", "required": ["b", "a"], "properties": {"b": {"const": None}, "a": {}}}
 
 

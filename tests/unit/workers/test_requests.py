@@ -143,9 +143,8 @@ def test_a_form_that_the_contract_takes_is_taken_by_the_engine_and_what_it_refus
 ) -> None:
     asked = add_request(batch_job(structured_outputs={form: taken}), AdapterIds(STORE))
 
-    assert asked.params.structured_outputs == StructuredOutputsParams(
-        **{form: tuple(taken) if isinstance(taken, list) else taken}
-    )
+    given: dict[str, Any] = {form: tuple(taken) if isinstance(taken, list) else taken}
+    assert asked.params.structured_outputs == StructuredOutputsParams(**given)
     with pytest.raises(UnreadableRequest, match="structured_outputs"):
         add_request(batch_job(structured_outputs={form: refused}), AdapterIds(STORE))
     with pytest.raises(InvalidParams):
