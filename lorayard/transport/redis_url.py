@@ -29,6 +29,8 @@ def connect(url: str, **options: Any) -> Redis:
     theirs. Raises ValueError as `valid_redis_url` does.
     """
     settings = _settings(url)
+    if "path" in settings:  # a socket of this machine needs none, and redis-py's refuses to be told
+        options.pop("socket_keepalive", None)
     return Redis.from_url(url.partition("?")[0], **{"protocol": 2} | options | settings)
 
 
