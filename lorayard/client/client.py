@@ -144,7 +144,7 @@ class Client:
         if confirm == "ledger":
             deadline = time.monotonic() + self._confirm_timeout_s
             for handle in handles:
-                handle.wait_admitted(max(0.0, deadline - time.monotonic()))
+                handle.wait_admitted(self._confirm_timeout_s, deadline)
         return handles
 
     def _prepare(self, spec: JobSpec, pool: PoolInfo, confirm: Confirm) -> _Ready:

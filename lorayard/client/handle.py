@@ -102,9 +102,13 @@ class JobHandle:
         """
         return self._tracked.result.state if self._tracked.result else self._ask("cancel")
 
-    def wait_admitted(self, timeout: float) -> None:
-        """Wait until the ledger holds the job; raises as `result` does."""
-        self._wait(self._is_admitted, timeout, "is in Redis, but the ledger has not confirmed it")
+    def wait_admitted(self, timeout: float, deadline: float | None = None) -> None:
+        """Wait until the ledger holds the job; raises IdempotencyConflict, ResultExpired, ResultTimeout.
+
+        The monotonic `deadline`, which many jobs may share, is `timeout` seconds from now if none is given.
+        """
+        complaint = "is in Redis, but the ledger has not confirmed it"
+        self._wait(self._is_admitted, timeout, complaint, deadline)
         self._raise_if_void()
 
     def _is_admitted(self) -> bool:
@@ -130,11 +134,18 @@ class JobHandle:
         known = self._tracked.state is not None or self._tracked.is_submitted_here
         return self.is_settled or (known and request_id not in self._tracked.pending)
 
-    def _wait(self, is_over: Callable[[], bool], timeout: float | None, complaint: str) -> None:
+    def _wait(
+        self,
+        is_over: Callable[[], bool],
+        timeout: float | None,
+        complaint: str,
+        deadline: float | None = None,
+    ) -> None:
         if is_over():
             return
         self._session.listen()
-        deadline = None if timeout is None else time.monotonic() + timeout
+        if deadline is None and timeout is not None:
+            deadline = time.monotonic() + timeout
         heard = Event()
         with self._session.tracker.awaiting(self._tracked, heard.set):
             while not is_over():
