@@ -22,7 +22,7 @@ from sqlalchemy import text
 from benchmarks.machine import describe_run, load_average
 from db import Database
 from db.migrate import upgrade
-from db.records import DeletedJobs, EndedAttempt, NewJob, WorkerLimits
+from db.records import DeletedBatch, EndedAttempt, NewJob, WorkerLimits
 from db.repositories.admission import AdmissionRepository
 from db.repositories.finish import FinishRepository
 from db.repositories.leases import LeaseRepository
@@ -60,7 +60,6 @@ _FILL_TABLES = """
         queue_ms, run_ms, finish_reason)
     SELECT job_id, 'pool', 'acme', 1, 'succeeded', 1, 'w-old', 'client', has_callback, 30, 128, ended_at,
         ended_at, ended_at, 30, 60, 10, 900, 'stop' FROM past ORDER BY ended_at;
-    INSERT INTO job_keys SELECT job_id, repeat('0123456789abcdef', 4), ended_at FROM past ORDER BY ended_at;
     INSERT INTO job_inputs (job_id, request, metadata, submission_id)
     SELECT job_id, json_build_object('prompt', repeat('what was asked ', 10)), '{}', job_id
     FROM past ORDER BY ended_at;
@@ -121,7 +120,7 @@ class Side:
         self.seq += 1
         ends = [_end(job) for job in leased]
         self._time("commit", lambda c: FinishRepository(c).finish("w", self.seq, ends))
-        done: DeletedJobs = self._time(
+        done: DeletedBatch = self._time(
             "clean-up", lambda c: RetentionRepository(c).delete_jobs(POOL, 30 * DAY_S, BATCH_JOBS)
         )
         assert done.deleted >= BATCH_JOBS, done
@@ -157,7 +156,7 @@ def _execute(url: str, statement: str) -> None:
 
 def _job() -> NewJob:
     spec = JobSpec(prompt="what is asked " * 10, tenant="acme")
-    return NewJob(uuid7(), uuid4(), spec, payload_sha256(spec), "client", None, 30, 5.0)
+    return NewJob(uuid7(), uuid4(), spec, payload_sha256(spec, "tiny"), "tiny", "client", None, 30, 5.0)
 
 
 def _end(job: BatchJob) -> EndedAttempt:

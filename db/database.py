@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Self, TypeVar
 
+import psycopg
+from psycopg.conninfo import make_conninfo
 from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -15,6 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from db.errors import DatabaseUnavailable, InvalidDatabaseUrl
 from db.judge import needs_new_connection, reason_of, sqlstate_of
 from db.settings import DatabaseSettings
+from lorayard.contract.wording import without_password
 
 T = TypeVar("T")
 
@@ -81,8 +84,8 @@ class Database:
 
     @property
     def safe_url(self) -> str:
-        """The URL without its password, fit for logs."""
-        return self._url.render_as_string(hide_password=True)
+        """The URL without its passwords, fit for logs."""
+        return without_password(self._url.render_as_string(hide_password=True))
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -136,15 +139,29 @@ def parse_url(url: str) -> URL:
     """Read a Postgres URL and name the driver; raises InvalidDatabaseUrl without showing a password."""
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:
+    except (ArgumentError, ValueError):  # their words may quote a piece of a password
         raise InvalidDatabaseUrl(
-            "LORAYARD_DATABASE_URL is no URL: give e.g. postgresql://user:password@host:5432/lorayard"
-        ) from error
+            "LORAYARD_DATABASE_URL is no URL: give e.g. postgresql://user:password@host:5432/lorayard, "
+            "with what is special in user and password percent-encoded"
+        ) from None
     if parsed.get_backend_name() not in ("postgresql", "postgres"):
         raise InvalidDatabaseUrl(
             f"LORAYARD_DATABASE_URL names {parsed.drivername!r}: only postgresql:// is supported"
         )
+    _require_options(parsed)
     return parsed.set(drivername="postgresql+psycopg")
+
+
+def _require_options(url: URL) -> None:
+    """Let libpq look at the options, as it will at every connection."""
+    options = {name: one if isinstance(one, str) else ",".join(one) for name, one in url.query.items()}
+    try:
+        make_conninfo(**options)
+    except psycopg.Error as error:
+        raise InvalidDatabaseUrl(
+            f"LORAYARD_DATABASE_URL cannot be read: {str(error).strip()}; give options of libpq alone, "
+            "others may be meant for another library"
+        ) from None
 
 
 def _connect_args(statement_timeout_ms: int, name: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ DatabaseError
 ├── DatabaseUnavailable   Postgres cannot be reached, or went away in the middle (also a ConnectionError)
 ├── InvalidDatabaseUrl    the URL is not one of Postgres (also a ValueError)
 ├── Deposed               another leader has a higher term: this one must stop at once
+│   └── ForeignLedger     Redis has the pool for another ledger
 ├── UnknownWorker         an incarnation that was never registered wants to write
 ├── SecretUnreadable      a webhook secret was encrypted with a key that is not at hand
 ├── SchemaLocked          the migration could not get its locks in time
@@ -28,6 +29,10 @@ class InvalidDatabaseUrl(DatabaseError, ValueError):
 
 class Deposed(DatabaseError):
     """Another scheduler has become leader: nothing of this transaction may be kept."""
+
+
+class ForeignLedger(Deposed):
+    """Redis has the pool for another ledger: nothing of this one may be done there."""
 
 
 class UnknownWorker(DatabaseError):

@@ -38,11 +38,13 @@ def judge(
         submission_id=envelope.submission_id,
         spec=spec,
         payload_sha256=envelope.payload_sha256,
+        model=limits.model_name,
         reply_to=envelope.reply_to,
         revision=revision,
         est_prompt_tokens=estimate_tokens(num_bytes, limits.max_model_len),
         waited_ms=waited_ms,
         rejection=refusal or _tenant_error(spec, tenants) or rejection or _size_error(num_bytes, limits),
+        is_whole=refusal is None,
     )
 
 

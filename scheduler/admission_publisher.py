@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.resources import files
 from typing import Any, Final
 
 from lorayard.contract.keys import POOLS_KEY
@@ -41,8 +40,8 @@ class AdmissionPublisher:
         self._fleet = fleet
         self._queue = queue
         self._clock = clock
-        self._figures = context.redis.register_script(_lua("publish_figures"))
-        self._mirror = context.redis.register_script(_lua("mirror_catalogue"))
+        self._figures = context.script("publish_figures")
+        self._mirror = context.script("mirror_catalogue")
 
     def publish(self) -> None:
         """Publish the figures, and the catalogue if Redis has another version of it than the ledger."""
@@ -61,27 +60,19 @@ class AdmissionPublisher:
         return min(MAX_RETRY_S, max(MIN_RETRY_S, wanted / rate)) if rate > 0 else MIN_RETRY_S
 
     def _publish_figures(self) -> int:
-        keys = self._context.keys
         settings = self._settings
         arguments: list[Any] = [
-            self._context.term,
             max(0, settings.max_backlog - self._queue.depth()),
             settings.max_intake_entries,
             settings.max_intake_bytes,
             f"{self.retry_after_s():.3f}",
         ]
-        term, version = self._figures(keys=[keys.term, keys.admission], args=arguments)
-        self._context.heard_of_term(int(term))
+        (version,) = self._figures([self._context.keys.admission], arguments)
         return int(version)
 
     def _mirror_catalogue(self) -> None:
         keys = self._context.keys
-        arguments: list[Any] = [self._context.term, self._catalogue.version]
+        arguments: list[Any] = [self._catalogue.version]
         for entry in self._catalogue.offered:
             arguments += (entry.name, entry.model_dump_json())
-        term = self._mirror(keys=[keys.term, keys.catalogue, keys.admission], args=arguments)
-        self._context.heard_of_term(int(term))
-
-
-def _lua(name: str) -> str:
-    return files("scheduler").joinpath(f"{name}.lua").read_text()
+        self._mirror([keys.catalogue, keys.admission], arguments)

@@ -15,7 +15,7 @@ from db.repositories.jobs import JobRepository
 from db.repositories.results import fetch_finished
 from lorayard.contract.messages import Command, ControlMessage, JobReply
 from lorayard.process.items import one_item
-from lorayard.server.replies import send_replies, state_reply
+from lorayard.server.replies import expired_reply, send_replies, state_reply
 from scheduler.endings import Endings
 from scheduler.fleet import Fleet
 from scheduler.leader_context import LeaderContext
@@ -65,11 +65,15 @@ class Control:
         cancels = [message.job_id for message in messages if message.kind == "cancel"]
         self.cancel(cancels)
         asked = list(dict.fromkeys(message.job_id for message in messages if message.reply_to))
-        known = {job.job_id: job for job in self.context.transact(lambda c: fetch_finished(c, asked))}
+        known, left = self.context.transact(lambda connection: _look_up(connection, asked))
         pipeline = self.context.redis.pipeline(transaction=False)
         send_replies(
             pipeline,
-            [(m.reply_to, _answer_to(m, known.get(m.job_id))) for m in messages if m.reply_to is not None],
+            [
+                (m.reply_to, _answer_to(m, known.get(m.job_id), has_left=m.job_id in left))
+                for m in messages
+                if m.reply_to is not None
+            ],
         )
         pipeline.execute()
 
@@ -106,7 +110,15 @@ def _cancel_all(connection: Connection, job_ids: Sequence[UUID]) -> list[tuple[U
     return [(job_id, jobs.cancel(job_id)) for job_id in sorted(set(job_ids))]
 
 
-def _answer_to(message: ControlMessage, job: FinishedJob | None) -> JobReply:
+def _look_up(connection: Connection, asked: Sequence[UUID]) -> tuple[dict[UUID, FinishedJob], set[UUID]]:
+    """Find jobs, and of the others those whose key is remembered."""
+    known = {job.job_id: job for job in fetch_finished(connection, asked)}
+    return known, JobRepository(connection).left([job_id for job_id in asked if job_id not in known])
+
+
+def _answer_to(message: ControlMessage, job: FinishedJob | None, *, has_left: bool) -> JobReply:
+    if job is None and has_left:
+        return expired_reply(message.job_id, request_id=message.request_id)
     if job is None:
         return JobReply(job_id=message.job_id, state=None, request_id=message.request_id)
     is_short = len((job.result.output or "").encode()) <= MAX_LOOKUP_OUTPUT_BYTES

@@ -18,10 +18,10 @@ from db.repositories.admission import AdmissionRepository
 from db.repositories.results import fetch_finished
 from lorayard.contract.messages import BODY_FIELD, JobEnvelope, JobReply
 from lorayard.contract.pool import PoolInfo
-from lorayard.contract.reading import receive_job
+from lorayard.contract.reading import receive_job, unreadable_reply
 from lorayard.contract.result import JobError
 from lorayard.contract.states import JobState
-from lorayard.server.replies import send_replies, state_reply
+from lorayard.server.replies import expired_reply, send_replies, state_reply
 from scheduler.admission import judge
 from scheduler.catalogue import Catalogue
 from scheduler.flower_reporter import FlowerReporter
@@ -30,6 +30,7 @@ from scheduler.streams import BLOCK_JOBS, LeaderStreams, StreamEntry
 from scheduler.tenancy import Tenancy
 
 MAX_ERROR_CHARS: Final = 2000
+MAX_TOLD_CHARS: Final = 300
 
 logger = structlog.get_logger(__name__)
 
@@ -139,18 +140,24 @@ class Intake:
         if body is None:
             body = b" ".join(name + b"=" + value for name, value in entry.fields.items())
         reason = _reason(error).replace("\x00", "").encode("utf-8", "replace").decode()[:MAX_ERROR_CHARS]
-        self.context.transact(
-            lambda connection: AdmissionRepository(connection).put_aside(
+        answer = unreadable_reply(entry.fields, reason[:MAX_TOLD_CHARS])
+
+        def put_aside(connection: Connection) -> bool:
+            AdmissionRepository(connection).put_aside(
                 self.context.pool, entry.stream, entry.entry_id, body, reason
             )
-        )
+            return answer is not None and not fetch_finished(connection, [answer[1].job_id])
+
+        is_news = self.context.transact(put_aside)
         logger.error("intake.put_aside", stream=entry.stream, entry_id=entry.entry_id, error=reason[:300])
+        if answer is not None and is_news:
+            send_replies(self.context.redis, [answer])
 
     def _announce(self, verdicts: Sequence[IntakeVerdict]) -> None:
         replies = [
             (verdict.job.reply_to, reply)
             for verdict in verdicts
-            if verdict.job.reply_to and (reply := _reply(verdict)) is not None
+            if verdict.job.reply_to and (reply := _reply(verdict, self.context.pool)) is not None
         ]
         if replies:
             pipeline = self.context.redis.pipeline(transaction=False)
@@ -189,20 +196,31 @@ def _reason(error: Exception) -> str:
     return reason_of(error)
 
 
-def _reply(verdict: IntakeVerdict) -> JobReply | None:
+def _reply(verdict: IntakeVerdict, pool: str) -> JobReply | None:
     """Tell a caller what became of its submission, if it must know or wants to."""
     job_id, submission_id = verdict.job.job_id, verdict.job.submission_id
     if verdict.admitted.outcome == "conflict":
-        error = JobError(
-            code="idempotency_conflict",
-            message=f"the key {verdict.job.spec.idempotency_key!r} was used for job {job_id} with another "
-            "payload: take another key, or submit the same payload",
-        )
+        error = JobError(code="idempotency_conflict", message=_conflict(verdict, pool))
         return JobReply(job_id=job_id, state=None, submission_id=submission_id, conflict=error)
     if verdict.known is not None:
         return state_reply(verdict.known.result, submission_id=submission_id)
     if verdict.admitted.outcome == "repeat":
-        return JobReply(job_id=job_id, state=None, submission_id=submission_id)
+        return expired_reply(job_id, submission_id=submission_id)
     if verdict.offer.envelope.confirm_ledger:
         return JobReply(job_id=job_id, state=JobState.QUEUED, submission_id=submission_id)
     return None
+
+
+def _conflict(verdict: IntakeVerdict, pool: str) -> str:
+    job_id, key = verdict.job.job_id, verdict.job.spec.idempotency_key
+    if key is None:
+        return f"another submission has the name {job_id}: submit without a job id of your own"
+    if verdict.admitted.elsewhere is not None:
+        return (
+            f"the key {key!r} was used for job {job_id} in pool {verdict.admitted.elsewhere}, and this is "
+            f"pool {pool}: take another key, or ask for that job by its id"
+        )
+    return (
+        f"the key {key!r} was used for job {job_id} with another payload: "
+        "take another key, or submit the same payload"
+    )

@@ -8,7 +8,7 @@ from typing import Final
 
 import structlog
 
-from db.errors import Deposed
+from db.errors import Deposed, ForeignLedger
 from db.judge import Fault, explain, fault_of, is_ledger_outage
 from db.repositories.backlog import BacklogRepository
 from db.repositories.leases import LeaseRepository
@@ -107,6 +107,9 @@ class Leader:
                     recovered = True
                 self.turn()
                 retry_s = FIRST_RETRY_S
+            except ForeignLedger as error:
+                logger.critical("leader.foreign_ledger", term=self.context.term, error=str(error))
+                return False
             except Deposed as error:
                 logger.warning("leader.deposed", term=self.context.term, error=str(error))
                 return True

@@ -22,6 +22,7 @@ from lorayard.process.restarts import RestartBudget
 from lorayard.process.stop_request import StopRequest
 from lorayard.server.celery_app import make_app
 from lorayard.server.flower_events import JobEvents
+from lorayard.transport.redis_url import connect
 from scheduler.adapter_collector import AdapterCollector
 from scheduler.admission_publisher import AdmissionPublisher
 from scheduler.catalogue import Catalogue
@@ -90,9 +91,8 @@ class Scheduler:
             lock_timeout_ms=TERM_TIMEOUT_MS,
             name="lorayard-term",
         )
-        self._redis: Redis = Redis.from_url(
+        self._redis: Redis = connect(
             settings.redis_url,
-            protocol=2,
             socket_timeout=REDIS_TIMEOUT_S,
             socket_connect_timeout=REDIS_TIMEOUT_S,
             health_check_interval=25,
@@ -164,7 +164,7 @@ class Scheduler:
 
     def _leader(self, keeper: TermKeeper) -> Leader:
         settings, info, clock = self._settings, self.info, self._clock
-        context = LeaderContext(info.pool, keeper.term, self._database, self._redis)
+        context = LeaderContext(info.pool, keeper.term, keeper.ledger, self._database, self._redis)
         streams = LeaderStreams(context)
         catalogue = Catalogue(info.pool)
         fleet = Fleet(max_model_len=info.max_model_len, overcommit_s=settings.overcommit_s)
@@ -196,7 +196,7 @@ class Scheduler:
             ),
             publisher=AdmissionPublisher(context, settings, info, catalogue, fleet, queue, clock),
             housekeeping=Housekeeping(context),
-            retention=Retention(context, retention_s),
+            retention=Retention(context, retention_s, settings.key_days * 86_400),
             collector=AdapterCollector(context, settings.adapter_store, retention_s),
             revokes=self._revokes,
             clock=clock,

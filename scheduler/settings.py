@@ -7,14 +7,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from lorayard.contract.addresses import DatabasePassword, RedisPassword, SecretServerUrl, ServerUrl
+from lorayard.contract.addresses import DatabasePassword, RedisPassword, SecretServerUrl
 from lorayard.contract.pool import GenerationConfigUse
+from lorayard.transport.redis_url import RedisUrl
 
 
 class SchedulerSettings(RedisPassword, DatabasePassword):
     """Everything a scheduler process is told; durations in seconds."""
 
-    redis_url: ServerUrl = "redis://127.0.0.1:6379/0"
+    redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
     database_url: SecretServerUrl
     model: Path
     served_model_name: str | None = None
@@ -34,6 +35,12 @@ class SchedulerSettings(RedisPassword, DatabasePassword):
     max_intake_bytes: int = Field(default=512 * 1024 * 1024, ge=1)
     retention_days: float = Field(
         default=30.0, ge=0, allow_inf_nan=False, description="0 keeps everything that has ended forever"
+    )
+    key_days: float = Field(
+        default=90.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="idempotency keys whose job has left are known for so long; 0 keeps them forever",
     )
     adapter_store: Path | None = Field(default=None, description="unset: adapter files are never collected")
     statement_timeout_ms: int = Field(default=30_000, ge=100)

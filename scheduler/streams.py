@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
@@ -56,8 +55,7 @@ class LeaderStreams:
         self._control = keys.control
         self._events = keys.worker_events
         self._all = (*keys.all_jobs, keys.control, keys.worker_events)
-        source = files("scheduler").joinpath("acknowledge.lua").read_text()
-        self._acknowledge = self._redis.register_script(source)
+        self._acknowledge = context.script("acknowledge")
 
     def ensure_groups(self) -> None:
         """Make the consumer groups if they are missing, from the first entry on."""
@@ -79,15 +77,14 @@ class LeaderStreams:
         return self._sort(self._reclaim_one(stream) for stream in self._all)
 
     def acknowledge(self, entries: Sequence[StreamEntry]) -> None:
-        """Take entries off for good; raises Deposed if another leader writes."""
+        """Take entries off for good; raises Deposed if they are another leader's."""
         by_stream = sorted(entries, key=lambda entry: entry.stream)
         for stream, group in groupby(by_stream, key=lambda entry: entry.stream):
             counted = stream in self._jobs
-            arguments: list[Any] = [self._context.term, INTAKE_GROUP]
+            arguments: list[Any] = [INTAKE_GROUP]
             for entry in group:
                 arguments += (entry.entry_id, entry.num_bytes if counted else 0)
-            names = [self._context.keys.term, self._context.keys.intake_bytes, stream]
-            self._context.heard_of_term(int(self._acknowledge(keys=names, args=arguments)))
+            self._acknowledge([self._context.keys.intake_bytes, stream], arguments)
 
     def _reclaim_one(self, stream: str) -> Iterator[StreamEntry]:
         cursor: Any = "0-0"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Final
+from typing import Final, NamedTuple
+from uuid import UUID
 
 import structlog
 
@@ -18,16 +19,24 @@ RENEWALS_PER_TTL: Final = 4
 logger = structlog.get_logger(__name__)
 
 
+class Taken(NamedTuple):
+    """A term that has begun, and the id of the ledger that gave it."""
+
+    term: int
+    ledger: UUID
+
+
 class TermKeeper:
     """Mutable: one term. One that ran out may still be renewed, until another scheduler becomes leader."""
 
     def __init__(
-        self, database: Database, pool: str, holder: str, term: int, ttl_s: float, *, on_broken: OnBroken
+        self, database: Database, pool: str, holder: str, taken: Taken, ttl_s: float, *, on_broken: OnBroken
     ) -> None:
         self._database = database
         self._pool = pool
         self._holder = holder
-        self.term = term
+        self.term = taken.term
+        self.ledger = taken.ledger
         self._ttl_s = ttl_s
         self._valid_until = time.monotonic() + ttl_s
         self._contact_since = time.monotonic()
@@ -39,8 +48,8 @@ class TermKeeper:
         cls, database: Database, pool: str, holder: str, ttl_s: float, *, on_broken: OnBroken
     ) -> TermKeeper | None:
         """Become the leader if nobody is; None while another leads."""
-        term = database.run(lambda connection: TermRepository(connection).take(pool, holder, ttl_s))
-        return None if term is None else cls(database, pool, holder, term, ttl_s, on_broken=on_broken)
+        taken = database.run(lambda connection: _take(TermRepository(connection), pool, holder, ttl_s))
+        return None if taken is None else cls(database, pool, holder, taken, ttl_s, on_broken=on_broken)
 
     def start(self) -> None:
         """Begin to renew."""
@@ -94,3 +103,8 @@ class TermKeeper:
             return True
         self._valid_until = asked_at + self._ttl_s
         return renewed
+
+
+def _take(terms: TermRepository, pool: str, holder: str, ttl_s: float) -> Taken | None:
+    term = terms.take(pool, holder, ttl_s)
+    return None if term is None else Taken(term, terms.ledger_id())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from lorayard.process.environment import readable_settings
 from lorayard.server.celery_app import make_app
 from workers.settings import BrokerSettings
 
-app = make_app(BrokerSettings().redis_url)
+with readable_settings("celery"):
+    app = make_app(BrokerSettings().redis_url)

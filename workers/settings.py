@@ -11,12 +11,13 @@ from pydantic import Field
 from lorayard.contract.addresses import DatabasePassword, RedisPassword, ServerUrl
 from lorayard.contract.pool import GenerationConfigUse, pool_id
 from lorayard.process.environment import DeviceName
+from lorayard.transport.redis_url import RedisUrl
 
 
 class BrokerSettings(RedisPassword):
     """What the Celery application alone needs."""
 
-    redis_url: ServerUrl = "redis://127.0.0.1:6379/0"
+    redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
 
 
 class WorkerSettings(BrokerSettings, DatabasePassword):

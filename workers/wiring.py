@@ -12,6 +12,7 @@ from db.records import PoolRow, WorkerDevice, WorkerLimits
 from lorayard.contract.keys import PoolKeys
 from lorayard.server.celery_app import BROKER_SOCKETS
 from lorayard.server.flower_events import JobEvents
+from lorayard.transport.redis_url import connect
 from workers.app import app
 from workers.attempts import AttemptTable
 from workers.celery_worker import CeleryWorker, is_revoked
@@ -80,7 +81,7 @@ class Wiring:
         )
 
     def _redis(self) -> Redis:
-        return Redis.from_url(self.settings.redis_url, **BROKER_SOCKETS)
+        return connect(self.settings.redis_url, **BROKER_SOCKETS)
 
     def _publisher(self, redis: Redis, builder: WorkerEventBuilder) -> EventPublisher:
         events = JobEvents(app, self.hostname)

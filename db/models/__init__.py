@@ -7,7 +7,7 @@ from db.models.table import Table
 from db.models.tenant import Tenant
 from db.models.usage import AdapterUsage, UsageDelta
 from db.models.webhook import WebhookDelivery, WebhookRelay
-from db.models.worker import SchedulerTerm, Worker, WorkerLease
+from db.models.worker import LedgerId, SchedulerTerm, Worker, WorkerLease
 
 __all__ = [
     "Table",
@@ -30,4 +30,5 @@ __all__ = [
     "WorkerLease",
     "SchedulerTerm",
     "Pool",
+    "LedgerId",
 ]

@@ -137,13 +137,18 @@ class JobOutput(Table):
 
 
 class JobKey(Table):
-    """The names ever taken: a job's key outlives the job, so that a late repeat is still known."""
+    """The idempotency keys taken: a key outlives its job, so that a late repeat is still known."""
 
     __tablename__ = "job_keys"
 
     job_id: Mapped[UUID] = mapped_column(primary_key=True)
     payload_sha256: Mapped[str]
+    """With the number of the rule it was made by (`lorayard/contract/ids.py`)."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    pool: Mapped[str | None]
+    """None for keys of releases before 0014, which gave jobs without a key a row as well."""
+
+    __table_args__ = (Index("ix_job_keys_age", "created_at"),)
 
 
 class Attempt(Table):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import BigInteger, func, text
+from sqlalchemy import BigInteger, CheckConstraint, func, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import Integer, Uuid
@@ -64,6 +64,17 @@ class Worker(Table):
 
     # Updated by every heartbeat and commit, never in an indexed column: HOT updates, with room in the page.
     __table_args__ = (one_of("state", WORKER_STATES), {"postgresql_with": {"fillfactor": "50"}})
+
+
+class LedgerId(Table):
+    """One row: the name by which Redis knows whose terms these are."""
+
+    __tablename__ = "ledger_id"
+
+    one: Mapped[bool] = mapped_column(primary_key=True, server_default=text("true"))
+    id: Mapped[UUID] = mapped_column(server_default=func.gen_random_uuid())
+
+    __table_args__ = (CheckConstraint("one", name="one_row"),)
 
 
 class SchedulerTerm(Table):

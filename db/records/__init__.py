@@ -5,7 +5,7 @@ from db.records.backlog import LeasedRow, PendingRow
 from db.records.jobs import (
     Admitted,
     CancelOutcome,
-    DeletedJobs,
+    DeletedBatch,
     EndedAttempt,
     FinishedJob,
     JobAttempt,
@@ -26,8 +26,8 @@ __all__ = [
     "FinishedJob",
     "EndedAttempt",
     "CancelOutcome",
+    "DeletedBatch",
     "JobStatus",
-    "DeletedJobs",
     "PendingRow",
     "LeasedRow",
     "Released",

@@ -28,6 +28,8 @@ class NewJob:
     submission_id: UUID
     spec: JobSpec
     payload_sha256: str
+    model: str
+    """The name of the model that is asked, on which the digest depends."""
     reply_to: str | None
     revision: str | None
     est_prompt_tokens: int
@@ -35,6 +37,13 @@ class NewJob:
     """Age of the stream entry by Redis's clock, so that submission falls on the database's clock."""
     rejection: JobError | None = None
     """Set for a job that is born rejected, with its reason."""
+    is_whole: bool = True
+    """False if `spec` holds only what could be read of the job."""
+
+    @property
+    def has_key(self) -> bool:
+        """Whether its name is derived from a key of its producer's."""
+        return self.spec.idempotency_key is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,8 @@ class Admitted:
     job_id: UUID
     outcome: Literal["new", "repeat", "conflict"]
     state: JobState | None
+    elsewhere: str | None = None
+    """The pool whose job bears the name, if it is another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +102,13 @@ class CancelOutcome:
     """Set when the job runs: the worker to tell."""
 
 
-class DeletedJobs(NamedTuple):
-    """What one batch of retention came to; jobs examined but not deleted have a delivery to wait for."""
+class DeletedBatch(NamedTuple):
+    """What one batch of retention came to: what was examined but not deleted is still needed."""
 
     examined: int
     deleted: int
-    last_ended_at: datetime | None
+    reached: datetime | None
+    """The latest time among those examined; the next batch goes on from there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -18,17 +18,26 @@ from lorayard.contract.job import PRIORITIES
 from lorayard.contract.states import JobState
 
 _KEYS = text("""
-    INSERT INTO job_keys (job_id, payload_sha256)
-    SELECT job_id, sha256 FROM unnest(CAST(:ids AS uuid[]), CAST(:sha256 AS text[])) AS k(job_id, sha256)
+    INSERT INTO job_keys (job_id, payload_sha256, pool)
+    SELECT job_id, sha256, :pool
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:sha256 AS text[])) AS k(job_id, sha256)
     ORDER BY job_id
     ON CONFLICT (job_id) DO NOTHING
     RETURNING job_id
 """)
 
+# A job without a key has no row in `job_keys`; those of releases before have.
+_TAKEN = text("""
+    SELECT job_id FROM jobs WHERE job_id = ANY(CAST(:ids AS uuid[]))
+    UNION SELECT job_id FROM job_keys WHERE job_id = ANY(CAST(:ids AS uuid[]))
+""")
+
 _KNOWN = text("""
-    SELECT k.job_id, k.payload_sha256, j.state
-    FROM job_keys k LEFT JOIN jobs j ON j.job_id = k.job_id
-    WHERE k.job_id = ANY(CAST(:ids AS uuid[]))
+    SELECT n.id AS job_id, k.payload_sha256, j.state, i.submission_id, coalesce(j.pool, k.pool) AS pool
+    FROM unnest(CAST(:ids AS uuid[])) AS n(id)
+    LEFT JOIN job_keys k ON k.job_id = n.id
+    LEFT JOIN jobs j ON j.job_id = n.id
+    LEFT JOIN job_inputs i ON i.job_id = n.id
 """)
 
 # INSERT ... SELECT ... ORDER BY draws the sequence in that order, so `admit_seq` follows the stream.
@@ -76,8 +85,17 @@ _PUT_ASIDE = text("""
 """)
 
 
+class _Known(NamedTuple):
+    """What the ledger has under a name: no digest for a job without a key, no state once the job has left."""
+
+    payload_sha256: str | None
+    submission_id: UUID | None
+    state: JobState | None
+    pool: str | None
+
+
 class AdmissionRepository:
-    """Takes jobs into the ledger; a name once taken stays taken, whatever becomes of the job."""
+    """Takes jobs into the ledger; a key once taken stays taken for as long as it is kept."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -85,22 +103,27 @@ class AdmissionRepository:
     def admit(self, pool: str, jobs: Sequence[NewJob]) -> list[Admitted]:
         """Admit what is new, in the order given, and say of each job what became of it.
 
-        Of several jobs with one name the first wins: the same payload again is a `repeat`, another one a
-        `conflict`. A job cancelled before it came is born cancelled, one with a `rejection` born rejected;
-        both get their webhook here. Cancels and admissions of a pool come from one leader, one after another.
+        Of several jobs with one key the first wins: the same payload again is a `repeat`, another one, or the
+        same in another pool, a `conflict`. Without a key only the same submission again is a `repeat`. A job
+        cancelled before it came is born cancelled, one with a `rejection` born rejected; both get their
+        webhook here. Cancels and admissions of a pool come from one leader, one after another.
         """
         firsts = {job.job_id: job for job in reversed(jobs)}
-        fresh = self._take_names([job for job in jobs if firsts[job.job_id] is job])
+        fresh = self._take_names(pool, [job for job in jobs if firsts[job.job_id] is job])
         states = self._insert(pool, fresh)
         known = self._known([job_id for job_id in firsts if job_id not in states])
+        known |= {job.job_id: _known_from(job, states[job.job_id], pool) for job in fresh}
         outcomes = []
         for job in jobs:
             if job.job_id in states and firsts[job.job_id] is job:
                 outcomes.append(Admitted(job.job_id, "new", states[job.job_id]))
                 continue
-            sha256, state = known.get(job.job_id) or (firsts[job.job_id].payload_sha256, states[job.job_id])
-            is_repeat = is_same_payload(sha256, job.payload_sha256, job.spec)
-            outcomes.append(Admitted(job.job_id, "repeat" if is_repeat else "conflict", state))
+            first = known[job.job_id]
+            elsewhere = first.pool if first.pool not in (None, pool) else None
+            is_repeat = elsewhere is None and _is_repeat(job, first)
+            outcomes.append(
+                Admitted(job.job_id, "repeat" if is_repeat else "conflict", first.state, elsewhere)
+            )
         return outcomes
 
     def put_aside(self, pool: str, stream: str, entry_id: str, body: bytes, error: str) -> None:
@@ -110,14 +133,15 @@ class AdmissionRepository:
             {"pool": pool, "stream": stream, "entry_id": entry_id, "body": body, "error": error},
         )
 
-    def _take_names(self, jobs: Sequence[NewJob]) -> list[NewJob]:
-        if not jobs:
-            return []
-        taken = self._connection.execute(
-            _KEYS,
-            {"ids": [job.job_id for job in jobs], "sha256": [job.payload_sha256 for job in jobs]},
-        )
-        new_ids = set(taken.scalars())
+    def _take_names(self, pool: str, jobs: Sequence[NewJob]) -> list[NewJob]:
+        keyed = [job for job in jobs if job.has_key]
+        unkeyed = [job.job_id for job in jobs if not job.has_key]
+        new_ids: set[UUID] = set()
+        if keyed:
+            named = {"ids": [job.job_id for job in keyed], "sha256": [job.payload_sha256 for job in keyed]}
+            new_ids |= set(self._connection.execute(_KEYS, named | {"pool": pool}).scalars())
+        if unkeyed:
+            new_ids |= set(unkeyed) - set(self._connection.execute(_TAKEN, {"ids": unkeyed}).scalars())
         return [job for job in jobs if job.job_id in new_ids]
 
     def _insert(self, pool: str, jobs: Sequence[NewJob]) -> dict[UUID, JobState]:
@@ -139,11 +163,30 @@ class AdmissionRepository:
         write_endings(self._connection, [id_ for id_, state in states.items() if state == JobState.CANCELLED])
         return states
 
-    def _known(self, job_ids: Sequence[UUID]) -> dict[UUID, tuple[str, JobState | None]]:
+    def _known(self, job_ids: Sequence[UUID]) -> dict[UUID, _Known]:
         if not job_ids:
             return {}
         rows = self._connection.execute(_KNOWN, {"ids": list(job_ids)})
-        return {row.job_id: (row.payload_sha256, JobState(row.state) if row.state else None) for row in rows}
+        return {
+            row.job_id: _Known(
+                row.payload_sha256, row.submission_id, JobState(row.state) if row.state else None, row.pool
+            )
+            for row in rows
+        }
+
+
+def _known_from(job: NewJob, state: JobState, pool: str) -> _Known:
+    return _Known(job.payload_sha256 if job.has_key else None, job.submission_id, state, pool)
+
+
+def _is_repeat(job: NewJob, first: _Known) -> bool:
+    """Tell a repeat: an entry that was read twice, or the payload that the key stands for."""
+    if job.submission_id == first.submission_id:
+        return True
+    if first.payload_sha256 is None or not job.has_key:
+        return False
+    spec = job.spec if job.is_whole else None
+    return is_same_payload(first.payload_sha256, job.payload_sha256, spec, job.model)
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:

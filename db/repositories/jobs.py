@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from uuid import UUID
 
 from sqlalchemy import Connection, text
@@ -48,6 +49,11 @@ _DEPTH = text("SELECT count(*) FROM jobs WHERE pool = :pool AND state = 'queued'
 
 _COUNTS = text("SELECT state, count(*) AS jobs FROM jobs WHERE pool = :pool GROUP BY state")
 
+_LEFT = text("""
+    SELECT job_id FROM job_keys k
+    WHERE job_id = ANY(CAST(:ids AS uuid[])) AND NOT EXISTS (SELECT FROM jobs j WHERE j.job_id = k.job_id)
+""")
+
 _RECENT = text(f"""
     SELECT {RESULT_COLUMNS} FROM {RESULT_TABLES}
     WHERE (CAST(:pool AS text) IS NULL OR j.pool = :pool)
@@ -73,6 +79,12 @@ class JobRepository:
         for row in fetch_rows(self._connection, [job_id]):
             return JobStatus(row.attempt, row.reply_to, to_result(row))
         return None
+
+    def left(self, job_ids: Collection[UUID]) -> set[UUID]:
+        """Tell which jobs have left the ledger although their key is remembered."""
+        if not job_ids:
+            return set()
+        return set(self._connection.execute(_LEFT, {"ids": list(job_ids)}).scalars())
 
     def cancel(self, job_id: UUID) -> CancelOutcome:
         """Record the wish; end a queued job at once, and name the worker of one that runs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import cast
+from uuid import UUID
 
 from sqlalchemy import Connection, text
 
@@ -31,11 +32,24 @@ _RESIGN = text("""
 _CHECK = text("SELECT term FROM scheduler_terms WHERE pool = :pool AND term = :term FOR SHARE")
 
 
+_LEDGER = text("SELECT id FROM ledger_id")
+
+_POOLS = text("SELECT pool FROM scheduler_terms ORDER BY pool")
+
+
 class TermRepository:
-    """Who leads a pool."""
+    """Who leads a pool, and of which ledger."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+
+    def ledger_id(self) -> UUID:
+        """Tell the ledger's own id, which a copy of the database shares."""
+        return cast("UUID", self._connection.execute(_LEDGER).scalar_one())
+
+    def pools(self) -> list[str]:
+        """Name the pools that ever had a leader of this ledger."""
+        return list(self._connection.execute(_POOLS).scalars())
 
     def take(self, pool: str, holder: str, ttl_s: float) -> int | None:
         """Become the leader if nobody is; returns the new term, or None while another leads."""

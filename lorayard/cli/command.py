@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from lorayard.cli import adapters, jobs, submit, up, usage, webhooks, workers
+from lorayard.cli import adapters, jobs, ledger, submit, up, usage, webhooks, workers
 from lorayard.cli.output import printable
 from lorayard.cli.plain_errors import plain_message
 
@@ -24,6 +24,7 @@ app.command("jobs")(jobs.jobs)
 app.command("usage")(usage.usage)
 app.command("workers")(workers.workers)
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(ledger.app, name="ledger")
 app.add_typer(webhooks.app, name="webhooks")
 
 

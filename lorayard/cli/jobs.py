@@ -9,7 +9,7 @@ import typer
 
 from lorayard.cli.ledger import open_ledger
 from lorayard.cli.output import show_rows
-from lorayard.contract.errors import UnknownJob
+from lorayard.contract.errors import ResultExpired, UnknownJob
 from lorayard.contract.result import JobResult
 from lorayard.contract.states import JobState
 
@@ -44,10 +44,12 @@ def jobs(
 
 
 def find_job(database: Database, job_id: UUID) -> JobResult:
-    """Read one job; raises UnknownJob."""
+    """Read one job; raises UnknownJob, or ResultExpired if only its key is remembered."""
     from db.repositories.jobs import JobRepository
 
     result = database.run(lambda connection: JobRepository(connection).get(job_id))
+    if result is None and database.run(lambda connection: JobRepository(connection).left([job_id])):
+        raise ResultExpired(f"job {job_id} has ended and left the ledger, which remembers its key alone")
     if result is None:
         raise UnknownJob(f"the ledger has no job {job_id}: check the id, or wait until it is admitted")
     return result

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, Unpack
 from uuid import UUID
 
-from pydantic import ValidationError
-
 from lorayard.client.guard import IntakeEntry, SubmitGuard
 from lorayard.client.handle import JobHandle
-from lorayard.client.invalid_job import invalid_prompt_size, problems_of, validated
+from lorayard.client.invalid_job import invalid_prompt_size, validated
 from lorayard.client.session import Session
-from lorayard.client.settings import ClientSettings
+from lorayard.client.settings import client_settings
 from lorayard.client.tracked_job import IntakePlace
-from lorayard.contract.errors import InvalidJob, LorayardError, QueueFull, Unavailable
+from lorayard.contract.errors import InvalidJob, QueueFull, Unavailable
 from lorayard.contract.ids import job_id_for, payload_sha256, uuid7
 from lorayard.contract.job import JobKeywords, JobSpec
 from lorayard.contract.keys import PoolKeys
-from lorayard.contract.messages import JobEnvelope
+from lorayard.contract.messages import MAX_JOB_BYTES, JobEnvelope
 from lorayard.contract.pool import PoolInfo
 from lorayard.contract.wording import shortened
 
@@ -42,7 +41,8 @@ class Client:
     """A producer's connection to Lorayard; one a process, shared by its threads.
 
     `model` (a model name or a pool id) chooses among several pools. `timeout_s` bounds each exchange with
-    Redis and each wait for a scheduler's answer, `confirm_timeout_s` the wait of `confirm="ledger"`.
+    Redis and each wait for a scheduler's answer, `confirm_timeout_s` the wait of `confirm="ledger"` for all
+    jobs of a call together. What the URL says of replies, timeouts and pools is for other libraries.
     """
 
     def __init__(
@@ -60,16 +60,11 @@ class Client:
     @classmethod
     def from_env(cls, *, model: str | None = None) -> Self:
         """Make a client of `LORAYARD_REDIS_URL` (or `REDIS_URL`)."""
-        try:
-            settings = ClientSettings()
-        except ValidationError as error:
-            raise LorayardError(f"the environment is wrong: {problems_of(error)}") from error
-        if settings.redis_url is None:
-            raise Unavailable(
-                "LORAYARD_REDIS_URL is not set: export it, e.g. redis://127.0.0.1:6379/0; "
-                "`lorayard up` prints the one it serves"
-            )
-        return cls(settings.redis_url, model=model, timeout_s=settings.timeout_s)
+        redis_url, timeout_s = client_settings()
+        return cls(redis_url, model=model, timeout_s=timeout_s)
+
+    def __reduce__(self) -> str:
+        raise TypeError("a Client belongs to its process: make one in each")
 
     def __enter__(self) -> Self:
         return self
@@ -98,8 +93,8 @@ class Client:
         `regex`, `choice` and `grammar`.
 
         `confirm="stream"` returns once Redis has it, `"ledger"` once Postgres has. Raises InvalidJob,
-        UnknownAdapter, UnknownPool, QueueFull, Unavailable, and with `"ledger"` IdempotencyConflict and
-        ResultTimeout; without it a conflict is raised by `result`.
+        UnknownAdapter, UnknownPool, QueueFull, Unavailable, and with `"ledger"` IdempotencyConflict,
+        ResultExpired and ResultTimeout; without it the first two of these are raised by `result`.
         """
         given = {"prompt": prompt, **fields}
         set_fields = {name: value for name, value in given.items() if value is not None}
@@ -120,7 +115,7 @@ class Client:
         self._session.check_usable()
         try:
             known = job_id if isinstance(job_id, UUID) else UUID(job_id)
-        except ValueError as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise InvalidJob(
                 f"{shortened(job_id)} is not a valid job id: give the UUID that submit returned"
             ) from error
@@ -147,8 +142,9 @@ class Client:
                 error.accepted = tuple(handles)
                 raise
         if confirm == "ledger":
+            deadline = time.monotonic() + self._confirm_timeout_s
             for handle in handles:
-                handle.wait_admitted(self._confirm_timeout_s)
+                handle.wait_admitted(self._confirm_timeout_s, deadline)
         return handles
 
     def _prepare(self, spec: JobSpec, pool: PoolInfo, confirm: Confirm) -> _Ready:
@@ -157,13 +153,16 @@ class Client:
         envelope = JobEnvelope(
             job_id=job_id_for(spec),
             submission_id=uuid7(),
-            payload_sha256=payload_sha256(spec),
+            payload_sha256=payload_sha256(spec, pool.model_name),
             spec=spec,
             reply_to=self._session.client_id,
             # Under a key only the ledger can tell whether this submission is the job or in conflict with it.
             confirm_ledger=confirm == "ledger" or spec.idempotency_key is not None,
         )
-        return _Ready(envelope, pool.pool, IntakeEntry(spec.priority, envelope.to_body()))
+        body = envelope.to_body()
+        if len(body) > MAX_JOB_BYTES:
+            raise InvalidJob(f"the job has {len(body)} bytes as JSON, at most {MAX_JOB_BYTES}: shorten it")
+        return _Ready(envelope, pool.pool, IntakeEntry(spec.priority, body))
 
     def _send(self, chunk: Sequence[_Ready], handles: list[JobHandle]) -> None:
         """Append a chunk of one pool; handles of what went in are added before a refusal is raised."""

@@ -11,7 +11,7 @@ from uuid import UUID
 from lorayard.client.session import Session
 from lorayard.client.stream import StreamEvent, TokenStream
 from lorayard.client.tracked_job import TrackedJob
-from lorayard.contract.errors import IdempotencyConflict, JobFailed, ResultTimeout, UnknownJob
+from lorayard.contract.errors import IdempotencyConflict, JobFailed, ResultExpired, ResultTimeout, UnknownJob
 from lorayard.contract.result import JobResult
 from lorayard.contract.states import JobState
 
@@ -23,6 +23,11 @@ class JobHandle:
         self._session = session
         self._tracked = tracked
         self._submission_id = submission_id
+
+    def __reduce__(self) -> str:
+        raise TypeError(
+            f"the handle of job {self.id} belongs to its process: send its id, and call Client.job there"
+        )
 
     def __repr__(self) -> str:
         return f"JobHandle({self.id}, {self._tracked.state or 'unknown'})"
@@ -61,7 +66,8 @@ class JobHandle:
         """Wait for the job's end, at most `timeout` seconds.
 
         Raises JobFailed if it did not succeed (unless `raise_on_failure` is False), ResultTimeout,
-        IdempotencyConflict, UnknownJob. A Redis that restarts meanwhile only delays the answer.
+        IdempotencyConflict, ResultExpired, UnknownJob. A Redis that restarts meanwhile only delays the
+        answer.
         """
         self._wait(lambda: self.is_settled, timeout, "has not ended")
         result = self._outcome()
@@ -96,9 +102,13 @@ class JobHandle:
         """
         return self._tracked.result.state if self._tracked.result else self._ask("cancel")
 
-    def wait_admitted(self, timeout: float) -> None:
-        """Wait until the ledger holds the job; raises IdempotencyConflict, UnknownJob, ResultTimeout."""
-        self._wait(self._is_admitted, timeout, "is in Redis, but the ledger has not confirmed it")
+    def wait_admitted(self, timeout: float, deadline: float | None = None) -> None:
+        """Wait until the ledger holds the job; raises IdempotencyConflict, ResultExpired, ResultTimeout.
+
+        The monotonic `deadline`, which many jobs may share, is `timeout` seconds from now if none is given.
+        """
+        complaint = "is in Redis, but the ledger has not confirmed it"
+        self._wait(self._is_admitted, timeout, complaint, deadline)
         self._raise_if_void()
 
     def _is_admitted(self) -> bool:
@@ -124,11 +134,18 @@ class JobHandle:
         known = self._tracked.state is not None or self._tracked.is_submitted_here
         return self.is_settled or (known and request_id not in self._tracked.pending)
 
-    def _wait(self, is_over: Callable[[], bool], timeout: float | None, complaint: str) -> None:
+    def _wait(
+        self,
+        is_over: Callable[[], bool],
+        timeout: float | None,
+        complaint: str,
+        deadline: float | None = None,
+    ) -> None:
         if is_over():
             return
         self._session.listen()
-        deadline = None if timeout is None else time.monotonic() + timeout
+        if deadline is None and timeout is not None:
+            deadline = time.monotonic() + timeout
         heard = Event()
         with self._session.tracker.awaiting(self._tracked, heard.set):
             while not is_over():
@@ -152,6 +169,8 @@ class JobHandle:
         conflict = self._tracked.conflicts.get(self._submission_id) if self._submission_id else None
         if conflict is not None:
             raise IdempotencyConflict(f"job {self.id}: {conflict.message}")
+        if self._tracked.expired is not None and self._tracked.result is None:
+            raise ResultExpired(self._tracked.expired.message)
         if self._tracked.lost and self._tracked.is_submitted_here:
             raise UnknownJob(f"job {self.id} was lost by Redis before it was admitted: submit it again")
         if self._tracked.lost:

@@ -18,12 +18,13 @@ _MAX_PROBLEMS = 5
 
 def validated(fields: JobSpec | Mapping[str, Any], position: int | None = None) -> JobSpec:
     """Make a JobSpec of a caller's fields; raises InvalidJob, naming its position in a list of jobs."""
-    if isinstance(fields, JobSpec):
-        return fields
+    # A JobSpec once more: what its `model_copy(update=...)` makes was never checked.
+    given = fields.model_dump(exclude_unset=True, warnings=False) if isinstance(fields, JobSpec) else fields
     try:
-        return JobSpec.model_validate(fields)
+        checked = JobSpec.model_validate(given)
     except ValidationError as error:
         raise invalid_job(error, position) from error
+    return fields if isinstance(fields, JobSpec) and fields == checked else checked
 
 
 def invalid_job(error: ValidationError, position: int | None = None) -> InvalidJob:

@@ -32,9 +32,9 @@ class Session:
         self.tracker = JobTracker()
         self._control = ControlClient(self.client_id, self.directory, self.tracker)
         self.listener = ReplyListener(self.client_id, self.link, self.tracker, self._control)
-        # Whoever forgets to close leaves no thread behind: it ends once client and handles are gone.
-        weakref.finalize(self, self.listener.dismiss)
         self._process = os.getpid()
+        # Whoever forgets to close leaves no thread behind: it ends once client and handles are gone.
+        weakref.finalize(self, _dismiss, self.listener, self._process)
         self._is_closed = False
 
     def check_usable(self) -> None:
@@ -83,3 +83,9 @@ class Session:
             with suppress(redis_errors.RedisError):
                 self.link.commands.unlink(reply_key(self.client_id))
         self.link.close()
+
+
+def _dismiss(listener: ReplyListener, process: int) -> None:
+    """Dismiss the listener of this process: in a fork its locks may be held by threads that are not there."""
+    if os.getpid() == process:
+        listener.dismiss()

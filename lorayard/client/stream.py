@@ -48,7 +48,8 @@ class TokenStream:
 
     def events(self, is_settled: Callable[[], bool], deadline: float | None) -> Iterator[StreamEvent]:
         """Yield what is written until the job has ended, or the monotonic `deadline` has passed."""
-        with self._link.for_blocking_reads(_BLOCK_S) as redis:
+        left_s = None if deadline is None else max(_BLOCK_S, deadline - time.monotonic())
+        with self._link.for_blocking_reads(_BLOCK_S, within_s=left_s) as redis:
             while not self._has_ended:
                 # What was written before the end was heard of is there to be read after it.
                 is_last = is_settled() or (deadline is not None and time.monotonic() >= deadline)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from lorayard.contract.job import Priority
-from lorayard.contract.messages import JobReply
+from lorayard.contract.messages import RESULT_EXPIRED, JobReply
 from lorayard.contract.result import JobError, JobResult
 from lorayard.contract.states import JobState
 
@@ -38,6 +38,8 @@ class TrackedJob:
     state: JobState | None = None
     result: JobResult | None = None
     conflicts: dict[UUID, JobError] = field(default_factory=dict)
+    # Set when the ledger has no more than the key of it.
+    expired: JobError | None = None
     lost: bool = False
     replies: int = 0
     omitted: int = 0
@@ -68,7 +70,7 @@ class TrackedJob:
 
     def is_settled(self, submission_id: UUID | None) -> bool:
         """Tell whether nothing more will be heard that concerns a handle of this submission."""
-        if self.lost or submission_id in self.conflicts:
+        if self.lost or self.expired is not None or submission_id in self.conflicts:
             return True
         return self.result is not None and submission_id not in self.unconfirmed
 
@@ -90,6 +92,10 @@ class TrackedJob:
         self.replies_since_gone += 1
         if reply.request_id is not None:
             self.pending.discard(reply.request_id)
+        if reply.conflict is not None and reply.conflict.code == RESULT_EXPIRED:
+            self.expired = reply.conflict
+            self.unconfirmed.clear()
+            return False
         if reply.submission_id is not None:
             self.unconfirmed.discard(reply.submission_id)
             if reply.conflict is not None:
@@ -99,7 +105,8 @@ class TrackedJob:
 
     def lookup_is_due(self, now: float, silent: bool) -> bool:
         """Tell whether to ask: not of a job whose reply can be expected while others keep coming."""
-        if self.lost or now < self.next_lookup_at or (self.result is not None and not self.unconfirmed):
+        is_over = self.lost or self.expired is not None
+        if is_over or now < self.next_lookup_at or (self.result is not None and not self.unconfirmed):
             return False
         return silent or self.repair or self.has_key or not self.is_submitted_here
 

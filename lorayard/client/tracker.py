@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from uuid import UUID, uuid4
@@ -54,30 +54,33 @@ class JobTracker:
     @contextmanager
     def awaiting(self, job: TrackedJob, wake: Wake) -> Iterator[None]:
         """Call `wake` at every reply for the job, and keep asking for one while inside."""
-        self.await_job(job, wake)
+        self.await_jobs([(job, wake)])
         try:
             yield
         finally:
-            self.leave_job(job, wake)
+            self.leave_jobs([(job, wake)])
 
-    def await_job(self, job: TrackedJob, wake: Wake) -> None:
-        """Begin to wait for a job; end with `leave_job`."""
+    def await_jobs(self, waits: Sequence[tuple[TrackedJob, Wake]]) -> None:
+        """Begin to wait for jobs; end with `leave_jobs`."""
         with self._lock:
-            job.subscribers.append(wake)
-            _, waiters = self._awaited.get(job.job_id, (job, 0))
-            self._awaited[job.job_id] = (job, waiters + 1)
-            if waiters == 0:
-                job.begin_waiting()
-                job.silence_s = FIRST_SILENCE_S
-                job.next_lookup_at = self._clock() + (FIRST_SILENCE_S if job.is_submitted_here else 0.0)
+            now = self._clock()
+            for job, wake in waits:
+                job.subscribers.append(wake)
+                _, waiters = self._awaited.get(job.job_id, (job, 0))
+                self._awaited[job.job_id] = (job, waiters + 1)
+                if waiters == 0:
+                    job.begin_waiting()
+                    job.silence_s = FIRST_SILENCE_S
+                    job.next_lookup_at = now + (FIRST_SILENCE_S if job.is_submitted_here else 0.0)
 
-    def leave_job(self, job: TrackedJob, wake: Wake) -> None:
-        """End what `await_job` began."""
+    def leave_jobs(self, waits: Sequence[tuple[TrackedJob, Wake]]) -> None:
+        """End what `await_jobs` began."""
         with self._lock:
-            job.subscribers.remove(wake)
-            _, waiters = self._awaited.pop(job.job_id)
-            if waiters > 1:
-                self._awaited[job.job_id] = (job, waiters - 1)
+            for job, wake in waits:
+                job.subscribers.remove(wake)
+                _, waiters = self._awaited.pop(job.job_id)
+                if waiters > 1:
+                    self._awaited[job.job_id] = (job, waiters - 1)
 
     def apply(self, reply: JobReply) -> TrackedJob | None:
         """Take in one reply; returns the job if the intake must be looked into as well."""

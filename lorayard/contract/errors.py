@@ -6,7 +6,8 @@ LorayardError
 │   └── AdapterQuarantined    it exists, but its files failed to load
 ├── UnknownPool           no pool is registered, or several and none was named
 ├── UnknownJob            the ledger has no job of this id
-├── IdempotencyConflict   the key was used before with another payload
+├── IdempotencyConflict   the key was used before with another payload, or for a job of another pool
+├── ResultExpired         the job ended so long ago that the ledger only remembers its key
 ├── QueueFull             the backlog is at its bound; carries retry_after_s
 ├── JobFailed             the job ended in a state other than succeeded; carries the result
 ├── ResultTimeout         no terminal state within the time asked for (also a TimeoutError)
@@ -24,7 +25,21 @@ if TYPE_CHECKING:
 
 
 class LorayardError(Exception):
-    """Anything Lorayard tells a producer has gone wrong."""
+    """Anything Lorayard tells a producer has gone wrong; a copy of it can be sent to another process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what was said, whatever the class wants at its making; of handles, only their ids."""
+        state = self.__dict__.copy()
+        if "accepted" in state:
+            state["accepted"] = tuple(getattr(one, "id", one) for one in state["accepted"])
+        return _remade, (type(self), self.args, state)
+
+
+def _remade(kind: type[LorayardError], args: tuple[Any, ...], state: dict[str, Any]) -> LorayardError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class InvalidJob(LorayardError, ValueError):
@@ -48,7 +63,11 @@ class UnknownJob(LorayardError):
 
 
 class IdempotencyConflict(LorayardError):
-    """The idempotency key was used before with another payload; the first job stays."""
+    """The idempotency key was used before with another payload, or in another pool; the first job stays."""
+
+
+class ResultExpired(LorayardError):
+    """The job ended so long ago that the ledger only remembers its key; it does not run again."""
 
 
 class QueueFull(LorayardError):
@@ -58,7 +77,10 @@ class QueueFull(LorayardError):
         super().__init__(message)
         self.retry_after_s = retry_after_s
         self.accepted: Sequence[Any] = ()
-        """The handles of the jobs that `submit_many` had submitted before: the first of its list."""
+        """The handles of the jobs that `submit_many` had submitted before: the first of its list.
+
+        A handle belongs to its process: where this error was sent to another one, there are their ids.
+        """
 
 
 class JobFailed(LorayardError):
@@ -80,7 +102,10 @@ class Unavailable(LorayardError, ConnectionError):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.accepted: Sequence[Any] = ()
-        """The handles of the jobs that `submit_many` had submitted before: the first of its list."""
+        """The handles of the jobs that `submit_many` had submitted before: the first of its list.
+
+        A handle belongs to its process: where this error was sent to another one, there are their ids.
+        """
 
 
 class InvalidSignature(LorayardError):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -32,30 +33,46 @@ def job_id_for(spec: JobSpec) -> UUID:
     return uuid5(JOB_NAMESPACE, f"{spec.tenant}\n{spec.idempotency_key}")
 
 
-def payload_sha256(spec: JobSpec) -> str:
-    """Digest what a job asks for, so that a re-used idempotency key is told from a repeated submit.
+def payload_sha256(spec: JobSpec, model: str) -> str:
+    """Digest what a job asks for and of which model, so that a re-used key is told from a repeated submit.
 
-    The digest bears the number of its rule. Rule 3 takes what differs from the defaults, keys sorted, so that
-    neither a new field nor a default spelled out makes another payload of the same one. A field left to the
-    model is another payload than one that was set, whatever to.
+    `model` is the model's name, not its pool's id, which changes with how the same model is run.
+    The digest bears the number of its rule. Rule 4 takes the JSON of what the producer set, keys sorted, so
+    that neither a new field nor the order of a dict makes another payload. A value that is the field's
+    default counts as left out, since both ask for the same, and clients of version 0.1 spell every default
+    out; a default that changes needs a new rule. A field left to the model is another payload than one set.
     """
-    return f"3:{_sha256(_canonical(_set_fields(spec)).encode())}"
+    asked = {"job": _set_fields(spec), "model": model}
+    return f"4:{_sha256(_canonical(asked).encode())}"
 
 
-def is_same_payload(recorded: str, offered: str, spec: JobSpec) -> bool:
+def is_same_payload(recorded: str, offered: str, spec: JobSpec | None, model: str) -> bool:
     """Tell whether a digest kept with a key is of this job, under whichever rule it was made.
 
-    `offered` is the digest that came with the job; one under a rule unknown here is of no other job's.
+    `offered` is the digest that came with the job; `spec` is None if not all of the job could be read. What
+    was made under another rule, which then cannot be applied to this job, is of no other job's.
     """
     if _rule(recorded) == _rule(offered):
         return recorded == offered
-    rules = {"1": _payload_sha256_by_rule_1, "2": _payload_sha256_by_rule_2, "3": payload_sha256}
+    if spec is None:
+        return False
+    rules: dict[str, Callable[[JobSpec], str | None]] = {
+        "1": _payload_sha256_by_rule_1,
+        "2": _payload_sha256_by_rule_2,
+        "3": _payload_sha256_by_rule_3,
+        "4": lambda spec: payload_sha256(spec, model),
+    }
     under_its_rule = rules.get(_rule(recorded))
     return under_its_rule is not None and recorded == under_its_rule(spec)
 
 
 def _set_fields(spec: JobSpec) -> dict[str, Any]:
     return spec.model_dump(mode="json", exclude={"idempotency_key"}, exclude_defaults=True)
+
+
+def _payload_sha256_by_rule_3(spec: JobSpec) -> str:
+    """Digest as before the model's name counted."""
+    return f"3:{_sha256(_canonical(_set_fields(spec)).encode())}"
 
 
 def _payload_sha256_by_rule_2(spec: JobSpec) -> str:

@@ -72,6 +72,11 @@ class PoolKeys:
         """The current leader's term, compared by every leader write."""
         return self._key("term")
 
+    @property
+    def ledger(self) -> str:
+        """The id of the ledger whose leaders those are, compared with the term."""
+        return self._key("ledger")
+
     def commands(self, incarnation: str) -> str:
         """Stream of `Command` from the leader to one worker."""
         return self._key(f"cmd:{incarnation}")

@@ -19,8 +19,14 @@ from lorayard.contract.states import JobState
 BODY_FIELD = b"body"
 """The field of a stream entry that holds the message."""
 
+MAX_JOB_BYTES = 8 * 1024 * 1024
+"""A job's message: a prompt of the largest size in which every character is escaped has 6 MB."""
+
 WRITER_FIELD = b"writer"
 """The field of an intake entry that holds the release of its client, beside a body that old readers know."""
+
+RESULT_EXPIRED = "result_expired"
+"""In a reply's `conflict`: the job of this name has ended and left the ledger."""
 
 MAX_INLINE_OUTPUT_BYTES = 8192
 """A larger output is left out of the reply; the client looks it up."""
@@ -76,7 +82,8 @@ class JobReply(Report):
     """Leader or worker -> client: a job's state has changed, or was asked for.
 
     Replies of an admission (asked for by `confirm_ledger`, or a repeat, or a conflict) bear `submission_id`.
-    A conflict says nothing of the state: that belongs to the first submission.
+    A conflict says nothing of the state: that belongs to the first submission. Of code RESULT_EXPIRED it may
+    answer a request as well.
     """
 
     job_id: UUID
@@ -87,7 +94,9 @@ class JobReply(Report):
     submission_id: UUID | None = Field(
         default=None, description="set when this tells what became of one submission at admission"
     )
-    conflict: JobError | None = Field(default=None, description="this submission's key holds another payload")
+    conflict: JobError | None = Field(
+        default=None, description="why this submission is not the job of its name, or that the job has left"
+    )
     request_id: UUID | None = Field(default=None, description="of the ControlMessage that this answers")
 
 

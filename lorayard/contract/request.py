@@ -11,6 +11,7 @@ from lorayard.contract.storable import storable_text
 from lorayard.contract.structured_outputs import StructuredOutputs
 
 MAX_PROMPT_BYTES = 1_000_000
+MAX_MESSAGES = 4096
 MAX_ADAPTER_SCALE = 100.0
 MAX_TOKENS = 1_000_000
 MAX_TEMPERATURE = 100.0
@@ -71,7 +72,8 @@ class GenerationRequest(BaseModel):
     messages: tuple[Message, ...] | None = described(
         None,
         "a chat, in place of a prompt",
-        "give a list of {'role': 'system' | 'user' | 'assistant', 'content': text}",
+        f"give a list of at most {MAX_MESSAGES} {{'role': 'system' | 'user' | 'assistant', 'content': text}}",
+        max_length=MAX_MESSAGES,
     )
     adapter_scale: float = number(
         1.0,

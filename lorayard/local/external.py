@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit
 
+from lorayard.contract.wording import without_password
 from lorayard.local.errors import LocalStackError
 from lorayard.local.postgres_server import select_refusal
-from lorayard.local.redis_server import answers_ping
+from lorayard.local.redis_server import ping_refusal
 
 _DRIVER = "postgresql+psycopg://"
 
 
 def checked_redis_url(url: str) -> str:
     """Return the address of a Redis that answers; raise LocalStackError if none does."""
-    if urlsplit(url).scheme not in {"redis", "rediss", "unix"}:
+    try:
+        refusal = ping_refusal(url)
+    except ValueError as error:
+        raise LocalStackError(f"REDIS_URL: {error}") from None
+    if refusal is not None:
         raise LocalStackError(
-            f"REDIS_URL {_without_secrets(url)} is no Redis address: write redis://host:port/0"
-        )
-    if not answers_ping(url):
-        raise LocalStackError(
-            f"the Redis at {_without_secrets(url)} does not answer: start it or check its password, "
-            "or unset REDIS_URL to have one started here"
+            f"the Redis at {without_password(url)} cannot be used ({refusal}): start it or correct "
+            "REDIS_URL, or unset it to have one started here"
         )
     return url
 
@@ -31,13 +31,15 @@ def checked_database_url(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in {"postgres", "postgresql", "postgresql+psycopg"}:
         raise LocalStackError(
-            f"DATABASE_URL {_without_secrets(url)} is no Postgres address: write postgresql://user:password@host/db"
+            f"DATABASE_URL {without_password(url)} is no Postgres address: write postgresql://user:password@host/db"
         )
     if (mistake := _mistake_in(rest)) is not None:
         raise LocalStackError(f"DATABASE_URL cannot be read: {mistake}")
     if (refusal := select_refusal(_DRIVER + rest)) is not None:
+        if "://" in refusal:  # libpq quotes a URL that it cannot read, password and all
+            refusal = "libpq cannot read the URL: check brackets, and percent-encode what is special"
         raise LocalStackError(
-            f"the Postgres at {_without_secrets(url)} cannot be used ({refusal}): start it or correct "
+            f"the Postgres at {without_password(url)} cannot be used ({refusal}): start it or correct "
             "DATABASE_URL, or unset it to have one started here"
         )
     return _DRIVER + rest
@@ -53,10 +55,6 @@ def _mistake_in(rest: str) -> str | None:
     for place in host.rpartition("@")[2].split(","):
         port = place.rpartition("]")[2].rpartition(":")[2] if ":" in place.rpartition("]")[2] else ""
         if port and not port.isdecimal():
-            return f"the port {port!r} is not a number"
+            # Without an @ it may be a password.
+            return f"the port {port!r} is not a number" if "@" in host else "the port is not a number"
     return None
-
-
-def _without_secrets(url: str) -> str:
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()

@@ -14,6 +14,8 @@ from lorayard.local.child import ChildSpec
 from lorayard.local.part import Server, Spawn
 from lorayard.local.ports import LOOPBACK, free_port
 from lorayard.local.private_files import new_password, read_or_create, write_private
+from lorayard.transport.redis_url import connect
+from lorayard.transport.refusals import remedy_of, sentence_of
 
 _DATABASES = 64
 # Redis' default of 8 MB for 60 s cuts off Flower in a burst of task events (seen with 160,000 of them).
@@ -88,9 +90,16 @@ class RedisServer(Server):
 
 def answers_ping(url: str) -> bool:
     """Whether a Redis at `url` has its data loaded and accepts our password."""
+    return ping_refusal(url) is None
+
+
+def ping_refusal(url: str) -> str | None:
+    """Return why a Redis at `url` cannot be used, with the remedy; None if it answers. Raises ValueError."""
     once = Retry(NoBackoff(), 0)  # the client's default would hold a probe of a dead server for seconds
-    with redis.Redis.from_url(url, retry=once, socket_connect_timeout=1.0, socket_timeout=1.0) as client:
+    with connect(url, retry=once, socket_connect_timeout=1.0, socket_timeout=1.0) as client:
         try:
-            return bool(client.ping())
-        except redis.RedisError:
-            return False
+            client.ping()
+        except redis.RedisError as error:
+            remedy = remedy_of(error)
+            return f"{sentence_of(error)}; {remedy}" if remedy else sentence_of(error)
+    return None

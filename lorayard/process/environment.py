@@ -47,7 +47,8 @@ def settings_message(error: ValidationError) -> str | None:
     problems = error.errors(include_url=False)
     missing = [_variable(problem["loc"][0]) for problem in problems if problem["type"] == "missing"]
     wrong = [
-        f"{told(_variable(problem['loc'][0]), problem['input'])}: {problem['msg']}"
+        f"{told(_variable(problem['loc'][0]), problem['input'])}: "
+        f"{problem['msg'].removeprefix('Value error, ')}"
         for problem in problems
         if problem["type"] != "missing"
     ]

@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from celery import Celery
 
+from lorayard.transport.redis_url import broker_url
+
 # A dead broker must fail a publish within seconds, not hang it; the health check must come round well
 # before NAT tables forget an idle connection.
 BROKER_SOCKETS: Final[dict[str, Any]] = {
@@ -53,7 +55,7 @@ CONFIGURATION: Final[dict[str, Any]] = {
 
 
 def make_app(redis_url: str, *, set_as_current: bool = False) -> Celery:
-    """Make a Celery application on a Redis broker; nothing connects yet."""
-    app = Celery("lorayard", broker=redis_url, set_as_current=set_as_current)
+    """Make a Celery application on a Redis broker; nothing connects yet. Raises ValueError for an odd URL."""
+    app = Celery("lorayard", broker=broker_url(redis_url), set_as_current=set_as_current)
     app.conf.update(CONFIGURATION)
     return app

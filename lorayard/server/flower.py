@@ -28,11 +28,12 @@ from tornado.ioloop import IOLoop, PeriodicCallback
 from tornado.netutil import bind_sockets
 from tornado.web import RequestHandler
 
-from lorayard.contract.addresses import Password, RedisPassword, ServerUrl
+from lorayard.contract.addresses import Password, RedisPassword
 from lorayard.process.environment import readable_settings
 from lorayard.process.logs import configure_logs
 from lorayard.server.celery_app import make_app
 from lorayard.server.flower_gate import CANCEL, FlowerGate, Refusal
+from lorayard.transport.redis_url import RedisUrl
 
 GAVE_UP: Final = 1
 MAX_WAITING_EVENTS: Final = 2_000
@@ -49,7 +50,7 @@ _MINUTE_MS: Final = 60_000
 class FlowerSettings(RedisPassword):
     """What Flower is told."""
 
-    redis_url: ServerUrl = "redis://127.0.0.1:6379/0"
+    redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
     flower_user: str = Field(default="lorayard", min_length=1, pattern="^[^:]+$")
     flower_password_file: Path | None = None
     flower_password: Password = None

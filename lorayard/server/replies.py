@@ -9,8 +9,8 @@ from uuid import UUID
 from redis import Redis
 
 from lorayard.contract.keys import reply_key, tokens_key
-from lorayard.contract.messages import MAX_INLINE_OUTPUT_BYTES, JobReply, TokenEntry
-from lorayard.contract.result import JobResult
+from lorayard.contract.messages import MAX_INLINE_OUTPUT_BYTES, RESULT_EXPIRED, JobReply, TokenEntry
+from lorayard.contract.result import JobError, JobResult
 
 REPLY_STREAM_MAXLEN: Final = 10_000
 TOKEN_STREAM_MAXLEN: Final = 20_000
@@ -64,6 +64,20 @@ def state_reply(result: JobResult, *, whole: bool = False, submission_id: UUID |
         result=shown if result.state.is_terminal else None,
         output_omitted=omitted,
         submission_id=submission_id,
+    )
+
+
+def expired_reply(
+    job_id: UUID, *, submission_id: UUID | None = None, request_id: UUID | None = None
+) -> JobReply:
+    """Render that a job has ended and left the ledger, which only remembers its key."""
+    error = JobError(
+        code=RESULT_EXPIRED,
+        message=f"job {job_id} has ended and left the ledger, which only remembers its idempotency key: it "
+        "does not run again; take another key for another job",
+    )
+    return JobReply(
+        job_id=job_id, state=None, submission_id=submission_id, request_id=request_id, conflict=error
     )
 
 

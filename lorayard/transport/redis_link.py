@@ -11,6 +11,9 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
 
 from lorayard.contract.errors import Unavailable
+from lorayard.contract.wording import without_password
+from lorayard.transport.redis_url import connect, valid_redis_url
+from lorayard.transport.refusals import remedy_of, sentence_of
 
 _REMEDY = "check that it runs and that LORAYARD_REDIS_URL points at it; `lorayard up` starts one"
 _NOTHING_SENT = "nothing was submitted"
@@ -28,16 +31,23 @@ class RedisLink:
     """One Redis server as the client reaches it; safe to share between threads."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
-        self._url = url
+        try:
+            self._url = valid_redis_url(url)
+        except ValueError as error:
+            raise Unavailable(str(error)) from None
         self._timeout_s = timeout_s
         self.display_url = without_password(url)
         # Only refused connections are tried again: a timeout repeated would multiply the caller's wait.
         retry = Retry(ExponentialBackoff(cap=0.5, base=0.05), 3, (redis_errors.ConnectionError,))
         self.commands = self._connect(retry, timeout_s)
 
-    def for_blocking_reads(self, block_s: float) -> Redis:
-        """Make a connection pool of its own for a thread that deals with lost connections itself."""
-        return self._connect(Retry(NoBackoff(), 0, ()), block_s + max(self._timeout_s, _MIN_READ_TIMEOUT_S))
+    def for_blocking_reads(self, block_s: float, within_s: float | None = None) -> Redis:
+        """Make a connection pool of its own for a thread that deals with lost connections itself.
+
+        A server that is silent is given up after `within_s`, if that is sooner than it would be anyway.
+        """
+        timeout_s = block_s + max(self._timeout_s, _MIN_READ_TIMEOUT_S)
+        return self._connect(Retry(NoBackoff(), 0, ()), min(timeout_s, within_s or timeout_s))
 
     def close(self) -> None:
         """Close the pooled connections."""
@@ -52,53 +62,26 @@ class RedisLink:
             raise self._unavailable(error, sends) from error
 
     def _connect(self, retry: Retry, timeout_s: float) -> Redis:
-        try:
-            return Redis.from_url(
-                self._url,
-                protocol=2,
-                retry=retry,
-                socket_timeout=timeout_s,
-                socket_connect_timeout=self._timeout_s,
-                socket_keepalive=True,
-                max_connections=_MAX_CONNECTIONS,
-            )
-        except ValueError as error:
-            raise Unavailable(
-                f"{self.display_url!r} is not a Redis URL ({error}): give e.g. redis://127.0.0.1:6379/0"
-            ) from error
+        return connect(
+            self._url,
+            retry=retry,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=min(self._timeout_s, timeout_s),
+            socket_keepalive=True,
+            max_connections=_MAX_CONNECTIONS,
+        )
 
     def _unavailable(self, error: redis_errors.RedisError, sends: bool) -> Unavailable:
-        reason = str(error).rstrip(".") or type(error).__name__
-        if isinstance(error, redis_errors.ReadOnlyError) or "READONLY" in reason:
-            return self._refuses(reason, "point LORAYARD_REDIS_URL at the primary, not at a replica")
-        if "OOM" in reason:
-            return self._refuses(reason, "raise maxmemory or let the backlog drain")
-        if isinstance(error, redis_errors.AuthenticationError):
-            return self._refuses(reason, "check the user and the password in LORAYARD_REDIS_URL")
-        if isinstance(error, redis_errors.ResponseError):
-            return self._refuses(reason, "check the server's version (6.2 or newer) and its access rules")
+        reason = sentence_of(error)
+        remedy = remedy_of(error)
+        if remedy is not None:
+            return Unavailable(
+                f"Redis at {self.display_url} refuses commands ({reason}): {_NOTHING_SENT}; {remedy}"
+            )
         sent = _PERHAPS_SENT if sends and not _never_connected(error) else _NOTHING_SENT
         return Unavailable(f"Redis at {self.display_url} cannot be reached ({reason}): {sent}; {_REMEDY}")
-
-    def _refuses(self, reason: str, remedy: str) -> Unavailable:
-        return Unavailable(
-            f"Redis at {self.display_url} refuses commands ({reason}): {_NOTHING_SENT}; {remedy}"
-        )
 
 
 def _never_connected(error: redis_errors.RedisError) -> bool:
     """Tell a connection that was never made, so that nothing can have been sent."""
     return isinstance(error.__context__, OSError) and "connecting" in str(error)
-
-
-def without_password(url: str) -> str:
-    """Render a URL for messages: passwords in it are replaced by `***`."""
-    scheme, separator, rest = url.partition("://")
-    address, question, query = rest.partition("?")
-    credentials, at, place = address.rpartition("@")
-    user, colon, _ = credentials.partition(":")
-    options = [
-        f"{item.partition('=')[0]}=***" if "password" in item.lower() else item for item in query.split("&")
-    ]
-    hidden = "***" if colon else ""
-    return f"{scheme}{separator}{user}{colon}{hidden}{at}{place}{question}{'&'.join(options)}"

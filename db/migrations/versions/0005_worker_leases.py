@@ -16,9 +16,9 @@ depends_on = None
 
 # This revision, 0006 and 0007 run in one transaction and would lock `jobs` twice, weakly first: whoever has read it
 # and is about to write would then wait for them, and they for him. So all tables that the three change are locked
-# at once, in the order in which live transactions lock them.
+# at once, with `job_keys` for 0014, in the order in which live transactions lock them.
 _LOCK_ALL = (
-    "LOCK TABLE workers, adapter_revisions, intake_rejects, jobs, job_inputs IN ACCESS EXCLUSIVE MODE"
+    "LOCK TABLE job_keys, workers, adapter_revisions, intake_rejects, jobs, job_inputs IN ACCESS EXCLUSIVE MODE"
 )
 
 TIMESTAMP = postgresql.TIMESTAMP(timezone=True)

@@ -26,6 +26,7 @@ from lorayard.contract.states import JobState
 
 POOL = "pool-1"
 RELAY = uuid4()
+MODEL = "tiny"
 LIMITS = WorkerLimits(
     max_num_seqs=8, num_kv_blocks=100, block_size=16, max_model_len=512, max_loras=4, max_lora_rank=16
 )
@@ -43,7 +44,7 @@ def new_job(job_id: UUID | None = None, **fields: Any) -> NewJob:
     }
     ours = {name: fields.pop(name, value) for name, value in own.items()}
     spec = JobSpec(**({"prompt": "hello"} | fields))
-    return NewJob(job_id or uuid4(), uuid4(), spec, payload_sha256(spec), **ours)
+    return NewJob(job_id or uuid4(), uuid4(), spec, payload_sha256(spec, MODEL), MODEL, **ours)
 
 
 def ended(job: BatchJob, state: JobState = JobState.SUCCEEDED, **fields: Any) -> EndedAttempt:

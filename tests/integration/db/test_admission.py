@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from uuid import uuid4
+from dataclasses import replace
+from typing import Any
+from uuid import UUID, uuid4
 
+from db.records import Admitted
 from db.repositories.admission import AdmissionRepository
 from db.repositories.backlog import BacklogRepository
 from db.repositories.jobs import JobRepository
+from lorayard.contract.ids import payload_sha256
 from lorayard.contract.reading import read_request
 from lorayard.contract.request import GenerationRequest
 from lorayard.contract.result import JobError
 from lorayard.contract.states import JobState
 from tests.integration.db.ledger import POOL, Ledger, new_job
 
+KEY: dict[str, Any] = {"idempotency_key": "k"}
 SCHEMA = {"type": "object", "required": ["b", "a"], "properties": {"b": {"const": None}, "a": {}}}
 
 
@@ -78,10 +83,12 @@ def test_a_job_comes_back_as_it_was_submitted(ledger: Ledger) -> None:
 
 
 def test_the_same_payload_again_is_a_repeat_and_another_one_a_conflict(ledger: Ledger) -> None:
-    first = new_job(prompt="one")
+    first = new_job(prompt="one", **KEY)
     ledger.admit(first)
 
-    again = ledger.admit(new_job(first.job_id, prompt="one"), new_job(first.job_id, prompt="two"))
+    again = ledger.admit(
+        new_job(first.job_id, prompt="one", **KEY), new_job(first.job_id, prompt="two", **KEY)
+    )
 
     assert [entry.outcome for entry in again] == ["repeat", "conflict"]
     assert [entry.state for entry in again] == [JobState.QUEUED] * 2
@@ -93,7 +100,10 @@ def test_of_duplicates_in_one_block_the_first_wins(ledger: Ledger) -> None:
     other = new_job(prompt="other")
 
     admitted = ledger.admit(
-        new_job(name, prompt="one"), other, new_job(name, prompt="two"), new_job(name, prompt="one")
+        new_job(name, prompt="one", **KEY),
+        other,
+        new_job(name, prompt="two", **KEY),
+        new_job(name, prompt="one", **KEY),
     )
 
     assert [entry.outcome for entry in admitted] == ["new", "new", "conflict", "repeat"]
@@ -101,11 +111,63 @@ def test_of_duplicates_in_one_block_the_first_wins(ledger: Ledger) -> None:
 
 
 def test_a_key_outlives_its_job(ledger: Ledger) -> None:
-    job = new_job()
+    job, other = (new_job(UUID(int=1), prompt=prompt, **KEY) for prompt in ("one", "two"))
     ledger.admit(job)
     ledger.sql("DELETE FROM jobs")
 
-    assert [(entry.outcome, entry.state) for entry in ledger.admit(job)] == [("repeat", None)]
+    assert [(entry.outcome, entry.state) for entry in ledger.admit(job, other)] == [
+        ("repeat", None),
+        ("conflict", None),
+    ]
+    assert ledger.run(JobRepository, "left", [job.job_id, uuid4()]) == {job.job_id}
+
+
+def test_a_key_that_another_pool_has_is_a_conflict_while_its_job_is_there_and_after(ledger: Ledger) -> None:
+    job = new_job(**KEY)
+    ledger.admit(job)
+
+    def admit_elsewhere() -> list[Admitted]:
+        return ledger.database.run(lambda c: AdmissionRepository(c).admit("pool-2", [job, new_job()]))
+
+    while_there = admit_elsewhere()
+    ledger.sql("DELETE FROM jobs")
+    after = admit_elsewhere()
+
+    assert [(one.outcome, one.elsewhere) for one in while_there] == [("conflict", POOL), ("new", None)]
+    assert [(one.outcome, one.elsewhere) for one in after] == [("conflict", POOL), ("new", None)]
+
+
+def test_the_same_key_for_a_model_of_another_name_is_a_conflict(ledger: Ledger) -> None:
+    job = new_job(**KEY)
+    ledger.admit(job)
+    other = replace(
+        job, submission_id=uuid4(), payload_sha256=payload_sha256(job.spec, "large"), model="large"
+    )
+
+    assert [entry.outcome for entry in ledger.admit(other)] == ["conflict"]
+
+
+def test_a_job_without_a_key_leaves_no_key_and_is_known_when_its_entry_is_read_again(ledger: Ledger) -> None:
+    job = new_job()
+    ledger.admit(job)
+
+    again = ledger.admit(job, job, new_job(job.job_id))
+
+    assert [(one.outcome, one.state) for one in again] == [
+        ("repeat", JobState.QUEUED),
+        ("repeat", JobState.QUEUED),
+        ("conflict", JobState.QUEUED),
+    ]
+    assert ledger.sql("SELECT count(*) FROM job_keys") == [(0,)]
+    assert ledger.sql("SELECT count(*) FROM jobs") == [(1,)]
+
+
+def test_a_job_that_was_read_in_part_is_no_repeat_of_what_is_left_of_it(ledger: Ledger) -> None:
+    job = new_job(**KEY)
+    ledger.admit(job)
+    of_later = replace(job, submission_id=uuid4(), payload_sha256="5:of a later rule", is_whole=False)
+
+    assert [entry.outcome for entry in ledger.admit(of_later)] == ["conflict"]
 
 
 def test_a_cancel_may_come_before_its_job(ledger: Ledger) -> None:
@@ -140,14 +202,14 @@ def test_a_hundred_submits_of_one_key_at_once_make_one_job(ledger: Ledger) -> No
     name = uuid4()
 
     with ThreadPoolExecutor(20) as threads:
-        outcomes = list(threads.map(lambda _: ledger.admit(new_job(name))[0].outcome, range(100)))
+        outcomes = list(threads.map(lambda _: ledger.admit(new_job(name, **KEY))[0].outcome, range(100)))
 
     assert sorted(outcomes) == ["new"] + ["repeat"] * 99
     assert ledger.sql("SELECT count(*) FROM jobs") == [(1,)]
 
 
 def test_blocks_that_share_names_in_other_orders_do_not_deadlock(ledger: Ledger) -> None:
-    jobs = [new_job() for _ in range(50)]
+    jobs = [new_job(**KEY) for _ in range(50)]
     orders = [jobs, jobs[::-1]] * 4
 
     with ThreadPoolExecutor(8) as threads:

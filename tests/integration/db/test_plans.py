@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
-from db.repositories import backlog, jobs, leases, retention, webhooks
+from db.repositories import admission, backlog, jobs, leases, retention, webhooks
 from tests.integration.db.ledger import POOL, Ledger
 
 
@@ -35,7 +35,15 @@ def full_ledger(ledger: Ledger) -> Ledger:
             CASE n % 100 WHEN 0 THEN 'pending' ELSE 'delivered' END
         FROM generate_series(1, 20000) AS n
     """)
-    ledger.sql("ANALYZE jobs, webhook_deliveries")
+    ledger.sql("""
+        INSERT INTO job_keys (job_id, payload_sha256, created_at)
+        SELECT job_id, 'x', submitted_at - interval '1 day' FROM jobs
+    """)
+    ledger.sql("""
+        INSERT INTO job_inputs (job_id, request, metadata, submission_id)
+        SELECT job_id, json_build_object('prompt', 'a'), '{}', job_id FROM jobs
+    """)
+    ledger.sql("ANALYZE jobs, job_keys, job_inputs, webhook_deliveries")
     return ledger
 
 
@@ -64,6 +72,13 @@ STATEMENTS = {
         {"pool": POOL, "older_than_s": 60.0, "limit": 100, "after": None},
         "ix_jobs_ended",
     ),
+    "delete old keys": (
+        retention._DELETE_KEYS,
+        {"pool": POOL, "older_than_s": 60.0, "limit": 100, "after": None},
+        "ix_job_keys_age",
+    ),
+    "know jobs without a key": (admission._TAKEN, {"ids": [uuid4() for _ in range(512)]}, "pk_jobs"),
+    "know what was there before": (admission._KNOWN, {"ids": [uuid4() for _ in range(16)]}, "pk_job_keys"),
     "claim webhooks": (
         webhooks._CLAIM,
         {

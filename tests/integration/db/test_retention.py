@@ -1,4 +1,4 @@
-"""What has ended long ago leaves in batches; what is still waited for stays, and so do keys and usage."""
+"""What has ended long ago leaves in batches, keys later; what is waited for stays, and so does usage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from db.records import DeletedJobs
+from db.records import DeletedBatch
 from db.repositories.admission import AdmissionRepository
 from db.repositories.retention import RetentionRepository
 from db.repositories.usage import UsageRepository
@@ -34,8 +34,8 @@ def finished(ledger: Ledger, number: int, days_ago: float, **fields: Any) -> lis
     return [job.job_id for job in jobs]
 
 
-def delete(ledger: Ledger, days: float = 30, limit: int = 100, after: datetime | None = None) -> DeletedJobs:
-    done: DeletedJobs = ledger.run(RetentionRepository, "delete_jobs", POOL, days * DAY_S, limit, after)
+def delete(ledger: Ledger, days: float = 30, limit: int = 100, after: datetime | None = None) -> DeletedBatch:
+    done: DeletedBatch = ledger.run(RetentionRepository, "delete_jobs", POOL, days * DAY_S, limit, after)
     return done
 
 
@@ -112,11 +112,11 @@ def test_batches_are_bounded_and_go_by_what_has_to_stay(ledger: Ledger) -> None:
     kept = finished(ledger, 4, days_ago=40, **HOOK)
     gone = finished(ledger, 7, days_ago=35)
 
-    done: list[DeletedJobs] = []
+    done: list[DeletedBatch] = []
     seen = None
     while not done or done[-1].examined >= 3:
         done.append(delete(ledger, limit=3, after=seen))
-        seen = done[-1].last_ended_at
+        seen = done[-1].reached
 
     assert [(batch.examined, batch.deleted) for batch in done] == [(3, 0), (3, 2), (3, 3), (2, 2)]
     assert {row.job_id for row in ledger.sql("SELECT job_id FROM jobs")} == set(kept)
@@ -171,3 +171,31 @@ def test_intake_rejects_leave_as_well(ledger: Ledger) -> None:
 
     assert deleted == [1, 1, 0]
     assert [row.entry_id for row in ledger.sql("SELECT entry_id FROM intake_rejects")] == ["2-0"]
+
+
+def delete_keys(ledger: Ledger, after: datetime | None = None) -> DeletedBatch:
+    done: DeletedBatch = ledger.run(RetentionRepository, "delete_keys", POOL, 90 * DAY_S, 2, after)
+    return done
+
+
+def test_keys_leave_by_their_age_but_never_before_their_job(ledger: Ledger) -> None:
+    jobs = [new_job(idempotency_key=f"k{number}") for number in range(7)]
+    ledger.admit(*jobs)
+    ids = [job.job_id for job in jobs]
+    for place, job_id in enumerate(ids):
+        ledger.sql(
+            "UPDATE job_keys SET created_at = now() - make_interval(secs => :s) WHERE job_id = :id",
+            s=(80 if place == 6 else 100) * DAY_S - place,
+            id=job_id,
+        )
+    ledger.sql("DELETE FROM jobs WHERE job_id <> ALL(CAST(:kept AS uuid[]))", kept=ids[:2])
+    ledger.sql("UPDATE job_keys SET pool = 'pool-2' WHERE job_id = :id", id=ids[2])
+    ledger.sql("UPDATE job_keys SET pool = NULL WHERE job_id = :id", id=ids[3])
+
+    first = delete_keys(ledger)
+    second = delete_keys(ledger, first.reached)
+    third = delete_keys(ledger, second.reached)
+
+    assert [one[:2] for one in (first, second, third)] == [(2, 0), (2, 2), (1, 1)]
+    left = {row.job_id for row in ledger.sql("SELECT job_id FROM job_keys")}
+    assert left == {*ids[:3], ids[6]}

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
 
 from db.errors import Deposed
 from db.repositories.admission import AdmissionRepository
@@ -68,3 +69,10 @@ def test_a_leader_may_renew_late_and_resign_early(ledger: Ledger) -> None:
     assert ledger.run(TermRepository, "take", POOL, "other", 60.0) is None
     ledger.run(TermRepository, "resign", POOL, "leader", 1)
     assert ledger.run(TermRepository, "take", POOL, "other", 60.0) == 2
+
+
+def test_a_ledger_has_one_id(ledger: Ledger) -> None:
+    assert ledger.run(TermRepository, "ledger_id") == ledger.run(TermRepository, "ledger_id")
+    assert ledger.run(TermRepository, "pools") == [POOL]
+    with pytest.raises(IntegrityError, match="pk_ledger_id"):
+        ledger.sql("INSERT INTO ledger_id DEFAULT VALUES")

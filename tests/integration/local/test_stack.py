@@ -187,9 +187,12 @@ def test_a_stack_that_is_left_can_be_entered_again(config: StackConfig) -> None:
 @pytest.mark.parametrize(
     ("option", "url", "message"),
     [
-        ("redis_url", "redis://:secret@127.0.0.1:1/0", r"Redis at redis://127\.0\.0\.1:1/0 does not answer"),
-        ("redis_url", "http://127.0.0.1", "is no Redis address"),
-        ("database_url", "postgresql://u:secret@127.0.0.1:1/d", r"Postgres at postgresql://127\.0\.0\.1:1/d"),
+        ("redis_url", "redis://:secret@127.0.0.1:1/0", r"at redis://:\*\*\*@127\.0\.0\.1:1/0 cannot be used"),
+        ("redis_url", "http://127.0.0.1", "REDIS_URL: 'http://127.0.0.1' is not a Redis URL"),
+        ("redis_url", "redis://:secret#x@127.0.0.1/0", "REDIS_URL: 'redis://.*percent-encode"),
+        ("database_url", "postgresql://u:secret@127.0.0.1:1/d", r"at postgresql://u:\*\*\*@127\.0\.0\.1:1/d"),
+        ("database_url", "postgresql://u:secret", "the port is not a number"),
+        ("database_url", "postgresql://u:secret@[::1/d", "libpq cannot read the URL"),
         ("database_url", "mysql://u:secret@127.0.0.1/d", "is no Postgres address"),
         ("database_url", "postgresql://u:secret/x@127.0.0.1/d", "percent-encode it as %2F"),
         ("database_url", "postgresql://u:secret%zz@127.0.0.1/d", "%25 for a percent sign"),

@@ -73,7 +73,8 @@ class PoolRig:
         self.redis_url, self.database_url, self._folder = redis_url, database_url, folder
         self.database = Database(database_url, pool_size=10)
         self.redis = Redis.from_url(redis_url, protocol=2)
-        self.pool = Scheduler(self.settings()).info.pool
+        self.info = Scheduler(self.settings()).info
+        self.pool = self.info.pool
         self.keys = PoolKeys(self.pool)
         self._guard = SubmitGuard(self.redis)
 
@@ -103,7 +104,7 @@ class PoolRig:
         return JobEnvelope(
             job_id=job_id or job_id_for(spec),
             submission_id=uuid4(),
-            payload_sha256=payload_sha256(spec),
+            payload_sha256=payload_sha256(spec, self.info.model_name),
             spec=spec,
             **ours,
         )

@@ -81,7 +81,9 @@ def test_a_malformed_entry_is_kept_aside_and_its_neighbours_are_admitted(rig: Po
 
 
 def test_what_is_put_aside_is_logged_without_what_its_user_wrote(rig: PoolRig) -> None:
-    refused = rig.envelope(prompt="a secret").model_copy(update={"payload_sha256": "nul \x00"})
+    refused = rig.envelope(prompt="a secret", idempotency_key="k").model_copy(
+        update={"payload_sha256": "nul \x00"}
+    )
     rig.send(refused)
     unreadable = refused.model_dump_json().replace('"a secret"', '{"a secret": 1}')
     rig.redis.xadd(rig.keys.jobs("normal"), {"body": unreadable})
@@ -109,7 +111,9 @@ def test_a_column_of_a_later_release_costs_no_submission(rig: PoolRig) -> None:
 def test_a_job_that_postgres_refuses_is_put_aside_and_its_block_is_admitted(rig: PoolRig) -> None:
     envelopes = [rig.envelope() for _ in range(9)]
     # A client that does not validate: the ledger's text takes no NUL.
-    culprit = rig.envelope(prompt="culprit").model_copy(update={"payload_sha256": "nul \x00"})
+    culprit = rig.envelope(prompt="culprit", idempotency_key="k").model_copy(
+        update={"payload_sha256": "nul \x00"}
+    )
     rig.send(*envelopes[:5], culprit, *envelopes[5:])
 
     with rig.scheduler():
@@ -226,3 +230,32 @@ def test_age_in_the_stream_counts_towards_the_deadline(rig: PoolRig) -> None:
 
     with rig.scheduler():
         assert rig.reply(job_id=envelope.job_id).state is JobState.EXPIRED
+
+
+def test_a_value_out_of_bounds_is_rejected_with_the_reason_and_its_producer_hears_it(rig: PoolRig) -> None:
+    envelope = rig.envelope(callback_url="https://example.com/hook", idempotency_key="k")
+    of_later = envelope.spec.model_copy(update={"max_tokens": 2_000_000})
+    of_nobody = rig.envelope(tenant="acme")
+
+    with rig.scheduler():
+        rig.send(
+            envelope.model_copy(update={"spec": of_later}),
+            of_nobody.model_copy(update={"spec": of_nobody.spec.model_copy(update={"tenant": "a b"})}),
+        )
+        rejected = rig.reply(submission_id=envelope.submission_id)
+        put_aside = rig.reply(submission_id=of_nobody.submission_id)
+
+    for reply, code, reason in (
+        (rejected, "unsupported_value", "max_tokens: Input should be less than or equal to 1000000"),
+        (put_aside, "unreadable_job", "spec.tenant"),
+    ):
+        assert reply.state is JobState.REJECTED
+        assert reply.result is not None
+        assert reply.result.error is not None
+        assert reply.result.error.code == code
+        assert reason in reply.result.error.message
+    assert rig.counts() == {"rejected": 1}
+    assert [row.event_type for row in rig.sql("SELECT event_type FROM webhook_deliveries")] == [
+        "job.rejected"
+    ]
+    assert [row.n for row in rig.sql("SELECT count(*) AS n FROM intake_rejects")] == [1]

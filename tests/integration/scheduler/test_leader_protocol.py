@@ -95,9 +95,9 @@ def test_the_same_job_again_is_told_as_it_stands_and_another_of_its_name_as_a_co
     rig: PoolRig, leader: Leader
 ) -> None:
     with leader(rig, "never"):
-        first = submit(rig)
-        again = submit(rig, job_id=first.job_id)
-        other = submit(rig, job_id=first.job_id, prompt="other")
+        first = submit(rig, idempotency_key="k")
+        again = submit(rig, idempotency_key="k")
+        other = submit(rig, idempotency_key="k", prompt="other")
         told = [rig.reply(submission_id=one.submission_id) for one in (first, again, other)]
 
     assert [reply.state for reply in told] == [JobState.QUEUED, JobState.QUEUED, None]

@@ -56,7 +56,8 @@ def _feed(rig: PoolRig) -> tuple[QueueFeed, LeaderContext]:
     term = rig.database.run(lambda c: TermRepository(c).take(rig.pool, "test", 60.0))
     assert term is not None
     rig.database.run(lambda c: WorkerRepository(c).register("w", rig.pool, "host", LIMITS, 60.0))
-    context = LeaderContext(rig.pool, term, rig.database, rig.redis)
+    ledger = rig.database.run(lambda c: TermRepository(c).ledger_id())
+    context = LeaderContext(rig.pool, term, ledger, rig.database, rig.redis)
     return QueueFeed(context, Catalogue(rig.pool), lambda: 100.0), context
 
 
@@ -67,6 +68,7 @@ def _admit(rig: PoolRig) -> NewJob:
         submission_id=uuid4(),
         spec=envelope.spec,
         payload_sha256=envelope.payload_sha256,
+        model=rig.info.model_name,
         reply_to=None,
         revision=None,
         est_prompt_tokens=2,

@@ -18,7 +18,9 @@ LIMITS = PoolInfo(pool="p", model_name="tiny", max_model_len=100, max_prompt_byt
 
 
 def envelope(spec: JobSpec) -> JobEnvelope:
-    return JobEnvelope(job_id=uuid4(), submission_id=uuid4(), payload_sha256=payload_sha256(spec), spec=spec)
+    return JobEnvelope(
+        job_id=uuid4(), submission_id=uuid4(), payload_sha256=payload_sha256(spec, "tiny"), spec=spec
+    )
 
 
 def test_a_prompt_is_measured_in_bytes_and_messages_together() -> None:

@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from db.records import JobAttempt
+from lorayard.contract.reading import UnreadableRequest
 from tests.unit.workers.batch_jobs import REVISION, batch_job
 from workers.engine.core.composition import unscaled
 from workers.engine.core.errors import InvalidParams
@@ -121,12 +122,33 @@ def test_messages_go_as_plain_mappings_and_the_base_model_without_an_adapter() -
     assert request.lora is None
 
 
-def test_parameters_the_engine_does_not_serve_are_refused_by_their_name() -> None:
-    # The contract lets it by, and only the engine knows how much it can compile.
-    regex = {"regex": "a" * 5000}
+LARGEST = [
+    ("regex", "a" * 4096, "a" * 4097),
+    ("grammar", "a" * 65_536, "a" * 65_537),
+    ("grammar", "\n" * 65_536, "ü" * 32_769),
+    ("choice", ["x" * 61] * 1023 + ["x" * 59], ["x" * 61] * 1023 + ["x" * 61]),
+    ("json", {"a": "x" * 65_528}, {"a": "x" * 65_529}),
+    ("json", {"a": "\x01" * 10_919, "b": 1e300}, {"a": "\x01" * 10_920, "b": 1e300}),
+    ("json", '{"a": 1}' + " " * 65_528, '{"a": 1}' + " " * 65_529),
+    ("json", '{"a": ' * 64 + "1" + "}" * 64, '{"a": ' * 65 + "1" + "}" * 65),
+    ("json", "{}", "[]"),
+    ("json", '{"a": null}', '{"a": NaN}'),
+    ("json", '{"a": "\\u00e9"}', '{"a": "\\ud800"}'),
+]
 
-    with pytest.raises(InvalidParams, match="the regex has 5000 bytes"):
-        add_request(batch_job(structured_outputs=regex), AdapterIds(STORE))
+
+@pytest.mark.parametrize(("form", "taken", "refused"), LARGEST, ids=range(len(LARGEST)))
+def test_a_form_that_the_contract_takes_is_taken_by_the_engine_and_what_it_refuses_refused(
+    form: str, taken: Any, refused: Any
+) -> None:
+    asked = add_request(batch_job(structured_outputs={form: taken}), AdapterIds(STORE))
+
+    given: dict[str, Any] = {form: tuple(taken) if isinstance(taken, list) else taken}
+    assert asked.params.structured_outputs == StructuredOutputsParams(**given)
+    with pytest.raises(UnreadableRequest, match="structured_outputs"):
+        add_request(batch_job(structured_outputs={form: refused}), AdapterIds(STORE))
+    with pytest.raises(InvalidParams):
+        StructuredOutputsParams(**{form: refused})
 
 
 def test_a_job_shares_cached_prefixes_with_all_or_with_its_tenant_only() -> None:

@@ -54,7 +54,7 @@ class StructuredOutputsParams:
 
     @property
     def source(self) -> GrammarSpec:
-        """The grammar as text, the same for what means the same."""
+        """The grammar as text, JSON without blanks, the same for what means the same."""
         if self.json is not None:
             return GrammarSpec("json", _schema_text(self.json))
         if self.choice is not None:
@@ -71,7 +71,7 @@ def _schema_text(schema: object) -> str:
             raise ValueError(f"it has {len(schema)} characters, at most {MAX_GRAMMAR_BYTES}")
         parsed = json_text.loads(schema) if isinstance(schema, str) else schema
         if isinstance(parsed, Mapping) and _depth(parsed) <= MAX_JSON_DEPTH:
-            return json_text.dumps(dict(parsed), allow_nan=False, ensure_ascii=False)
+            return json_text.dumps(dict(parsed), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidParams(
             f"the JSON schema cannot be read: {error}; give a dict or its JSON text"
@@ -98,4 +98,4 @@ def _choice_text(choice: object) -> str:
     for one in choice:
         if not isinstance(one, str) or not one:
             raise InvalidParams(f"choice holds {one!r:.80}; give non-empty strings")
-    return json_text.dumps(list(choice), ensure_ascii=False)
+    return json_text.dumps(list(choice), ensure_ascii=False, separators=(",", ":"))

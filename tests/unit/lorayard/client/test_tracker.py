@@ -57,7 +57,7 @@ def submitted(tracker: JobTracker, *, has_key: bool = False) -> tuple[TrackedJob
     submission = envelope(has_key=has_key)
     job = tracker.expect(submission)
     tracker.submitted(job, PLACE)
-    tracker.await_job(job, nothing)
+    tracker.await_jobs([(job, nothing)])
     return job, submission.submission_id
 
 
@@ -85,7 +85,7 @@ def ask_times(tracker: JobTracker, clock: Clock, seconds: float) -> list[float]:
 def test_a_job_of_another_process_is_asked_for_at_once_and_ever_less(
     tracker: JobTracker, clock: Clock
 ) -> None:
-    tracker.await_job(tracker.track(uuid4()), nothing)
+    tracker.await_jobs([(tracker.track(uuid4()), nothing)])
 
     assert ask_times(tracker, clock, 8.0) == [0.0, 0.5, 1.5, 3.5, 5.5, 7.5]
 
@@ -116,7 +116,7 @@ def test_while_news_flows_a_job_under_a_key_is_asked_for(tracker: JobTracker, cl
 
 def test_nobody_is_asked_for_whom_nobody_waits(tracker: JobTracker, clock: Clock) -> None:
     job, _ = submitted(tracker)
-    tracker.leave_job(job, nothing)
+    tracker.leave_jobs([(job, nothing)])
 
     assert ask_times(tracker, clock, 5.0) == []
 

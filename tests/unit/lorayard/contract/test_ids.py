@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import time
+from typing import Any
 from uuid import RFC_4122
+
+import pytest
 
 from lorayard.contract.ids import job_id_for, payload_sha256, uuid7
 from lorayard.contract.job import JobSpec
@@ -47,9 +50,31 @@ def test_tenants_do_not_share_keys() -> None:
 
 def test_the_payload_digest_tells_payloads_apart_and_leaves_the_key_out() -> None:
     digests = [
-        payload_sha256(JobSpec(prompt=prompt, idempotency_key=key))
+        payload_sha256(JobSpec(prompt=prompt, idempotency_key=key), "tiny")
         for prompt, key in [("a", "k"), ("a", "l"), ("a", None), ("b", "k")]
     ]
 
     assert digests[0] == digests[1] == digests[2] != digests[3]
-    assert re.fullmatch("3:[0-9a-f]{64}", digests[0])
+    assert re.fullmatch("4:[0-9a-f]{64}", digests[0])
+
+
+def test_the_same_payload_for_another_model_is_another_one() -> None:
+    assert payload_sha256(JobSpec(prompt="a"), "tiny") != payload_sha256(JobSpec(prompt="a"), "large")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"metadata": {"a": 1, "b": {"c": 2, "d": [{"e": 3, "f": 4}]}}},
+         {"metadata": {"b": {"d": [{"f": 4, "e": 3}], "c": 2}, "a": 1}}),
+        ({"logit_bias": {7: 1.0, 10: -1}}, {"logit_bias": {10: -1.0, 7: 1}}),
+        ({"structured_outputs": {"json": {"type": "object", "properties": {"a": {}, "b": {}}}}},
+         {"structured_outputs": {"json": {"properties": {"b": {}, "a": {}}, "type": "object"}}}),
+        ({"temperature": 1, "top_p": 0.5}, {"top_p": 0.5, "temperature": 1.0}),
+    ],
+)  # fmt: skip
+def test_the_order_of_a_dict_makes_no_other_payload(one: dict[str, Any], other: dict[str, Any]) -> None:
+    specs = [JobSpec.model_validate({"prompt": "a", **fields}) for fields in (one, other)]
+
+    assert payload_sha256(specs[0], "tiny") == payload_sha256(specs[1], "tiny")
+    assert payload_sha256(specs[0], "tiny") != payload_sha256(JobSpec(prompt="a"), "tiny")

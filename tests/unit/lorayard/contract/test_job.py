@@ -64,7 +64,16 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": "a", "top_p": 1.1}, "top_p=1.1", "above 0 and up to 1"),
     ({"prompt": "a", "structured_outputs": {}}, "structured_outputs", "exactly one of json, regex"),
     ({"prompt": "a", "structured_outputs": {"regex": "a", "json": {}}}, "json, regex given", "exactly one"),
-    ({"prompt": "a", "structured_outputs": {"regex": "a" * 70_000}}, "the regex has", "at most 65536"),
+    ({"prompt": "a", "structured_outputs": {"regex": "a" * 4097}}, "the regex has 4097", "at most 4096"),
+    ({"prompt": "a", "structured_outputs": {"grammar": "a" * 65_537}}, "65537 bytes", "at most 65536"),
+    ({"prompt": "a", "structured_outputs": {"choice": ["x" * 61] * 1024}}, "65537", "at most 65536"),
+    ({"prompt": "a", "structured_outputs": {"json": "[1]"}}, "the json is a list", "a JSON object"),
+    ({"prompt": "a", "structured_outputs": {"json": "{"}}, "cannot be read as JSON", "or its JSON text"),
+    ({"prompt": "a", "structured_outputs": {"json": "[" * 60_000}}, "recursion", "or its JSON text"),
+    ({"prompt": "a", "structured_outputs": {"json": '{"a": NaN}'}}, "json holds nan", "null or a string"),
+    ({"prompt": "a", "structured_outputs": {"json": '{"a":' * 65 + "1" + "}" * 65}}, "64 deep", "flatten"),
+    ({"prompt": "a", "structured_outputs": {"json": {"a": "x" * 65_530}}}, "65538 bytes", "at most 65536"),
+    ({"messages": [{"role": "user", "content": "a"}] * 4097}, "4097", "at most 4096"),
     ({"prompt": "a", "top_k": -1}, "top_k=-1", "0 to keep every token"),
     ({"prompt": "a", "seed": -1}, "seed=-1", "from 0 to 2**63 - 1"),
     ({"prompt": "a", "seed": 2**63}, "seed=9223372036854775808", "from 0 to 2**63 - 1"),
@@ -178,7 +187,7 @@ def test_what_is_accepted_can_be_read_by_the_scheduler(
     except InvalidJob:
         return
     envelope = JobEnvelope(
-        job_id=job_id_for(spec), submission_id=uuid7(), payload_sha256=payload_sha256(spec), spec=spec
+        job_id=job_id_for(spec), submission_id=uuid7(), payload_sha256=payload_sha256(spec, "tiny"), spec=spec
     )
 
     read = JobEnvelope.from_entry(envelope.to_entry())
@@ -211,3 +220,15 @@ def test_the_deepest_metadata_allowed_can_be_read_again(depth: int) -> None:
     spec = validated({"prompt": "a", "metadata": nested(depth)})
 
     assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_a_copy_of_a_job_with_other_values_is_checked_like_any_other() -> None:
+    copy = JobSpec(prompt="a").model_copy(update={"max_tokens": 2_000_000})
+
+    with pytest.raises(InvalidJob, match="max_tokens=2000000"):
+        validated(copy)
+    assert validated(JobSpec(prompt="a", top_k=None, stop=("b",))).model_fields_set == {
+        "prompt",
+        "top_k",
+        "stop",
+    }

@@ -36,7 +36,9 @@ BATCH_JOB = BatchJob(
 )  # fmt: skip
 
 MESSAGES: list[WireMessage] = [
-    JobEnvelope(job_id=ID, submission_id=ID, payload_sha256=payload_sha256(SPEC), spec=SPEC, reply_to="c"),
+    JobEnvelope(
+        job_id=ID, submission_id=ID, payload_sha256=payload_sha256(SPEC, "tiny"), spec=SPEC, reply_to="c"
+    ),
     JobReply(job_id=ID, state=None, request_id=ID),
     JobReply(
         job_id=ID,

@@ -13,6 +13,7 @@ from lorayard.contract.ids import is_same_payload, job_id_for, payload_sha256
 from lorayard.contract.job import JobSpec
 from lorayard.contract.messages import (
     BODY_FIELD,
+    MAX_JOB_BYTES,
     WRITER_FIELD,
     BatchJob,
     CatalogueEntry,
@@ -24,7 +25,13 @@ from lorayard.contract.messages import (
     TokenEntry,
     WorkerEvent,
 )
-from lorayard.contract.reading import UNREADABLE_PROMPT, UnreadableRequest, read_request, receive_job
+from lorayard.contract.reading import (
+    UNREADABLE_PROMPT,
+    UnreadableRequest,
+    read_request,
+    receive_job,
+    unreadable_reply,
+)
 from lorayard.contract.request import NEUTRAL, GenerationRequest
 from lorayard.contract.version import RELEASE
 
@@ -35,6 +42,7 @@ REPORTS: dict[str, type[Report]] = {
     "catalogue_entry": CatalogueEntry, "token_entry": TokenEntry,
 }  # fmt: skip
 ID = str(UUID(int=7))
+MODEL = "tiny"
 
 
 def entry(writer: str = "9.1.0", beside: dict[str, Any] | None = None, **spec: Any) -> dict[bytes, bytes]:
@@ -73,29 +81,46 @@ def test_a_recorded_job_is_the_same_payload_when_its_producer_submits_it_after_a
     again = JobSpec(**spec.model_dump(exclude_defaults=True))
     other = again.model_copy(update={"max_tokens": again.max_tokens + 1})
 
-    assert is_same_payload(old, payload_sha256(again), again)
-    assert is_same_payload(payload_sha256(again), old, spec)
-    assert not is_same_payload(old, payload_sha256(other), other)
-    assert not is_same_payload(payload_sha256(other), old, spec)
+    assert is_same_payload(old, payload_sha256(again, MODEL), again, MODEL)
+    assert is_same_payload(payload_sha256(again, MODEL), old, spec, MODEL)
+    assert not is_same_payload(old, payload_sha256(other, MODEL), other, MODEL)
+    assert not is_same_payload(payload_sha256(other, MODEL), old, spec, MODEL)
     if spec.idempotency_key is not None:
         assert job_id_for(again) == envelope.job_id
 
 
 def test_a_default_spelled_out_is_the_same_payload() -> None:
-    assert payload_sha256(JobSpec(prompt="a", temperature=0.0, stop=())) == payload_sha256(
-        JobSpec(prompt="a")
-    )
-    assert not is_same_payload("9:abc", payload_sha256(JobSpec(prompt="a")), JobSpec(prompt="a"))
+    spec = JobSpec(prompt="a")
+    digest = payload_sha256(spec, MODEL)
+
+    assert payload_sha256(JobSpec(prompt="a", temperature=0.0, stop=()), MODEL) == digest
+    assert not is_same_payload("9:abc", digest, spec, MODEL)
 
 
 def test_what_is_left_to_the_model_is_another_payload_than_a_value_spelled_out() -> None:
     unset, spelled_out = JobSpec(prompt="a"), JobSpec(prompt="a", repetition_penalty=1.0)
+    digests = [payload_sha256(spec, MODEL) for spec in (unset, spelled_out, JobSpec(prompt="a", top_p=None))]
     by_rule_2 = "2:732acbb3e402e912437dbe53442ca54368b45e73c284acbf4c0530fac53cca74"  # of either
 
-    assert payload_sha256(unset) != payload_sha256(spelled_out)
-    assert payload_sha256(unset) == payload_sha256(JobSpec(prompt="a", top_p=None))
-    assert is_same_payload(by_rule_2, payload_sha256(unset), unset)
-    assert is_same_payload(by_rule_2, payload_sha256(spelled_out), spelled_out)
+    assert digests[0] == digests[2] != digests[1]
+    assert is_same_payload(by_rule_2, digests[0], unset, MODEL)
+    assert is_same_payload(by_rule_2, digests[1], spelled_out, MODEL)
+
+
+def test_a_key_of_the_release_before_stands_for_the_same_payload_and_no_other() -> None:
+    by_rule_3 = "3:2ea1a30d2bc9f20ed2b62c2c2c8907ee46b9913fea951ff487be93611ee1961f"
+    spec, other = JobSpec(prompt="a", max_tokens=7), JobSpec(prompt="a", max_tokens=8)
+
+    assert is_same_payload(by_rule_3, payload_sha256(spec, MODEL), spec, MODEL)
+    assert not is_same_payload(by_rule_3, payload_sha256(other, MODEL), other, MODEL)
+
+
+def test_a_job_that_was_read_in_part_is_compared_by_its_own_digest_alone() -> None:
+    spec = JobSpec(prompt="a")
+    digest = payload_sha256(spec, MODEL)
+
+    assert is_same_payload(digest, digest, None, MODEL)
+    assert not is_same_payload(digest, "5:of a later rule", None, MODEL)
 
 
 @pytest.mark.parametrize("path", ENVELOPES, ids=lambda path: path.stem)
@@ -152,11 +177,57 @@ def test_a_writer_that_does_not_name_itself_is_told_as_such() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "named", "kept"),
+    [
+        ({"prompt": "a", "max_tokens": 2_000_000}, "max_tokens: Input should be less", {"prompt": "a"}),
+        ({"prompt": "a", "max_tokens": 2_000_000, "later": 1}, "'later'", {"prompt": "a"}),
+        ({"prompt": "a", "stop": ["b"] * 99}, "stop: Tuple should have at most 16", {"prompt": "a"}),
+        ({"prompt": "a", "priority": "urgent"}, "priority: Input should be 'high'", {"priority": "normal"}),
+        ({"prompt": "a", "deadline_s": 1e9}, "deadline_s: Input should be less", {"deadline_s": None}),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages.0.role", {"prompt": UNREADABLE_PROMPT}),
+        ({"prompt": "", "callback_url": "https://a.b"}, "prompt: the", {"callback_url": "https://a.b"}),
+        ({"prompt": "a", "callback_url": "ftp://a.b"}, "callback_url: callback_url", {"callback_url": None}),
+        ({"prompt": "a", "min_tokens": 900}, "the job: min_tokens=900 is above", {"min_tokens": 0}),
+        ({"prompt": "a", "metadata": {"a": "x" * 20_000}}, "the job: metadata has", {"metadata": {}}),
+        ({"prompt": "a", "structured_outputs": {"regex": "a" * 5000}}, "structured_outputs", {"prompt": "a"}),
+    ],
+)
+def test_a_job_with_a_value_out_of_bounds_is_refused_and_can_be_answered(
+    given: dict[str, Any], named: str, kept: dict[str, Any]
+) -> None:
+    envelope, refusal = receive_job(entry(tenant="acme", **given))
+
+    assert refusal is not None
+    assert refusal.code == ("unsupported_field" if "later" in given else "unsupported_value")
+    assert named in refusal.message
+    assert f"written by lorayard 9.1.0, this is lorayard {RELEASE}" in refusal.message
+    assert (str(envelope.job_id), envelope.reply_to, envelope.spec.tenant) == (ID, "client-1", "acme")
+    assert {name: getattr(envelope.spec, name) for name in kept} == kept
+
+
+def test_an_entry_that_is_no_job_is_answered_if_it_says_whom() -> None:
+    addressed = unreadable_reply(entry(prompt="a", tenant="a b"), "spec.tenant: it has a blank")
+    too_large = entry(prompt="a" * MAX_JOB_BYTES)
+
+    assert addressed is not None
+    client, reply = addressed
+    assert (client, str(reply.job_id), str(reply.submission_id)) == ("client-1", ID, ID)
+    assert reply.result is not None
+    assert reply.result.error is not None
+    assert (reply.result.state, reply.result.error.code) == ("rejected", "unreadable_job")
+    assert "it has a blank" in reply.result.error.message
+    for fields in (entry(beside={"reply_to": None}), {b"other": b"1"}, {BODY_FIELD: b"{"}, too_large):
+        assert unreadable_reply(fields, "") is None
+    with pytest.raises(ValueError, match=f"at most {MAX_JOB_BYTES}"):
+        receive_job(too_large)
+
+
+@pytest.mark.parametrize(
     "fields",
     [
-        entry(prompt="a", max_tokens=0),
         entry(prompt="a", beside={"v": 2}),
         entry(tenant="a b", later=1, prompt="a"),
+        entry(prompt="a", beside={"job_id": "x"}),
         entry(beside={"later": 1, "spec": "none"}),
     ],
 )

@@ -1,10 +1,10 @@
-"""Messages show where Redis is and never how to get in."""
+"""Messages show where a server is and never how to get in."""
 
 from __future__ import annotations
 
 import pytest
 
-from lorayard.transport.redis_link import without_password
+from lorayard.contract.wording import without_password
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,15 @@ from lorayard.transport.redis_link import without_password
         ("unix:///run/redis.sock?password=secret", "unix:///run/redis.sock?password=***"),
         ("nonsense", "nonsense"),
         ("redis://:secret@[::1", "redis://:***@[::1"),
+        ("redis://:sec#ret@h/0", "redis://***"),
+        ("redis://:sec/ret@h/0", "redis://***"),
+        ("redis://:sec?ret@h/0", "redis://***"),
+        ("redis://u:secret", "redis://u:***"),
+        ("redis://:secret@h:63x9/0", "redis://:***@h:***/0"),
+        (":secret@h:6379", ":***@h:6379"),
+        ("redis://h/0?pass%77ord=secret&ssl_password=secret", "redis://h/0?pass%77ord=***&ssl_password=***"),
+        ("postgresql://u:secret@a:1,b:2/d?sslmode=require", "postgresql://u:***@a:1,b:2/d?sslmode=require"),
+        ("localhost:6379", "localhost:6379"),
     ],
 )
 def test_a_password_is_never_shown(url: str, shown: str) -> None:
