@@ -28,7 +28,7 @@ class RacingStore(AdapterStore):
             self._act(target)
         super()._install(incoming, target, digest)
 
-    def _is_sound(self, target: Path, digest: str) -> bool:
+    def _is_sound(self, target: Path, digest: str) -> bool:  # type: ignore[override]
         is_sound = super()._is_sound(target, digest)
         if self._is_installing and self._has_looked:
             self._has_looked = False

@@ -51,4 +51,4 @@ def main(file: int, order: str) -> None:
 
     LocalExecutor.forward = failing_forward  # type: ignore[method-assign, assignment]
     child.LLMEngine = failing_engine  # type: ignore[attr-defined, assignment]
-    child.main(file)
+    child.main(file, "")
