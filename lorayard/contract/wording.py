@@ -7,13 +7,14 @@ from urllib.parse import unquote
 
 _MAX_VALUE_CHARS = 80
 _SECRET = re.compile("(password|secret_key)$", re.IGNORECASE)
+_URL = re.compile("(redis|database)_url$", re.IGNORECASE)
 
 
 def told(field: str, value: object) -> str:
     """Show a field with its rejected value, unless that is a secret; of a URL all but its password."""
-    if _SECRET.search(field):
+    is_url = isinstance(value, str) and bool(_URL.search(field))
+    if _SECRET.search(field) or (is_url and "://" not in str(value)):  # that may be a password by mistake
         return field
-    is_url = isinstance(value, str) and field.lower().endswith(("redis_url", "database_url"))
     return f"{field}={shortened(without_password(str(value)) if is_url else value)}"
 
 

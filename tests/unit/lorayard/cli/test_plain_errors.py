@@ -40,7 +40,7 @@ def test_missing_variables_are_named_together(monkeypatch: pytest.MonkeyPatch) -
         StoreSettings()
 
     message = str(plain_message(raised.value))
-    assert message.startswith("LORAYARD_DATABASE_URL, LORAYARD_MODEL, LORAYARD_ADAPTER_STORE are not set")
+    assert message.startswith("LORAYARD_DATABASE_URL, LORAYARD_ADAPTER_STORE are not set")
 
 
 def test_a_wrong_variable_is_named_with_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
