@@ -15,6 +15,7 @@ from workers.engine.core.lora_request import AnyLoRA
 from workers.engine.core.outputs import RequestOutput
 from workers.engine.core.sampling_params import SamplingParams
 from workers.engine.core.sequence import SequenceState, Span
+from workers.engine.lora.loading import LoaderChild
 from workers.engine.scheduling.batching import Refusal, Schedule
 from workers.engine.serving.adapter_controls import AdapterControls
 from workers.engine.serving.assembly import assemble
@@ -55,9 +56,14 @@ class LLMEngine(AdapterControls, OfflineServing):
     back to the base model.
     """
 
-    def __init__(self, config: EngineConfig, *, look_ahead: int = 0) -> None:
-        """`look_ahead` 1 launches each step before the one before it is settled; on a CPU it is for tests."""
-        self._parts = assemble(config, look_ahead=look_ahead)
+    def __init__(
+        self, config: EngineConfig, *, look_ahead: int = 0, loader_child: LoaderChild | None = None
+    ) -> None:
+        """`look_ahead` 1 launches each step before the one before it is settled; on a CPU it is for tests.
+
+        `loader_child` is a loader process for this engine; without it one is started if LoRA is enabled.
+        """
+        self._parts = assemble(config, look_ahead=look_ahead, loader_child=loader_child)
         self.info: EngineInfo = self._parts.info
         self._by_id: dict[str, RequestState] = {}
         self._started: list[str] = []

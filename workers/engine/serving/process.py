@@ -45,10 +45,13 @@ __all__ = [
 
 _PROGRAM = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+from workers.engine.lora.loading import fork_process
+loader_child = fork_process() if sys.argv[4] == "True" else None
 from workers.engine.serving.child import main
-main(int(sys.argv[3]))
+main(int(sys.argv[3]), loader_child)
 """
-"""The parent decides when to stop, whatever signal reaches the whole process group."""
+"""The parent decides when to stop, whatever signal reaches the whole process group. The loader is a copy made
+when what it needs is imported, torch above all, and before anything makes a thread or touches a card."""
 
 _START_POLL_S = 0.1
 
@@ -82,7 +85,11 @@ class EngineProcess:
         try:
             # Only the child may hold its end, or its death would not end the connection.
             self._child = ChildProcess(
-                _PROGRAM, theirs.fileno(), pass_fds=[theirs.fileno()], on_spawned=theirs.close
+                _PROGRAM,
+                theirs.fileno(),
+                self._config.enable_lora,
+                pass_fds=[theirs.fileno()],
+                on_spawned=theirs.close,
             )
         except (OSError, RuntimeError) as error:
             raise EngineStartError(f"the engine process cannot be started: {error}") from error
