@@ -212,8 +212,7 @@ def _run_copy(
         run()
         status = 0
     except BaseException:  # noqa: BLE001 - as at the end of a program
-        traceback.print_exc()
-        sys.stderr.flush()
+        os.write(2, traceback.format_exc().encode())  # whatever `sys.stderr` stood for in the original
     finally:
         os._exit(status)
 
