@@ -132,7 +132,9 @@ def _operands(
                 return lhs, rhs
         elif type(rhs) is core.tensor and _takes_type(lhs, rhs.dtype.name):
             return _constant(self, lhs, rhs), rhs
-    return _check_operands(self, lhs, rhs, allow_lhs_ptr, allow_rhs_ptr, arithmetic_check, div_or_mod)
+    rest = allow_lhs_ptr, allow_rhs_ptr, arithmetic_check, div_or_mod
+    operands: tuple[Any, Any] = _check_operands(self, lhs, rhs, *rest)
+    return operands
 
 
 def _takes_type(number: Any, dtype: str) -> bool:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tests.polling import eventually
-from workers.engine.lora.loading import child as child_module
+from workers.engine.lora.loading import process as loader_process
 from workers.engine.lora.loading.channel import Channel
 from workers.engine.lora.loading.child import LoaderChild, forked
 
@@ -70,7 +70,7 @@ def test_a_copy_sees_no_card_and_holds_nothing_open_of_its_original(monkeypatch:
             end.recv(1)
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-7")
-    monkeypatch.setattr(child_module.process, "main", tell)
+    monkeypatch.setattr(loader_process, "main", tell)
     files = len(list(Path("/proc/self/fd").iterdir()))
     copy = LoaderChild(forked)
 
@@ -94,7 +94,7 @@ def test_a_copy_that_fails_says_so_and_ends(
     def fail(file: int) -> None:
         raise RuntimeError(f"{file} is of no use")
 
-    monkeypatch.setattr(child_module.process, "main", fail)
+    monkeypatch.setattr(loader_process, "main", fail)
     copy = LoaderChild(forked)
 
     assert copy.exitcode == 1
