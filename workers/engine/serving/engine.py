@@ -27,7 +27,10 @@ from workers.engine.serving.output_processor import Ending, why_failed
 from workers.engine.serving.request_state import RequestState
 
 _IDLE_POLL_S = 0.001
-"""Pause of a step that finds only requests whose adapters are still loading."""
+"""Pause of a step that finds only requests whose adapters are still loading or copied."""
+
+_LOADING_POLL_S = 0.003
+"""That pause where the loader's answer ends it: an engine that looks too often takes the loader's core."""
 
 
 class _Launched(NamedTuple):
@@ -204,8 +207,14 @@ class LLMEngine(AdapterControls, OfflineServing):
                 outputs += self._settle_flight(refusals)
                 refusals = []
         if is_idle and self._parts.batcher.waiting and not outputs and not refusals:
-            time.sleep(_IDLE_POLL_S)
+            self._rest()
         return outputs + self._refuse(refusals)
+
+    def _rest(self) -> None:
+        """Let a moment pass in which nothing can be computed; what the loader says ends it."""
+        adapters = self._parts.adapters
+        if adapters is None or not adapters.await_load(_LOADING_POLL_S):
+            time.sleep(_IDLE_POLL_S)
 
     def _launch_forward(self, schedule: Schedule, began_s: float) -> None:
         self._mark_started(schedule, began_s)

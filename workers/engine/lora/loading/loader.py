@@ -111,6 +111,13 @@ class Loader:
             select.select([self._child.channel], [], [], _GRACE_S)
         return result
 
+    def await_answer(self, timeout_s: float) -> bool:
+        """Wait for what the process says next, at most so long; False, at once, if nothing is asked of it."""
+        if self._child is None or not self._sent:
+            return False
+        select.select([self._child.channel], [], [], timeout_s)
+        return True
+
     def close(self) -> None:
         """End the process and drop what it holds; closing twice does nothing."""
         self._queued.clear()
