@@ -6,7 +6,7 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install check-install check test emulated-kernels test-unit test-unit-kernels test-stack test-workers test-levels test-kernels coverage demo bench up format clean
+.PHONY: help install check-install check test emulated-kernels test-unit-engine test-unit-rest test-stack test-workers test-levels test-kernels coverage demo bench up format clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,17 +37,18 @@ check: install ## Lint, types (of the tests too) and the arrows between rooms
 
 # Those that mostly wait come first. WITH=check runs that beside the tests, as CI does.
 test: install ## Run every test on embedded Redis and Postgres
-	$(MAKE) --no-print-directory -j4 --output-sync=target test-stack test-workers test-unit $(WITH) test-unit-kernels
+	$(MAKE) --no-print-directory -j4 --output-sync=target test-stack test-workers test-unit-engine $(WITH) test-unit-rest
 
 emulated-kernels: install
 	@$(BIN)/python -m tests.emulated.library
 
+# The two parts take about as long as each other, and only one of them imports transformers and PEFT.
 # Threads that wait for each other on shared cores cost more than they give.
-test-unit-kernels: emulated-kernels
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit/kernels tests/unit/benchmarks
+test-unit-engine: emulated-kernels
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit/workers tests/unit/examples
 
-test-unit: emulated-kernels
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --ignore=tests/unit/kernels --ignore=tests/unit/benchmarks
+test-unit-rest: emulated-kernels
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --ignore=tests/unit/workers --ignore=tests/unit/examples
 
 test-stack: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration tests/acceptance --ignore=tests/integration/workers

@@ -87,8 +87,9 @@ class WorkerState:
                 job.was_listed, job.misses = True, 0
                 continue
             job.misses += 1
+            # A worker that is slow to tell sends lists from before the dispatch after it, however many.
             never_came = not job.was_listed and now - job.dispatched_at >= UNLISTED_S
-            if job.misses >= MISSES or never_came:
+            if never_came or (job.was_listed and job.misses >= MISSES):
                 missing.append(JobAttempt(job_id, job.attempt))
         return missing
 

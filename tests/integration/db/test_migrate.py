@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 from db import Database
 from db.database import parse_url
 from db.errors import SchemaLocked, UnknownSchema
-from db.migrate import alembic_config, current_revision, upgrade
+from db.migrate import alembic_config, current_revision, main, upgrade
 from db.models import Table
 from db.repositories.leases import LeaseRepository
 from tests.integration.db.ledger import Ledger
@@ -145,35 +145,42 @@ def test_a_schema_of_somebody_else_is_left_alone_and_told(empty_database_url: st
     database.dispose()
 
 
-def test_the_command_says_what_it_did_and_what_is_missing(empty_database_url: str) -> None:
-    def migrate(url: str | None, *arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {name: value for name, value in os.environ.items() if name != "LORAYARD_DATABASE_URL"}
+def test_the_command_says_what_it_did_and_what_is_missing(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def migrate(url: str | None, *arguments: str) -> tuple[int, str, str]:
+        """Run the command's function, a process of its own being needed only once."""
+        monkeypatch.delenv("LORAYARD_DATABASE_URL", raising=False)
         if url is not None:
-            environment["LORAYARD_DATABASE_URL"] = url
-        return subprocess.run(
-            [sys.executable, "-m", "db.migrate", *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+            monkeypatch.setenv("LORAYARD_DATABASE_URL", url)
+        try:
+            status = main(arguments)
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        return status, *capsys.readouterr()
 
-    nowhere = parse_url(empty_database_url).set(port=1).render_as_string(hide_password=False)
-    done, unset, unreachable = migrate(empty_database_url), migrate(None), migrate(nowhere)
-    back, nonsense = (
-        migrate(empty_database_url, "--down-to", "0004"),
-        migrate(empty_database_url, "--down-to", "9"),
+    done = subprocess.run(
+        [sys.executable, "-m", "db.migrate"],
+        env={**os.environ, "LORAYARD_DATABASE_URL": empty_database_url},
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
+    nowhere = parse_url(empty_database_url).set(port=1).render_as_string(hide_password=False)
+    unset, unreachable = migrate(None), migrate(nowhere)
+    back = migrate(empty_database_url, "--down-to", "0004")
+    nonsense = migrate(empty_database_url, "--down-to", "9")
 
     newest = upgrade(empty_database_url).after
     assert (done.returncode, done.stdout) == (0, f"db.migrate: schema upgraded from nothing to {newest}\n")
-    assert (back.returncode, back.stdout) == (0, f"db.migrate: schema downgraded from {newest} to 0004\n")
-    assert (nonsense.returncode, nonsense.stderr) == (
-        1,
-        "db.migrate: the schema cannot go back to '9': Can't locate revision identified by '9'\n",
+    assert back[:2] == (0, f"db.migrate: schema downgraded from {newest} to 0004\n")
+    assert nonsense[0] == 1
+    assert (
+        nonsense[2]
+        == "db.migrate: the schema cannot go back to '9': Can't locate revision identified by '9'\n"
     )
-    assert unset.returncode == 2
-    assert "LORAYARD_DATABASE_URL" in unset.stderr
-    assert unreachable.returncode == 1
-    assert "does not answer" in unreachable.stderr
-    assert str(parse_url(empty_database_url).password) not in unreachable.stderr
+    assert unset[0] == 2
+    assert "LORAYARD_DATABASE_URL" in unset[2]
+    assert unreachable[0] == 1
+    assert "does not answer" in unreachable[2]
+    assert str(parse_url(empty_database_url).password) not in unreachable[2]

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,12 @@ from tests.polling import eventually
 from tests.unit.lorayard.process.signal_bursts import send_burst
 
 _MAIN = Path(__file__).with_name("up_main.py")
+
+
+@pytest.fixture
+def state_dir(new_initialised_dir: Callable[[], Path]) -> Path:
+    """A state directory that has been used before: `test_servers.py` begins with none."""
+    return new_initialised_dir()
 
 
 class Up:

@@ -81,6 +81,7 @@ class ScriptedWorker:
         lease_s: float = 60.0,
         beat_every_s: float = 0.2,
         listens: bool = True,
+        obeys: bool = True,
     ) -> None:
         self._yard = rig
         self.script = script
@@ -88,7 +89,7 @@ class ScriptedWorker:
         self._limits = limits
         self._lease_s = lease_s
         self._beat_every_s = beat_every_s
-        self._listens = listens
+        self._listens, self._obeys = listens, obeys
         self._redis = Redis.from_url(rig.redis_url, protocol=2)
         self._stopping = threading.Event()
         self._seq = itertools.count()
@@ -143,6 +144,11 @@ class ScriptedWorker:
         announce(pipeline, [job for job in finished if job.state.is_terminal])
         pipeline.execute()
 
+    def run_out(self) -> None:
+        """Let the lease end now; for a worker that has died, which renews it no more."""
+        assert self._stopping.is_set()
+        assert self._yard.database.run(lambda c: WorkerRepository(c).renew(self.incarnation, 0.0))
+
     def report(self, *failures: AdapterFailure, residency: Sequence[Residency] = (), epoch: int = 0) -> None:
         """Tell of loads."""
         self._tell(self._redis, failures=failures, residency=tuple(residency), residency_epoch=epoch)
@@ -163,7 +169,8 @@ class ScriptedWorker:
             with self._yard.database.transaction() as transaction:
                 WorkerRepository(transaction).report(self.incarnation, held)
             self._tell(self._redis, held=tuple(held))
-            self._obey()
+            if self._obeys:
+                self._obey()
 
     def _obey(self) -> None:
         """End held jobs that are to be cancelled; other commands ask nothing of a worker without engine."""

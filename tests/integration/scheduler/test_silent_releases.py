@@ -25,11 +25,12 @@ def test_jobs_that_a_worker_gave_back_before_it_left_without_a_word_run_elsewher
 
 def test_jobs_that_a_worker_gave_back_before_it_was_killed_run_elsewhere(rig: PoolRig) -> None:
     with rig.scheduler():
-        doomed = ScriptedWorker(rig, hold, lease_s=1.5)
+        doomed = ScriptedWorker(rig, hold)
         with doomed:
             job_ids = rig.submit(3)
             eventually(lambda: len(doomed.held) == 3)
         _give_back(rig, doomed)
+        doomed.run_out()
         with ScriptedWorker(rig):
             rig.wait_for(JobState.SUCCEEDED, *job_ids, timeout_s=15.0)
 

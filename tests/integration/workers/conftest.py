@@ -21,12 +21,12 @@ _FOLDERS = itertools.count(1)
 
 
 @pytest.fixture(scope="package")
-def rig(new_state_dir: Callable[[], Path]) -> Iterator[Stack]:
+def rig(new_initialised_dir: Callable[[], Path]) -> Iterator[Stack]:
     """A Redis and a Postgres of these tests' own, to be restarted at will."""
     from db.migrate import upgrade
     from lorayard.local import SERVERS, Stack, StackConfig
 
-    with Stack(StackConfig(state_dir=new_state_dir(), parts=SERVERS, durable=False)) as stack:
+    with Stack(StackConfig(state_dir=new_initialised_dir(), parts=SERVERS, durable=False)) as stack:
         upgrade(stack.postgres.url)
         yield stack
 

@@ -70,12 +70,12 @@ class Pipeline:
 
 
 @pytest.fixture(scope="module")
-def pipeline(new_state_dir: Callable[[], Path]) -> Iterator[Pipeline]:
+def pipeline(new_initialised_dir: Callable[[], Path]) -> Iterator[Pipeline]:
     """A scheduler and a worker with short leases on servers of their own."""
     from lorayard.local import SERVERS, Stack, StackConfig
 
     config = StackConfig(
-        state_dir=new_state_dir(),
+        state_dir=new_initialised_dir(),
         parts=SERVERS | {"migrate", "scheduler", "workers"},
         durable=False,
         num_workers=1,

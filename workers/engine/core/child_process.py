@@ -1,7 +1,7 @@
 """Programs in processes of their own that end with this one: the engine, its loader, its grammar check.
 
 They are started as programs, not by multiprocessing: a user's script without a `__main__` guard must not be
-imported again by its child.
+imported again by its child. A program of ours that has just begun may also be copied, as `forked` says.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any
+from typing import IO, Any, NoReturn, Self
 
 from workers.engine.core import parent_death
 
@@ -77,6 +79,25 @@ class ChildProcess:
             on_spawned()
         self._end = weakref.finalize(self, _end, self._life, os.getpid())
 
+    @classmethod
+    def forked(cls, run: Callable[[], None], *, file: int, environment: Mapping[str, str]) -> Self:
+        """Run a function in a copy of this process, to which `file` and standard error alone stay open.
+
+        For a main thread that has no other beside it and has touched no card: what is imported need not be
+        imported again. Raises OSError.
+        """
+        parent_pid = os.getpid()
+        with warnings.catch_warnings():
+            # Python 3.12 warns of any other thread: numpy's OpenBLAS has some, and sees to forks itself.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            _run_copy(run, parent_pid, file, environment)
+        child = cls.__new__(cls)
+        child._life = _Life(lambda: _Copy(pid))  # noqa: SLF001 - its own class
+        child._end = weakref.finalize(child, _end, child._life, parent_pid)  # noqa: SLF001
+        return child
+
     @property
     def pid(self) -> int:
         """The process's id, also after its end."""
@@ -119,8 +140,8 @@ class ChildProcess:
 class _Life:
     """Spawns the process and outlives it: the parent-death signal is sent when the spawning *thread* ends."""
 
-    def __init__(self, spawn: Callable[[], subprocess.Popen[str]]) -> None:
-        self.popen: subprocess.Popen[str]
+    def __init__(self, spawn: Callable[[], subprocess.Popen[str] | _Copy]) -> None:
+        self.popen: subprocess.Popen[str] | _Copy
         self._spawn = spawn
         self._spawn_error: Exception | None = None
         self._is_spawned = threading.Event()
@@ -145,6 +166,55 @@ class _Life:
             # the traceback on standard error says why.
             self.popen.kill()
             raise
+
+
+class _Copy:
+    """A forked process, with the part of `Popen` that is asked for here."""
+
+    stdin = stdout = None
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._lock = threading.Lock()
+
+    def wait(self) -> None:
+        """Wait for its end; for one thread alone."""
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        with self._lock:  # once it is reaped, its id may be another's
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        with self._lock:
+            if self.returncode is None:
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Have it end."""
+        self.send_signal(signal.SIGKILL)
+
+
+def _run_copy(
+    run: Callable[[], None], parent_pid: int, file: int, environment: Mapping[str, str]
+) -> NoReturn:
+    """Make of a copied process what a program of its own would be, run it, and end it."""
+    status = 1
+    try:
+        parent_death.die_with_parent(parent_pid)
+        os.setpgid(0, 0)
+        os.environ.update(environment)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, 0)
+        os.dup2(nothing, 1)
+        os.closerange(3, file)
+        os.closerange(file + 1, os.sysconf("SC_OPEN_MAX"))
+        run()
+        status = 0
+    except BaseException:  # noqa: BLE001 - as at the end of a program
+        os.write(2, traceback.format_exc().encode())  # whatever `sys.stderr` stood for in the original
+    finally:
+        os._exit(status)
 
 
 def _end(life: _Life, owner_pid: int) -> None:

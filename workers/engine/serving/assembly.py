@@ -62,10 +62,12 @@ class EngineParts(NamedTuple):
     grammars: GrammarCompiler
 
 
-def assemble(config: EngineConfig, *, look_ahead: int = 0) -> EngineParts:
+def assemble(
+    config: EngineConfig, *, look_ahead: int = 0, loader_child: LoaderChild | None = None
+) -> EngineParts:
     """Load the checkpoint and connect the parts; raises `ConfigError` or `CheckpointError`.
 
-    `look_ahead` is the executor's; a GPU's always looks ahead.
+    `look_ahead` is the executor's; a GPU's always looks ahead. `loader_child` has been started already.
     """
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
@@ -78,7 +80,8 @@ def assemble(config: EngineConfig, *, look_ahead: int = 0) -> EngineParts:
     max_model_len = _max_model_len(config, model)
     tokenizer = Tokenizer.from_folder(folder)
     quantize = in_flight(config.quantization, model.quantization)
-    loader_child = start_process() if config.enable_lora else None  # it starts while the weights are read
+    if config.enable_lora and loader_child is None:
+        loader_child = start_process()  # it starts while the weights are read
     weights = _weights(config, model, kernels, quantize, device)
     layout = _layout(config, max_model_len, device) if kernels.level == "triton" else None
     adapters = _adapters(config, model, weights, loader_child, device) if config.enable_lora else None

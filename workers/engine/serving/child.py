@@ -14,6 +14,7 @@ from workers.engine.core.config import EngineConfig
 from workers.engine.core.device_failures import is_device_failure
 from workers.engine.core.errors import AdapterInUse, ConfigError, EngineError
 from workers.engine.core.outputs import CompletionOutput, RequestFailure, RequestMetrics, RequestOutput
+from workers.engine.lora.loading import LoaderChild
 from workers.engine.serving.device_loss import leave_lost_device, start_failure
 from workers.engine.serving.engine import LLMEngine
 from workers.engine.serving.log_lines import log_as_json
@@ -38,10 +39,11 @@ _MAX_COMMANDS_PER_STEP = 64
 """A flood of requests is taken in over several steps, so that it does not hold up those being served."""
 
 
-def main(file: int, log_fields: str) -> None:
+def main(file: int, log_fields: str, loader_child: LoaderChild | None = None) -> None:
     """Serve the connection that was inherited from the parent; its first message is the configuration.
 
-    `log_fields` is JSON, with which the log is JSON lines; empty leaves it as it is.
+    `log_fields` is JSON, with which the log is JSON lines; empty leaves it as it is. `loader_child` is a
+    loader that has been started for this engine.
     """
     collect_garbage()
     if log_fields:
@@ -51,12 +53,12 @@ def main(file: int, log_fields: str) -> None:
             config = connection.recv()
         except (EOFError, OSError):
             return  # the parent is gone already
-        serve(connection, config)
+        serve(connection, config, loader_child)
 
 
-def serve(connection: Connection, config: EngineConfig) -> None:
+def serve(connection: Connection, config: EngineConfig, loader_child: LoaderChild | None = None) -> None:
     """Run the engine until it is told to stop or its parent is gone."""
-    engine = _build(connection, config)
+    engine = _build(connection, config, loader_child)
     if engine is None:
         return
     try:
@@ -71,9 +73,11 @@ def serve(connection: Connection, config: EngineConfig) -> None:
         engine.close()
 
 
-def _build(connection: Connection, config: EngineConfig) -> LLMEngine | None:
+def _build(
+    connection: Connection, config: EngineConfig, loader_child: LoaderChild | None
+) -> LLMEngine | None:
     try:
-        engine = LLMEngine(config)
+        engine = LLMEngine(config, loader_child=loader_child)
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
         connection.send(start_failure(error, config))
         return None

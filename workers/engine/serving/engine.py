@@ -15,6 +15,7 @@ from workers.engine.core.lora_request import AnyLoRA
 from workers.engine.core.outputs import RequestOutput
 from workers.engine.core.sampling_params import SamplingParams
 from workers.engine.core.sequence import SequenceState, Span
+from workers.engine.lora.loading import LoaderChild
 from workers.engine.scheduling.batching import Refusal, Schedule
 from workers.engine.serving.adapter_controls import AdapterControls
 from workers.engine.serving.assembly import assemble
@@ -26,7 +27,10 @@ from workers.engine.serving.output_processor import Ending, why_failed
 from workers.engine.serving.request_state import RequestState
 
 _IDLE_POLL_S = 0.001
-"""Pause of a step that finds only requests whose adapters are still loading."""
+"""Pause of a step that finds only requests whose adapters are still loading or copied."""
+
+_LOADING_POLL_S = 0.003
+"""That pause where the loader's answer ends it: an engine that looks too often takes the loader's core."""
 
 
 class _Launched(NamedTuple):
@@ -55,9 +59,14 @@ class LLMEngine(AdapterControls, OfflineServing):
     back to the base model.
     """
 
-    def __init__(self, config: EngineConfig, *, look_ahead: int = 0) -> None:
-        """`look_ahead` 1 launches each step before the one before it is settled; on a CPU it is for tests."""
-        self._parts = assemble(config, look_ahead=look_ahead)
+    def __init__(
+        self, config: EngineConfig, *, look_ahead: int = 0, loader_child: LoaderChild | None = None
+    ) -> None:
+        """`look_ahead` 1 launches each step before the one before it is settled; on a CPU it is for tests.
+
+        `loader_child` is a loader process for this engine; without it one is started if LoRA is enabled.
+        """
+        self._parts = assemble(config, look_ahead=look_ahead, loader_child=loader_child)
         self.info: EngineInfo = self._parts.info
         self._by_id: dict[str, RequestState] = {}
         self._started: list[str] = []
@@ -198,8 +207,14 @@ class LLMEngine(AdapterControls, OfflineServing):
                 outputs += self._settle_flight(refusals)
                 refusals = []
         if is_idle and self._parts.batcher.waiting and not outputs and not refusals:
-            time.sleep(_IDLE_POLL_S)
+            self._rest()
         return outputs + self._refuse(refusals)
+
+    def _rest(self) -> None:
+        """Let a moment pass in which nothing can be computed; what the loader says ends it."""
+        adapters = self._parts.adapters
+        if adapters is None or not adapters.await_load(_LOADING_POLL_S):
+            time.sleep(_IDLE_POLL_S)
 
     def _launch_forward(self, schedule: Schedule, began_s: float) -> None:
         self._mark_started(schedule, began_s)

@@ -46,10 +46,13 @@ __all__ = [
 
 _PROGRAM = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+from workers.engine.lora.loading import fork_process
+loader_child = fork_process() if sys.argv[5] == "True" else None
 from workers.engine.serving.child import main
-main(int(sys.argv[3]), sys.argv[4])
+main(int(sys.argv[3]), sys.argv[4], loader_child)
 """
-"""The parent decides when to stop, whatever signal reaches the whole process group."""
+"""The parent decides when to stop, whatever signal reaches the whole process group. The loader is a copy made
+when what it needs is imported, torch above all, and before anything makes a thread or touches a card."""
 
 _START_POLL_S = 0.1
 
@@ -88,6 +91,7 @@ class EngineProcess:
                 _PROGRAM,
                 theirs.fileno(),
                 self._log_fields,
+                self._config.enable_lora,
                 pass_fds=[theirs.fileno()],
                 on_spawned=theirs.close,
             )

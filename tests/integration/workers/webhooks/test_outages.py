@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,9 +25,9 @@ KEY = new_key()
 
 
 @pytest.fixture
-def own_stack(state_dir: Path) -> Iterator[Stack]:
+def own_stack(new_initialised_dir: Callable[[], Path]) -> Iterator[Stack]:
     """Servers of the test's own, to stop and start."""
-    with Stack(StackConfig(state_dir=state_dir, parts=SERVERS, durable=False)) as stack:
+    with Stack(StackConfig(state_dir=new_initialised_dir(), parts=SERVERS, durable=False)) as stack:
         upgrade(stack.postgres.url)
         yield stack
 

@@ -37,21 +37,5 @@ else:
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         return np.where(np.isnan(value), 0x7FC0, rounded).astype(np.uint16)
 
-    _launch, _call_patching = interpreter.GridExecutor.__call__, interpreter.InterpretedFunction.__call__
-    _called: set[Any] = set()
-
-    def _launch_forgetting(self: Any, *args: Any, **kwargs: Any) -> Any:
-        _called.clear()
-        return _launch(self, *args, **kwargs)
-
-    def _call_within(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """Call a function of a kernel; the language is patched for it once a launch, not each time."""
-        if self.fn in _called:
-            return self.rewrite()(*args, **kwargs)
-        _called.add(self.fn)
-        return _call_patching(self, *args, **kwargs)
-
-    interpreter.GridExecutor.__call__ = _launch_forgetting
-    interpreter.InterpretedFunction.__call__ = _call_within
     interpreter.InterpreterBuilder.create_dot = _create_widened_dot
     interpreter._convert_float = _convert_rounded

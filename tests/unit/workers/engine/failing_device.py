@@ -6,11 +6,13 @@ of that kind.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from workers.engine.lora.loading import fork_process
 from workers.engine.serving import child
 from workers.engine.serving.engine import LLMEngine
 from workers.engine.serving.executor import LocalExecutor
@@ -45,10 +47,10 @@ def main(file: int, order: str) -> None:
         fail("forward")
         return forward(executor, step)
 
-    def failing_engine(*arguments: Any) -> Any:
+    def failing_engine(*arguments: Any, **options: Any) -> Any:
         fail("start")
-        return LLMEngine(*arguments)
+        return LLMEngine(*arguments, **options)
 
     LocalExecutor.forward = failing_forward  # type: ignore[method-assign, assignment]
     child.LLMEngine = failing_engine  # type: ignore[attr-defined, assignment]
-    child.main(file, "")
+    child.main(file, "", fork_process() if sys.argv[5] == "True" else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import select
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from workers.engine.core.errors import AdapterError, AdapterLoaderDied, AdapterL
 from workers.engine.core.lora_request import LoRARequest
 from workers.engine.lora.files.adapter_files import Stamp
 from workers.engine.lora.files.validate import adapter_label
-from workers.engine.lora.loading.child import LoaderChild
+from workers.engine.lora.loading.child import LoaderChild, forked
 from workers.engine.lora.loading.spec import Load, Loaded, LoadSpec, Ready
 from workers.engine.lora.tables.adapter_weights import AdapterWeights
 
@@ -41,6 +42,18 @@ def start_process() -> LoaderChild | None:
     """Start a loader process ahead of its first load; None if that fails, which the first load will tell."""
     with suppress(OSError, RuntimeError):
         return LoaderChild()
+    return None
+
+
+def fork_process() -> LoaderChild | None:
+    """Copy this process, which has but begun, to be a loader: it needs no second import of torch.
+
+    None if that fails, or on a system whose processes are not to be copied: `start_process` starts one.
+    """
+    if sys.platform != "linux":
+        return None
+    with suppress(OSError, RuntimeError):
+        return LoaderChild(forked)
     return None
 
 
@@ -97,6 +110,13 @@ class Loader:
             assert self._child is not None
             select.select([self._child.channel], [], [], _GRACE_S)
         return result
+
+    def await_answer(self, timeout_s: float) -> bool:
+        """Wait for what the process says next, at most so long; False, at once, if nothing is asked of it."""
+        if self._child is None or not self._sent:
+            return False
+        select.select([self._child.channel], [], [], timeout_s)
+        return True
 
     def close(self) -> None:
         """End the process and drop what it holds; closing twice does nothing."""

@@ -90,6 +90,10 @@ class Loads:
             finished.append(result)
         return finished
 
+    def await_answer(self, timeout_s: float) -> bool:
+        """Wait for what the loader says next, at most so long; False, at once, if nothing is asked of it."""
+        return self._loader.await_answer(timeout_s)
+
     def hold(self, is_held: bool) -> None:
         """Begin no more loads while what has arrived finds no place."""
         self._loader.hold(is_held)

@@ -159,6 +159,10 @@ class LoRAManager:
         self._tiers.take_in()
         self._fetcher.collect()
 
+    def await_load(self, timeout_s: float) -> bool:
+        """Wait until `collect` may have something new, at most so long; False, at once, if nothing loads."""
+        return self._loads.await_answer(timeout_s)
+
     def is_loading(self, request: LoRARequest) -> bool:
         """Tell whether an adapter's load is queued, running, or has arrived and waits for a place."""
         return self._loads.is_underway(request)

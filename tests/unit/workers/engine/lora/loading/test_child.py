@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -14,7 +17,9 @@ import psutil
 import pytest
 
 from tests.polling import eventually
-from workers.engine.lora.loading.child import LoaderChild
+from workers.engine.lora.loading import process as loader_process
+from workers.engine.lora.loading.channel import Channel
+from workers.engine.lora.loading.child import LoaderChild, forked
 
 ROOT = Path(__file__).parents[6]
 
@@ -44,6 +49,58 @@ def test_forgetting_it_ends_it_too() -> None:
     gc.collect()
 
     assert not psutil.pid_exists(pid)
+
+
+def test_a_copy_sees_no_card_and_holds_nothing_open_of_its_original(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tell(file: int) -> None:
+        """Stand where a loader's main does."""
+        getenv = ctypes.CDLL(None).getenv
+        getenv.restype = ctypes.c_char_p
+        where = {number: str(Path(f"/proc/self/fd/{number}").readlink()) for number in range(2)}
+        files = {int(path.name) for path in Path("/proc/self/fd").iterdir()}
+        told = (
+            getenv(b"CUDA_VISIBLE_DEVICES"),
+            getenv(b"OMP_NUM_THREADS"),
+            where,
+            files - {file},
+            os.getpgrp(),
+        )
+        with socket.socket(fileno=file) as end:
+            Channel(end).send(told)
+            signal.pause()  # until it is killed, for the end of the channel may come sooner
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-7")
+    monkeypatch.setattr(loader_process, "main", tell)
+    files = len(list(Path("/proc/self/fd").iterdir()))
+    copy = LoaderChild(forked)
+
+    assert select.select([copy.channel], [], [], 60)[0]
+    card, threads, where, others, group = copy.channel.receive()
+
+    assert (card, threads, where) == (b"", b"1", {0: os.devnull, 1: os.devnull})
+    assert len(others - {0, 1, 2}) == 1  # the folder that it was just reading
+    assert group == copy.pid != os.getpgrp()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-7"
+    copy.close()
+    copy.close()
+    assert not psutil.pid_exists(copy.pid)
+    assert copy.exitcode == -signal.SIGKILL
+    assert len(list(Path("/proc/self/fd").iterdir())) == files
+
+
+def test_a_copy_that_fails_says_so_and_ends(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(file: int) -> None:
+        raise RuntimeError(f"{file} is of no use")
+
+    monkeypatch.setattr(loader_process, "main", fail)
+    copy = LoaderChild(forked)
+
+    assert copy.exitcode == 1
+    assert "is of no use" in capfd.readouterr().err
+    with pytest.raises(EOFError):
+        copy.channel.receive()
 
 
 SCRIPT = """
