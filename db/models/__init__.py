@@ -6,7 +6,7 @@ from db.models.table import Table
 from db.models.tenant import Tenant
 from db.models.usage import AdapterUsage, UsageDelta
 from db.models.webhook import WebhookDelivery
-from db.models.worker import SchedulerTerm, Worker, WorkerLease
+from db.models.worker import SchedulerTerm, Worker, WorkerHost, WorkerLease
 
 __all__ = [
     "Table",
@@ -25,6 +25,7 @@ __all__ = [
     "WebhookDelivery",
     "Tenant",
     "Worker",
+    "WorkerHost",
     "WorkerLease",
     "SchedulerTerm",
 ]
