@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -62,10 +63,12 @@ class EngineParts(NamedTuple):
     grammars: GrammarCompiler
 
 
-def assemble(config: EngineConfig, *, look_ahead: int = 0) -> EngineParts:
+def assemble(
+    config: EngineConfig, *, look_ahead: int = 0, on_compiling: Callable[[], None] = lambda: None
+) -> EngineParts:
     """Load the checkpoint and connect the parts; raises `ConfigError` or `CheckpointError`.
 
-    `look_ahead` is the executor's; a GPU's always looks ahead.
+    `look_ahead` is the executor's; a GPU's always looks ahead. `on_compiling` is told when all is loaded.
     """
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
@@ -96,6 +99,7 @@ def assemble(config: EngineConfig, *, look_ahead: int = 0) -> EngineParts:
         eos_token_ids=model.eos_token_ids,
         num_token_ids=tokenizer.num_ids,
     )
+    on_compiling()
     info = _engine_info(config, model, kernels, facts, max_model_len, num_kv_blocks)
     return EngineParts(
         info=replace(info, linear_bytes=weights.linear_bytes, sampling_defaults=defaults),

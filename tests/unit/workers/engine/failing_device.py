@@ -45,9 +45,9 @@ def main(file: int, order: str) -> None:
         fail("forward")
         return forward(executor, step)
 
-    def failing_engine(*arguments: Any) -> Any:
+    def failing_engine(*arguments: Any, **named: Any) -> Any:
         fail("start")
-        return LLMEngine(*arguments)
+        return LLMEngine(*arguments, **named)
 
     LocalExecutor.forward = failing_forward  # type: ignore[method-assign, assignment]
     child.LLMEngine = failing_engine  # type: ignore[attr-defined, assignment]
