@@ -42,7 +42,9 @@ def readable_settings(program: str) -> Iterator[None]:
         raise SystemExit(BAD_ENVIRONMENT) from error
 
 
-class _RefusalSettings(BaseSettings):
+class RefusalSettings(BaseSettings):
+    """What becomes of a service that refuses its other settings."""
+
     model_config = SettingsConfigDict(env_prefix="LORAYARD_", extra="ignore", frozen=True)
 
     hold_refused: bool = False
@@ -61,7 +63,7 @@ def run_service(main: Callable[[], int]) -> int:
             raise
         status = BAD_ENVIRONMENT
     with readable_settings("LORAYARD_HOLD_REFUSED"):
-        is_held = status == BAD_ENVIRONMENT and _RefusalSettings().hold_refused
+        is_held = status == BAD_ENVIRONMENT and RefusalSettings().hold_refused
     if is_held:
         stop = StopRequest()
         stop.listen()

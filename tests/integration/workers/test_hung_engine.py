@@ -13,6 +13,7 @@ from db.repositories.leases import LeaseRepository
 from lorayard.contract.states import JobState
 from tests.integration.workers.questions import questions
 from tests.integration.workers.scripted_leader import ENDLESS, ScriptedLeader
+from tests.integration.workers.task_events import TaskEvents
 from tests.integration.workers.worker_process import WorkerProcess
 from tests.polling import eventually
 
@@ -26,15 +27,16 @@ def test_an_engine_that_hangs_is_ended_and_one_that_was_stopped_with_its_worker_
 ) -> None:
     worker = start_worker(worker_lease_s=60)
     worker.command = [sys.executable, str(PROGRAM), str(LIMIT_S)]
-    with worker:
+    with worker, TaskEvents(leader.redis_url) as events:
         incarnation = worker.incarnation(leader)
         (slow,) = leader.dispatch(incarnation, [ENDLESS.model_copy(update={"max_tokens": 2500})])
-        leader.await_running(incarnation, slow)
+        events.await_event("task-started", slow)
         stop_together(worker, 3 * LIMIT_S)
         assert leader.ended([slow], START_S)[0].state is JobState.SUCCEEDED
 
         running, cancelled = leader.dispatch(incarnation, [ENDLESS, ENDLESS])
-        leader.await_running(incarnation, running, cancelled)
+        events.await_event("task-started", running)
+        events.await_event("task-started", cancelled)
         os.kill(worker.engine_pids()[0], signal.SIGSTOP)
         leader.command(incarnation, "cancel", job_ids=(cancelled,))
         late = leader.dispatch(incarnation, [questions(1)[0].spec], first_token_within_s=0.1)

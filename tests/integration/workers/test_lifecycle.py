@@ -162,6 +162,7 @@ def test_a_warm_shutdown_by_celerys_control_is_a_drain(
         (marked,) = leader.dispatch(
             incarnation, [questions(1)[0].spec.model_copy(update={"metadata": {"odd": odd}})]
         )
+        leader.ended([marked], 60.0)
         (running,) = leader.dispatch(incarnation, [ENDLESS.model_copy(update={"max_tokens": 2500})])
         events.await_event("task-started", running)
 
