@@ -127,12 +127,21 @@ class EngineHost:
         """Let the jobs of a micro-batch join the batch in flight; returns how many were new here."""
         taken = self._attempts.take(task_id, jobs, time.monotonic())
         for held in taken:
-            self._watcher.received(held.job)
-            if self._refusing:
-                self._end(held, outcome_unrun)
-            else:
-                self._feed(held)
+            try:
+                self._take_in(held)
+            except Exception as error:
+                # One that stayed here unfed would be held, and waited for, forever.
+                logger.exception("engine_host.job_refused", job_id=str(held.job.job_id))
+                reason = error
+                self._end(held, lambda ended, now: outcome_broken(ended, reason, now))  # noqa: B023 - called here
         return len(taken)
+
+    def _take_in(self, held: ActiveAttempt) -> None:
+        self._watcher.received(held.job)
+        if self._refusing:
+            self._end(held, outcome_unrun)
+        else:
+            self._feed(held)
 
     def reject(self, task_id: str, key: JobAttempt, error: UnreadableRequest) -> None:
         """End a job of a micro-batch that cannot be read, and so not be run."""

@@ -45,6 +45,7 @@ class HostRig:
         self.outcomes: list[Outcome] = []
         self.received_jobs: list[BatchJob] = []
         self.started_jobs: list[BatchJob] = []
+        self.unforeseen: BatchJob | None = None
         self.revoked: set[str] = set()
         self.deaths: list[EngineDied] = []
         self.broken: list[str] = []
@@ -70,6 +71,8 @@ class HostRig:
         self.outcomes.append(outcome)
 
     def received(self, job: BatchJob) -> None:
+        if job is self.unforeseen:
+            raise LookupError("nobody has thought of this")
         self.received_jobs.append(job)
 
     def started(self, job: BatchJob) -> None:
@@ -310,3 +313,13 @@ def test_a_job_that_cannot_be_read_ends_as_rejected(rig: HostRig) -> None:
 
     assert rig.await_outcomes(1) == [JobState.REJECTED]
     assert rig.outcomes[0].key == key
+
+
+def test_a_job_that_cannot_be_taken_in_fails_alone(rig: HostRig) -> None:
+    first, odd, last = batch_job(), batch_job(), batch_job()
+    rig.unforeseen = odd
+    names = rig.join(first, odd, last)
+
+    assert [request.request_id for request in rig.await_adds(2)] == [names[0], names[2]]
+    assert rig.await_outcomes(1) == [JobState.FAILED]
+    assert rig.outcomes[0].ended.job_id == odd.job_id

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
@@ -63,9 +63,11 @@ class StepBoard:
         """Map the memory of `file`, which stays the caller's to close; -1: memory that nobody else reads."""
         self._memory = mmap.mmap(file, size)
         self._room = size - _NAMES_AT
-        self._version = 0
-        self._told = Progress()
-        self._names_length = 0
+        self._version = self._num_moves = self._num_taken = self._num_steps = 0
+        self._phase = int(Phase.LOADING)
+        self._num_tokens = self._names_length = 0
+        self._predicted_s = 0.0
+        self._request_ids: tuple[str, ...] = ()
 
     @staticmethod
     def make_file(max_num_seqs: int) -> tuple[int, int]:
@@ -88,51 +90,47 @@ class StepBoard:
         predicted_s: float = 0.0,
     ) -> None:
         """Say what begins."""
-        self._write(
-            replace(
-                self._told,
-                phase=phase,
-                num_tokens=num_tokens,
-                predicted_s=predicted_s,
-                num_requests=len(request_ids),
-                request_ids=request_ids,
-            )
-        )
+        self._phase = int(phase)
+        self._num_tokens = num_tokens
+        self._predicted_s = predicted_s
+        names = None
+        if request_ids != self._request_ids:
+            self._request_ids = request_ids
+            names = "\n".join(request_ids).encode()
+            self._names_length = len(names) if len(names) <= self._room else _UNNAMED
+        self._write(names)
 
     def take(self, request_id: str | None) -> None:
         """Say that a command was received, and is about to be obeyed; `request_id` if it adds a request."""
-        self._told = replace(self._told, num_taken=self._told.num_taken + 1)
+        self._num_taken += 1
         if request_id is None:
-            self._write(self._told)
+            self._write()
         else:
             self.enter(Phase.TAKING, (request_id,))
 
     def settle(self) -> None:
         """Say that a step is done; its requests stay named, for what is made of its results is theirs too."""
-        self._write(replace(self._told, num_steps=self._told.num_steps + 1))
+        self._num_steps += 1
+        self._write()
 
     def tick(self) -> None:
         """Say that the engine is there, though nothing has changed."""
-        self._write(self._told)
+        self._write()
 
-    def _write(self, word: Progress) -> None:
-        names = None
-        if word.request_ids != self._told.request_ids or not self._version:
-            names = "\n".join(word.request_ids or ()).encode()
-            self._names_length = len(names) if len(names) <= self._room else _UNNAMED
-        self._told = word = replace(word, num_moves=word.num_moves + 1)
+    def _write(self, names: bytes | None = None) -> None:
+        self._num_moves += 1
         self._turn_version()
         _WORDS.pack_into(
             self._memory,
             _VERSION.size,
-            word.num_moves,
-            word.num_taken,
-            word.num_steps,
-            word.phase,
-            word.num_tokens,
-            word.num_requests,
+            self._num_moves,
+            self._num_taken,
+            self._num_steps,
+            self._phase,
+            self._num_tokens,
+            len(self._request_ids),
             self._names_length,
-            word.predicted_s,
+            self._predicted_s,
         )
         if names and self._names_length != _UNNAMED:
             self._memory[_NAMES_AT : _NAMES_AT + len(names)] = names
@@ -144,6 +142,7 @@ class StepBoard:
 
     def read(self) -> Progress:
         """Return the last word; of one that was being written as the child died or was stopped, no names."""
+        before = 0
         for _ in range(_READ_TRIES):
             (before,) = _VERSION.unpack_from(self._memory, 0)
             word = self._parse()
