@@ -45,9 +45,9 @@ class HostRecord:
         recent = [at for at in self.died_at if now - at < DOUBT_WINDOW]
         if not recent or (len(recent) < MAX_DEATHS and self.in_a_row < DEATHS_WITHOUT_AN_END):
             return None
-        died = f"its engine died {len(recent)} times within {DOUBT_WINDOW.seconds // 60} minutes"
+        died = f"its engine or worker died {len(recent)} times within {DOUBT_WINDOW.seconds // 60} minutes"
         if self.in_a_row >= DEATHS_WITHOUT_AN_END:
-            died = f"its engine died {self.in_a_row} times without one ended job"
+            died = f"its engine or worker died {self.in_a_row} times without one ended job"
         doublings = self.in_a_row - DEATHS_WITHOUT_AN_END - 1
         pause = timedelta(seconds=FIRST_PAUSE_S * 2 ** min(doublings, 16)) if doublings >= 0 else timedelta()
         wait = min(pause, DOUBT_WINDOW) - (now - recent[-1])

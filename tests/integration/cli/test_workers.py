@@ -94,4 +94,4 @@ def test_a_worker_whose_hosts_engines_keep_dying_is_shown_as_a_canary(
     rows = [json.loads(line) for line in lorayard("workers", "--json").out.splitlines()]
 
     assert [(row["worker"], row["state"]) for row in rows] == [("third@host", "canary")]
-    assert "its engine died 2 times without one ended job, so it gets one job at a time" in rows[0]["reason"]
+    assert "died 2 times without one ended job, so it gets one job at a time" in rows[0]["reason"]

@@ -91,7 +91,7 @@ def test_the_way_back_leads_to_the_rows_of_the_old_ledger(recorded: str) -> None
 
     undone = downgrade(recorded, "0004")
 
-    assert str(undone) == "schema downgraded from 0010 to 0004"
+    assert str(undone) == "schema downgraded from 0013 to 0004"
     after = read_all(recorded)
     assert set(after) == set(before)
     for table, rows in before.items():
@@ -126,7 +126,7 @@ def test_whoever_locks_as_a_live_process_does_finishes_before_the_migration(
 
         done = migration.result(timeout=60)
 
-    assert {done.before, done.after} == {"0004", "0010"}
+    assert {done.before, done.after} == {"0004", "0013"}
 
 
 def wait_until_somebody_waits_for_a_lock(url: str) -> None:

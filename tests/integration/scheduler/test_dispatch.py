@@ -98,6 +98,8 @@ def test_a_lost_workers_jobs_run_elsewhere_and_its_queue_is_deleted(rig: PoolRig
             job_ids = rig.submit(4)
             rig.wait_for(JobState.LEASED, *job_ids)
             eventually(lambda: len(doomed.held) == 4)
+            # One heartbeat more, so that the leader has seen them listed.
+            eventually(lambda: rig.sql("SELECT 1 FROM workers WHERE cardinality(running_jobs) = 4"))
         rig.redis.lpush(worker_queue(doomed.incarnation), b"left behind")
         with ScriptedWorker(rig) as heir:
             rig.wait_for(JobState.SUCCEEDED, *job_ids, timeout_s=15.0)
