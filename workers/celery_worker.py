@@ -68,7 +68,7 @@ class CeleryWorker:
     @property
     def was_shut_down(self) -> bool:
         """Whether `run` returned because that was asked for, by `stop` or by Celery's own control."""
-        return self._controller.exitcode == EX_OK
+        return bool(self._controller.exitcode == EX_OK)
 
     def stop(self) -> None:
         """Have `run` return soon; micro-batches still open are forgotten."""
@@ -100,7 +100,9 @@ def read_plain_json() -> None:
     Kombu would take an object with the keys `__type__` and `__value__` for a value of its own and refuse the
     whole message, with all jobs in it, if it knows no such type: a job's metadata may look like that.
     """
-    registry.register("json", dumps, _loads, content_type="application/json", content_encoding="utf-8")
+    registry.register(  # type: ignore[no-untyped-call]
+        "json", dumps, _loads, content_type="application/json", content_encoding="utf-8"
+    )
 
 
 def _loads(body: Any) -> Any:

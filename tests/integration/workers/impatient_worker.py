@@ -13,5 +13,5 @@ from workers.engine_watch import ProgressLimit
 from workers.launch import main
 
 if __name__ == "__main__":
-    wiring.ProgressLimit = partial(ProgressLimit, floor_s=float(sys.argv[1]))  # type: ignore[attr-defined, misc]
+    wiring.ProgressLimit = partial(ProgressLimit, floor_s=float(sys.argv[1]))  # type: ignore[attr-defined, assignment]
     sys.exit(main())

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from db.repositories.leases import LeaseRepository
 from lorayard.contract.states import JobState
@@ -63,7 +64,7 @@ def stop_together(worker: WorkerProcess, seconds: float) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
-def last_word(leader: ScriptedLeader, incarnation: str) -> object:
+def last_word(leader: ScriptedLeader, incarnation: str) -> Any:
     rows = leader.sql(
         "SELECT ended_by, step_jobs FROM workers WHERE incarnation = :i AND state = 'gone'", i=incarnation
     )
