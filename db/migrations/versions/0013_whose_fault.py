@@ -26,7 +26,7 @@ EMPTY = sa.text("'{}'")
 
 
 def upgrade() -> None:
-    """Add the columns; a job with strikes becomes a suspect by itself, as it has run alone until now."""
+    """Add the columns; a job with strikes and no group is read as a suspect by itself."""
     op.execute(_LOCK_ALL)
     op.add_column(
         "workers",
@@ -54,7 +54,6 @@ def upgrade() -> None:
         "jobs", sa.Column("losses", sa.SmallInteger(), server_default=sa.text("0"), nullable=False)
     )
     op.add_column("jobs", sa.Column("suspect_group", sa.Uuid(), nullable=True))
-    op.execute("UPDATE jobs SET suspect_group = job_id WHERE strikes > 0 AND ended_at IS NULL")
 
 
 def downgrade() -> None:

@@ -81,15 +81,13 @@ def test_a_worker_whose_hosts_engines_keep_dying_is_shown_as_a_canary(
     lorayard: Command, database: Database
 ) -> None:
     for name in ("first", "second", "third"):
-        database.run(
-            lambda c, name=name: WorkerRepository(c).register(
-                name, POOL, f"{name}@host", LIMITS, 60.0, host="h"
-            )
-        )
-        if name != "third":
-            database.run(lambda c, name=name: WorkerRepository(c).say_end(name, "engine_died"))
-            database.run(lambda c, name=name: WorkerRepository(c).set_state(name, "gone"))
-            database.run(lambda c, name=name: LeaseRepository(c).lose_worker(name))
+        with database.transaction() as connection:
+            workers = WorkerRepository(connection)
+            workers.register(name, POOL, f"{name}@host", LIMITS, 60.0, host="h")
+            if name != "third":
+                workers.say_end(name, "engine_died")
+                workers.set_state(name, "gone")
+                LeaseRepository(connection).lose_worker(name)
 
     rows = [json.loads(line) for line in lorayard("workers", "--json").out.splitlines()]
 
