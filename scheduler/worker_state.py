@@ -103,8 +103,7 @@ class WorkerState:
                 job.was_listed, job.misses = True, 0
                 continue
             job.misses += 1
-            never_came = not job.was_listed and now - job.dispatched_at >= UNLISTED_S
-            if job.misses >= MISSES or never_came:
+            if job.misses >= MISSES if job.was_listed else now - job.dispatched_at >= UNLISTED_S:
                 missing.append(JobAttempt(job_id, job.attempt))
         return missing
 

@@ -52,6 +52,12 @@ def test_a_job_never_listed_is_given_up_three_seconds_after_its_dispatch() -> No
     assert slot_with(job_id).reconcile([], 3.0) == [JobAttempt(job_id, 1)]
 
 
+def test_a_job_on_its_way_may_be_missing_from_lists_that_come_soon() -> None:
+    worker = slot_with(uuid4())
+
+    assert [worker.reconcile([], now) for now in (0.2, 0.4, 0.6)] == [[], [], []]
+
+
 def test_another_attempt_in_the_list_is_not_the_one_dispatched() -> None:
     job_id = uuid4()
     assert slot_with(job_id, attempt=2).reconcile(held(job_id, attempt=1), 3.5) == [JobAttempt(job_id, 2)]
