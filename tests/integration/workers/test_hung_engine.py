@@ -30,7 +30,7 @@ def test_an_engine_that_hangs_is_ended_and_one_that_was_stopped_with_its_worker_
     worker.command = [sys.executable, str(PROGRAM), str(LIMIT_S)]
     with worker, TaskEvents(leader.redis_url) as events:
         incarnation = worker.incarnation(leader)
-        (slow,) = leader.dispatch(incarnation, [ENDLESS.model_copy(update={"max_tokens": 2500})])
+        (slow,) = leader.dispatch(incarnation, [ENDLESS.model_copy(update={"max_tokens": 1000})])
         events.await_event("task-started", slow)
         stop_together(worker, 3 * LIMIT_S)
         assert leader.ended([slow], START_S)[0].state is JobState.SUCCEEDED

@@ -163,7 +163,7 @@ def test_a_warm_shutdown_by_celerys_control_is_a_drain(
             incarnation, [questions(1)[0].spec.model_copy(update={"metadata": {"odd": odd}})]
         )
         leader.ended([marked], 60.0)
-        (running,) = leader.dispatch(incarnation, [ENDLESS.model_copy(update={"max_tokens": 2500})])
+        (running,) = leader.dispatch(incarnation, [ENDLESS.model_copy(update={"max_tokens": 1000})])
         events.await_event("task-started", running)
 
         leader.shut_down(incarnation)
