@@ -7,7 +7,7 @@ import sys
 from db.errors import DatabaseError
 from db.secrets import SecretBox
 from db.settings import SecretSettings
-from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings
+from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings, run_service
 from lorayard.process.logs import configure_logs
 from lorayard.process.stop_request import StopRequest
 from scheduler.process import Scheduler
@@ -34,4 +34,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_service(main))

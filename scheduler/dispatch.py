@@ -78,7 +78,7 @@ class Dispatcher:
 
     def _outstanding(self, header: PendingJob, job: BatchJob, now: float) -> Outstanding:
         tokens = min(header.prompt_tokens + header.max_tokens, self._max_model_len)
-        return Outstanding(job.attempt, job.revision, tokens, header.strikes, now)
+        return Outstanding(job.attempt, job.revision, tokens, header.group is not None, now)
 
     def _batches(self, plan: PlannedBatch, jobs: Sequence[BatchJob]) -> Iterator[MicroBatch]:
         sizes = {header.job_id: header.request_bytes for header in plan.jobs}

@@ -46,6 +46,7 @@ class Fleet:
             if row.incarnation not in self._workers:
                 self._workers[row.incarnation] = WorkerState(row.incarnation, row.hostname, row.limits)
                 logger.info("worker.joined", incarnation=row.incarnation, hostname=row.hostname)
+            self._workers[row.incarnation].note_canary(row.canary)
 
     def rebuild(self, ready: Sequence[WorkerRow], leased: Iterable[LeasedRow], now: float) -> None:
         """Start over from the ledger; what workers told of themselves stays."""
@@ -62,7 +63,7 @@ class Fleet:
             attempt=row.attempt,
             revision=row.revision,
             tokens=min(row.est_tokens + row.max_tokens, self._max_model_len),
-            strikes=row.strikes,
+            is_suspect=row.group is not None,
             dispatched_at=dispatched_at,
         )
 

@@ -109,6 +109,7 @@ class QueueFeed:
             prompt_tokens=row.est_tokens,
             max_tokens=row.max_tokens,
             waiting_since=now - row.waited_s,
-            strikes=row.strikes,
+            attempt=row.attempt,
+            group=row.group,
             request_bytes=row.request_bytes,
         )

@@ -87,7 +87,11 @@ class Reaper:
 
     def _lose(self, worker: WorkerRow) -> None:
         name = worker.incarnation
-        lost = self.context.transact(lambda connection: LeaseRepository(connection).lose_worker(name))
+        known = self.fleet.find(name)
+        has_ended = known is not None and known.has_ended
+        lost = self.context.transact(
+            lambda connection: LeaseRepository(connection).lose_worker(name, has_ended=has_ended)
+        )
         if not lost.lost:
             return
         logger.warning(

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
 
-from db.records import JobAttempt, WorkerLimits
+import structlog
+
+from db.records import Canary, JobAttempt, WorkerLimits
 from lorayard.contract.messages import EndedJob, HeldJob, Residency
+from lorayard.contract.states import JobState
 from scheduler.policies import ServiceRate, WorkerCapacity, WorkerView, target_seqs
 
 UNLISTED_S: Final = 3.0
@@ -17,6 +20,8 @@ UNLISTED_S: Final = 3.0
 
 MISSES: Final = 2
 COOLING_S: Final = 30.0
+
+logger = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -26,7 +31,7 @@ class Outstanding:
     attempt: int
     revision: str | None
     tokens: int
-    strikes: int
+    is_suspect: bool
     dispatched_at: float
     was_listed: bool = False
     misses: int = 0
@@ -41,6 +46,9 @@ class WorkerState:
     limits: WorkerLimits
     is_ready: bool = True
     is_draining: bool = False
+    canary: Canary | None = None
+    has_ended: bool = False
+    """A job has succeeded here, which shows that the host is sound."""
     outstanding: dict[UUID, Outstanding] = field(default_factory=dict)
     device: set[str] = field(default_factory=set)
     host: set[str] = field(default_factory=set)
@@ -49,7 +57,13 @@ class WorkerState:
     rate: ServiceRate = field(default_factory=ServiceRate)
     _revisions: Counter[str] = field(default_factory=Counter)
     _tokens: int = 0
-    _num_struck: int = 0
+    _num_suspects: int = 0
+
+    def note_canary(self, canary: Canary | None) -> None:
+        """Take over whether its host is in doubt."""
+        if canary is not None and self.canary is None and not self.has_ended:
+            logger.warning("worker.canary", incarnation=self.incarnation, reason=canary.reason)
+        self.canary = canary
 
     def give(self, job_id: UUID, job: Outstanding) -> None:
         """Note that a job is on its way here."""
@@ -71,11 +85,13 @@ class WorkerState:
         """Forget all jobs."""
         self.outstanding.clear()
         self._revisions.clear()
-        self._tokens = self._num_struck = 0
+        self._tokens = self._num_suspects = 0
 
     def end(self, ended: Iterable[EndedJob], now: float) -> None:
         """Forget what the worker says it holds no longer."""
+        ended = list(ended)
         num_ended = sum(self.take_back(JobAttempt(job.job_id, job.attempt)) for job in ended)
+        self.has_ended |= any(job.state is JobState.SUCCEEDED for job in ended)
         self.rate.observe(num_ended, now)
 
     def reconcile(self, held: Iterable[HeldJob], now: float) -> list[JobAttempt]:
@@ -87,9 +103,7 @@ class WorkerState:
                 job.was_listed, job.misses = True, 0
                 continue
             job.misses += 1
-            # A worker that is slow to tell sends lists from before the dispatch after it, however many.
-            never_came = not job.was_listed and now - job.dispatched_at >= UNLISTED_S
-            if never_came or (job.was_listed and job.misses >= MISSES):
+            if job.misses >= MISSES if job.was_listed else now - job.dispatched_at >= UNLISTED_S:
                 missing.append(JobAttempt(job_id, job.attempt))
         return missing
 
@@ -117,7 +131,7 @@ class WorkerState:
         Prompt lengths are estimates, so the pool's limit stands for the worker's: it counts exactly.
         """
         self.cooling = {revision: until for revision, until in self.cooling.items() if until > now}
-        limits = self.limits
+        limits, canary = self.limits, None if self.has_ended else self.canary
         return WorkerView(
             incarnation=self.incarnation,
             capacity=WorkerCapacity(
@@ -134,13 +148,15 @@ class WorkerState:
             device=self.device,
             host=self.host,
             cooling=self.cooling.keys(),
-            runs_alone=self._num_struck > 0,
+            runs_alone=self._num_suspects > 0,
+            is_canary=canary is not None,
+            canary_wait_s=canary.wait_s if canary is not None else 0.0,
         )
 
     def _count(self, job: Outstanding, step: int) -> None:
         """Keep the sums that every view shows."""
         self._tokens += step * job.tokens
-        self._num_struck += step * (job.strikes > 0)
+        self._num_suspects += step * job.is_suspect
         if job.revision is not None:
             self._revisions[job.revision] += step
             if not self._revisions[job.revision]:

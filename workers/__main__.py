@@ -7,10 +7,11 @@ import sys
 
 # Looking for garbage among what is imported, which stays, took a third of the start.
 gc.disable()
+from lorayard.process.environment import run_service  # noqa: E402
 from workers.launch import main  # noqa: E402
 
 gc.freeze()
 gc.enable()
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_service(main))

@@ -61,6 +61,8 @@ class AttemptTable:
         self._held: dict[JobAttempt, ActiveAttempt] = {}
         self._settled: OrderedDict[JobAttempt, None] = OrderedDict()
         self._open: Counter[str] = Counter()
+        self.num_succeeded = 0
+        """Jobs that have succeeded here, as the ledger has it."""
         self._on_task_settled = on_task_settled
 
     def take(self, task_id: str, jobs: Iterable[BatchJob], now: float) -> list[ActiveAttempt]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any, Final
 
 import structlog
 from celery import Celery
+from celery.apps.worker import EX_OK
 from celery.exceptions import OperationalError as CeleryOperationalError
 from celery.worker import WorkController, state
 from kombu.exceptions import OperationalError
+from kombu.serialization import registry
+from kombu.utils.json import dumps
 
 from lorayard.contract.keys import worker_queue
 from workers.pool import BatchesInFlight, TaskPool, pool_for
@@ -45,6 +49,7 @@ class CeleryWorker:
     ) -> None:
         self._app = app
         self._queue = worker_queue(incarnation)
+        read_plain_json()
         self._controller: Any = _Controller(
             app=app,
             hostname=hostname,
@@ -59,6 +64,11 @@ class CeleryWorker:
     def run(self) -> None:
         """Consume until `stop`; through an outage of Redis too."""
         self._controller.start()
+
+    @property
+    def was_shut_down(self) -> bool:
+        """Whether `run` returned because that was asked for, by `stop` or by Celery's own control."""
+        return bool(self._controller.exitcode == EX_OK)
 
     def stop(self) -> None:
         """Have `run` return soon; micro-batches still open are forgotten."""
@@ -82,6 +92,21 @@ class CeleryWorker:
                 queue.delete()
         except (OperationalError, CeleryOperationalError, OSError) as error:
             logger.warning("queue.not_deleted", queue=self._queue, error=str(error))
+
+
+def read_plain_json() -> None:
+    """Have this process read JSON as what it says.
+
+    Kombu would take an object with the keys `__type__` and `__value__` for a value of its own and refuse the
+    whole message, with all jobs in it, if it knows no such type: a job's metadata may look like that.
+    """
+    registry.register(  # type: ignore[no-untyped-call]
+        "json", dumps, _loads, content_type="application/json", content_encoding="utf-8"
+    )
+
+
+def _loads(body: Any) -> Any:
+    return json.loads(bytes(body) if isinstance(body, memoryview) else body)
 
 
 def is_revoked(task_id: str) -> bool:

@@ -127,6 +127,7 @@ class Committer:
             if outcome.was_spilled:
                 self._spill.forget(outcome.ended)
         self._attempts.settle(outcome.key for outcome in group.outcomes)
+        self._attempts.num_succeeded += sum(job.state is JobState.SUCCEEDED for job in finished)
         failures = [outcome.failure for outcome in group.outcomes if outcome.failure is not None]
         self._announce(finished, failures)
         self._queue.let_go()

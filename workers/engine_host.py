@@ -26,6 +26,7 @@ from workers.engine.serving.process import (
     TokenDelta,
 )
 from workers.engine_status import Capacity, EngineStatus
+from workers.engine_watch import EngineWatch, ProgressLimit
 from workers.feeder import Feeder
 from workers.outcomes import (
     Outcome,
@@ -39,7 +40,6 @@ from workers.requests import AdapterIds, add_request, parse_request_id, request_
 from workers.token_writer import Piece
 
 RECEIVE_S = 0.05
-WATCH_EVERY_S = 0.05
 
 logger = structlog.get_logger(__name__)
 
@@ -85,8 +85,10 @@ class EngineHost:
         on_died: Callable[[EngineDied], None],
         on_broken: OnBroken,
         on_text: Callable[[Piece], None],
+        limit: ProgressLimit,
         caches_by_tenant: bool = False,
     ) -> None:
+        """`limit` says how long the engine may take for a step."""
         self._engine = engine
         self._attempts = attempts
         self._sink = sink
@@ -100,17 +102,19 @@ class EngineHost:
         self._feeder = Feeder(
             engine.send, lambda: sink.has_room, on_unsent=self._end_unsent, on_broken=on_broken
         )
+        self._watch = EngineWatch(engine, limit, self, on_hung=self._lose, on_broken=on_broken)
         self._refusing = False
         self._pump = ServiceThread("engine-pump", self._pump_once, on_broken=on_broken)
-        self._next_watch_at = 0.0
 
     def start(self) -> None:
-        """Begin to feed the engine and to hear from it."""
+        """Begin to feed the engine, to hear from it and to watch it."""
         self._feeder.start()
         self._pump.start()
+        self._watch.start()
 
     def close(self) -> None:
-        """Stop both threads, then end the engine's process."""
+        """Stop the threads, then end the engine's process."""
+        self._watch.close()
         self._feeder.close()
         self._pump.close()
         self._engine.stop()
@@ -123,12 +127,37 @@ class EngineHost:
         """Let the jobs of a micro-batch join the batch in flight; returns how many were new here."""
         taken = self._attempts.take(task_id, jobs, time.monotonic())
         for held in taken:
-            self._watcher.received(held.job)
-            if self._refusing:
-                self._end(held, outcome_unrun)
-            else:
-                self._feed(held)
+            try:
+                self._take_in(held)
+            except Exception as error:
+                # One that stayed here unfed would be held, and waited for, forever.
+                logger.exception("engine_host.job_refused", job_id=str(held.job.job_id))
+                reason = error
+                self._end(held, lambda ended, now: outcome_broken(ended, reason, now))  # noqa: B023 - called here
         return len(taken)
+
+    def _take_in(self, held: ActiveAttempt) -> None:
+        self._watcher.received(held.job)
+        if self._refusing:
+            self._end(held, outcome_unrun)
+        else:
+            self._feed(held)
+
+    def reject(self, task_id: str, key: JobAttempt, error: UnreadableRequest) -> None:
+        """End a job of a micro-batch that cannot be read, and so not be run."""
+        job = BatchJob.model_construct(
+            job_id=key.job_id,
+            attempt=key.attempt,
+            tenant="",
+            adapter=None,
+            revision=None,
+            request={},
+            queue_ms=0.0,
+            reply_to=None,
+            has_callback=False,
+        )
+        for held in self._attempts.take(task_id, [job], time.monotonic()):
+            self._end(held, lambda ended, now: outcome_refused(ended, error, now))
 
     def is_open(self, task_id: str) -> bool:
         """Whether jobs of this micro-batch are still in hand."""
@@ -209,14 +238,22 @@ class EngineHost:
         except EngineDied as error:
             if not self._pump.stopping.is_set():
                 self._pump.stop()
-                logger.critical(
-                    "engine.died", exitcode=error.exitcode, held=len(self._attempts), error=str(error)
-                )
-                self._on_died(error)
+                self._lose(error)
             return
         if events is not None:
             self._digest(events)
-        self._watch(time.monotonic())
+
+    def _lose(self, error: EngineDied) -> None:
+        logger.critical("engine.died", exitcode=error.exitcode, held=len(self._attempts), error=str(error))
+        self._on_died(error)
+
+    def in_step(self) -> list[JobAttempt]:
+        """Name the attempts that the engine was computing when it died; all that run if it could not say."""
+        told = self._engine.progress().request_ids
+        if told is None:
+            return [held.key for held in self._attempts.live() if held.phase is Phase.RUNNING]
+        live = {held.key for held in self._attempts.live()}
+        return [key for key in map(parse_request_id, told) if key in live]
 
     def _digest(self, events: EngineEvents) -> None:
         now = time.monotonic()
@@ -258,13 +295,16 @@ class EngineHost:
         held.num_streamed_tokens += delta.num_tokens
         held.num_streamed_chars += len(delta.text)
 
-    def _watch(self, now: float) -> None:
+    def stop_overdue(self, now: float) -> None:
         """Stop what has missed its deadline or was revoked in Flower."""
-        if now < self._next_watch_at:
-            return
-        self._next_watch_at = now + WATCH_EVERY_S
         for held in self._attempts.overdue(now):
             self.stop(held, StopReason.EXPIRED)
         for held in self._attempts.live():
             if self._is_revoked(str(held.job.job_id)) or self._is_revoked(held.task_id):
                 self.stop(held, StopReason.CANCELLED)
+
+    def end_unanswered(self) -> None:
+        """End what was cancelled or has expired although the engine does not say so."""
+        for held in self._attempts.live():
+            if held.stop_reason in (StopReason.CANCELLED, StopReason.EXPIRED):
+                self._end(held, outcome_unrun)

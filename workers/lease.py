@@ -89,7 +89,7 @@ class LeaseKeeper:
         self._attempt("heartbeat", lambda: self._heartbeat(self._attempts.report()))
         if renewed:
             self._attempt("aborts", self._abort)
-            self._attempt("running jobs", lambda: self._registration.report(self._attempts.report()))
+            self._attempt("running jobs", self._report)
         return renewed
 
     def _attempt(self, part: str, act: Callable[[], None]) -> bool:
@@ -121,6 +121,9 @@ class LeaseKeeper:
         logger.error("lease.lost", held=len(self._attempts))
         self._thread.stop()
         self._on_lost()
+
+    def _report(self) -> None:
+        self._registration.report(self._attempts.report(), self._attempts.num_succeeded)
 
     def _abort(self) -> None:
         aborts = self._registration.aborts(self._attempts.report())

@@ -1,7 +1,7 @@
 """What becomes of a worker whose device failed: another engine after a pause, or a worker that is unhealthy.
 
 The pause is for a driver that resets the card. A device that fails again and again is somebody's to look at:
-jobs that are sent there only collect strikes.
+jobs that are sent there only lose time.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class LostDevice:
                 is_failing = True
             self._stop.wait(self._settings.worker_lease_s / RENEWALS_PER_LEASE)
         if is_entered:
-            registration.leave()
+            registration.leave("drained")
 
     def _new_registration(self) -> Registration:
         """Prepare another incarnation, under whose name this process logs from now on."""

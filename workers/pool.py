@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import structlog
+from billiard.einfo import ExceptionInfo
 from celery.concurrency.base import BasePool, apply_target
 from kombu.asynchronous import Hub
 
@@ -111,7 +112,12 @@ class TaskPool(BasePool):
         ticket = self._tickets[pid] = Ticket(task_id, now, callback)
         # Accepting may terminate at once, when a revoke came before the task did.
         accept_callback(pid, now)
-        ticket.traced = Traced(*target(*args))
+        try:
+            ticket.traced = Traced(*target(*args))
+        except Exception as error:
+            # Left to the hub, it would end the consumer. The leader misses the jobs, and sends them again.
+            logger.exception("micro_batch.not_read", task_id=task_id, error=str(error)[:300])
+            ticket.traced = Traced(1, ExceptionInfo(), 0.0)
         if ticket.terminated:
             self.batches.cancel_task(task_id)
         self._end_tickets()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 import structlog
@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from db.database import Database
 from db.judge import explain
-from db.records import Aborts, PoolRow, WorkerDevice, WorkerLimits
+from db.records import Aborts, JobAttempt, PoolRow, WorkerDevice, WorkerEnd, WorkerLimits
 from db.repositories.pools import PoolRepository
 from db.repositories.workers import WorkerRepository
 from lorayard.contract.messages import HeldJob
@@ -39,6 +39,7 @@ class Registration:
         hostname: str,
         limits: WorkerLimits,
         *,
+        host: str,
         device: WorkerDevice,
         lease_s: float,
         about: PoolRow | None = None,
@@ -51,6 +52,7 @@ class Registration:
         self._pool = pool
         self._hostname = hostname
         self._limits = limits
+        self._host = host
         self._device = device
         self._pause = threading.Event()
 
@@ -78,6 +80,7 @@ class Registration:
             self.lease_s,
             device=self._device,
             unhealthy=unhealthy,
+            host=self._host,
         )
         return None
 
@@ -89,21 +92,33 @@ class Registration:
         """Ask what to abort of the jobs in hand."""
         return self._with(lambda workers: workers.aborts(self._incarnation, held))
 
-    def report(self, held: Sequence[HeldJob]) -> None:
-        """Say what is on the device."""
-        self._with(lambda workers: workers.report(self._incarnation, held))
+    def report(self, held: Sequence[HeldJob], succeeded: int) -> None:
+        """Say what is on the device, and how many jobs have succeeded here."""
+        self._with(lambda workers: workers.report(self._incarnation, held, succeeded))
 
     def say_draining(self) -> bool:
         """Have the leader send nothing more; False when the ledger could not be told in time."""
         return self._last_word(lambda workers: workers.set_state(self._incarnation, "draining"))
 
-    def leave(self, held: Sequence[HeldJob] = ()) -> bool:
-        """Leave, saying what was still on the device, so that the leader need not wait for the lease."""
-        return self._last_word(lambda workers: self._leave(workers, held))
+    def leave(
+        self,
+        end: WorkerEnd,
+        held: Sequence[HeldJob] = (),
+        *,
+        succeeded: int = 0,
+        in_step: Collection[JobAttempt] = (),
+    ) -> bool:
+        """Leave, saying why, so that the leader need not wait for the lease.
 
-    def _leave(self, workers: WorkerRepository, held: Sequence[HeldJob]) -> None:
-        workers.report(self._incarnation, held)
-        workers.set_state(self._incarnation, "gone")
+        `held` is what is in hand still, and `in_step` what the engine was computing if it died.
+        """
+
+        def leave(workers: WorkerRepository) -> None:
+            workers.report(self._incarnation, held, succeeded)
+            workers.say_end(self._incarnation, end, in_step)
+            workers.set_state(self._incarnation, "gone")
+
+        return self._last_word(leave)
 
     def _last_word(self, say: Callable[[WorkerRepository], object]) -> bool:
         deadline = time.monotonic() + LAST_WORD_S

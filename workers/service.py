@@ -11,6 +11,7 @@ from pathlib import Path
 
 import structlog
 
+from db.records import WorkerEnd as LedgerEnd
 from lorayard.contract.messages import HeldJob
 from lorayard.process.service_thread import ServiceThread
 from lorayard.process.stop_request import StopRequest
@@ -40,6 +41,7 @@ class WorkerEnd(Enum):
     LEASE_LOST = "lease lost"
     REFUSED = "its pool does not take it"
     ENGINE_DIED = "engine died"
+    ENGINE_HUNG = "engine hung"
     DEVICE_LOST = "device lost"
     CELERY_FAILED = "celery failed"
     BROKEN = "a service thread gave up"
@@ -100,6 +102,10 @@ class WorkerService:
         parts.commands.start()
         self._drainer.start()
         parts.celery.run()
+        if parts.celery.was_shut_down and not self._stopping.is_set():
+            # By Celery's control, as Flower's "Shut down" does: what runs may end.
+            self.drain()
+            self._stopping.wait()
         self.end(WorkerEnd.CELERY_FAILED)
         assert self._ending is not None, "an ending was just set"
         self._tidy_up(self._ending)
@@ -170,7 +176,13 @@ class WorkerService:
             parts.host.close()
         else:
             parts.committer.flush(self._flush_s)
-            parts.registration.leave(parts.attempts.report())
+            end = _LAST_WORDS[ending]
+            parts.registration.leave(
+                end,
+                parts.attempts.report(),
+                succeeded=parts.attempts.num_succeeded,
+                in_step=parts.host.in_step() if end in ("engine_died", "engine_hung") else (),
+            )
         parts.committer.close()
         parts.tokens.close(timeout_s=2.0)
         parts.publisher.heartbeat(())
@@ -181,11 +193,22 @@ class WorkerService:
         logger.info("worker.gone", reason=ending.value, forgotten=len(parts.attempts))
 
 
+_LAST_WORDS: dict[WorkerEnd, LedgerEnd] = {
+    WorkerEnd.DRAINED: "drained",
+    WorkerEnd.ENGINE_DIED: "engine_died",
+    WorkerEnd.ENGINE_HUNG: "engine_hung",
+    WorkerEnd.DEVICE_LOST: "device_lost",
+    WorkerEnd.CELERY_FAILED: "consumer_failed",
+    WorkerEnd.BROKEN: "broken",
+}
+"""What the ledger is told; a lost lease leaves nothing to say."""
+
 _LEVELS = {
     WorkerEnd.DRAINED: 20,
     WorkerEnd.LEASE_LOST: 40,
     WorkerEnd.REFUSED: 40,
     WorkerEnd.ENGINE_DIED: 40,
+    WorkerEnd.ENGINE_HUNG: 40,
     WorkerEnd.DEVICE_LOST: 40,
     WorkerEnd.CELERY_FAILED: 40,
     WorkerEnd.BROKEN: 50,

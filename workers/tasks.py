@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -10,8 +11,11 @@ import structlog
 from celery import Celery, Task
 from pydantic import ValidationError
 
+from db.records import JobAttempt
 from lorayard.contract.messages import BatchJob, MicroBatch
+from lorayard.contract.reading import UnreadableRequest
 from lorayard.contract.tasks import RUN_MICRO_BATCH
+from lorayard.contract.version import RELEASE
 
 logger = structlog.get_logger(__name__)
 
@@ -23,14 +27,18 @@ class Joinable(Protocol):
         """Let jobs join; returns how many were new."""
         ...
 
+    def reject(self, task_id: str, key: JobAttempt, error: UnreadableRequest) -> None:
+        """End a job that cannot be read."""
+        ...
+
 
 def join_micro_batch(
     engine: Joinable, task_id: str, body: Any, *, pool: str, incarnation: str
 ) -> dict[str, Any]:
     """Let a micro-batch join if it is meant for this incarnation; raises pydantic's ValidationError.
 
-    Its jobs are read one by one: one that cannot be read is left to the leader, which misses it in what this
-    worker says it holds.
+    Its jobs are read one by one: one that cannot be read ends alone. If not even its name can be, it is left
+    to the leader, which misses it in what this worker says it holds.
     """
     apart = isinstance(body, dict) and isinstance(body.get("jobs"), list)
     batch = MicroBatch.model_validate({**body, "jobs": ()} if apart else body)
@@ -38,18 +46,23 @@ def join_micro_batch(
         logger.warning("micro_batch.not_ours", batch_id=str(batch.batch_id), incarnation=batch.incarnation)
         return {"batch_id": str(batch.batch_id), "joined": 0, "not_ours": True}
     sent = body["jobs"]
-    jobs = [job for one in sent if (job := _readable(one, batch.batch_id)) is not None]
+    jobs = [job for one in sent if (job := _readable(one, engine, task_id)) is not None]
     joined = engine.join(task_id, jobs)
     logger.info("micro_batch.joined", batch_id=str(batch.batch_id), jobs=len(sent), new=joined)
     return {"batch_id": str(batch.batch_id), "joined": joined}
 
 
-def _readable(job: Any, batch_id: UUID) -> BatchJob | None:
+def _readable(job: Any, engine: Joinable, task_id: str) -> BatchJob | None:
     try:
         return BatchJob.model_validate(job)
     except ValidationError as error:
-        logger.warning("micro_batch.job_unreadable", batch_id=str(batch_id), error=str(error)[:300])
-        return None
+        reason = str(error)[:300]
+    logger.warning("micro_batch.job_unreadable", task_id=task_id, error=reason)
+    with suppress(TypeError, ValueError, KeyError):
+        key = JobAttempt(UUID(job["job_id"]), int(job["attempt"]))
+        message = f"worker {RELEASE} cannot read the job as its scheduler sent it: {reason}"
+        engine.reject(task_id, key, UnreadableRequest("unreadable_job", message))
+    return None
 
 
 def define_tasks(app: Celery, engine: Joinable, *, pool: str, incarnation: str) -> None:

@@ -19,10 +19,11 @@ from workers.celery_worker import CeleryWorker, is_revoked
 from workers.commands import CommandReader
 from workers.committer import Committer
 from workers.engine.core.engine_info import EngineInfo
-from workers.engine.core.errors import DeviceLost, EngineDied
+from workers.engine.core.errors import DeviceLost, EngineDied, EngineHung
 from workers.engine.serving.process import EngineProcess
 from workers.engine_host import EngineHost
 from workers.engine_status import Capacity, EngineStatus
+from workers.engine_watch import ProgressLimit
 from workers.event_builder import WorkerEventBuilder
 from workers.event_publisher import EventPublisher
 from workers.lease import LeaseKeeper
@@ -66,12 +67,15 @@ class Wiring:
         redis = self._redis()
         status = EngineStatus(Capacity(self.info.max_num_seqs, self.info.num_kv_blocks))
         health = LedgerHealth()
-        builder = WorkerEventBuilder(self.incarnation, status, lambda: health.takes_work)
+        limit = ProgressLimit(start_s=self.settings.engine_start_s)
+        builder = WorkerEventBuilder(
+            self.incarnation, status, lambda: health.takes_work and not limit.is_late
+        )
         publisher = self._publisher(redis, builder)
         tokens = TokenWriter(self._redis())
         attempts = AttemptTable(lambda _task_id: celery.wake())  # nothing wakes it before it is there
         committer = self._committer(attempts, publisher, health)
-        host = self._host(engine, attempts, committer, publisher, tokens, status)
+        host = self._host(engine, attempts, committer, publisher, tokens, status, limit)
         registration = self._registration()
         lease = self._lease(registration, attempts, host, health)
         celery = self._celery(host, lease)
@@ -117,6 +121,7 @@ class Wiring:
         publisher: EventPublisher,
         tokens: TokenWriter,
         status: EngineStatus,
+        limit: ProgressLimit,
     ) -> EngineHost:
         return EngineHost(
             engine,
@@ -130,6 +135,7 @@ class Wiring:
             on_broken=self.service.give_up,
             caches_by_tenant=self.settings.prefix_cache == "tenant",
             on_text=tokens.put,
+            limit=limit,
         )
 
     def _registration(self) -> Registration:
@@ -179,6 +185,8 @@ class Wiring:
     def _on_died(self, error: EngineDied) -> None:
         if isinstance(error, DeviceLost):
             self.service.end(WorkerEnd.DEVICE_LOST, error.reason)
+        elif isinstance(error, EngineHung):
+            self.service.end(WorkerEnd.ENGINE_HUNG)
         else:
             self.service.end(WorkerEnd.ENGINE_DIED)
 
@@ -186,6 +194,11 @@ class Wiring:
 def hostname_of(settings: WorkerSettings, incarnation: str) -> str:
     """Name an incarnation as Celery, ledger and `lorayard workers` do."""
     return f"{settings.worker_name}-{incarnation[:8]}@{socket.gethostname()}"
+
+
+def host_of(settings: WorkerSettings) -> str:
+    """Name the place where incarnations of this worker follow each other."""
+    return f"{settings.worker_name}@{socket.gethostname()}"
 
 
 def make_registration(
@@ -211,6 +224,7 @@ def make_registration(
         settings.pool,
         hostname_of(settings, incarnation),
         limits,
+        host=host_of(settings),
         device=device,
         lease_s=settings.worker_lease_s,
         about=about,

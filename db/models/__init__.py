@@ -7,7 +7,7 @@ from db.models.table import Table
 from db.models.tenant import Tenant
 from db.models.usage import AdapterUsage, UsageDelta
 from db.models.webhook import WebhookDelivery, WebhookRelay
-from db.models.worker import LedgerId, SchedulerTerm, Worker, WorkerLease
+from db.models.worker import LedgerId, SchedulerTerm, Worker, WorkerHost, WorkerLease
 
 __all__ = [
     "Table",
@@ -27,6 +27,7 @@ __all__ = [
     "WebhookRelay",
     "Tenant",
     "Worker",
+    "WorkerHost",
     "WorkerLease",
     "SchedulerTerm",
     "Pool",

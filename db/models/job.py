@@ -63,6 +63,10 @@ class Job(Table):
     state: Mapped[str]
     attempt: Mapped[int] = mapped_column(server_default=text("0"))
     strikes: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    losses: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    """Workers that were lost with it, nobody knowing why."""
+    suspect_group: Mapped[UUID | None]
+    """Jobs of one group may have ended an engine together: they run with no others."""
     incarnation: Mapped[str | None]
     """Who holds it, and after the end who held it last."""
     reply_to: Mapped[str | None]

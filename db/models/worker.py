@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import BigInteger, CheckConstraint, func, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
-from sqlalchemy.types import Integer, Uuid
+from sqlalchemy.types import DateTime, Integer, Uuid
 
 from db.models.table import Table, one_of
 
@@ -46,7 +46,15 @@ class Worker(Table):
     """The last commit group; one that comes again has been written already."""
     running_jobs: Mapped[list[UUID]] = mapped_column(ARRAY(Uuid), server_default=text("'{}'"))
     running_attempts: Mapped[list[int]] = mapped_column(ARRAY(Integer), server_default=text("'{}'"))
-    """With `running_jobs`, pair by pair: what was on the device at the last heartbeat, for strikes."""
+    """With `running_jobs`, pair by pair: what was on the device at the last heartbeat."""
+    step_jobs: Mapped[list[UUID]] = mapped_column(ARRAY(Uuid), server_default=text("'{}'"))
+    step_attempts: Mapped[list[int]] = mapped_column(ARRAY(Integer), server_default=text("'{}'"))
+    """With `step_jobs`, pair by pair: what the engine was computing when it died."""
+    succeeded_jobs: Mapped[int] = mapped_column(server_default=text("0"))
+    host: Mapped[str | None]
+    """Where workers of one name follow each other; None for workers of earlier releases."""
+    ended_by: Mapped[str | None]
+    """How it ended, in its own last word."""
     max_num_seqs: Mapped[int]
     num_kv_blocks: Mapped[int]
     block_size: Mapped[int]
@@ -64,6 +72,18 @@ class Worker(Table):
 
     # Updated by every heartbeat and commit, never in an indexed column: HOT updates, with room in the page.
     __table_args__ = (one_of("state", WORKER_STATES), {"postgresql_with": {"fillfactor": "50"}})
+
+
+class WorkerHost(Table):
+    """How the engines of one host have ended lately (`db.losses.HostRecord`)."""
+
+    __tablename__ = "worker_hosts"
+
+    pool: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str] = mapped_column(primary_key=True)
+    died_at: Mapped[list[datetime]] = mapped_column(ARRAY(DateTime(timezone=True)))
+    in_a_row: Mapped[int]
+    has_ended: Mapped[bool]
 
 
 class LedgerId(Table):

@@ -17,7 +17,15 @@ from db.records.pools import PoolRow
 from db.records.tenants import TenantRow
 from db.records.usage import UsageRow
 from db.records.webhooks import Delivery, DeliveryRow
-from db.records.workers import Aborts, WorkerDevice, WorkerLimits, WorkerRow, WorkerState
+from db.records.workers import (
+    Aborts,
+    Canary,
+    WorkerDevice,
+    WorkerEnd,
+    WorkerLimits,
+    WorkerRow,
+    WorkerState,
+)
 
 __all__ = [
     "JobAttempt",
@@ -36,6 +44,8 @@ __all__ = [
     "WorkerLimits",
     "WorkerRow",
     "Aborts",
+    "Canary",
+    "WorkerEnd",
     "WorkerState",
     "UsageRow",
     "RevisionRow",

@@ -23,7 +23,9 @@ class PendingRow:
     max_tokens: int
     waited_s: float
     deadline_in_s: float | None
-    strikes: int
+    attempt: int
+    group: UUID | None
+    """Set for suspects: those of one group run together, with no other jobs."""
     request_bytes: int
 
 
@@ -39,5 +41,5 @@ class LeasedRow:
     adapter: str | None
     est_tokens: int
     max_tokens: int
-    strikes: int
+    group: UUID | None
     leased_s: float

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 from db.records.jobs import JobAttempt
 
 WorkerState = Literal["ready", "draining", "unhealthy", "gone", "lost"]
+WorkerEnd = Literal[
+    "drained", "engine_died", "engine_hung", "device_lost", "consumer_failed", "broken", "vanished"
+]
+"""How an incarnation ended: as it said itself, or `vanished` without a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,13 @@ class WorkerDevice:
     torch_version: str | None = None
 
 
+class Canary(NamedTuple):
+    """Why a host gets one job at a time, and how long it waits for the next."""
+
+    reason: str
+    wait_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
     """One start of one worker."""
@@ -46,6 +57,7 @@ class WorkerRow:
     lease_left_s: float
     device: WorkerDevice
     reason: str | None  # why it is unhealthy
+    canary: Canary | None = None  # set while its host is in doubt
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,13 @@ from sqlalchemy import Connection, Row, text
 from db.records import LeasedRow, PendingRow
 from lorayard.contract.job import PRIORITIES
 
-_HEADER = """
+# A scheduler of the release before strikes a job and knows of no groups.
+_GROUP = "coalesce(j.suspect_group, CASE WHEN j.strikes > 0 THEN j.job_id END)"
+
+_HEADER = f"""
     j.job_id, j.admit_seq, j.priority, j.tenant, j.adapter, j.revision, j.est_prompt_tokens, j.max_tokens,
-    j.strikes, j.request_bytes, extract(epoch FROM now() - j.submitted_at)::float8 AS waited_s,
+    j.attempt, {_GROUP} AS suspect_group, j.request_bytes,
+    extract(epoch FROM now() - j.submitted_at)::float8 AS waited_s,
     extract(epoch FROM j.deadline_at - now())::float8 AS deadline_in_s
 """
 
@@ -33,11 +37,11 @@ _PENDING = text(f"""
     WHERE j.job_id = ANY(CAST(:ids AS uuid[])) AND j.state = 'queued' ORDER BY j.admit_seq
 """)  # noqa: S608
 
-_LEASED = text("""
-    SELECT job_id, attempt, incarnation, revision, tenant, adapter, est_prompt_tokens, max_tokens, strikes,
-        extract(epoch FROM now() - leased_at)::float8 AS leased_s
-    FROM jobs WHERE pool = :pool AND state = 'leased' ORDER BY admit_seq
-""")
+_LEASED = text(f"""
+    SELECT job_id, attempt, incarnation, revision, tenant, adapter, est_prompt_tokens, max_tokens,
+        {_GROUP} AS suspect_group, extract(epoch FROM now() - leased_at)::float8 AS leased_s
+    FROM jobs j WHERE pool = :pool AND state = 'leased' ORDER BY admit_seq
+""")  # noqa: S608
 
 
 class BacklogRepository:
@@ -68,7 +72,7 @@ class BacklogRepository:
                 adapter=row.adapter,
                 est_tokens=row.est_prompt_tokens,
                 max_tokens=row.max_tokens,
-                strikes=row.strikes,
+                group=row.suspect_group,
                 leased_s=row.leased_s,
             )
             for row in rows
@@ -87,6 +91,7 @@ def _to_pending(row: Row[Any]) -> PendingRow:
         max_tokens=row.max_tokens,
         waited_s=row.waited_s,
         deadline_in_s=row.deadline_in_s,
-        strikes=row.strikes,
+        attempt=row.attempt,
+        group=row.suspect_group,
         request_bytes=row.request_bytes,
     )

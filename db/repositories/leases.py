@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
-from db.records import JobAttempt, LostJobs, Released, WorkerRow
+from db.losses import MAX_STRIKES, Blame, HeldJob, are_suspects, blame
+from db.records import JobAttempt, LostJobs, Released, WorkerEnd, WorkerRow
 from db.repositories.endings import lock_jobs, write_endings
+from db.repositories.hosts import HostRepository
 from db.repositories.terms import TermRepository
 from db.repositories.workers import WORKER_COLUMNS, WORKERS_AND_LEASES, to_worker
 from lorayard.contract.messages import BatchJob
 from lorayard.contract.version import RELEASE
-
-MAX_STRIKES: Final = 3
-"""So many crashes of a worker that was running the job, and the job is dead."""
 
 # FOR SHARE: whoever calls the worker lost waits in `workers` until this commits, and then sees these jobs.
 # Its lease is not locked: a renewal must never wait for a dispatch.
@@ -50,36 +49,36 @@ _LEASE = text("""
 
 _GIVE_BACK = text("""
     WITH given AS (
-        SELECT job_id, attempt, struck
-        FROM unnest(CAST(:ids AS uuid[]), CAST(:attempts AS integer[]), CAST(:struck AS boolean[]))
-            AS g(job_id, attempt, struck)
+        SELECT * FROM unnest(
+            CAST(:ids AS uuid[]), CAST(:attempts AS integer[]), CAST(:strikes AS smallint[]),
+            CAST(:losses AS smallint[]), CAST(:groups AS uuid[]), CAST(:dead AS boolean[])
+        ) AS g(job_id, attempt, strikes, losses, suspect_group, dead)
     ), decided AS (
-        SELECT j.job_id, g.struck,
-            CASE WHEN c.job_id IS NOT NULL THEN 'cancelled'
-                 WHEN g.struck AND j.strikes + 1 >= :max_strikes THEN 'dead' ELSE 'queued' END AS state
-        FROM jobs j
-        JOIN given g ON g.job_id = j.job_id AND g.attempt = j.attempt
-        LEFT JOIN cancellations c ON c.job_id = j.job_id
+        SELECT g.*, CASE WHEN c.job_id IS NOT NULL THEN 'cancelled' WHEN g.dead THEN 'dead' ELSE 'queued' END
+            AS state
+        FROM given g LEFT JOIN cancellations c ON c.job_id = g.job_id
     ), moved AS (
         UPDATE jobs j
         SET state = d.state,
-            strikes = j.strikes + CAST(d.struck AS integer),
+            strikes = coalesce(d.strikes, j.strikes),
+            losses = coalesce(d.losses, j.losses),
+            suspect_group = coalesce(d.suspect_group, j.suspect_group),
             incarnation = CASE WHEN d.state <> 'queued' THEN j.incarnation END,
             leased_at = CASE WHEN d.state <> 'queued' THEN j.leased_at END,
             ended_at = CASE WHEN d.state <> 'queued' THEN now() END,
             queue_ms = CASE WHEN d.state <> 'queued'
                 THEN 1000 * extract(epoch FROM j.leased_at - j.submitted_at)::float8 END,
             error_code = CASE WHEN d.state = 'dead' THEN 'worker_crashed' END
-        FROM decided d, given g
-        WHERE j.job_id = d.job_id AND g.job_id = j.job_id AND j.attempt = g.attempt
+        FROM decided d
+        WHERE j.job_id = d.job_id AND j.attempt = d.attempt
             AND j.state = 'leased' AND j.incarnation = :incarnation
-        RETURNING j.job_id, j.attempt, j.state, j.strikes, j.revision
+        RETURNING j.job_id, j.attempt, j.state, j.strikes, j.losses, j.revision
     ), written AS (
         INSERT INTO attempts (job_id, attempt, incarnation, ended, revision)
         SELECT job_id, attempt, :incarnation, CASE WHEN state = 'queued' THEN :ended ELSE state END, revision
         FROM moved
     )
-    SELECT job_id, attempt, state, strikes FROM moved ORDER BY job_id
+    SELECT job_id, attempt, state, strikes, losses FROM moved ORDER BY job_id
 """)
 
 # Never queues for the table: whoever waited here through a lock that kept renewals out would get in before
@@ -95,17 +94,29 @@ _VERDICT = text("""
     RETURNING l.incarnation
 """)
 
+# The row as it was says whether the worker had a last word.
 _LOSE = text("""
-    UPDATE workers SET state = 'lost' WHERE incarnation = :incarnation
-    RETURNING running_jobs, running_attempts, hostname
+    UPDATE workers w SET state = 'lost' FROM workers was
+    WHERE w.incarnation = :incarnation AND was.incarnation = w.incarnation
+    RETURNING w.pool, w.hostname, coalesce(w.host, w.hostname) AS host, was.state AS was, w.ended_by,
+        w.succeeded_jobs, w.running_jobs, w.running_attempts, w.step_jobs, w.step_attempts, now() AS lost_at
 """)
 
-_HOLDS = text("SELECT job_id, attempt FROM jobs WHERE incarnation = :incarnation AND state = 'leased'")
+_HOLDS = text("""
+    SELECT j.job_id, j.attempt, j.strikes, j.losses, j.suspect_group,
+        CASE WHEN j.losses > 0 THEN (
+            SELECT count(DISTINCT coalesce(w.host, w.hostname))
+            FROM attempts a JOIN workers w ON w.incarnation = a.incarnation
+            WHERE a.job_id = j.job_id AND a.ended = 'lost' AND coalesce(w.host, w.hostname) <> :host
+        ) ELSE 0 END AS other_hosts
+    FROM jobs j WHERE j.incarnation = :incarnation AND j.state = 'leased'
+""")
 
 _EXPIRED_WORKERS = text(f"""
     SELECT {WORKER_COLUMNS} FROM {WORKERS_AND_LEASES}
     WHERE w.pool = :pool AND (
         (w.state IN ('ready', 'draining', 'unhealthy') AND l.expires_at <= now())
+        OR (w.state = 'gone' AND w.ended_by <> 'drained')
         OR (w.state = 'gone' AND EXISTS (
             SELECT FROM jobs j WHERE j.incarnation = w.incarnation AND j.state = 'leased'))
     )
@@ -141,24 +152,34 @@ class LeaseRepository:
 
     def release(self, incarnation: str, pairs: Sequence[tuple[UUID, int]]) -> Released:
         """Take jobs back from a worker without a strike; one that was cancelled meanwhile ends here."""
-        moved = self._give_back(incarnation, pairs, struck=frozenset(), ended="released")
+        given = [Blame(job_id, attempt) for job_id, attempt in pairs]
+        moved = self._give_back(incarnation, given, ended="released")
         return Released(_requeued(moved), tuple(self._finish(moved, "")))
 
-    def lose_worker(self, incarnation: str, running: Collection[tuple[UUID, int]] | None = None) -> LostJobs:
-        """Call a worker lost and take its jobs back, with a strike for each that was on the device.
+    def lose_worker(self, incarnation: str, *, has_ended: bool = False) -> LostJobs:
+        """Call a worker lost and take its jobs back; `db.losses` says what that means for each of them.
 
-        `running` defaults to what the worker's last heartbeat said. Acts only if the lease is really over,
-        or if the worker has left and forgot jobs. Locks its lease, then its row, then its jobs.
+        `has_ended`: a job has succeeded there, as far as the leader has been told. Acts only if the lease is
+        really over, or if the worker has left. Locks its lease, then its row, its host's and its jobs'.
         """
         self._connection.execute(_ENTER_VERDICTS)
         if self._connection.execute(_VERDICT, {"incarnation": incarnation}).one_or_none() is None:
             return LostJobs(lost=False)
         lost = self._connection.execute(_LOSE, {"incarnation": incarnation}).one()
-        reported = zip(lost.running_jobs, lost.running_attempts, strict=True)
-        struck = frozenset(reported if running is None else (tuple(pair) for pair in running))
-        held = self._connection.execute(_HOLDS, {"incarnation": incarnation}).all()
-        pairs = [(row.job_id, row.attempt) for row in held]
-        moved = self._give_back(incarnation, pairs, struck=struck, ended="lost")
+        # A worker of an earlier release that left does not say how: what it ran counts as a loss.
+        end: WorkerEnd = "vanished" if lost.was != "gone" else (lost.ended_by or "broken")
+        has_ended = has_ended or lost.succeeded_jobs > 0
+        hosts = HostRepository(self._connection, lost.pool)
+        record = hosts.lock(lost.host)
+        is_canary = not has_ended and record.canary(lost.lost_at) is not None
+        held = self._held(incarnation, lost)
+        blamed = blame(held, end, is_canary=is_canary, is_only_host=not hosts.has_others(lost.host))
+        if lost.was != "unhealthy" and end != "drained" and (lost.was != "gone" or lost.ended_by):
+            record = record.after_death(
+                lost.lost_at, has_ended=has_ended, by_suspects=are_suspects(held, end)
+            )
+            hosts.write(lost.host, record)
+        moved = self._give_back(incarnation, blamed, ended="lost")
         return LostJobs(True, _requeued(moved), tuple(self._finish(moved, lost.hostname)))
 
     def expired_workers(self, pool: str) -> list[WorkerRow]:
@@ -169,39 +190,58 @@ class LeaseRepository:
         """List the workers that may be given jobs."""
         return [to_worker(row) for row in self._connection.execute(_READY_WORKERS, {"pool": pool})]
 
-    def _give_back(
-        self,
-        incarnation: str,
-        pairs: Sequence[tuple[UUID, int]],
-        *,
-        struck: frozenset[tuple[UUID, int]],
-        ended: str,
-    ) -> Sequence[Row[Any]]:
-        if not pairs:
+    def _held(self, incarnation: str, lost: Row[Any]) -> list[HeldJob]:
+        """List what a worker held, with what it said of it last."""
+        running = set(zip(lost.running_jobs, lost.running_attempts, strict=True))
+        step = set(zip(lost.step_jobs, lost.step_attempts, strict=True))
+        rows = self._connection.execute(_HOLDS, {"incarnation": incarnation, "host": lost.host})
+        return [
+            HeldJob(
+                row.job_id,
+                row.attempt,
+                row.strikes,
+                row.losses,
+                row.suspect_group,
+                is_running=(row.job_id, row.attempt) in running,
+                is_in_step=(row.job_id, row.attempt) in step,
+                num_hosts=row.other_hosts + 1,
+            )
+            for row in rows
+        ]
+
+    def _give_back(self, incarnation: str, blamed: Sequence[Blame], *, ended: str) -> Sequence[Row[Any]]:
+        if not blamed:
             return []
-        lock_jobs(self._connection, [job_id for job_id, _ in pairs])
+        lock_jobs(self._connection, [job.job_id for job in blamed])
         return self._connection.execute(
             _GIVE_BACK,
             {
                 "incarnation": incarnation,
-                "ids": [job_id for job_id, _ in pairs],
-                "attempts": [attempt for _, attempt in pairs],
-                "struck": [tuple(pair) in struck for pair in pairs],
-                "max_strikes": MAX_STRIKES,
+                "ids": [job.job_id for job in blamed],
+                "attempts": [job.attempt for job in blamed],
+                "strikes": [job.strikes for job in blamed],
+                "losses": [job.losses for job in blamed],
+                "groups": [job.group for job in blamed],
+                "dead": [job.is_dead for job in blamed],
                 "ended": ended,
             },
         ).all()
 
     def _finish(self, moved: Sequence[Row[Any]], hostname: str) -> list[Any]:
         dead = [row for row in moved if row.state == "dead"]
-        message = "its worker crashed while running it, {} times (last on {}): run it alone and look there"
         finished = write_endings(
-            self._connection,
-            [row.job_id for row in dead],
-            [message.format(row.strikes, hostname) for row in dead],
+            self._connection, [row.job_id for row in dead], [_epitaph(row, hostname) for row in dead]
         )
         cancelled = [row.job_id for row in moved if row.state == "cancelled"]
         return finished + write_endings(self._connection, cancelled)
+
+
+def _epitaph(row: Row[Any], hostname: str) -> str:
+    if row.strikes >= MAX_STRIKES:
+        how = f"its worker crashed while running it alone, {row.strikes} times"
+    else:
+        how = f"{row.losses} workers were lost with it"
+    return f"{how} (last on {hostname}): run it alone and look there"
 
 
 def _requeued(moved: Sequence[Row[Any]]) -> tuple[JobAttempt, ...]:

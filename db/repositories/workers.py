@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, text
 
-from db.records import Aborts, JobAttempt, WorkerDevice, WorkerLimits, WorkerRow
+from db.losses import HostRecord
+from db.records import Aborts, Canary, JobAttempt, WorkerDevice, WorkerEnd, WorkerLimits, WorkerRow
 from lorayard.contract.messages import HeldJob
 
 WORKER_COLUMNS = """
     w.incarnation, w.pool, w.hostname, w.state, w.max_num_seqs, w.num_kv_blocks, w.block_size,
     w.max_model_len, w.max_loras, w.max_lora_rank, w.device, w.device_name, w.device_memory_bytes,
-    w.driver_version, w.torch_version, w.reason,
+    w.driver_version, w.torch_version, w.reason, w.succeeded_jobs,
+    h.died_at, h.in_a_row, h.has_ended, now() AS asked_at,
     extract(epoch FROM l.expires_at - now())::float8 AS lease_left_s
 """
 
-WORKERS_AND_LEASES = "workers w JOIN worker_leases l ON l.incarnation = w.incarnation"
+WORKERS_AND_LEASES = """workers w JOIN worker_leases l ON l.incarnation = w.incarnation
+    LEFT JOIN worker_hosts h ON h.pool = w.pool AND h.host = coalesce(w.host, w.hostname)"""
 
 _REGISTER = text("""
     INSERT INTO workers (
         incarnation, pool, hostname, state, max_num_seqs, num_kv_blocks, block_size, max_model_len, max_loras,
-        max_lora_rank, device, device_name, device_memory_bytes, driver_version, torch_version, reason
+        max_lora_rank, device, device_name, device_memory_bytes, driver_version, torch_version, reason, host
     )
     VALUES (
         :incarnation, :pool, :hostname, :state, :max_num_seqs, :num_kv_blocks, :block_size, :max_model_len,
         :max_loras, :max_lora_rank, :device, :device_name, :device_memory_bytes, :driver_version,
-        :torch_version, :reason
+        :torch_version, :reason, :host
     )
     ON CONFLICT (incarnation) DO NOTHING
 """)
@@ -47,7 +50,15 @@ _RENEW = text("""
 
 _REPORT = text("""
     UPDATE workers
-    SET running_jobs = CAST(:running_jobs AS uuid[]), running_attempts = CAST(:running_attempts AS integer[])
+    SET running_jobs = CAST(:running_jobs AS uuid[]), running_attempts = CAST(:running_attempts AS integer[]),
+        succeeded_jobs = :succeeded
+    WHERE incarnation = :incarnation AND state IN ('ready', 'draining')
+""")
+
+_LAST_WORD = text("""
+    UPDATE workers
+    SET ended_by = :ended_by, step_jobs = CAST(:step_jobs AS uuid[]),
+        step_attempts = CAST(:step_attempts AS integer[])
     WHERE incarnation = :incarnation AND state IN ('ready', 'draining')
 """)
 
@@ -96,10 +107,11 @@ class WorkerRepository:
         *,
         device: WorkerDevice | None = None,
         unhealthy: str | None = None,
+        host: str | None = None,
     ) -> None:
         """Enter a new start of a worker as ready, with its first lease; once more does nothing.
 
-        One that is `unhealthy`, for this reason, gets no jobs.
+        One that is `unhealthy`, for this reason, gets no jobs. `host` is where it follows others of its name.
         """
         self._connection.execute(_FIRST_LEASE, {"incarnation": incarnation, "lease_s": lease_s})
         self._connection.execute(
@@ -117,6 +129,7 @@ class WorkerRepository:
                 **asdict(device or WorkerDevice()),
                 "state": "ready" if unhealthy is None else "unhealthy",
                 "reason": unhealthy,
+                "host": host or hostname,
             },
         )
 
@@ -145,8 +158,8 @@ class WorkerRepository:
             not_mine=tuple(JobAttempt(row.job_id, row.attempt) for row in rows if not row.mine),
         )
 
-    def report(self, incarnation: str, held: Sequence[HeldJob]) -> None:
-        """Say what is on the device: those jobs are struck if the worker is lost now."""
+    def report(self, incarnation: str, held: Sequence[HeldJob], succeeded: int = 0) -> None:
+        """Say what is on the device, and how many jobs have succeeded here."""
         running = [job for job in held if job.running]
         self._connection.execute(
             _REPORT,
@@ -154,6 +167,19 @@ class WorkerRepository:
                 "incarnation": incarnation,
                 "running_jobs": [job.job_id for job in running],
                 "running_attempts": [job.attempt for job in running],
+                "succeeded": succeeded,
+            },
+        )
+
+    def say_end(self, incarnation: str, end: WorkerEnd, in_step: Collection[JobAttempt] = ()) -> None:
+        """Say how the worker ended, and what the engine was computing if it died."""
+        self._connection.execute(
+            _LAST_WORD,
+            {
+                "incarnation": incarnation,
+                "ended_by": end,
+                "step_jobs": [pair.job_id for pair in in_step],
+                "step_attempts": [pair.attempt for pair in in_step],
             },
         )
 
@@ -193,5 +219,19 @@ def to_worker(row: Row[Any]) -> WorkerRow:
         torch_version=row.torch_version,
     )
     return WorkerRow(
-        row.incarnation, row.pool, row.hostname, row.state, limits, row.lease_left_s, device, row.reason
+        row.incarnation,
+        row.pool,
+        row.hostname,
+        row.state,
+        limits,
+        row.lease_left_s,
+        device,
+        row.reason,
+        _canary(row),
     )
+
+
+def _canary(row: Row[Any]) -> Canary | None:
+    if row.died_at is None or row.succeeded_jobs:
+        return None  # nothing has died there, or this start of a worker has shown that the host is sound
+    return HostRecord(tuple(row.died_at), row.in_a_row, row.has_ended).canary(row.asked_at)

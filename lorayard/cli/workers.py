@@ -32,17 +32,17 @@ def workers(as_json: Annotated[bool, typer.Option("--json", help="Print JSON lin
 
 
 def _shown(row: WorkerRow) -> dict[str, Any]:
-    """An unhealthy worker gets no jobs, for the `reason` that it tells."""
+    """An unhealthy worker gets no jobs, a canary one at a time, for the `reason` that is told."""
     device = row.device
     return {
         "worker": row.hostname,
         "pool": row.pool,
-        "state": row.state,
+        "state": "canary" if row.canary and row.state == "ready" else row.state,
         "device": device.device,
         "card": device.device_name,
         "memory_bytes": device.device_memory_bytes,
         "driver": device.driver_version,
         "torch": device.torch_version,
         "lease_left_s": row.lease_left_s,
-        "reason": row.reason,
+        "reason": row.reason or (row.canary.reason if row.canary else None),
     }

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated
 
 from pydantic import AfterValidator, ValidationError
 from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from lorayard.contract.wording import told
+from lorayard.process.stop_request import StopRequest
 
 BAD_ENVIRONMENT = 2
 """Exit status of a process that was told nonsense: starting it again would not help."""
@@ -38,6 +40,36 @@ def readable_settings(program: str) -> Iterator[None]:
             raise
         print(f"{program}: {message}", file=sys.stderr)  # noqa: T201 - before there is a log
         raise SystemExit(BAD_ENVIRONMENT) from error
+
+
+class RefusalSettings(BaseSettings):
+    """What becomes of a service that refuses its other settings."""
+
+    model_config = SettingsConfigDict(env_prefix="LORAYARD_", extra="ignore", frozen=True)
+
+    hold_refused: bool = False
+
+
+def run_service(main: Callable[[], int]) -> int:
+    """Run a service; returns its exit status.
+
+    One that refuses what it was told ends, or stays until told to stop if `LORAYARD_HOLD_REFUSED` is set:
+    containers have no restart policy that spares one exit status, and it would begin anew forever.
+    """
+    try:
+        status = main()
+    except SystemExit as refused:
+        if refused.code != BAD_ENVIRONMENT:
+            raise
+        status = BAD_ENVIRONMENT
+    with readable_settings("LORAYARD_HOLD_REFUSED"):
+        is_held = status == BAD_ENVIRONMENT and RefusalSettings().hold_refused
+    if is_held:
+        stop = StopRequest()
+        stop.listen()
+        print("refused, and held until stopped: correct it and start this anew", file=sys.stderr)  # noqa: T201
+        stop.wait()
+    return status
 
 
 def settings_message(error: ValidationError) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from scheduler.policies.lane import Lane, LaneKey, LaneName, LaneQueue
+from scheduler.policies.suspects import SuspectGroups
 from scheduler.policies.types import PendingJob, PolicyConfig, Revision
 
 NUM_CLASSES = 3
@@ -13,14 +14,14 @@ NUM_CLASSES = 3
 class Backlog:
     """Mutable: adding, taking and removing a job cost O(log n); nothing ever walks all jobs.
 
-    Jobs with a strike stand in a lane of their own, because they run alone.
+    Suspects stand by themselves, in their groups, because they run with no others.
     """
 
     def __init__(self, config: PolicyConfig | None = None) -> None:
         self.config = config or PolicyConfig()
         self._jobs: dict[UUID, PendingJob] = {}
         self._lanes: dict[LaneName, Lane] = {}
-        self.struck = Lane(LaneName(-1, None))
+        self.suspects = SuspectGroups()
         self.by_age = tuple(LaneQueue(lambda _, head: LaneKey(*head.order)) for _ in range(NUM_CLASSES))
         """One queue for each class, the lane with the oldest head first."""
         self.by_due = LaneQueue(self._due)
@@ -37,8 +38,8 @@ class Backlog:
         if job.job_id in self._jobs:
             return False
         self._jobs[job.job_id] = job
-        if job.strikes:
-            self.struck.push(job)
+        if job.group is not None:
+            self.suspects.add(job)
             return True
         name = LaneName(job.priority, job.revision)
         lane = self._lanes.get(name)
@@ -54,8 +55,8 @@ class Backlog:
         job = self._jobs.pop(job_id, None)
         if job is None:
             return None
-        if job.strikes:
-            self.struck.remove(job)
+        if job.group is not None:
+            self.suspects.remove(job)
             return job
         lane = self._lanes[LaneName(job.priority, job.revision)]
         was_head = lane.head() is job

@@ -2,9 +2,12 @@
 
 One round goes through the backlog in this order, and stops when no worker has room:
 
-1. jobs with a strike, each alone on an empty worker;
+1. suspects, each group by itself on an empty worker;
 2. jobs that waited longer than their class may, the longest overdue first, whatever their adapter;
 3. for each class: lanes whose adapter is on a device, then in a host cache, then the others by age.
+
+A worker whose host is in doubt takes part with one job. It gets a suspect only after all else, and only one
+that no other worker could run.
 """
 
 from __future__ import annotations
@@ -27,31 +30,53 @@ def plan(backlog: Backlog, views: Sequence[WorkerView], now: float) -> list[Plan
     workers = [WorkerBudget(view, backlog.config.max_batch_jobs) for view in views]
     if not any(worker.is_open for worker in workers):
         return []
-    _plan_struck(backlog, workers)
+    sound = [worker for worker in workers if not worker.view.is_canary]
+    _plan_suspects(backlog, sound)
     _plan_overdue(backlog, workers, now)
     for priority in range(NUM_CLASSES):
         _plan_resident(backlog, workers, priority, AdapterTier.DEVICE)
         _plan_resident(backlog, workers, priority, AdapterTier.HOST)
         _plan_cold(backlog, workers, priority)
+    _plan_lone_suspects(backlog, [worker for worker in workers if worker.view.is_canary], sound)
     return [worker.batch() for worker in workers if worker.planned]
 
 
-def _plan_struck(backlog: Backlog, workers: Sequence[WorkerBudget]) -> None:
-    """Give each job with a strike a worker of its own, on at most half of the workers at a time."""
+def _plan_suspects(backlog: Backlog, workers: Sequence[WorkerBudget]) -> None:
+    """Give each group of suspects a worker of its own, on at most half of the workers at a time."""
     budget = max(1, len(workers) // 2) - sum(worker.view.runs_alone for worker in workers)
-    while budget > 0 and (job := backlog.struck.head()):
-        able = [worker for worker in workers if not worker.closed and worker.admits(job)]
+    for group in backlog.suspects.in_order():
+        if budget <= 0:
+            return
+        able = [worker for worker in workers if not worker.closed and worker.admits(group[0])]
         worker = min(
             able, key=lambda worker: (worker.view.num_outstanding, worker.view.incarnation), default=None
         )
         if worker is None:
-            return
-        worker.closed = True
+            continue
         budget -= 1
-        if not worker.is_empty:
+        if worker.is_empty:
+            _place_suspects(backlog, worker, group)
+        worker.closed = True
+        if not worker.planned:
             return  # it drains now; next round, or the one after, it is empty
-        backlog.take(job.job_id)
-        worker.place(job)
+
+
+def _place_suspects(backlog: Backlog, worker: WorkerBudget, group: Sequence[PendingJob]) -> None:
+    """Place what fits of a group; the rest of it runs after these."""
+    for job in group:
+        if worker.fits(job):
+            backlog.take(job.job_id)
+            worker.place(job)
+
+
+def _plan_lone_suspects(
+    backlog: Backlog, canaries: Sequence[WorkerBudget], sound: Sequence[WorkerBudget]
+) -> None:
+    """Give each worker in doubt that got nothing else one suspect that no other could run."""
+    for worker in canaries:
+        for job in [job for group in backlog.suspects.in_order() for job in group]:
+            if worker.is_empty and worker.fits(job) and not _is_admitted(sound, job):
+                _place_suspects(backlog, worker, [job])
 
 
 def _plan_overdue(backlog: Backlog, workers: Sequence[WorkerBudget], now: float) -> None:

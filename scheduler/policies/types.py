@@ -33,7 +33,9 @@ class PendingJob:
     max_tokens: int
     waiting_since: float
     """Monotonic seconds of this process."""
-    strikes: int = 0
+    attempt: int = 0
+    group: UUID | None = None
+    """Set for suspects, which may have ended an engine: those of one group run with no other jobs."""
     request_bytes: int = 0
 
     @property
@@ -70,7 +72,11 @@ class WorkerView:
     cooling: Collection[str] = ()
     """Revisions whose load failed here a moment ago."""
     runs_alone: bool = False
-    """It holds a job that has crashed a worker before: nothing may join."""
+    """It holds suspects: nothing may join."""
+    is_canary: bool = False
+    """Its host is in doubt: it gets one job at a time."""
+    canary_wait_s: float = 0.0
+    """So long it gets none at all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ class WorkerBudget:
         free = view.target_seqs - view.num_outstanding
         if view.num_outstanding >= low_water(view.capacity.max_num_seqs, view.target_seqs):
             free = 0
+        if view.is_canary:
+            free = 1 if not view.num_outstanding and view.canary_wait_s <= 0 else 0
         self.free_seqs = max(0, min(free, max_batch_jobs))
         lead = max(1.0, view.target_seqs / view.capacity.max_num_seqs)
         self.free_tokens = int(view.capacity.kv_tokens * lead) - view.outstanding_tokens

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from cryptography.fernet import Fernet
 
-from db.records import Delivery, EndedAttempt, FinishedJob, RevisionRow
+from db.records import Delivery, EndedAttempt, FinishedJob, JobAttempt, RevisionRow
 from db.repositories.adapters import AdapterRepository
 from db.repositories.admission import AdmissionRepository
 from db.repositories.jobs import JobRepository
@@ -177,7 +177,7 @@ def _ends_without_a_worker(filler: _Filler, callback: dict[str, Any]) -> None:
 
 
 def _losses(filler: _Filler) -> None:
-    """A job that killed three workers, others that came back from lost and leaving ones, some that run."""
+    """A job that killed three engines, others that came back from lost and leaving ones, some that run."""
     ledger = filler.ledger
     (killer,) = filler.admit(callback_url=URL, tenant="acme")
     for number in range(3):
@@ -187,7 +187,8 @@ def _losses(filler: _Filler) -> None:
         held = [HeldJob(job_id=job.job_id, attempt=job.attempt, running=True)]
         held.append(HeldJob(job_id=innocent.job_id, attempt=1, running=False))
         ledger.run(WorkerRepository, "report", incarnation, held)
-        ledger.expire_lease(incarnation)
+        ledger.run(WorkerRepository, "say_end", incarnation, "engine_died", [JobAttempt(killer, job.attempt)])
+        ledger.run(WorkerRepository, "set_state", incarnation, "gone")
         filler.finished += ledger.run(LeaseRepository, "lose_worker", incarnation).finished
     for leaving in ("w-draining", "w-gone"):
         released, kept = filler.lease(leaving, 2, adapter="chat", revision=f"sha256:{'ac' * 32}")

@@ -23,6 +23,7 @@ SERVICE_THREADS = {
     "workers/commands.py": "commands",
     "workers/committer.py": "committer",
     "workers/engine_host.py": "engine-pump",
+    "workers/engine_watch.py": "engine-watch",
     "workers/feeder.py": "feeder",
     "workers/lease.py": "lease",
     "workers/service.py": "drain",

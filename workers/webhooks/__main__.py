@@ -9,7 +9,7 @@ from db import Database, DatabaseSettings
 from db.database import MAX_HOLD_MS
 from db.secrets import SecretBox
 from db.settings import SecretSettings
-from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings
+from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings, run_service
 from lorayard.process.logs import configure_logs
 from lorayard.process.stop_request import StopRequest
 from workers.webhooks.addresses import AddressPolicy
@@ -74,4 +74,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_service(main))

@@ -13,10 +13,11 @@ down_revision = "0011"
 branch_labels = None
 depends_on = None
 
-# On the way down this one comes first, and those after it lock what live transactions lock before deliveries.
+# This revision, 0013 and 0014 run in one transaction, up as well as down: the first of them locks what all change and
+# what live transactions lock before that, in their order.
 _LOCK_ALL = (
-    "LOCK TABLE worker_leases, workers, adapter_revisions, intake_rejects, jobs, job_inputs, job_outputs, "
-    "webhook_deliveries IN ACCESS EXCLUSIVE MODE"
+    "LOCK TABLE job_keys, worker_leases, workers, adapter_revisions, intake_rejects, jobs, job_inputs, "
+    "job_outputs, webhook_deliveries IN ACCESS EXCLUSIVE MODE"
 )
 
 _UNCLAIMED = sa.text("state = 'pending' AND relay IS NULL")
@@ -24,6 +25,7 @@ _UNCLAIMED = sa.text("state = 'pending' AND relay IS NULL")
 
 def upgrade() -> None:
     """Add relays; what is claimed at present comes free when that claim runs out, at `next_at` as before."""
+    op.execute(_LOCK_ALL)
     op.create_table(
         "webhook_relays",
         sa.Column("incarnation", sa.Uuid(), nullable=False),

@@ -10,12 +10,12 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0014"
-down_revision = "0012"
+down_revision = "0013"
 branch_labels = None
 depends_on = None
 
-# On the way up 0005 has locked these, and by itself this revision changes one table; on the way down this one comes
-# first, and those after it lock the others, which live transactions lock after `job_keys`.
+# By itself this revision changes one table; on the way down it comes first, and those after it change the others,
+# which live transactions lock after `job_keys`.
 _LOCK_ALL = (
     "LOCK TABLE job_keys, worker_leases, workers, adapter_revisions, intake_rejects, jobs, job_inputs, "
     "job_outputs, webhook_deliveries IN ACCESS EXCLUSIVE MODE"

@@ -75,3 +75,21 @@ def test_an_unhealthy_worker_is_shown_with_its_reason_and_one_that_left_is_not(
     assert [(row["worker"], row["state"], row["reason"]) for row in rows] == [
         ("ill@host", "unhealthy", "its device failed 3 times")
     ]
+
+
+def test_a_worker_whose_hosts_engines_keep_dying_is_shown_as_a_canary(
+    lorayard: Command, database: Database
+) -> None:
+    for name in ("first", "second", "third"):
+        with database.transaction() as connection:
+            workers = WorkerRepository(connection)
+            workers.register(name, POOL, f"{name}@host", LIMITS, 60.0, host="h")
+            if name != "third":
+                workers.say_end(name, "engine_died")
+                workers.set_state(name, "gone")
+                LeaseRepository(connection).lose_worker(name)
+
+    rows = [json.loads(line) for line in lorayard("workers", "--json").out.splitlines()]
+
+    assert [(row["worker"], row["state"]) for row in rows] == [("third@host", "canary")]
+    assert "died 2 times without one ended job, so it gets one job at a time" in rows[0]["reason"]

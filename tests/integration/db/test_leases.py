@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -12,14 +13,14 @@ from sqlalchemy.exc import DBAPIError
 from db import Database
 from db.errors import Deposed
 from db.judge import Fault, fault_of
-from db.records import JobAttempt, WorkerDevice
+from db.records import JobAttempt, WorkerDevice, WorkerEnd
 from db.repositories.backlog import BacklogRepository
 from db.repositories.finish import FinishRepository
 from db.repositories.jobs import JobRepository
 from db.repositories.leases import LeaseRepository
 from db.repositories.terms import TermRepository
 from db.repositories.workers import WorkerRepository
-from lorayard.contract.messages import HeldJob
+from lorayard.contract.messages import BatchJob, HeldJob
 from lorayard.contract.states import JobState
 from tests.integration.db.ledger import POOL, Ledger, ended
 from tests.polling import eventually
@@ -30,8 +31,17 @@ def running(job_id: object, attempt: int) -> HeldJob:
 
 
 def strikes_of(ledger: Ledger, job_id: UUID) -> int:
-    (row,) = [row for row in ledger.run(BacklogRepository, "leased", POOL) if row.job_id == job_id]
+    (row,) = ledger.sql("SELECT strikes FROM jobs WHERE job_id = :id", id=job_id)
     return int(row.strikes)
+
+
+def die(ledger: Ledger, incarnation: str, end: WorkerEnd, *in_step: BatchJob) -> Any:
+    """Have a worker end with a last word, and the leader take its jobs back."""
+    pairs = [JobAttempt(job.job_id, job.attempt) for job in in_step]
+    ledger.run(WorkerRepository, "report", incarnation, [running(*pair) for pair in pairs])
+    ledger.run(WorkerRepository, "say_end", incarnation, end, pairs)
+    ledger.run(WorkerRepository, "set_state", incarnation, "gone")
+    return ledger.run(LeaseRepository, "lose_worker", incarnation)
 
 
 def test_a_lease_answers_the_payload_in_the_order_asked_for(ledger: Ledger) -> None:
@@ -143,21 +153,85 @@ def test_only_the_holder_at_this_attempt_can_release(ledger: Ledger) -> None:
     assert ledger.state(job.job_id) == JobState.LEASED
 
 
-def test_a_lost_worker_loses_its_jobs_and_only_the_running_get_a_strike(ledger: Ledger) -> None:
-    ran, waited = ledger.lease(ledger.worker(), *ledger.admitted(2))
-    held = [running(ran.job_id, 1), HeldJob(job_id=waited.job_id, attempt=1, running=False)]
-    ledger.run(WorkerRepository, "report", "w1", held)
-    ledger.expire_lease("w1")
+def test_a_vanished_workers_jobs_have_one_loss_free_and_are_suspects_at_the_second(ledger: Ledger) -> None:
+    ran, waited = ledger.admitted(2)
+    groups = []
+    for name in ("w1", "w2"):
+        first, second = ledger.lease(ledger.worker(name), ran, waited)
+        held = [running(ran, first.attempt), HeldJob(job_id=waited, attempt=second.attempt, running=False)]
+        ledger.run(WorkerRepository, "report", name, held)
+        ledger.expire_lease(name)
+        assert [row.incarnation for row in ledger.run(LeaseRepository, "expired_workers", POOL)] == [name]
+        lost = ledger.run(LeaseRepository, "lose_worker", name)
+        assert {pair.job_id for pair in lost.requeued} == {ran, waited}
+        groups.append([row.group for row in ledger.run(BacklogRepository, "queued_after", POOL, 0, 10)])
 
-    assert [row.incarnation for row in ledger.run(LeaseRepository, "expired_workers", POOL)] == ["w1"]
-    lost = ledger.run(LeaseRepository, "lose_worker", "w1")
-
-    assert lost.lost
-    assert {pair.job_id for pair in lost.requeued} == {ran.job_id, waited.job_id}
-    strikes = {row.job_id: row.strikes for row in ledger.run(BacklogRepository, "queued_after", POOL, 0, 10)}
-    assert strikes == {ran.job_id: 1, waited.job_id: 0}
+    assert groups[0] == [None, None]
+    assert len({*groups[1]} - {None}) == 2
+    assert [tuple(row) for row in ledger.sql("SELECT strikes, losses FROM jobs")] == [(0, 2), (0, 2)]
     assert ledger.run(LeaseRepository, "expired_workers", POOL) == []
-    assert not ledger.run(WorkerRepository, "renew", "w1")
+    assert not ledger.run(WorkerRepository, "renew", "w2")
+
+
+def test_rows_of_the_step_that_ended_an_engine_are_suspects_and_their_neighbours_are_not(
+    ledger: Ledger,
+) -> None:
+    one, two, waiting = ledger.lease(ledger.worker(), *ledger.admitted(3))
+
+    lost = die(ledger, "w1", "engine_died", one, two)
+
+    assert len(lost.requeued) == 3
+    groups = {row.job_id: row.group for row in ledger.run(BacklogRepository, "queued_after", POOL, 0, 10)}
+    assert groups[waiting.job_id] is None
+    assert len({groups[one.job_id], groups[two.job_id], None}) == 3
+    assert {strikes_of(ledger, job.job_id) for job in (one, two, waiting)} == {0}
+
+
+def test_a_lost_card_is_no_jobs_fault_and_a_consumer_that_failed_is_a_loss(ledger: Ledger) -> None:
+    job_id = ledger.admitted()[0]
+    seen = []
+    for name, end in (("w1", "device_lost"), ("w2", "consumer_failed")):
+        die(ledger, name, end, *ledger.lease(ledger.worker(name), job_id))  # type: ignore[arg-type]
+        seen += ledger.sql("SELECT strikes, losses, suspect_group FROM jobs")
+
+    assert [tuple(row) for row in seen] == [(0, 0, None), (0, 1, None)]
+
+
+def test_a_host_whose_engine_died_twice_without_an_ended_job_is_in_doubt_until_one_has_ended(
+    ledger: Ledger,
+) -> None:
+    for name in ("w1", "w2"):
+        die(ledger, name, "engine_died", *ledger.lease(ledger.worker(name, host="h"), *ledger.admitted(2)))
+    doubtful = ledger.run(WorkerRepository, "get", ledger.worker("w3", host="h"))
+    elsewhere = ledger.run(WorkerRepository, "get", ledger.worker("w4", host="other"))
+
+    before = ledger.sql("SELECT strikes, losses, suspect_group FROM jobs ORDER BY job_id")
+    (canary,) = ledger.lease("w3", ledger.admitted()[0])
+    die(ledger, "w3", "engine_died", canary)
+    assert strikes_of(ledger, canary.job_id) == 0
+    assert ledger.sql("SELECT suspect_group FROM jobs WHERE job_id = :id", id=canary.job_id) == [(None,)]
+    ledger.worker("w5", host="h")
+    ledger.run(WorkerRepository, "report", "w5", [], 1)
+    proven = ledger.run(WorkerRepository, "get", "w5")
+
+    assert doubtful.canary is not None
+    assert "died 2 times without one ended job" in doubtful.canary.reason
+    assert (elsewhere.canary, proven.canary) == (None, None)
+    assert all(row.suspect_group is not None for row in before)
+
+
+def test_an_engine_that_died_idle_is_remembered_and_a_worker_that_drained_is_not(ledger: Ledger) -> None:
+    for name, end in (("w1", "engine_died"), ("w2", "drained")):
+        ledger.run(WorkerRepository, "say_end", ledger.worker(name, host=name), end)
+        ledger.run(WorkerRepository, "set_state", name, "gone")
+
+    silent = ledger.run(LeaseRepository, "expired_workers", POOL)
+    for row in silent:
+        ledger.run(LeaseRepository, "lose_worker", row.incarnation)
+
+    assert [row.incarnation for row in silent] == ["w1"]
+    assert ledger.sql("SELECT host, in_a_row FROM worker_hosts") == [("w1", 1)]
+    assert ledger.run(LeaseRepository, "expired_workers", POOL) == []
 
 
 def test_a_worker_that_renewed_in_time_is_not_lost(ledger: Ledger) -> None:
@@ -192,16 +266,33 @@ def test_the_third_strike_is_death_with_a_webhook(ledger: Ledger) -> None:
         worker = ledger.worker(f"w{number}")
         job = ledger.lease(worker, job_id)[0]
         assert (job.attempt, strikes_of(ledger, job.job_id)) == (number, number - 1)
-        ledger.expire_lease(worker)
-        lost = ledger.run(LeaseRepository, "lose_worker", worker, [(job_id, number)])
+        lost = die(ledger, worker, "engine_died", job)
 
     assert lost.requeued == ()
     assert [(dead.state, dead.result.error.code) for dead in lost.finished] == [
         (JobState.DEAD, "worker_crashed")
     ]
-    assert "3 times (last on host-w3)" in lost.finished[0].result.error.message
+    assert "alone, 3 times (last on host-w3)" in lost.finished[0].result.error.message
     assert ledger.sql("SELECT event_type FROM webhook_deliveries") == [("job.dead",)]
     assert ledger.sql("SELECT ended FROM attempts ORDER BY attempt") == [("lost",), ("lost",), ("dead",)]
+
+
+@pytest.mark.parametrize("num_hosts", [1, 2])
+def test_the_fifth_loss_is_death_if_two_hosts_have_seen_one(ledger: Ledger, num_hosts: int) -> None:
+    ledger.worker("bystander", host="bystander")
+    job_id = ledger.admitted()[0]
+    ended: list[Any] = []
+
+    for number in range(5):
+        name = ledger.worker(f"w{number}", host=f"h{number % num_hosts}")
+        ledger.run(WorkerRepository, "report", name, [], 1)  # a sound host: it has ended a job
+        assert len(ledger.lease(name, job_id)) == 1
+        ledger.expire_lease(name)
+        ended += ledger.run(LeaseRepository, "lose_worker", name).finished
+
+    assert [job.state for job in ended] == [JobState.DEAD] * (num_hosts - 1)
+    if ended:
+        assert "5 workers were lost with it (last on host-w4)" in ended[0].result.error.message
 
 
 def test_what_a_departed_worker_forgot_is_taken_back(ledger: Ledger) -> None:

@@ -18,8 +18,11 @@ from db.database import parse_url
 from db.errors import SchemaLocked, UnknownSchema
 from db.migrate import alembic_config, current_revision, main, upgrade
 from db.models import Table
+from db.records import JobAttempt
+from db.repositories.backlog import BacklogRepository
 from db.repositories.leases import LeaseRepository
-from tests.integration.db.ledger import Ledger
+from db.repositories.workers import WorkerRepository
+from tests.integration.db.ledger import POOL, Ledger
 
 CATALOGUE = """
     SELECT 'constraint', conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
@@ -116,6 +119,27 @@ def test_a_device_and_the_reason_of_an_unhealthy_worker_go_with_their_columns(le
     assert before == [("ill", "gone"), ("well", "ready")]
     after = ledger.sql("SELECT state, device, device_memory_bytes, reason FROM workers ORDER BY incarnation")
     assert after == [("gone", None, None, None), ("ready", None, None, None)]
+
+
+def test_strikes_outlast_the_suspicions_that_go_with_their_columns(ledger: Ledger) -> None:
+    job_id, sound = ledger.admitted(2)
+    ledger.lease(ledger.worker(host="h"), job_id, sound)
+    ledger.run(WorkerRepository, "say_end", "w1", "engine_died", [JobAttempt(job_id, 1)])
+    ledger.run(WorkerRepository, "set_state", "w1", "gone")
+    ledger.run(LeaseRepository, "lose_worker", "w1")
+
+    with ledger.database.transaction() as connection:
+        command.downgrade(alembic_config(connection), "0010")
+    before = ledger.sql("SELECT strikes FROM jobs ORDER BY strikes")
+    with ledger.database.transaction() as connection:
+        command.upgrade(alembic_config(connection), "head")
+
+    assert before == [(0,), (1,)]
+    assert ledger.sql("SELECT DISTINCT suspect_group, losses FROM jobs") == [(None, 0)]
+    waiting = ledger.run(BacklogRepository, "queued_after", POOL, 0, 10)
+    assert {row.job_id: row.group for row in waiting} == {job_id: job_id, sound: None}
+    assert ledger.sql("SELECT host, ended_by FROM workers") == [(None, None)]
+    assert ledger.sql("SELECT * FROM worker_hosts") == []
 
 
 def test_a_schema_that_stays_locked_is_an_error_that_says_so(

@@ -61,7 +61,7 @@ def index_names(plan: Any) -> Iterator[str]:
 STATEMENTS = {
     "read the backlog": (backlog._QUEUED_AFTER, {"pool": POOL, "cursor": 0, "limit": 100}, "ix_jobs_queued"),
     "expire": (jobs._EXPIRE, {"pool": POOL, "limit": 100}, "ix_jobs_deadline"),
-    "take from a lost worker": (leases._HOLDS, {"incarnation": "w1"}, "ix_jobs_leased"),
+    "take from a lost worker": (leases._HOLDS, {"incarnation": "w1", "host": "h"}, "ix_jobs_leased"),
     "lease": (
         leases._LEASE,
         {"pool": POOL, "incarnation": "w1", "ids": [uuid4() for _ in range(16)]},

@@ -7,11 +7,12 @@ from uuid import UUID
 
 import pytest
 
-from db.records import EndedAttempt, RevisionRow
+from db.records import EndedAttempt, JobAttempt, RevisionRow
 from db.repositories.adapters import AdapterRepository
 from db.repositories.finish import FINISH_STATES
 from db.repositories.jobs import JobRepository
 from db.repositories.leases import LeaseRepository
+from db.repositories.workers import WorkerRepository
 from lorayard.contract.states import TRANSITIONS, JobState
 from tests.integration.db.ledger import POOL, Ledger
 
@@ -28,13 +29,14 @@ def release(ledger: Ledger, job_id: UUID) -> None:
 
 def lose_unstarted(ledger: Ledger, job_id: UUID) -> None:
     ledger.expire_lease("w1")
-    ledger.run(LeaseRepository, "lose_worker", "w1", [])
+    ledger.run(LeaseRepository, "lose_worker", "w1")
 
 
 def lose_at_the_last_strike(ledger: Ledger, job_id: UUID) -> None:
     ledger.sql("UPDATE jobs SET strikes = 2")
-    ledger.expire_lease("w1")
-    ledger.run(LeaseRepository, "lose_worker", "w1", [(job_id, 1)])
+    ledger.run(WorkerRepository, "say_end", "w1", "engine_died", [JobAttempt(job_id, 1)])
+    ledger.run(WorkerRepository, "set_state", "w1", "gone")
+    ledger.run(LeaseRepository, "lose_worker", "w1")
 
 
 def cancel(ledger: Ledger, job_id: UUID) -> None:

@@ -98,7 +98,7 @@ def test_a_lost_workers_jobs_run_elsewhere_and_its_queue_is_deleted(rig: PoolRig
             job_ids = rig.submit(4)
             rig.wait_for(JobState.LEASED, *job_ids)
             eventually(lambda: len(doomed.held) == 4)
-            # One heartbeat more, so that the ledger knows what was running.
+            # One heartbeat more, so that the leader has seen them listed.
             eventually(lambda: rig.sql("SELECT 1 FROM workers WHERE cardinality(running_jobs) = 4"))
         rig.redis.lpush(worker_queue(doomed.incarnation), b"left behind")
         doomed.run_out()
@@ -106,7 +106,7 @@ def test_a_lost_workers_jobs_run_elsewhere_and_its_queue_is_deleted(rig: PoolRig
             rig.wait_for(JobState.SUCCEEDED, *job_ids, timeout_s=15.0)
 
     assert {job.attempt for job in heir.jobs} == {2}
-    assert {row.strikes for row in rig.sql("SELECT strikes FROM jobs")} == {1}
+    assert {tuple(row) for row in rig.sql("SELECT strikes, losses FROM jobs")} == {(0, 1)}
     assert [
         row.state for row in rig.sql("SELECT state FROM workers WHERE incarnation = :i", i=doomed.incarnation)
     ] == ["lost"]

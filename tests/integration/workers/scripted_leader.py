@@ -133,6 +133,11 @@ class ScriptedLeader:
         """Revoke by Celery's control, as Flower does."""
         self._app.control.revoke(task_id, terminate=terminate)
 
+    def shut_down(self, incarnation: str) -> None:
+        """Shut a worker down by Celery's control, as Flower does."""
+        (row,) = [row for row in self.ready_workers() if row.incarnation == incarnation]
+        self._app.control.shutdown(destination=[row.hostname])
+
     def result(self, job_id: UUID) -> JobResult:
         """Read a job from the ledger."""
         found = self.database.run(lambda c: JobRepository(c).get(job_id))

@@ -167,23 +167,55 @@ def test_a_lost_lease_ends_the_incarnation_and_begins_another(
     assert leader.ended(leader.dispatch(successor, [question.spec]))[0].output == question.answer
 
 
-def test_a_dead_engine_gives_its_jobs_up_at_once_with_a_strike(
+def test_rows_of_a_dead_engines_step_are_suspects_and_one_that_dies_alone_is_struck(
     leader: ScriptedLeader, worker: WorkerProcess, incarnation: str
 ) -> None:
-    (endless,) = leader.dispatch(incarnation, [ENDLESS])
-    leader.await_running(incarnation, endless)
+    leader.sql("DELETE FROM worker_hosts")  # what other tests have killed here says nothing of this host
+    together = leader.dispatch(incarnation, [ENDLESS, ENDLESS, ENDLESS])
+    leader.await_running(incarnation, *together)
 
-    os.kill(worker.engine_pids()[0], signal.SIGKILL)
-    eventually(lambda: _state_of(leader, incarnation) == "gone", what="the incarnation's end")
-    lost = leader.database.run(lambda c: LeaseRepository(c).lose_worker(incarnation))
-    successor = worker.incarnation(leader)
+    successor = _kill_engine(leader, worker, incarnation)
+    rows = leader.sql("SELECT strikes, suspect_group FROM jobs WHERE job_id = ANY(:ids)", ids=together)
+    assert [row.strikes for row in rows] == [0, 0, 0]
+    assert len({row.suspect_group for row in rows} - {None}) == 2
 
-    assert [pair.job_id for pair in lost.requeued] == [endless]
-    (row,) = leader.sql("SELECT strikes FROM jobs WHERE job_id = :id", id=endless)
+    leader.send(successor, leader.lease(successor, together[:1]))
+    leader.await_running(successor, together[0])
+    last = _kill_engine(leader, worker, successor)
+    (row,) = leader.sql("SELECT strikes FROM jobs WHERE job_id = :id", id=together[0])
     assert row.strikes == 1
     (question,) = questions(1)
-    (result,) = leader.ended(leader.dispatch(successor, [question.spec]))
+    (result,) = leader.ended(leader.dispatch(last, [question.spec]))
     assert result.state is JobState.SUCCEEDED
+
+
+def test_a_warm_shutdown_by_celerys_control_is_a_drain(
+    leader: ScriptedLeader, start_worker: StartWorker
+) -> None:
+    with start_worker(drain_grace_s=120) as worker, TaskEvents(leader.redis_url) as events:
+        incarnation = worker.incarnation(leader)
+        odd = {"__type__": "nothing that kombu knows", "__value__": 1}
+        (marked,) = leader.dispatch(
+            incarnation, [questions(1)[0].spec.model_copy(update={"metadata": {"odd": odd}})]
+        )
+        leader.ended([marked], 60.0)
+        (running,) = leader.dispatch(incarnation, [ENDLESS.model_copy(update={"max_tokens": 1000})])
+        events.await_event("task-started", running)
+
+        leader.shut_down(incarnation)
+
+        assert worker.process.wait(150) == 0
+    assert leader.states([marked, running]) == ["succeeded", "succeeded"]
+    (row,) = leader.sql("SELECT ended_by FROM workers WHERE incarnation = :i", i=incarnation)
+    assert row.ended_by == "drained"
+
+
+def _kill_engine(leader: ScriptedLeader, worker: WorkerProcess, incarnation: str) -> str:
+    """Kill the engine and take its jobs back; returns the next incarnation."""
+    os.kill(worker.engine_pids()[0], signal.SIGKILL)
+    eventually(lambda: _state_of(leader, incarnation) == "gone", what="the incarnation's end")
+    leader.database.run(lambda c: LeaseRepository(c).lose_worker(incarnation))
+    return worker.incarnation(leader)
 
 
 def _state_of(leader: ScriptedLeader, incarnation: str) -> str:

@@ -204,6 +204,15 @@ def test_every_long_running_service_has_a_health_check(services: dict[str, Any])
         assert services[name]["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}, name
 
 
+def test_a_service_of_ours_whose_settings_are_refused_stays_but_the_migration_ends(
+    services: dict[str, Any],
+) -> None:
+    assert {services[name]["environment"]["LORAYARD_HOLD_REFUSED"] for name in ("scheduler", "worker")} == {
+        "true"
+    }
+    assert services["migrate"]["command"] == ["python", "-m", "db.migrate"]  # which asks for no such thing
+
+
 def test_redis_keeps_an_append_only_file_on_a_volume(services: dict[str, Any]) -> None:
     assert "appendonly yes" in services["redis"]["command"][2]
     assert "redis-data:/data" in services["redis"]["volumes"]

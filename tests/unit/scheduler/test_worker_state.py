@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID, uuid4
 
-from db.records import JobAttempt, WorkerLimits
+from db.records import Canary, JobAttempt, WorkerLimits
 from lorayard.contract.messages import EndedJob, HeldJob, Residency
 from lorayard.contract.states import JobState
 from scheduler.worker_state import COOLING_S, Outstanding, WorkerState
@@ -14,9 +14,11 @@ LIMITS = WorkerLimits(
 )
 
 
-def slot_with(job_id: UUID, *, dispatched_at: float = 0.0, attempt: int = 1, strikes: int = 0) -> WorkerState:
+def slot_with(
+    job_id: UUID, *, dispatched_at: float = 0.0, attempt: int = 1, is_suspect: bool = False
+) -> WorkerState:
     worker = WorkerState("w", "host", LIMITS)
-    worker.give(job_id, Outstanding(attempt, "rev", 40, strikes, dispatched_at))
+    worker.give(job_id, Outstanding(attempt, "rev", 40, is_suspect, dispatched_at))
     return worker
 
 
@@ -77,8 +79,8 @@ def test_the_end_of_another_attempt_leaves_the_job_outstanding() -> None:
 
 def test_the_view_sums_up_what_is_outstanding_and_forgets_what_ended() -> None:
     job_id = uuid4()
-    worker = slot_with(job_id, strikes=1)
-    worker.give(job_id, Outstanding(2, "rev", 30, 1, 0.0))
+    worker = slot_with(job_id, is_suspect=True)
+    worker.give(job_id, Outstanding(2, "rev", 30, True, 0.0))
 
     view = worker.view(0.0, max_model_len=64, overcommit_s=0.5)
     assert (view.num_outstanding, view.outstanding_tokens, view.outstanding_revisions) == (1, 30, {"rev": 1})
@@ -88,6 +90,21 @@ def test_the_view_sums_up_what_is_outstanding_and_forgets_what_ended() -> None:
     view = worker.view(0.0, max_model_len=64, overcommit_s=0.5)
     assert (view.num_outstanding, view.outstanding_tokens, view.outstanding_revisions) == (0, 0, {})
     assert not view.runs_alone
+
+
+def test_a_canary_ends_with_the_first_job_that_succeeds() -> None:
+    job_id, failed = uuid4(), uuid4()
+    worker = slot_with(job_id)
+    worker.note_canary(Canary("its engine died", 5.0))
+
+    worker.end([EndedJob(job_id=failed, attempt=1, state=JobState.FAILED)], 1.0)
+    before = worker.view(1.0, max_model_len=64, overcommit_s=0.5)
+    worker.end([EndedJob(job_id=job_id, attempt=1, state=JobState.SUCCEEDED)], 1.0)
+    worker.note_canary(Canary("its engine died", 5.0))  # the ledger has not been told yet
+    after = worker.view(1.0, max_model_len=64, overcommit_s=0.5)
+
+    assert (before.is_canary, before.canary_wait_s) == (True, 5.0)
+    assert (after.is_canary, after.canary_wait_s) == (False, 0.0)
 
 
 def test_older_residency_than_the_last_says_nothing() -> None:

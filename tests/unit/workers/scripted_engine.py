@@ -5,10 +5,11 @@ from __future__ import annotations
 import queue
 from typing import Any
 
-from workers.engine.core.errors import EngineDied
+from workers.engine.core.errors import EngineDied, EngineHung
 from workers.engine.core.outputs import RequestOutput
 from workers.engine.core.residency_change import ResidencyChange
 from workers.engine.serving.messages import EngineEvents, Started, TokenDelta
+from workers.engine.serving.step_board import Phase, Progress
 
 
 class ScriptedEngine:
@@ -18,6 +19,17 @@ class ScriptedEngine:
         self.commands: list[Any] = []
         self.events: queue.Queue[EngineEvents | EngineDied] = queue.Queue()
         self.stopped = False
+        self.pid = 0
+        self.word = Progress(phase=Phase.WAITING)
+        self.num_sent = 0
+        self.given_up = ""
+
+    def progress(self) -> Progress:
+        return self.word
+
+    def give_up(self, reason: str) -> EngineHung:
+        self.given_up = reason
+        return EngineHung(None, reason)
 
     def send(self, command: Any) -> None:
         self.commands.append(command)

@@ -11,12 +11,13 @@ import pytest
 
 from db.records import JobAttempt
 from lorayard.contract.messages import BatchJob
+from lorayard.contract.reading import UnreadableRequest
 from lorayard.contract.states import JobState
 from tests.polling import eventually
 from tests.unit.workers.batch_jobs import REVISION, batch_job, engine_output
 from tests.unit.workers.scripted_engine import ScriptedEngine
 from workers.attempts import AttemptTable
-from workers.engine.core.errors import EngineDied
+from workers.engine.core.errors import EngineDied, EngineHung
 from workers.engine.core.residency_change import ResidencyChange
 from workers.engine.serving.messages import (
     AbortRequest,
@@ -25,28 +26,32 @@ from workers.engine.serving.messages import (
     TokenDelta,
 )
 from workers.engine.serving.process import EngineProcess
+from workers.engine.serving.step_board import Phase, Progress
 from workers.engine_host import EngineHost
 from workers.engine_status import Capacity, EngineStatus
+from workers.engine_watch import ProgressLimit
 from workers.outcomes import Outcome
-from workers.requests import AdapterIds, request_id
+from workers.requests import AdapterIds, parse_request_id, request_id
 from workers.token_writer import Piece
 
 
 class HostRig:
     """A host with its neighbours, which only take notes."""
 
-    def __init__(self, *, caches_by_tenant: bool = False) -> None:
+    def __init__(self, *, caches_by_tenant: bool = False, limit_s: float = 600.0) -> None:
         self.engine = ScriptedEngine()
         self.attempts = AttemptTable(lambda _task_id: None)
         self.status = EngineStatus(Capacity(8, 80))
         self.outcomes: list[Outcome] = []
         self.received_jobs: list[BatchJob] = []
         self.started_jobs: list[BatchJob] = []
+        self.unforeseen: BatchJob | None = None
         self.revoked: set[str] = set()
         self.deaths: list[EngineDied] = []
         self.broken: list[str] = []
         self.pieces: list[Piece] = []
         self.has_room = True
+        self.limit = ProgressLimit(start_s=600.0, floor_s=limit_s)
         self.host = EngineHost(
             cast("EngineProcess", self.engine),
             self.attempts,
@@ -59,12 +64,15 @@ class HostRig:
             on_broken=self.broken.append,
             caches_by_tenant=caches_by_tenant,
             on_text=self.pieces.append,
+            limit=self.limit,
         )
 
     def put(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
 
     def received(self, job: BatchJob) -> None:
+        if job is self.unforeseen:
+            raise LookupError("nobody has thought of this")
         self.received_jobs.append(job)
 
     def started(self, job: BatchJob) -> None:
@@ -261,3 +269,57 @@ def test_tenants_that_share_no_cache_are_told_apart_by_their_salt() -> None:
 
     assert [request.cache_salt for request in rig.await_adds(2)] == ["acme", "other"]
     rig.host.close()
+
+
+def test_a_hung_engine_is_given_up_and_its_step_is_named(rig: HostRig) -> None:
+    names = rig.join(batch_job(), batch_job())
+    rig.await_adds(2)
+    key = parse_request_id(names[0])
+    strange = f"{uuid4()}:1"
+
+    rig.engine.word = Progress(Phase.STEPPING, num_steps=1, request_ids=(names[0], strange))
+    named = rig.host.in_step()
+    rig.engine.word = Progress(Phase.STEPPING, num_steps=1, request_ids=None)
+    rig.engine.say(started=(names[1],))
+    eventually(lambda: rig.host.in_step() == [parse_request_id(names[1])], what="all that runs")
+
+    assert named == [key]
+
+
+def test_what_was_cancelled_ends_although_the_engine_does_not_answer() -> None:
+    rig = HostRig(limit_s=2.0)
+    rig.engine.word, rig.engine.num_sent = Progress(Phase.STEPPING, num_steps=1), 1
+    cancelled, running, late = batch_job(), batch_job(), batch_job(first_token_within_s=0.1)
+    rig.host.start()
+    rig.join(cancelled, running, late)
+    rig.await_adds(3)
+
+    rig.host.cancel([cancelled.job_id])
+
+    eventually(lambda: len(rig.outcomes) == 2, what="the ends of two jobs")
+    assert {outcome.ended.job_id: outcome.ended.state for outcome in rig.outcomes} == {
+        cancelled.job_id: JobState.CANCELLED,
+        late.job_id: JobState.EXPIRED,
+    }
+    eventually(lambda: rig.deaths, what="the end of the engine")
+    assert isinstance(rig.deaths[0], EngineHung)
+    rig.host.close()
+
+
+def test_a_job_that_cannot_be_read_ends_as_rejected(rig: HostRig) -> None:
+    key = JobAttempt(uuid4(), 3)
+
+    rig.host.reject("task", key, UnreadableRequest("unreadable_job", "no prompt"))
+
+    assert rig.await_outcomes(1) == [JobState.REJECTED]
+    assert rig.outcomes[0].key == key
+
+
+def test_a_job_that_cannot_be_taken_in_fails_alone(rig: HostRig) -> None:
+    first, odd, last = batch_job(), batch_job(), batch_job()
+    rig.unforeseen = odd
+    names = rig.join(first, odd, last)
+
+    assert [request.request_id for request in rig.await_adds(2)] == [names[0], names[2]]
+    assert rig.await_outcomes(1) == [JobState.FAILED]
+    assert rig.outcomes[0].ended.job_id == odd.job_id

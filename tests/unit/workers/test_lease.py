@@ -50,7 +50,7 @@ class ScriptedRegistration:
         self._say("aborts")
         return self.to_abort
 
-    def report(self, held: Sequence[HeldJob]) -> None:
+    def report(self, held: Sequence[HeldJob], succeeded: int) -> None:
         self._say("report")
 
 

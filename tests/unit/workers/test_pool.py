@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
+
+from kombu.serialization import loads
 
 from lorayard.contract.tasks import RUN_MICRO_BATCH
 from tests.polling import eventually
+from workers.celery_worker import read_plain_json
 from workers.pool import TaskPool, Traced, pool_for
 
 
@@ -39,17 +43,21 @@ class Request:
         batches: Batches,
         *,
         failed: int = 0,
+        is_readable: bool = True,
         name: str = RUN_MICRO_BATCH,
         task_id: str = "task",
     ) -> None:
         self._batches = batches
         self._failed = failed
+        self._is_readable = is_readable
         self.pid: int | None = None
         self.end: Traced | None = None
         args: tuple[Any, ...] = (name, task_id, {}, b"", "json", "utf-8")
         pool.on_apply(self._trace, args, {}, self._ended, self._accepted)
 
     def _trace(self, _name: str, task_id: str, *_: Any) -> tuple[int, Any, float]:
+        if not self._is_readable:
+            raise ValueError("a body that cannot be read")
         if not self._failed:
             self._batches.open.add(task_id)
         return self._failed, "answer", 0.001
@@ -89,6 +97,26 @@ def test_a_micro_batch_that_failed_ends_at_once() -> None:
 
     assert request.end is not None
     assert request.end.failed
+
+
+def test_a_micro_batch_that_cannot_be_read_ends_as_failed_and_the_pool_goes_on() -> None:
+    pool, batches = _pool()
+
+    unreadable = Request(pool, batches, is_readable=False)
+    other = Request(pool, batches, task_id="other")
+
+    assert unreadable.end is not None
+    assert unreadable.end.failed
+    assert batches.open == {"other"}
+    assert other.end is None
+
+
+def test_json_is_read_as_what_it_says() -> None:
+    read_plain_json()
+
+    odd = {"__type__": "nothing that kombu knows", "__value__": [1, {"__type__": "uuid", "__value__": 2}]}
+
+    assert loads(json.dumps(odd).encode(), "application/json", "utf-8", accept=["application/json"]) == odd
 
 
 def test_a_terminated_micro_batch_is_cancelled_and_says_nothing_more() -> None:

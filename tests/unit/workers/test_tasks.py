@@ -9,7 +9,9 @@ from uuid import uuid4
 import pytest
 from pydantic import ValidationError
 
+from db.records import JobAttempt
 from lorayard.contract.messages import BatchJob, MicroBatch
+from lorayard.contract.reading import UnreadableRequest
 from tests.unit.workers.batch_jobs import batch_job
 from workers.tasks import join_micro_batch
 
@@ -19,6 +21,11 @@ class Joined:
 
     def __init__(self) -> None:
         self.jobs: list[BatchJob] = []
+        self.rejected: list[JobAttempt] = []
+
+    def reject(self, task_id: str, key: JobAttempt, error: UnreadableRequest) -> None:
+        assert error.code == "unreadable_job"
+        self.rejected.append(key)
 
     def join(self, task_id: str, jobs: Iterable[BatchJob]) -> int:
         self.jobs += jobs
@@ -62,9 +69,12 @@ def test_a_job_that_cannot_be_read_does_not_keep_its_neighbours_out() -> None:
     good, of_later = (batch_job().model_dump(mode="json") for _ in range(2))
     of_later["of_later"] = 1
 
-    answer = _join(joined, _body() | {"jobs": [good, {"job_id": "no uuid"}, of_later, None]})
+    bad = {"job_id": str(uuid4()), "attempt": 2}
+
+    answer = _join(joined, _body() | {"jobs": [good, {"job_id": "no uuid"}, of_later, None, bad]})
 
     assert answer["joined"] == 2
+    assert [(str(key.job_id), key.attempt) for key in joined.rejected] == [(bad["job_id"], 2)]
     assert [str(job.job_id) for job in joined.jobs] == [good["job_id"], of_later["job_id"]]
 
 

@@ -8,10 +8,12 @@ EngineError
 │   └── InvalidParams
 ├── NonFiniteLogits              one request's forward pass produced NaN or infinity
 ├── NoTokenAllowed               one request's own limits forbid every token
+├── RowFailed                    what was made of one request's token raised
 ├── EngineProcessError
 │   ├── EngineStartError
 │   └── EngineDied
-│       └── DeviceLost           because its device failed
+│       ├── DeviceLost           because its device failed
+│       └── EngineHung           because it made no progress, and was ended for that
 └── AdapterError
     ├── AdapterNotFound
     ├── AdapterFileError         corrupt, truncated, missing or pickled weights
@@ -83,6 +85,15 @@ class NoTokenAllowed(EngineError):
     code = "no_token_allowed"
 
 
+class RowFailed(EngineError):
+    """What was made of one request's token raised, which is a fault of this engine."""
+
+    code = "internal"
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(f"{type(error).__name__}: {error}; please report it")
+
+
 class EngineProcessError(EngineError):
     """The engine's child process could not be used."""
 
@@ -121,6 +132,12 @@ class DeviceLost(EngineDied):
     def __init__(self, exitcode: int | None, reason: str) -> None:
         super().__init__(exitcode, reason)
         self.reason = reason
+
+
+class EngineHung(EngineDied):
+    """The child process made no progress for longer than its step may take, and was ended."""
+
+    code = "engine_hung"
 
 
 class AdapterError(EngineError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -63,11 +64,16 @@ class EngineParts(NamedTuple):
 
 
 def assemble(
-    config: EngineConfig, *, look_ahead: int = 0, loader_child: LoaderChild | None = None
+    config: EngineConfig,
+    *,
+    look_ahead: int = 0,
+    loader_child: LoaderChild | None = None,
+    on_compiling: Callable[[], None] = lambda: None,
 ) -> EngineParts:
     """Load the checkpoint and connect the parts; raises `ConfigError` or `CheckpointError`.
 
     `look_ahead` is the executor's; a GPU's always looks ahead. `loader_child` has been started already.
+    `on_compiling` is told when all is loaded.
     """
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
@@ -99,6 +105,7 @@ def assemble(
         eos_token_ids=model.eos_token_ids,
         num_token_ids=tokenizer.num_ids,
     )
+    on_compiling()
     info = _engine_info(config, model, kernels, facts, max_model_len, num_kv_blocks)
     return EngineParts(
         info=replace(info, linear_bytes=weights.linear_bytes, sampling_defaults=defaults),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,7 +17,7 @@ from workers.engine.core.errors import AdapterInUse, ConfigError, EngineError
 from workers.engine.core.outputs import CompletionOutput, RequestFailure, RequestMetrics, RequestOutput
 from workers.engine.lora.loading import LoaderChild
 from workers.engine.serving.device_loss import leave_lost_device, start_failure
-from workers.engine.serving.engine import LLMEngine
+from workers.engine.serving.engine import Launch, LLMEngine
 from workers.engine.serving.log_lines import log_as_json
 from workers.engine.serving.messages import (
     AbortRequest,
@@ -26,10 +27,12 @@ from workers.engine.serving.messages import (
     PlanResidency,
     PrefetchAdapter,
     Ready,
+    Start,
     Started,
     Stop,
     TokenDelta,
 )
+from workers.engine.serving.step_board import Phase, StepBoard
 
 _LOADING_POLL_S = 0.01
 """How often an idle engine looks whether a prefetched adapter has arrived."""
@@ -40,7 +43,7 @@ _MAX_COMMANDS_PER_STEP = 64
 
 
 def main(file: int, log_fields: str, loader_child: LoaderChild | None = None) -> None:
-    """Serve the connection that was inherited from the parent; its first message is the configuration.
+    """Serve the connection that was inherited from the parent; its first message says what to build.
 
     `log_fields` is JSON, with which the log is JSON lines; empty leaves it as it is. `loader_child` is a
     loader that has been started for this engine.
@@ -50,19 +53,23 @@ def main(file: int, log_fields: str, loader_child: LoaderChild | None = None) ->
         log_as_json(json.loads(log_fields))
     with Connection(file) as connection:
         try:
-            config = connection.recv()
+            start: Start = connection.recv()
         except (EOFError, OSError):
             return  # the parent is gone already
-        serve(connection, config, loader_child)
+        board = StepBoard(start.board_file, start.board_bytes)
+        os.close(start.board_file)
+        serve(connection, start.config, board, loader_child)
 
 
-def serve(connection: Connection, config: EngineConfig, loader_child: LoaderChild | None = None) -> None:
+def serve(
+    connection: Connection, config: EngineConfig, board: StepBoard, loader_child: LoaderChild | None = None
+) -> None:
     """Run the engine until it is told to stop or its parent is gone."""
-    engine = _build(connection, config, loader_child)
+    engine = _build(connection, config, board, loader_child)
     if engine is None:
         return
     try:
-        EngineServer(engine, connection).run()
+        EngineServer(engine, connection, board).run()
     except (EOFError, OSError):
         return  # the parent closed the connection: nobody is left to serve
     except Exception as error:
@@ -74,10 +81,12 @@ def serve(connection: Connection, config: EngineConfig, loader_child: LoaderChil
 
 
 def _build(
-    connection: Connection, config: EngineConfig, loader_child: LoaderChild | None
+    connection: Connection, config: EngineConfig, board: StepBoard, loader_child: LoaderChild | None
 ) -> LLMEngine | None:
     try:
-        engine = LLMEngine(config, loader_child=loader_child)
+        engine = LLMEngine(
+            config, loader_child=loader_child, on_compiling=lambda: board.enter(Phase.COMPILING)
+        )
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
         connection.send(start_failure(error, config))
         return None
@@ -88,7 +97,9 @@ def _build(
 class EngineServer:
     """Drives one engine by the commands that arrive on a connection."""
 
-    def __init__(self, engine: LLMEngine, connection: Connection) -> None:
+    def __init__(self, engine: LLMEngine, connection: Connection, board: StepBoard | None = None) -> None:
+        """What it does it tells on the `board`, if anybody looks at one."""
+        self._board = StepBoard() if board is None else board
         self._engine = engine
         self._connection = connection
         self._started: list[Started] = []
@@ -96,6 +107,8 @@ class EngineServer:
         self._deltas: list[TokenDelta] = []
         self._is_stopped = False
         engine.on_started = self._tell_started
+        engine.on_launch = self._tell_launch
+        engine.on_settled = self._board.settle
         self._obey: dict[type[Any], Callable[[Any], None]] = {
             AddRequest: self._add,
             AbortRequest: self._abort,
@@ -113,7 +126,13 @@ class EngineServer:
                 return
             if self._engine.has_unfinished_requests():
                 self._take(self._engine.step())
+                self._board.tick()
             self._send_events()
+
+    def _tell_launch(self, launch: Launch) -> None:
+        self._board.enter(
+            Phase.STEPPING, launch.request_ids, num_tokens=launch.num_tokens, predicted_s=launch.predicted_s
+        )
 
     def _tell_started(self, request_ids: tuple[str, ...]) -> None:
         """Tell at once: the first step of a long prompt takes a while."""
@@ -131,10 +150,13 @@ class EngineServer:
 
     def _obey_commands(self) -> None:
         timeout_s = self._patience_s()
+        if timeout_s != 0.0:
+            self._board.enter(Phase.WAITING)
         for _ in range(_MAX_COMMANDS_PER_STEP):
             if self._is_stopped or not self._connection.poll(timeout_s):
                 return
             command = self._connection.recv()
+            self._board.take(command.request_id if isinstance(command, AddRequest) else None)
             self._obey[type(command)](command)
             timeout_s = 0.0
 

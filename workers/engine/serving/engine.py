@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from itertools import count
 from types import TracebackType
@@ -10,9 +11,9 @@ from typing import NamedTuple, Self
 
 from workers.engine.core.config import EngineConfig
 from workers.engine.core.engine_info import EngineInfo
-from workers.engine.core.errors import EngineError, NonFiniteLogits, RequestError
+from workers.engine.core.errors import EngineError, NonFiniteLogits, RequestError, RowFailed
 from workers.engine.core.lora_request import AnyLoRA
-from workers.engine.core.outputs import RequestOutput
+from workers.engine.core.outputs import RequestOutput, TopLogprobs
 from workers.engine.core.sampling_params import SamplingParams
 from workers.engine.core.sequence import SequenceState, Span
 from workers.engine.lora.loading import LoaderChild
@@ -51,6 +52,14 @@ class _Flight(NamedTuple):
     began_s: float
 
 
+class Launch(NamedTuple):
+    """A step that is about to be launched, with what is in flight already."""
+
+    request_ids: tuple[str, ...]
+    num_tokens: int
+    predicted_s: float  # by what steps have taken until now; 0 for the first
+
+
 class LLMEngine(AdapterControls, OfflineServing):
     """One base model and the adapters upon it, serving many requests at once.
 
@@ -60,13 +69,21 @@ class LLMEngine(AdapterControls, OfflineServing):
     """
 
     def __init__(
-        self, config: EngineConfig, *, look_ahead: int = 0, loader_child: LoaderChild | None = None
+        self,
+        config: EngineConfig,
+        *,
+        look_ahead: int = 0,
+        loader_child: LoaderChild | None = None,
+        on_compiling: Callable[[], None] = lambda: None,
     ) -> None:
         """`look_ahead` 1 launches each step before the one before it is settled; on a CPU it is for tests.
 
         `loader_child` is a loader process for this engine; without it one is started if LoRA is enabled.
+        `on_compiling` is told when the model is loaded, and steps are compiled or captured.
         """
-        self._parts = assemble(config, look_ahead=look_ahead, loader_child=loader_child)
+        self._parts = assemble(
+            config, look_ahead=look_ahead, loader_child=loader_child, on_compiling=on_compiling
+        )
         self.info: EngineInfo = self._parts.info
         self._by_id: dict[str, RequestState] = {}
         self._started: list[str] = []
@@ -74,6 +91,10 @@ class LLMEngine(AdapterControls, OfflineServing):
         self._flight: _Flight | None = None
         self.on_started: Callable[[tuple[str, ...]], None] | None = None
         """Told of the requests that join the running batch for the first time, before their first step."""
+        self.on_launch: Callable[[Launch], None] | None = None
+        """Told of each step before anything of it is computed."""
+        self.on_settled: Callable[[], None] | None = None
+        """Told of each step whose results are there, before anything is made of them."""
         self._undelivered: list[RequestOutput] = []
         self._ids = count()
         self._counters = EngineCounters()
@@ -218,10 +239,20 @@ class LLMEngine(AdapterControls, OfflineServing):
 
     def _launch_forward(self, schedule: Schedule, began_s: float) -> None:
         self._mark_started(schedule, began_s)
+        if self.on_launch is not None:
+            self.on_launch(self._launch_of(schedule))
         built = self._parts.builder.build(schedule)
         step = self._parts.executor.forward(built.forward)
         self._parts.batcher.launch(built.spans)
         self._launched = _Launched(built.spans, step, began_s)
+
+    def _launch_of(self, schedule: Schedule) -> Launch:
+        flying = [] if self._flight is None else self._flight.spans
+        ids = [span.sequence.request_id for span in flying] + [r.sequence.request_id for r in schedule.rows]
+        steps = [sum(span.num_rows for span in flying), sum(row.num_tokens for row in schedule.rows)]
+        times = self._counters.times
+        predicted_s = sum(times.predict_s(num_tokens) for num_tokens in steps if num_tokens)
+        return Launch(tuple(dict.fromkeys(ids)), sum(steps), predicted_s)
 
     def _launch_sampling(self, launched: _Launched) -> None:
         """Launch the choice of the next tokens of those who are still there; the step is then in flight."""
@@ -244,6 +275,8 @@ class LLMEngine(AdapterControls, OfflineServing):
         spans, sampled, prompted, step, began_s = self._flight
         result = step.wait()
         now_s, self._flight = time.monotonic(), None
+        if self.on_settled is not None:
+            self.on_settled()
         self._counters.charge(spans, began_s, now_s)
         self._parts.batcher.land(spans)
         # First, for they end what else there is of their requests, which may have rows in this step.
@@ -262,13 +295,26 @@ class LLMEngine(AdapterControls, OfflineServing):
                 continue
             if span.is_live:  # a preempted sequence keeps the token, which it would only draw again
                 self._parts.batcher.confirm(sequence)
-            sequence.append(token_id, now_s, result.logprobs.get(place))
-            ending = self._parts.output_processor.ending(sequence)
-            if sequence.stream is not None:
-                outputs.append(self._parts.output_processor.partial(sequence, ending, now_s))
-            if ending is not None:
-                outputs += self._end(sequence, ending, now_s)
+            outputs += self._append(sequence, token_id, now_s, result.logprobs.get(place))
         self._free_retired()
+        return outputs
+
+    def _append(
+        self, sequence: SequenceState, token_id: int, now_s: float, logprobs: TopLogprobs | None
+    ) -> list[RequestOutput]:
+        """Append a sequence's token and see what follows; what raises here ends its request alone."""
+        processor = self._parts.output_processor
+        outputs: list[RequestOutput] = []
+        try:
+            sequence.append(token_id, now_s, logprobs)
+            ending = processor.ending(sequence)
+            if sequence.stream is not None:
+                outputs.append(processor.partial(sequence, ending, now_s))
+        except Exception as error:  # noqa: BLE001 - whatever it was, no other row has a part in it
+            traceback.print_exception(error)
+            return self._end_all(sequence.request_id, Ending("error"), now_s, RowFailed(error))
+        if ending is not None:
+            outputs += self._end(sequence, ending, now_s)
         return outputs
 
     def _settle_rest(self) -> list[RequestOutput]:
@@ -326,7 +372,11 @@ class LLMEngine(AdapterControls, OfflineServing):
     ) -> list[RequestOutput]:
         """Close a sequence's accounts; return the output of its whole request, if it was the last of it."""
         self._counters.close(sequence)
-        output = self._parts.output_processor.output(sequence, ending, now_s, error)
+        try:
+            output = self._parts.output_processor.output(sequence, ending, now_s, error)
+        except Exception as failure:  # noqa: BLE001 - whatever it was, no other request has a part in it
+            traceback.print_exception(failure)
+            output = self._parts.output_processor.failed(sequence, now_s, error or RowFailed(failure))
         whole = self._by_id[sequence.request_id].end(sequence, output)
         if whole is None:
             return []

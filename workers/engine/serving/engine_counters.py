@@ -13,6 +13,8 @@ from workers.engine.kv.prefix_cache import PrefixCache
 from workers.engine.lora.residency.manager import LoRAManager
 from workers.engine.scheduling.batching import Batcher
 
+_WEIGHT_OF_LATEST = 0.2
+
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
@@ -45,11 +47,36 @@ class Capacity(NamedTuple):
     busy_ms: float
 
 
+class StepTimes:
+    """Mutable: how long steps have taken, by the power of two of their tokens."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}  # of a step of 2 ** key tokens
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """Take in a step; the latest ones count most."""
+        size = num_tokens.bit_length()
+        before = self._seconds.get(size, seconds)
+        self._seconds[size] = before + (seconds - before) * _WEIGHT_OF_LATEST
+
+    def predict_s(self, num_tokens: int) -> float:
+        """Predict a step from those of its size, else by its tokens from the next smaller or larger ones.
+
+        Zero while nothing was observed. A larger step takes as much longer at most, a smaller one no longer.
+        """
+        size = num_tokens.bit_length()
+        known = min(self._seconds, key=lambda other: (abs(other - size), other), default=None)
+        if known is None:
+            return 0.0
+        return self._seconds[known] * max(1.0, 2.0 ** (size - known))
+
+
 class EngineCounters:
     """Running counts; what is charged to requests and `wasted_ms` add up to `busy_ms`."""
 
     def __init__(self) -> None:
         self.num_steps = 0
+        self.times = StepTimes()
         self.busy_ms = 0.0
         self.wasted_ms = 0.0
         self._completed_s = 0.0
@@ -62,7 +89,9 @@ class EngineCounters:
         self._completed_s = completed_s
         self.num_steps += 1
         self.busy_ms += step_ms
-        ms_per_token = step_ms / sum(span.num_rows for span in spans)
+        num_tokens = sum(span.num_rows for span in spans)
+        self.times.observe(num_tokens, step_ms / 1000.0)
+        ms_per_token = step_ms / num_tokens
         for span in spans:
             if span.sequence.has_ended:
                 self.wasted_ms += ms_per_token * span.num_rows

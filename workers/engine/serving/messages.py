@@ -5,11 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from workers.engine.core.config import EngineConfig
 from workers.engine.core.engine_info import EngineInfo
 from workers.engine.core.lora_request import AnyLoRA, LoRARequest
 from workers.engine.core.outputs import RequestOutput
 from workers.engine.core.residency_change import ResidencyChange
 from workers.engine.core.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The first message: what to build, and the inherited memory to tell of it in (`StepBoard`)."""
+
+    config: EngineConfig
+    board_file: int
+    board_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,20 @@ class OutputProcessor:
             warnings=sequence.adapter_warnings,
         )
 
+    def failed(self, sequence: SequenceState, now_s: float, error: EngineError) -> RequestOutput:
+        """Return the final output of a sequence of which no more can be told than that it failed."""
+        completion = CompletionOutput(index=sequence.index, text="", token_ids=[], finish_reason="error")
+        return RequestOutput(
+            request_id=sequence.request_id,
+            prompt=sequence.prompt,
+            prompt_token_ids=sequence.token_ids[: sequence.num_prompt_tokens],
+            outputs=[completion],
+            finished=True,
+            lora_request=sequence.lora,
+            metrics=sequence.metrics(now_s),
+            error=RequestFailure(error.code, str(error), error.retryable),
+        )
+
     def partial(self, sequence: SequenceState, ending: Ending | None, now_s: float) -> RequestOutput:
         """Return what a sequence that streams tells with the token just appended."""
         stream, checker = sequence.stream, sequence.stop_checker

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
+import select
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +15,7 @@ from multiprocessing.connection import Connection
 from workers.engine.core.child_process import ChildProcess
 from workers.engine.core.config import EngineConfig
 from workers.engine.core.engine_info import EngineInfo
-from workers.engine.core.errors import DeviceLost, EngineDied, EngineStartError
+from workers.engine.core.errors import DeviceLost, EngineDied, EngineHung, EngineStartError
 from workers.engine.serving.messages import (
     AbortRequest,
     AddRequest,
@@ -24,11 +26,13 @@ from workers.engine.serving.messages import (
     PlanResidency,
     PrefetchAdapter,
     Ready,
+    Start,
     Started,
     StartFailed,
     Stop,
     TokenDelta,
 )
+from workers.engine.serving.step_board import Progress, StepBoard
 
 __all__ = [
     "EngineProcess",
@@ -55,6 +59,11 @@ main(int(sys.argv[3]), sys.argv[4], loader_child)
 when what it needs is imported, torch above all, and before anything makes a thread or touches a card."""
 
 _START_POLL_S = 0.1
+_MAX_LOOK_S = 0.5
+"""A look at the child that comes later than this counts no more: this process was stopped meanwhile."""
+
+_SEND_S = 5.0
+"""A child that takes no more commands is stopped by force after that."""
 
 
 class EngineProcess:
@@ -66,6 +75,9 @@ class EngineProcess:
         self._log_fields = "" if log_fields is None else json.dumps(dict(log_fields))
         self._connection: Connection
         self._child: ChildProcess | None = None
+        self._board = StepBoard()
+        self._num_sent = 0
+        self._hung: str | None = None
         self._send_lock = threading.Lock()
 
     @property
@@ -73,6 +85,15 @@ class EngineProcess:
         """The child's process id."""
         assert self._child is not None, "the engine process was not started"
         return self._child.pid
+
+    @property
+    def num_sent(self) -> int:
+        """The commands that were sent, or are being sent: the child tells how many it has taken in."""
+        return self._num_sent
+
+    def progress(self) -> Progress:
+        """Read the child's last word on what it does; what it was when it died, once it has."""
+        return self._board.read()
 
     @property
     def is_alive(self) -> bool:
@@ -84,24 +105,30 @@ class EngineProcess:
 
         `is_unwanted` is asked meanwhile, and ends the start if it says so.
         """
+        self._num_sent, self._hung = 0, None
         self._connection, theirs = Pipe(duplex=True)
         try:
-            # Only the child may hold its end, or its death would not end the connection.
-            self._child = ChildProcess(
-                _PROGRAM,
-                theirs.fileno(),
-                self._log_fields,
-                self._config.enable_lora,
-                pass_fds=[theirs.fileno()],
-                on_spawned=theirs.close,
-            )
+            board_file, board_bytes = StepBoard.make_file(self._config.max_num_seqs)
+            try:
+                self._board = StepBoard(board_file, board_bytes)
+                # Only the child may hold its end, or its death would not end the connection.
+                self._child = ChildProcess(
+                    _PROGRAM,
+                    theirs.fileno(),
+                    self._log_fields,
+                    self._config.enable_lora,
+                    pass_fds=[theirs.fileno(), board_file],
+                    on_spawned=theirs.close,
+                )
+            finally:
+                os.close(board_file)
         except (OSError, RuntimeError) as error:
             raise EngineStartError(f"the engine process cannot be started: {error}") from error
         # An engine that is told to stop ends its own children in order; exit alone would kill it.
         atexit.register(self.stop)
         try:
-            self._connection.send(self._config)
-            return self._await_ready(time.monotonic() + timeout_s, timeout_s, is_unwanted)
+            self._connection.send(Start(self._config, board_file, board_bytes))
+            return self._await_ready(timeout_s, is_unwanted)
         except (EOFError, OSError) as error:
             raise EngineStartError(
                 f"the engine process ended with exit code {self._child.exitcode} while starting"
@@ -114,18 +141,28 @@ class EngineProcess:
         """Give the child a command; raises `EngineDied` when it is gone."""
         try:
             with self._send_lock:
+                self._num_sent += 1
                 self._connection.send(command)
         except OSError as error:
-            raise EngineDied(self._final_exitcode()) from error
+            raise self._died() from error
+
+    def give_up(self, reason: str) -> EngineHung:
+        """End a child that makes no progress, for this reason; returns what `receive` raises from then on."""
+        self._hung = reason
+        if self._child is not None:
+            self._child.signal_kill()
+        return EngineHung(None, reason)
 
     def receive(self, timeout_s: float) -> EngineEvents | None:
         """Return the child's next events, None after `timeout_s` without any; raises `EngineDied`."""
+        if self._hung is not None:
+            raise EngineHung(None, self._hung)  # a process that waits for its device may not even be killed
         try:
             if not self._connection.poll(timeout_s):
                 return None
             events = self._connection.recv()
         except (EOFError, OSError) as error:
-            raise EngineDied(self._final_exitcode()) from error
+            raise self._died() from error
         except Exception as error:
             # Lost with it is what it told of the requests: nothing could be said of them any more.
             self._kill()
@@ -141,24 +178,47 @@ class EngineProcess:
         atexit.unregister(self.stop)
         if self._child is None or not self._child.is_alive:
             return
-        try:
-            self.send(Stop())
-        except EngineDied:
+        if self._tell_to_stop(min(timeout_s, _SEND_S)) and self._child.wait(timeout_s) is not None:
             return
-        if self._child.wait(timeout_s) is None:
-            self._kill()
+        self._kill()
 
-    def _await_ready(self, deadline: float, timeout_s: float, is_unwanted: Callable[[], bool]) -> EngineInfo:
+    def _tell_to_stop(self, timeout_s: float) -> bool:
+        """Tell it, unless it takes no more commands: then a thread may hold the lock and wait to send one."""
+        if not self._send_lock.acquire(timeout=timeout_s):
+            return False
+        try:
+            poll = select.poll()
+            poll.register(self._connection, select.POLLOUT)
+            if not poll.poll(timeout_s * 1000.0):
+                return False
+            self._connection.send(Stop())
+        except (OSError, ValueError):
+            return True  # it is gone, or going
+        finally:
+            self._send_lock.release()
+        return True
+
+    def _await_ready(self, timeout_s: float, is_unwanted: Callable[[], bool]) -> EngineInfo:
+        waited_s, looked_at = 0.0, time.monotonic()
         while not self._connection.poll(_START_POLL_S):
             if is_unwanted():
                 raise EngineStartError("the engine is not wanted any more: its start was broken off")
-            if time.monotonic() >= deadline:
-                raise EngineStartError(f"the engine was not ready after {timeout_s:g} s; allow it more time")
+            now = time.monotonic()
+            waited_s, looked_at = waited_s + min(now - looked_at, _MAX_LOOK_S), now
+            if waited_s >= timeout_s:
+                raise EngineStartError(
+                    f"the engine was not ready after {timeout_s:g} s ({self.progress()}); allow it more time"
+                )
         answer = self._connection.recv()
         if isinstance(answer, StartFailed):
             raise EngineStartError(f"{answer.code}: {answer.message}", answer.code)
         assert isinstance(answer, Ready), f"the engine sent {type(answer).__name__}"
         return answer.info
+
+    def _died(self) -> EngineDied:
+        if self._hung is not None:
+            return EngineHung(self._final_exitcode(), self._hung)
+        return EngineDied(self._final_exitcode())
 
     def _final_exitcode(self) -> int | None:
         return None if self._child is None else self._child.exitcode

@@ -33,6 +33,24 @@ def test_a_missing_variable_is_one_line(module: str, missing: str) -> None:
     assert len(run.stderr.strip().splitlines()) == 1
 
 
+def test_a_service_that_is_refused_in_a_container_stays_until_it_is_stopped() -> None:
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("LORAYARD_")}
+    with subprocess.Popen(
+        [sys.executable, "-m", "workers.webhooks"],
+        env=bare | {"LORAYARD_HOLD_REFUSED": "true"},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as held:
+        assert held.stderr is not None
+        said = [held.stderr.readline(), held.stderr.readline()]
+        assert held.poll() is None
+        held.terminate()
+
+        assert held.wait(60) == BAD_ENVIRONMENT
+    assert "LORAYARD_DATABASE_URL" in said[0]
+    assert "held until stopped" in said[1]
+
+
 def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     class SampleSettings(BaseSettings):
         number: int = 0

@@ -20,7 +20,8 @@ def job(
     rank: int = 8,
     prompt_tokens: int = 10,
     max_tokens: int = 10,
-    strikes: int = 0,
+    group: int | None = None,
+    attempt: int = 0,
 ) -> PendingJob:
     return PendingJob(
         job_id=UUID(int=number),
@@ -31,7 +32,8 @@ def job(
         prompt_tokens=prompt_tokens,
         max_tokens=max_tokens,
         waiting_since=since,
-        strikes=strikes,
+        group=None if group is None else UUID(int=group),
+        attempt=attempt,
     )
 
 
@@ -44,6 +46,7 @@ def worker(
     host: tuple[str, ...] = (),
     cooling: tuple[str, ...] = (),
     runs_alone: bool = False,
+    canary_wait_s: float | None = None,
     target: int | None = None,
 ) -> WorkerView:
     counts = outstanding or {}
@@ -58,6 +61,8 @@ def worker(
         host=host,
         cooling=cooling,
         runs_alone=runs_alone,
+        is_canary=canary_wait_s is not None,
+        canary_wait_s=canary_wait_s or 0.0,
     )
 
 

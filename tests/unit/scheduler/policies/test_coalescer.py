@@ -147,33 +147,79 @@ def test_a_starving_adapter_gets_the_slot_of_the_one_that_drains_first() -> None
     assert {one.revision for one in batch.jobs} == {"many"}, "few must drain, and many goes on"
 
 
-def test_a_job_with_a_strike_runs_alone_on_an_empty_worker() -> None:
-    backlog = backlog_of(job(1, strikes=1), *(job(n) for n in range(2, 5)))
+def test_suspects_of_one_group_run_together_and_alone_on_an_empty_worker() -> None:
+    suspects = [job(1, group=1), job(2, group=1), job(3, group=2)]
+    backlog = backlog_of(*suspects, *(job(n) for n in range(4, 7)))
 
     batches = plan(backlog, [worker("w1"), worker("w2", outstanding={"a": 1})], 0.0)
 
-    assert {batch.incarnation: numbers(batch) for batch in batches} == {"w1": [1], "w2": [2, 3, 4]}
+    assert {batch.incarnation: numbers(batch) for batch in batches} == {"w1": [1, 2], "w2": [4, 5, 6]}
 
 
-def test_nothing_joins_a_worker_that_runs_a_job_with_a_strike() -> None:
+def test_the_group_that_was_tried_least_comes_first() -> None:
+    backlog = backlog_of(job(1, group=1, attempt=3), job(2, group=2, attempt=2), job(3, group=2, attempt=2))
+
+    [batch] = plan(backlog, [worker()], 0.0)
+
+    assert numbers(batch) == [2, 3]
+
+
+def test_what_does_not_fit_of_a_group_runs_after_the_others() -> None:
+    backlog = backlog_of(*(job(n, group=1) for n in range(12)))
+
+    [batch] = plan(backlog, [worker()], 0.0)
+
+    assert numbers(batch) == list(range(8))
+    assert len(backlog) == 4
+
+
+def test_a_group_that_no_worker_could_run_holds_up_no_other() -> None:
+    backlog = backlog_of(job(1, "big", rank=99, group=1), job(2, group=2, attempt=5))
+
+    [batch] = plan(backlog, [worker()], 0.0)
+
+    assert numbers(batch) == [2]
+
+
+def test_nothing_joins_a_worker_that_runs_suspects() -> None:
     assert plan(backlog_of(job(1)), [worker(runs_alone=True)], 0.0) == []
 
 
-def test_a_busy_worker_drains_for_a_job_with_a_strike() -> None:
-    backlog = backlog_of(job(1, strikes=1), job(2))
+def test_a_busy_worker_drains_for_a_suspect() -> None:
+    backlog = backlog_of(job(1, group=1), job(2))
 
     assert plan(backlog, [worker(outstanding={"a": 1})], 0.0) == []
 
 
-def test_jobs_with_a_strike_leave_half_of_the_workers_to_the_others() -> None:
-    struck = [job(n, strikes=1) for n in range(1, 9)]
+def test_suspects_leave_half_of_the_workers_to_the_others() -> None:
+    suspects = [job(n, group=n) for n in range(1, 9)]
     others = [job(n) for n in range(11, 19)]
 
-    batches = plan(backlog_of(*struck, *others), [worker(f"w{n}") for n in range(4)], 0.0)
+    batches = plan(backlog_of(*suspects, *others), [worker(f"w{n}") for n in range(4)], 0.0)
 
-    alone = [batch for batch in batches if batch.jobs[0].strikes]
+    alone = [batch for batch in batches if batch.jobs[0].group]
     assert [len(batch.jobs) for batch in alone] == [1, 1]
     assert sum(len(batch.jobs) for batch in batches) == 2 + 8
+
+
+def test_a_worker_in_doubt_gets_one_job_that_is_no_suspect() -> None:
+    backlog = backlog_of(job(1, group=1), job(2, since=1.0), job(3, since=2.0))
+
+    [batch] = plan(backlog, [worker(canary_wait_s=0.0)], 3.0)
+
+    assert numbers(batch) == [2]
+    assert plan(backlog, [worker(canary_wait_s=0.0, outstanding={"a": 1})], 3.0) == []
+    assert plan(backlog, [worker(canary_wait_s=2.0)], 3.0) == []
+
+
+def test_a_worker_in_doubt_gets_one_suspect_if_there_is_nothing_else_and_no_other_worker() -> None:
+    suspects = [job(1, group=1, attempt=2), job(2, group=2, attempt=1), job(3, group=2, attempt=1)]
+
+    [batch] = plan(backlog_of(*suspects), [worker(canary_wait_s=0.0)], 0.0)
+    beside = plan(backlog_of(*suspects), [worker("a", canary_wait_s=0.0), worker("b", runs_alone=True)], 0.0)
+
+    assert numbers(batch) == [2]
+    assert beside == []
 
 
 def test_a_worker_with_work_ahead_is_not_fed_after_every_end() -> None:

@@ -27,7 +27,8 @@ def jobs(draw: st.DrawFn) -> list[PendingJob]:
             rank=draw(st.sampled_from([4, 16, 32])),
             prompt_tokens=draw(st.integers(1, 300)),
             max_tokens=draw(st.integers(1, 100)),
-            strikes=draw(st.sampled_from([0, 0, 0, 0, 1])),
+            group=draw(st.sampled_from([None, None, None, None, 1, 2])),
+            attempt=draw(st.integers(0, 3)),
         )
         for number in range(amount)
     ]
@@ -49,6 +50,7 @@ def workers(draw: st.DrawFn) -> list[WorkerView]:
             device=tuple(draw(st.sets(ADAPTERS, max_size=3))),
             host=tuple(draw(st.sets(ADAPTERS, max_size=3))),
             cooling=tuple(draw(st.sets(ADAPTERS, max_size=1))),
+            canary_wait_s=draw(st.sampled_from([None, None, 0.0, 5.0])),
         )
         for number in range(draw(st.integers(1, 4)))
     ]
@@ -84,7 +86,8 @@ def test_no_capacity_is_ever_exceeded(waiting: list[PendingJob], views: list[Wor
 
 def _check_capacity(batch: PlannedBatch, view: WorkerView) -> None:
     capacity = view.capacity
-    assert view.num_outstanding + len(batch.jobs) <= view.target_seqs
+    assert view.num_outstanding + len(batch.jobs) <= (1 if view.is_canary else view.target_seqs)
+    assert view.canary_wait_s == 0.0
     named = {one.revision for one in batch.jobs if one.revision is not None}
     assert not named & set(view.cooling)
     assert not named or len(named | set(view.outstanding_revisions)) <= max(
@@ -95,8 +98,9 @@ def _check_capacity(batch: PlannedBatch, view: WorkerView) -> None:
     tokens = sum(min(one.prompt_tokens + one.max_tokens, capacity.max_model_len) for one in batch.jobs)
     alone = len(batch.jobs) == 1 and not view.num_outstanding
     assert alone or view.outstanding_tokens + tokens <= capacity.kv_tokens
-    if any(one.strikes for one in batch.jobs):
-        assert alone
+    if any(one.group for one in batch.jobs):
+        assert len({one.group for one in batch.jobs}) == 1
+        assert not view.num_outstanding
 
 
 @given(jobs(), workers())
@@ -113,7 +117,7 @@ def test_the_same_input_gives_the_same_plan_in_any_order_of_arrival(
 def test_a_second_round_with_nothing_new_plans_nothing_where_the_first_left_room(
     waiting: list[PendingJob], views: list[WorkerView]
 ) -> None:
-    ordinary = [one for one in waiting if not one.strikes]
+    ordinary = [one for one in waiting if one.group is None]
     backlog = backlog_of(*ordinary)
     plan(backlog, views, 0.0)
     after_first = len(backlog)
