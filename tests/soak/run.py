@@ -1,0 +1,152 @@
+"""One soak from start to verdict: load and faults by the plan, a quiet end, the audit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import structlog
+
+from tests.soak.audit import Source, Verdict, audit
+from tests.soak.expected import generation, write_expected
+from tests.soak.injector import Injector
+from tests.soak.plan import ADAPTERS, MOVING, Fault, Plan, make_plan, requests
+from tests.soak.receivers import Receivers
+from tests.soak.rig import SoakRig
+
+LOOK_S = 0.1
+REPLACE_EVERY_S = 60.0
+BLOCKING = (
+    "restart_redis",
+    "kill_redis",
+    "restart_postgres",
+    "kill_postgres",
+    "flush_redis",
+    "rolling_restart",
+)
+"""Faults that take their time, or must not meet another that is going on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoakOptions:
+    """What one soak is asked for; `minutes` spreads the jobs, 0 submits them as fast as they are taken."""
+
+    folder: Path
+    jobs: int
+    kills: int
+    minutes: float = 0.0
+    seed: int = 0
+    producers: int = 3
+    patience_s: float = 300.0  # so long may nothing end before what is left counts as lost
+    webhook_timeout_s: float = 5.0
+    run: str = "soak"
+
+    @property
+    def jobs_per_s(self) -> float | None:
+        """The pace of all producers together."""
+        return self.jobs / (self.minutes * 60) if self.minutes else None
+
+
+def soak(options: SoakOptions, say: Callable[[str], None] = print) -> Verdict:
+    """Do all of it; the folder keeps what was written, the stack is gone afterwards."""
+    options.folder.mkdir(parents=True, exist_ok=True)
+    options.folder.chmod(0o711)  # Postgres, as a user of its own, passes through
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    write_expected(options.folder / "expected.json")
+    plan = make_plan(options.jobs, options.kills, options.seed)
+    rig = SoakRig(options.folder, options.run, webhook_timeout_s=options.webhook_timeout_s)
+    with closing(rig), Receivers(options.folder, options.webhook_timeout_s + 1.0) as receivers:
+        say(f"starting the stack in {options.folder}")
+        rig.start()
+        say(
+            f"{len(plan.jobs)} jobs, {options.kills} kills, {len(plan.faults)} faults in all, seed {options.seed}"
+        )
+        load(rig, plan, receivers.urls, options, say)
+        say("waiting until everything has ended")
+        settle(rig, options, say)
+        rig.stop_services()
+        say("auditing")
+        return audit(Source(options.folder, rig.database_url, rig.redis_url, options.run))
+
+
+def load(
+    rig: SoakRig, plan: Plan, receivers: dict[str, str], options: SoakOptions, say: Callable[[str], None]
+) -> None:
+    """Have the jobs produced, and do the faults between them."""
+    fields = {
+        one.name: generation(one) | ({"adapter": one.adapter} if one.adapter else {}) for one in requests()
+    }
+    rig.start_producers(
+        plan, fields, receivers,
+        count=options.producers, jobs_per_s=options.jobs_per_s, patience_s=options.patience_s,
+    )  # fmt: skip
+    injector = Injector(rig, options.seed)
+    faults, replaced_at, source = list(plan.faults), time.monotonic(), 0
+    receipts = ReceiptCount(rig.journals)
+    while rig.are_producing() or not injector.is_idle:
+        rig.supervise()
+        injector.look_after()
+        if faults and receipts.read() >= faults[0].at_job and _may_begin(faults[0], injector, rig):
+            fault = faults.pop(0)
+            say(f"{receipts.count} jobs: {fault.kind} {fault.target} {fault.for_s or ''}".rstrip())
+            injector.inject(fault)
+        if time.monotonic() - replaced_at >= REPLACE_EVERY_S and injector.is_idle and rig.is_up():
+            replaced_at, source = time.monotonic(), source + 1
+            rig.add_adapter(MOVING, ADAPTERS[source % len(ADAPTERS)])
+        time.sleep(LOOK_S)
+    if faults:
+        say(f"{len(faults)} faults did not come about: the jobs had ended")
+
+
+def _may_begin(fault: Fault, injector: Injector, rig: SoakRig) -> bool:
+    return fault.kind not in BLOCKING or (injector.is_idle and rig.is_up())
+
+
+class ReceiptCount:
+    """Counts the receipts in growing journals, reading what is new each time."""
+
+    def __init__(self, journals: list[Path]) -> None:
+        self._offsets = dict.fromkeys(journals, 0)
+        self.count = 0
+
+    def read(self) -> int:
+        """Count on, and return the sum."""
+        for path, offset in self._offsets.items():
+            if path.exists():
+                with path.open("rb") as file:
+                    file.seek(offset)
+                    new = file.read()
+                self._offsets[path] = offset + len(new)
+                self.count += new.count(b'"event": "receipt"')
+        return self.count
+
+
+def settle(rig: SoakRig, options: SoakOptions, say: Callable[[str], None]) -> None:
+    """Wait until all parts serve, no job is open and no webhook pending; no longer than the patience."""
+    deadline = time.monotonic() + options.patience_s
+    while time.monotonic() < deadline:
+        rig.supervise()
+        if rig.is_up() and (left := _unfinished(rig.database_url)) is not None and not any(left):
+            break
+        time.sleep(0.2)
+    else:
+        say(f"jobs and webhooks still open: {_unfinished(rig.database_url)}")
+    for stream in ("jobs:*", "control", "completions"):
+        rig.await_empty(stream)
+
+
+def _unfinished(url: str) -> tuple[int, int] | None:
+    try:
+        with psycopg.connect(url) as connection:
+            row = connection.execute(
+                "SELECT (SELECT count(*) FROM jobs WHERE ended_at IS NULL),"
+                " (SELECT count(*) FROM webhook_deliveries WHERE state = 'pending')"
+            ).fetchone()
+    except psycopg.OperationalError:
+        return None
+    assert row is not None
+    return row[0], row[1]
