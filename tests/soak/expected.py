@@ -1,4 +1,4 @@
-"""Computes the right answer of every distinct request: alone in the engine, in float32, without a pipeline."""
+"""Computes the right answer of every distinct request: alone in the engine, in float32, with no pipeline."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ MAX_TOKENS = 24
 
 
 def generation(request: Request) -> dict[str, Any]:
-    """Return the fields of a job that decide its answer, all but the adapter."""
+    """Return the fields of a job that decide its answer."""
     count = max(WORDS_PER_ADAPTER, MOVING_WORDS)
     task = request.adapter if request.adapter in ADAPTERS else "upper"
     word = sample_words(task, "held_out", count, seed=11)[request.number]
     fields: dict[str, Any] = {"max_tokens": MAX_TOKENS}
+    if request.adapter is not None:
+        fields["adapter"] = request.adapter
     if request.form == "messages":
         return fields | {"messages": [{"role": "user", "content": prompt(word)}]}
     fields["prompt"] = prompt(word)
@@ -61,8 +63,8 @@ def write_expected(path: Path) -> None:
     for (request, source), one, other in zip(asked, alone, together, strict=True):
         if one != _told(other):
             raise ValueError(
-                f"request {request.name!r} on {source or 'the base'} gives {one} alone and {_told(other)} in a "
-                "batch: take another word in tests/soak/plan.py"
+                f"request {request.name!r} on {source or 'the base'} gives {one} alone and {_told(other)} in "
+                "a batch: take another word in tests/soak/plan.py"
             )
         expected.setdefault(request.name, {})[source] = one
     path.write_text(json.dumps(expected))

@@ -203,9 +203,8 @@ def _unfence_finish(module: ModuleType, switch: Path) -> None:
         ("RETURNING j.job_id, j.attempt, j.state", "RETURNING j.job_id, e.attempt, j.state"),
         ("e.error_message, e.sampling) > 0", "e.error_message, e.sampling) > 0 ON CONFLICT DO NOTHING"),
         (
-            "FROM done d JOIN ended e ON e.job_id = d.job_id AND e.attempt = d.attempt\n    ), spent",
-            "FROM done d JOIN ended e ON e.job_id = d.job_id AND e.attempt = d.attempt\n"
-            "    ON CONFLICT (job_id, attempt) DO UPDATE SET ended = excluded.ended\n    ), spent",
+            "e.attempt = d.attempt\n    ), spent",
+            "e.attempt = d.attempt ON CONFLICT (job_id, attempt) DO UPDATE SET ended = 'succeeded'), spent",
         ),
     ):
         if there not in statement:

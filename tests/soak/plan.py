@@ -1,4 +1,4 @@
-"""What a soak does, from its seed alone: every job, and every fault by the number of accepted jobs."""
+"""What a soak does, from its seed alone: every job, and every fault by the number of submitted jobs."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class PlannedJob:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault, due once so many jobs were accepted; `target` is a hook point or a kind of process."""
+    """One fault, due once so many jobs were submitted; `target` is a hook point or a kind of process."""
 
     at_job: int
     kind: FaultKind
@@ -98,6 +98,11 @@ class Plan:
 
     jobs: tuple[PlannedJob, ...]
     faults: tuple[Fault, ...]
+
+    @property
+    def jobs_per_fault(self) -> int:
+        """How many jobs may be submitted beyond the number at which the next fault is due."""
+        return max(1, len(self.jobs) // (len(self.faults) + 1))
 
 
 def requests() -> tuple[Request, ...]:

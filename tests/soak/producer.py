@@ -1,8 +1,8 @@
-"""One producer, a process of its own: submits its share of the plan and writes down all that it does and hears.
+"""One producer, a process of its own: submits its share of the plan, and writes down what it does and hears.
 
-Its journal says `intent` before a submission and `receipt` after it. Killed and started again, it goes on after
-the last intent: what had a key is submitted once more, what had none stays `unsure`, and jobs with a receipt are
-waited for by their id.
+Its journal says `intent` before a submission and `receipt` after it. Killed and started again, it goes on
+after the last intent: what had a key is submitted once more, what had none stays `unsure`, and jobs with a
+receipt are waited for by their id.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from uuid import UUID
 from redis import Redis
 from redis.exceptions import RedisError
 
-from lorayard import Client, JobHandle, LorayardError, QueueFull, Unavailable
-from lorayard.contract.errors import IdempotencyConflict, ResultTimeout, UnknownJob
+from lorayard import Client, JobHandle, LorayardError, QueueFull
+from lorayard.contract.errors import IdempotencyConflict, UnknownAdapter, UnknownJob, UnknownPool
 from lorayard.contract.keys import tokens_key
 from lorayard.contract.messages import TokenEntry
 from tests.soak.journal import Journal, read
@@ -34,6 +34,10 @@ CHUNK = 8
 PAUSE_S = 0.05
 RETRY_S = 0.5
 CANCEL_AFTER_S = 0.15
+UNTOLD = 3
+"""Exit status of a producer some of whose jobs never ended."""
+NOTHING_SENT = (QueueFull, UnknownPool, UnknownAdapter)
+"""Of the jobs that such an error does not name as accepted, none is in Redis."""
 
 Told = dict[str, Any]
 
@@ -82,7 +86,7 @@ class Producer:
         self._redis = Redis.from_url(task["redis_url"])
 
     def run(self) -> int:
-        """Submit all, wait for all; returns 1 if some never ended."""
+        """Submit all, wait for all; returns `UNTOLD` if some never ended."""
         quiet_since, was_open = time.monotonic(), -1
         while self._left or self._open:
             if self._left and len(self._open) < MAX_OPEN and self._is_due():
@@ -94,11 +98,14 @@ class Producer:
                 quiet_since, was_open = time.monotonic(), len(self._open)
             elif time.monotonic() - quiet_since > self._task["patience_s"]:
                 self._journal.append(*({"event": "untold", **one.submission.name} for one in self._open))
-                return 1
+                return UNTOLD
         return 0
 
     def _is_due(self) -> bool:
-        """Whether the pace allows the next job; a producer that was killed makes up for nothing."""
+        """Whether the pace allows the next job, and the faults that are due before it have begun."""
+        allowed = Path(self._task["allowance"])
+        if self._left[0].job["number"] >= int(allowed.read_text()):
+            return False
         per_s = self._task["jobs_per_s"]
         return per_s is None or self._num_submitted < (time.monotonic() - self._began_at) * per_s
 
@@ -167,7 +174,7 @@ class Producer:
             self._accepted(chunk, handles)
         except IdempotencyConflict as error:
             self._journal.append({"event": "conflict", **first.name, "error": str(error)})
-        except (QueueFull, Unavailable, ResultTimeout) as error:
+        except LorayardError as error:
             self._refused(chunk, error)
 
     def _is_alike(self, first: Submission, other: Submission) -> bool:
@@ -209,8 +216,9 @@ class Producer:
         """Submit again what is certainly not in, or has a key; of the rest, nobody knows."""
         accepted = getattr(error, "accepted", ())
         self._accepted(chunk[: len(accepted)], accepted)
+        self._journal.append({"event": "refused", "error": f"{type(error).__name__}: {error}"})
         for one in reversed(chunk[len(accepted) :]):
-            if one.job["has_key"] or isinstance(error, QueueFull):
+            if one.job["has_key"] or isinstance(error, NOTHING_SENT):
                 self._left.appendleft(one)
             else:
                 self._journal.append({"event": "unsure", **one.name, "error": str(error)})

@@ -1,7 +1,7 @@
 """Receives webhooks as the world does: well, after a failure, too late, or with answers that are lies.
 
-Each kind listens on a loopback address of its own, so that they are different hosts, and writes every delivery's
-bytes down before it answers. All but the healthy one are at odds with the first try of a webhook alone: the
+Each kind listens on a loopback address of its own, so that they are different hosts, and writes every
+delivery's bytes down before it answers. Those that fail or hang do so at a webhook's first try alone: the
 second comes after some seconds, the third after five minutes.
 """
 

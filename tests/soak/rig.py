@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import redis
@@ -24,9 +24,12 @@ from lorayard import Client
 from lorayard.local import EVERYTHING, Stack, services
 from lorayard.local.postgres_server import plain_url
 from lorayard.local.processes import descendants
+from tests.soak.audit import Source
+from tests.soak.expected import generation
 from tests.soak.hooks import FOLDER_VARIABLE, Armoury
 from tests.soak.journal import Journal
-from tests.soak.plan import ADAPTERS, MOVING, TENANTS, Plan
+from tests.soak.plan import ADAPTERS, MOVING, TENANTS, Plan, requests
+from tests.soak.producer import UNTOLD
 
 RUN_VARIABLE = "SOAK_RUN"
 """In the environment of every process of a soak: the auditor finds by it those that are left."""
@@ -36,6 +39,8 @@ SCHEDULERS = ("scheduler", "scheduler-2")
 RELAYS = ("relay", "relay-2")
 RELAUNCH_AFTER_S = 1.0
 START_S = 120.0
+ENDED = (0, UNTOLD)
+"""Exit statuses of producers that are through."""
 CHILD_MODULES = {"engine": "workers.engine.serving.child", "loader": "workers.engine.lora.loading.process"}
 
 
@@ -43,7 +48,7 @@ class SoakRig:
     """Mutable: the stack and the producers of one soak; one thread calls it."""
 
     def __init__(self, folder: Path, run: str, *, webhook_timeout_s: float) -> None:
-        self.run = run
+        self.mark = self.run = run
         self.folder = folder
         self.armoury = Armoury(folder / "hooks")
         self.adapters = Journal(folder / "adapters.jsonl")
@@ -51,7 +56,7 @@ class SoakRig:
         self._marks = {
             "PYTHONPATH": os.pathsep.join(map(str, (startup, REPOSITORY))),
             FOLDER_VARIABLE: str(folder / "hooks"),
-            RUN_VARIABLE: run,
+            RUN_VARIABLE: self.mark,
         }
         own = {"LORAYARD_WEBHOOK_TIMEOUT_S": f"{webhook_timeout_s:g}", "OMP_NUM_THREADS": "1"}
         self.stack = Stack(
@@ -61,6 +66,8 @@ class SoakRig:
                 extra_env={**self._marks, **own},
             )
         )
+        self._allowance = folder / "allowance"
+        self.allow(0)
         self.producers: dict[str, subprocess.Popen[bytes]] = {}
         self._producer_commands: dict[str, list[str]] = {}
         self._dead_since: dict[str, float] = {}
@@ -75,7 +82,7 @@ class SoakRig:
         for name in ADAPTERS:
             self.add_adapter(name, name)
         self.add_adapter(MOVING, ADAPTERS[0])
-        self._write_secrets(self._database)
+        self._write_secrets()
         deadline = time.monotonic() + START_S
         with Client(self.redis_url) as client:
             while MOVING not in client.adapters():
@@ -84,6 +91,18 @@ class SoakRig:
                         f"no catalogue within {START_S:g} s: look into {self.folder}/state/logs"
                     )
                 time.sleep(0.1)
+
+    def begin(self, run: str, folder: Path) -> None:
+        """Have what follows be another run, with tenants and files of its own, on the same stack."""
+        folder.mkdir()
+        for name in ("adapters.jsonl", "expected.json"):
+            shutil.copy(self.folder / name, folder)
+        self.run, self.folder, self.producers = run, folder, {}
+        self._write_secrets()
+
+    def source(self) -> Source:
+        """Tell the auditor where to look."""
+        return Source(self.folder, self.database_url, self.redis_url, self.run, self.mark)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -121,7 +140,6 @@ class SoakRig:
     def start_producers(
         self,
         plan: Plan,
-        requests: Mapping[str, Any],
         receivers: Mapping[str, str],
         *,
         count: int,
@@ -135,10 +153,11 @@ class SoakRig:
                 "run": self.run,
                 "redis_url": self.redis_url,
                 "jobs": [job.to_json() | {"may_end": job.may_end} for job in plan.jobs[number::count]],
-                "requests": requests,
+                "requests": {one.name: generation(one) for one in requests()},
                 "receivers": receivers,
                 "jobs_per_s": None if jobs_per_s is None else jobs_per_s / count,
                 "patience_s": patience_s,
+                "allowance": str(self._allowance),
             }
             task_path = self.folder / f"{name}.task.json"
             task_path.write_text(json.dumps(task))
@@ -148,6 +167,12 @@ class SoakRig:
             ]  # fmt: skip
             self._launch_producer(name)
 
+    def allow(self, jobs: int) -> None:
+        """Have producers submit the jobs below this number, and no others."""
+        partial = self._allowance.with_suffix(".partial")
+        partial.write_text(str(jobs))
+        partial.replace(self._allowance)
+
     @property
     def journals(self) -> list[Path]:
         """What the producers have written."""
@@ -155,13 +180,13 @@ class SoakRig:
 
     def are_producing(self) -> bool:
         """Whether any producer still has something to submit or to wait for."""
-        return any(process.poll() not in (0, 1) for process in self.producers.values())
+        return any(process.poll() not in ENDED for process in self.producers.values())
 
     def supervise(self) -> None:
         """Start again what has been dead for a moment."""
         now = time.monotonic()
         dead = [part.name for part in self.stack.ended()]
-        dead += [name for name, one in self.producers.items() if one.poll() not in (None, 0, 1)]
+        dead += [name for name, one in self.producers.items() if one.poll() not in (None, *ENDED)]
         self._dead_since = {name: self._dead_since.get(name, now) for name in dead}
         for name, since in list(self._dead_since.items()):
             if now - since >= RELAUNCH_AFTER_S:
@@ -245,10 +270,11 @@ class SoakRig:
             if module.encode() in command:
                 yield identity.pid
 
-    def _write_secrets(self, database: Database) -> None:
+    def _write_secrets(self) -> None:
+        assert self._database is not None, "start() comes first"
         box = SecretBox([self.environment["LORAYARD_SECRET_KEY"]])
         names = [f"{self.run}-{name}" for name in TENANTS]
-        with database.transaction() as connection:
+        with self._database.transaction() as connection:
             tenants = TenantRepository(connection)
             for name in names:
                 tenants.ensure(name, box.seal_new)

@@ -11,15 +11,16 @@ from pathlib import Path
 import psycopg
 import structlog
 
-from tests.soak.audit import Source, Verdict, audit
-from tests.soak.expected import generation, write_expected
+from tests.soak.audit import Verdict, audit
+from tests.soak.expected import write_expected
 from tests.soak.injector import Injector
-from tests.soak.plan import ADAPTERS, MOVING, Fault, Plan, make_plan, requests
+from tests.soak.plan import ADAPTERS, MOVING, Plan, make_plan
 from tests.soak.receivers import Receivers
 from tests.soak.rig import SoakRig
 
 LOOK_S = 0.1
 REPLACE_EVERY_S = 60.0
+CALM_WITHIN_S = 120.0
 BLOCKING = (
     "restart_redis",
     "kill_redis",
@@ -62,52 +63,57 @@ def soak(options: SoakOptions, say: Callable[[str], None] = print) -> Verdict:
     with closing(rig), Receivers(options.folder, options.webhook_timeout_s + 1.0) as receivers:
         say(f"starting the stack in {options.folder}")
         rig.start()
-        say(
-            f"{len(plan.jobs)} jobs, {options.kills} kills, {len(plan.faults)} faults in all, seed {options.seed}"
-        )
+        say(f"{len(plan.jobs)} jobs, {options.kills} kills, {len(plan.faults)} faults, seed {options.seed}")
         load(rig, plan, receivers.urls, options, say)
         say("waiting until everything has ended")
         settle(rig, options, say)
         rig.stop_services()
         say("auditing")
-        return audit(Source(options.folder, rig.database_url, rig.redis_url, options.run))
+        return audit(rig.source())
 
 
 def load(
     rig: SoakRig, plan: Plan, receivers: dict[str, str], options: SoakOptions, say: Callable[[str], None]
 ) -> None:
     """Have the jobs produced, and do the faults between them."""
-    fields = {
-        one.name: generation(one) | ({"adapter": one.adapter} if one.adapter else {}) for one in requests()
-    }
     rig.start_producers(
-        plan, fields, receivers,
-        count=options.producers, jobs_per_s=options.jobs_per_s, patience_s=options.patience_s,
-    )  # fmt: skip
+        plan,
+        receivers,
+        count=options.producers,
+        jobs_per_s=options.jobs_per_s,
+        patience_s=options.patience_s,
+    )
     injector = Injector(rig, options.seed)
     faults, replaced_at, source = list(plan.faults), time.monotonic(), 0
-    receipts = ReceiptCount(rig.journals)
-    while rig.are_producing() or not injector.is_idle:
+    submitted, due_since = IntentCount(rig.journals), time.monotonic()
+    while faults or rig.are_producing() or not injector.is_idle:
+        # Jobs wait for faults, so that each comes at its number of jobs whatever the machine's speed.
+        rig.allow(faults[0].at_job + plan.jobs_per_fault if faults else len(plan.jobs))
         rig.supervise()
         injector.look_after()
-        if faults and receipts.read() >= faults[0].at_job and _may_begin(faults[0], injector, rig):
-            fault = faults.pop(0)
-            say(f"{receipts.count} jobs: {fault.kind} {fault.target} {fault.for_s or ''}".rstrip())
+        if not faults or submitted.read() < faults[0].at_job:
+            due_since = time.monotonic()
+        elif _is_calm(injector, rig) or faults[0].kind not in BLOCKING or is_past(due_since + CALM_WITHIN_S):
+            fault, due_since = faults.pop(0), time.monotonic()
+            say(f"{submitted.count} jobs: {fault.kind} {fault.target} {fault.for_s or ''}".rstrip())
             injector.inject(fault)
-        if time.monotonic() - replaced_at >= REPLACE_EVERY_S and injector.is_idle and rig.is_up():
+        if time.monotonic() - replaced_at >= REPLACE_EVERY_S and _is_calm(injector, rig):
             replaced_at, source = time.monotonic(), source + 1
             rig.add_adapter(MOVING, ADAPTERS[source % len(ADAPTERS)])
         time.sleep(LOOK_S)
-    if faults:
-        say(f"{len(faults)} faults did not come about: the jobs had ended")
 
 
-def _may_begin(fault: Fault, injector: Injector, rig: SoakRig) -> bool:
-    return fault.kind not in BLOCKING or (injector.is_idle and rig.is_up())
+def _is_calm(injector: Injector, rig: SoakRig) -> bool:
+    return injector.is_idle and rig.is_up()
 
 
-class ReceiptCount:
-    """Counts the receipts in growing journals, reading what is new each time."""
+def is_past(monotonic_s: float) -> bool:
+    """Whether a time of the monotonic clock has passed."""
+    return time.monotonic() > monotonic_s
+
+
+class IntentCount:
+    """Counts the submissions in growing journals, reading what is new each time."""
 
     def __init__(self, journals: list[Path]) -> None:
         self._offsets = dict.fromkeys(journals, 0)
@@ -121,7 +127,7 @@ class ReceiptCount:
                     file.seek(offset)
                     new = file.read()
                 self._offsets[path] = offset + len(new)
-                self.count += new.count(b'"event": "receipt"')
+                self.count += new.count(b'"event": "intent"')
         return self.count
 
 

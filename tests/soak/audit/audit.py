@@ -31,7 +31,7 @@ def audit(
     findings = [*judge_jobs(evidence), *judge_usage(connection, source.run), *judge_webhooks(evidence)]
     if is_over:
         with Redis.from_url(source.redis_url) as redis:
-            findings += find_leftovers(connection, redis, source.run)
+            findings += find_leftovers(connection, redis, source.mark)
     accepted = {receipt["job_id"] for receipt in evidence.receipts}
     ended = {str(job.job_id) for job in evidence.jobs if job.state in TERMINAL}
     recoveries = measure(evidence)
@@ -42,6 +42,7 @@ def audit(
         flushed=len(missing_ids(evidence)[0]),
         findings=tuple(findings),
         kills=len(kills),
+        missed=evidence.missed,
         hits=Counter(kill["point"] for kill in kills if "point" in kill),
         other_faults=Counter(
             f"{fault['kind']} {fault['target']}" for fault in evidence.faults if "point" not in fault

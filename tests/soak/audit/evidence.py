@@ -20,12 +20,16 @@ TERMINAL = ("succeeded", "failed", "cancelled", "expired", "rejected", "dead")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where one soak has left its traces; `run` begins the names of its tenants."""
+    """Where one soak has left its traces.
+
+    `run` begins the names of its tenants; `mark` is what its processes have as SOAK_RUN in their environment.
+    """
 
     folder: Path
     database_url: str
     redis_url: str
     run: str
+    mark: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,7 @@ class Evidence:
     streamed: list[Record]
     deliveries: list[Record]
     faults: list[Record]
+    missed: int
     adapters: list[Record]
     expected: dict[str, dict[str, Record]]
     secrets: dict[str, str]
@@ -130,6 +135,7 @@ def gather(source: Source, connection: psycopg.Connection[Any]) -> Evidence:
         streamed=_of(produced, "streamed"),
         deliveries=list(read(sorted(folder.glob("receiver-*.jsonl")))),
         faults=sorted(_of(faults, "fault"), key=lambda fault: fault["at"]),
+        missed=len(_of(faults, "missed")),
         adapters=list(read([folder / "adapters.jsonl"])),
         expected=json.loads((folder / "expected.json").read_text()),
         secrets=json.loads((folder / "secrets.json").read_text()),

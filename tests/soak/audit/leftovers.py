@@ -23,12 +23,12 @@ _LEASES = """
 """
 
 
-def find_leftovers(connection: psycopg.Connection[Any], redis: Redis, run: str) -> Iterator[Finding]:
+def find_leftovers(connection: psycopg.Connection[Any], redis: Redis, mark: str) -> Iterator[Finding]:
     """Look for leases, entries of streams and queues, processes and memory files."""
     for (what,) in connection.execute(_LEASES).fetchall():
         yield Finding("left", what)
     yield from _entries(redis)
-    yield from _processes(run)
+    yield from _processes(mark)
 
 
 def _entries(redis: Redis) -> Iterator[Finding]:
@@ -56,13 +56,13 @@ def _groups(redis: Redis, key: Any) -> list[dict[str, Any]]:
     return list(found)
 
 
-def _processes(run: str) -> Iterator[Finding]:
-    mark = f"SOAK_RUN={run}".encode()
+def _processes(mark: str) -> Iterator[Finding]:
+    variable = f"SOAK_RUN={mark}".encode()
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit() or folder.name == str(os.getpid()):
             continue
         try:
-            if mark not in (folder / "environ").read_bytes().split(b"\0"):
+            if variable not in (folder / "environ").read_bytes().split(b"\0"):
                 continue
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
             yield Finding("left", f"process {folder.name}: {command[-120:]}")

@@ -10,11 +10,11 @@ from psycopg.rows import dict_row
 
 from tests.soak.audit.verdict import Finding
 
-# Of cancelled attempts only those that an engine had in hand are charged as jobs: their tokens tell nothing of it.
+# Of cancelled attempts only those that a worker has ended are charged as jobs, which their rows do not tell.
 _DUE = """
     SELECT j.tenant, coalesce(j.adapter, '') AS adapter,
         count(*) FILTER (WHERE a.ended IN ('succeeded', 'failed', 'expired', 'rejected')) AS least_jobs,
-        count(*) FILTER (WHERE a.ended IN ('succeeded', 'failed', 'expired', 'rejected', 'cancelled')) AS jobs,
+        count(*) FILTER (WHERE a.ended NOT IN ('released', 'lost', 'dead')) AS jobs,
         coalesce(sum(a.prompt_tokens) FILTER (WHERE a.ended NOT IN ('released', 'lost')), 0) AS prompt_tokens,
         coalesce(sum(a.completion_tokens) FILTER (WHERE a.ended NOT IN ('released', 'lost')), 0)
             AS completion_tokens

@@ -31,6 +31,7 @@ class Verdict:
     flushed: int
     findings: tuple[Finding, ...]
     kills: int
+    missed: int  # hook points that nobody came to, and kills that found no process
     hits: Counter[str]  # of each hook point
     other_faults: Counter[str]
     alone_s: tuple[float, ...]  # after kills of workers with no other fault within 30 s
@@ -59,8 +60,8 @@ class Verdict:
             "hook points: " + (", ".join(f"{name} {n}" for name, n in sorted(self.hits.items())) or "none"),
             "other faults: "
             + (", ".join(f"{name} {n}" for name, n in sorted(self.other_faults.items())) or "none"),
-            f"recoveries: {len(self.recovery_s)} seen, {len(self.alone_s)} of them of a worker alone; "
-            f"left: {self.count('left')}",
+            f"missed: {self.missed}",
+            f"recoveries: {len(self.recovery_s)} seen, {len(self.alone_s)} of a worker alone",
         ]
         return "\n".join([*shown, *done, self.last_line()])
 

@@ -62,7 +62,8 @@ def _contents(job: JobRow, event: Record) -> Iterator[Finding]:
         if said.get(field) != getattr(job, field):
             yield Finding(
                 "wrong",
-                f"the webhook of job {job.number} says {field} {said.get(field)!r}, not {getattr(job, field)!r}",
+                f"the webhook of job {job.number} says {field} {said.get(field)!r}, "
+                f"not {getattr(job, field)!r}",
             )
 
 
