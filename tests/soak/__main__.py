@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 
 from tests.soak.run import SoakOptions, soak
+from tests.soak.steady import table
 
 
 def main() -> int:
@@ -23,14 +24,18 @@ def main() -> int:
         "--patience", type=float, default=300.0, help="seconds without an end before a job is lost"
     )
     parser.add_argument("--state", type=Path, help="where all files are kept; a temporary folder by default")
+    parser.add_argument("--steady", type=float, metavar="MINUTES", help="no kills; nothing may grow")
+    parser.add_argument("--warm-up", type=float, default=15.0, help="minutes before the steady ones")
     given = parser.parse_args()
+    is_steady_run = given.steady is not None
     folder = given.state or Path(tempfile.mkdtemp(prefix="lorayard-soak-"))
     verdict = soak(
         SoakOptions(
             folder=folder.resolve(),
             jobs=given.jobs,
-            kills=given.kills,
-            minutes=given.minutes,
+            kills=0 if is_steady_run else given.kills,
+            minutes=given.warm_up + given.steady if is_steady_run else given.minutes,
+            fresh=is_steady_run,
             seed=given.seed,
             producers=given.producers,
             patience_s=given.patience,
@@ -38,8 +43,12 @@ def main() -> int:
         ),
         lambda text: print(text, flush=True),
     )
+    is_steady = True
+    if is_steady_run:
+        lines, is_steady = table(folder, given.warm_up * 60)
+        print("\n".join(lines))
     print(verdict.report())
-    return 0 if verdict.is_clean else 1
+    return 0 if verdict.is_clean and verdict.is_prompt and is_steady else 1
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from tests.soak.hooks import POINTS
@@ -27,6 +27,7 @@ MOVING_SHARE = 0.1
 """Of plain jobs, for the adapter that is replaced all the time."""
 TENANTS = ("ash", "birch", "cedar", "dogwood")
 MOVING = "moving"
+JOBS_PER_FRESH, FRESH_HOSTS = 40, 100
 
 ADAPTERS = (
     "upper", "reverse", "rot13", "sort", "vowels", "consonants", "twice", "swapends", "nextletter", "rotate",
@@ -118,12 +119,23 @@ def requests() -> tuple[Request, ...]:
     return tuple(found)
 
 
-def make_plan(jobs: int, kills: int, seed: int) -> Plan:
-    """Make the plan of a seed; the same arguments give the same plan."""
+def make_plan(jobs: int, kills: int, seed: int, *, fresh: bool = False) -> Plan:
+    """Make the plan of a seed; the same arguments give the same plan.
+
+    `fresh` has tenants and webhook hosts change all the time, so that whatever is kept for each can be seen.
+    """
+    planned = _jobs(jobs, random.Random(f"jobs/{seed}"))
     return Plan(
-        tuple(_jobs(jobs, random.Random(f"jobs/{seed}"))),
+        tuple(_freshened(job) for job in planned) if fresh else tuple(planned),
         tuple(_faults(jobs, kills, random.Random(f"faults/{seed}"))),
     )
+
+
+def _freshened(job: PlannedJob) -> PlannedJob:
+    receiver = job.receiver
+    if receiver == "healthy":
+        receiver = f"healthy-{job.number // JOBS_PER_FRESH % FRESH_HOSTS}"
+    return replace(job, tenant=f"{job.tenant}{job.number // JOBS_PER_FRESH}", receiver=receiver)
 
 
 def _jobs(count: int, rng: random.Random) -> Iterator[PlannedJob]:

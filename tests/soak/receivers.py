@@ -30,9 +30,13 @@ LIES = (
 
 
 class Receivers:
-    """The four receivers, in threads; `hang_s` is how long the hanging one takes for a first try."""
+    """The four receivers, in threads; `hang_s` is how long the hanging one takes for a first try.
 
-    def __init__(self, folder: Path, hang_s: float) -> None:
+    `num_more` healthy ones are on further hosts.
+    """
+
+    def __init__(self, folder: Path, hang_s: float, num_more: int = 0) -> None:
+        self._hosts = HOSTS | {f"healthy-{number}": f"127.1.0.{number + 1}" for number in range(num_more)}
         self._folder = folder
         self._hang_s = hang_s
         self._servers: list[ThreadingHTTPServer] = []
@@ -40,7 +44,7 @@ class Receivers:
         self.urls: dict[str, str] = {}
 
     def __enter__(self) -> Self:
-        for kind, host in HOSTS.items():
+        for kind, host in self._hosts.items():
             journal = Journal(self._folder / f"receiver-{kind}.jsonl")
             server = ThreadingHTTPServer((host, 0), _handler(kind, journal, self._hang_s))
             server.daemon_threads = True

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psycopg
 import redis
+from safetensors.numpy import load_file, save_file
+from sqlalchemy import text
 
 from db import Database
 from db.repositories.tenants import TenantRepository
@@ -28,7 +30,7 @@ from tests.soak.audit import Source
 from tests.soak.expected import generation
 from tests.soak.hooks import FOLDER_VARIABLE, Armoury
 from tests.soak.journal import Journal
-from tests.soak.plan import ADAPTERS, MOVING, TENANTS, Plan, requests
+from tests.soak.plan import ADAPTERS, MOVING, Plan, requests
 from tests.soak.producer import UNTOLD
 
 RUN_VARIABLE = "SOAK_RUN"
@@ -47,7 +49,9 @@ CHILD_MODULES = {"engine": "workers.engine.serving.child", "loader": "workers.en
 class SoakRig:
     """Mutable: the stack and the producers of one soak; one thread calls it."""
 
-    def __init__(self, folder: Path, run: str, *, webhook_timeout_s: float) -> None:
+    def __init__(
+        self, folder: Path, run: str, *, webhook_timeout_s: float, with_flower: bool = False
+    ) -> None:
         self.mark = self.run = run
         self.folder = folder
         self.armoury = Armoury(folder / "hooks")
@@ -62,7 +66,7 @@ class SoakRig:
         self.stack = Stack(
             dataclasses.replace(
                 stack_config(folder / "state"),
-                parts=EVERYTHING - {"flower"},
+                parts=EVERYTHING if with_flower else EVERYTHING - {"flower"},
                 extra_env={**self._marks, **own},
             )
         )
@@ -82,7 +86,6 @@ class SoakRig:
         for name in ADAPTERS:
             self.add_adapter(name, name)
         self.add_adapter(MOVING, ADAPTERS[0])
-        self._write_secrets()
         deadline = time.monotonic() + START_S
         with Client(self.redis_url) as client:
             while MOVING not in client.adapters():
@@ -98,10 +101,10 @@ class SoakRig:
         for name in ("adapters.jsonl", "expected.json"):
             shutil.copy(self.folder / name, folder)
         self.run, self.folder, self.producers = run, folder, {}
-        self._write_secrets()
 
     def source(self) -> Source:
-        """Tell the auditor where to look."""
+        """Tell the auditor where to look, and the secrets that the leader made for new tenants."""
+        self._write_secrets()
         return Source(self.folder, self.database_url, self.redis_url, self.run, self.mark)
 
     @property
@@ -119,14 +122,17 @@ class SoakRig:
         """The stack's Postgres, as libpq reads it."""
         return plain_url(self.environment["LORAYARD_DATABASE_URL"])
 
-    def add_adapter(self, name: str, source: str) -> None:
-        """Make a shipped adapter the current revision of a name, as `lorayard adapters add` does."""
+    def add_adapter(self, name: str, source: str, *, fresh: int = 0) -> None:
+        """Make a shipped adapter the current revision of a name, as `lorayard adapters add` does.
+
+        With `fresh`, another for each number, it is a copy that differs too little to answer otherwise.
+        """
         assert self._database is not None, "start() comes first"
         self.adapters.append({"event": "adding", "name": name, "source": source})
         add_adapters(
             self._database,
             self.environment,
-            {name: ADAPTERS_DIR / source},
+            {name: self._freshened(source, fresh) if fresh else ADAPTERS_DIR / source},
             model=MODEL_DIR,
             max_rank=MAX_RANK,
         )
@@ -248,6 +254,15 @@ class SoakRig:
         self.stack._launch(part)
         part.wait_ready()
 
+    def _freshened(self, source: str, number: int) -> Path:
+        folder = self.folder / "fresh" / str(number)
+        shutil.copytree(ADAPTERS_DIR / source, folder)
+        weights = folder / "adapter_model.safetensors"
+        tensors = load_file(weights)
+        first = min(tensors)
+        save_file(tensors | {first: tensors[first] * (1 + number * 1e-6)}, weights)
+        return folder
+
     def _launch_producer(self, name: str) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.producers[name] = subprocess.Popen(
@@ -273,10 +288,10 @@ class SoakRig:
     def _write_secrets(self) -> None:
         assert self._database is not None, "start() comes first"
         box = SecretBox([self.environment["LORAYARD_SECRET_KEY"]])
-        names = [f"{self.run}-{name}" for name in TENANTS]
         with self._database.transaction() as connection:
             tenants = TenantRepository(connection)
-            for name in names:
-                tenants.ensure(name, box.seal_new)
-            secrets = {name: box.decrypt(tenants.webhook_secrets(name)[0]) for name in names}
+            rows = connection.execute(
+                text("SELECT name FROM tenants WHERE name LIKE :names"), {"names": f"{self.run}-%"}
+            )
+            secrets = {name: box.decrypt(tenants.webhook_secrets(name)[0]) for name in rows.scalars()}
         (self.folder / "secrets.json").write_text(json.dumps(secrets))

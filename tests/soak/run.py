@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,10 @@ import structlog
 from tests.soak.audit import Verdict, audit
 from tests.soak.expected import write_expected
 from tests.soak.injector import Injector
-from tests.soak.plan import ADAPTERS, MOVING, Plan, make_plan
+from tests.soak.plan import ADAPTERS, FRESH_HOSTS, MOVING, Plan, make_plan
 from tests.soak.receivers import Receivers
 from tests.soak.rig import SoakRig
+from tests.soak.steady import Sampler
 
 LOOK_S = 0.1
 REPLACE_EVERY_S = 60.0
@@ -45,6 +46,7 @@ class SoakOptions:
     patience_s: float = 300.0  # so long may nothing end before what is left counts as lost
     webhook_timeout_s: float = 5.0
     run: str = "soak"
+    fresh: bool = False  # tenants, adapters and hosts change all the time; Flower runs as well
 
     @property
     def jobs_per_s(self) -> float | None:
@@ -58,13 +60,16 @@ def soak(options: SoakOptions, say: Callable[[str], None] = print) -> Verdict:
     options.folder.chmod(0o711)  # Postgres, as a user of its own, passes through
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     write_expected(options.folder / "expected.json")
-    plan = make_plan(options.jobs, options.kills, options.seed)
-    rig = SoakRig(options.folder, options.run, webhook_timeout_s=options.webhook_timeout_s)
-    with closing(rig), Receivers(options.folder, options.webhook_timeout_s + 1.0) as receivers:
+    plan = make_plan(options.jobs, options.kills, options.seed, fresh=options.fresh)
+    timeout_s = options.webhook_timeout_s
+    rig = SoakRig(options.folder, options.run, webhook_timeout_s=timeout_s, with_flower=options.fresh)
+    num_hosts = FRESH_HOSTS if options.fresh else 0
+    with closing(rig), Receivers(options.folder, timeout_s + 1.0, num_hosts) as receivers:
         say(f"starting the stack in {options.folder}")
         rig.start()
         say(f"{len(plan.jobs)} jobs, {options.kills} kills, {len(plan.faults)} faults, seed {options.seed}")
-        load(rig, plan, receivers.urls, options, say)
+        with Sampler(options.folder, rig.mark) if options.fresh else nullcontext():
+            load(rig, plan, receivers.urls, options, say)
         say("waiting until everything has ended")
         settle(rig, options, say)
         rig.stop_services()
@@ -99,7 +104,7 @@ def load(
             injector.inject(fault)
         if time.monotonic() - replaced_at >= REPLACE_EVERY_S and _is_calm(injector, rig):
             replaced_at, source = time.monotonic(), source + 1
-            rig.add_adapter(MOVING, ADAPTERS[source % len(ADAPTERS)])
+            rig.add_adapter(MOVING, ADAPTERS[source % len(ADAPTERS)], fresh=source if options.fresh else 0)
         time.sleep(LOOK_S)
 
 
