@@ -49,4 +49,5 @@ def audit(
         ),
         alone_s=tuple(recoveries.alone),
         recovery_s=tuple(recoveries.all),
+        slowest_s=recoveries.slowest,
     )

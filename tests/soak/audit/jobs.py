@@ -150,12 +150,11 @@ def _streams(evidence: Evidence) -> Iterator[Finding]:
         if job.state == "succeeded" and text != job.output:
             yield Finding("wrong", f"{_name(job)} streamed {text!r}, its output is {job.output!r}")
         attempts = [attempt for attempt, *_ in record["entries"]]
-        for before, after in pairwise(attempts):
-            if after < before:
-                yield Finding(
-                    "doubled",
-                    f"tokens of attempt {after} of {_name(job)} came after those of attempt {before}",
-                )
+        late = {pair for pair in pairwise(attempts) if pair[1] < pair[0]}
+        for before, after in sorted(late):
+            yield Finding(
+                "doubled", f"tokens of attempt {after} of {_name(job)} came after those of attempt {before}"
+            )
 
 
 def _name(job: JobRow) -> str:

@@ -17,6 +17,7 @@ class Recoveries(NamedTuple):
 
     alone: list[float]
     all: list[float]
+    slowest: dict[str, float]  # by what was killed, the longest wait
 
 
 def measure(evidence: Evidence) -> Recoveries:
@@ -26,7 +27,7 @@ def measure(evidence: Evidence) -> Recoveries:
     by_job: dict[UUID, list[AttemptRow]] = defaultdict(list)
     for attempt in evidence.attempts:
         by_job[attempt.job_id].append(attempt)
-    found = Recoveries([], [])
+    found = Recoveries([], [], {})
     for kill in (fault for fault in evidence.faults if fault["kind"] == "kill"):
         if kill["target"] in WORKER_TARGETS:
             waits = _after_worker(kill, evidence, by_job, starts)
@@ -40,6 +41,8 @@ def measure(evidence: Evidence) -> Recoveries:
                 else []
             )
         found.all.extend(waits)
+        name = kill.get("point", kill["target"])
+        found.slowest[name] = max([found.slowest.get(name, 0.0), *waits])
     return found
 
 

@@ -13,6 +13,7 @@ Kind = Literal["lost", "doubled", "wrong", "webhook_missing", "left"]
 WORKER_P99_S = 15.0
 ALL_P99_S = 45.0
 _SHOWN = 40
+_SLOWEST = 8
 
 
 class Finding(NamedTuple):
@@ -36,6 +37,7 @@ class Verdict:
     other_faults: Counter[str]
     alone_s: tuple[float, ...]  # after kills of workers with no other fault within 30 s
     recovery_s: tuple[float, ...]  # after all kills
+    slowest_s: dict[str, float]  # the longest by what was killed
 
     @property
     def is_clean(self) -> bool:
@@ -63,6 +65,10 @@ class Verdict:
             f"missed: {self.missed}",
             f"recoveries: {len(self.recovery_s)} seen, {len(self.alone_s)} of a worker alone",
         ]
+        slowest = sorted(self.slowest_s.items(), key=lambda item: -item[1])
+        done.append(
+            "slowest: " + (", ".join(f"{name} {s:.1f} s" for name, s in slowest[:_SLOWEST]) or "none")
+        )
         return "\n".join([*shown, *done, self.last_line()])
 
     def last_line(self) -> str:
