@@ -17,7 +17,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -83,6 +84,15 @@ class Armoury:
         except FileNotFoundError:
             return False
         return True
+
+    @contextmanager
+    def armed(self, name: str) -> Iterator[None]:
+        """Have a file of this name lie in the folder for the time of the block."""
+        self.arm(name)
+        try:
+            yield
+        finally:
+            self.disarm(name)
 
     def is_armed(self, point: str) -> bool:
         """Whether nobody has come to the point yet."""
@@ -224,19 +234,30 @@ def _unfence_finish(module: ModuleType, switch: Path) -> None:
 
 
 def _unfence_lease(module: ModuleType, switch: Path) -> None:
-    """Let a worker that is lost go on while the switch is there."""
-    for name in ("_renew", "_abort"):
-        function = getattr(module.LeaseKeeper, name, None)
-        if function is None:
-            raise LookupError(
-                f"{module.__name__}.LeaseKeeper has no {name} any more: correct tests/soak/hooks.py"
-            )
+    """Let a worker that is lost go on while the switch is there: it renews, whatever the answer."""
+    keeper_class: Any = module.LeaseKeeper
+    renew, abort = (_method(module, keeper_class, name) for name in ("_renew", "_abort"))
 
-        def switched(keeper: Any, function: Any = function) -> None:
-            if not switch.exists():
-                function(keeper)
+    def switched_renew(keeper: Any) -> None:
+        if switch.exists():
+            keeper._registration.renew()
+        else:
+            renew(keeper)
 
-        setattr(module.LeaseKeeper, name, switched)
+    def switched_abort(keeper: Any) -> None:
+        if not switch.exists():
+            abort(keeper)
+
+    keeper_class._renew, keeper_class._abort = switched_renew, switched_abort
+
+
+def _method(module: ModuleType, owner: Any, name: str) -> Any:
+    function = getattr(owner, name, None)
+    if function is None:
+        raise LookupError(
+            f"{module.__name__} has no {owner.__name__}.{name} any more: correct tests/soak/hooks.py"
+        )
+    return function
 
 
 _UNFENCED: dict[str, Callable[[ModuleType, Path], None]] = {

@@ -62,6 +62,10 @@ class Injector:
                 del self._armed[point]
                 self._journal.append({"event": "missed", "point": point})
 
+    def close(self) -> None:
+        """Write nothing more."""
+        self._journal.close()
+
     @property
     def is_idle(self) -> bool:
         """Whether nothing is armed, stopped or slowed down."""

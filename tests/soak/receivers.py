@@ -60,6 +60,8 @@ class Receivers:
         for server in self._servers:
             server.shutdown()
             server.server_close()
+        for journal in self._journals:
+            journal.close()
 
 
 def _handler(kind: str, journal: Journal, hang_s: float) -> type[BaseHTTPRequestHandler]:

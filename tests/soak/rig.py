@@ -103,8 +103,10 @@ class SoakRig:
         self.run, self.folder, self.producers = run, folder, {}
 
     def source(self) -> Source:
-        """Tell the auditor where to look, and the secrets that the leader made for new tenants."""
+        """Tell the auditor where to look, the hits of hook points, and the secrets made for new tenants."""
         self._write_secrets()
+        if self.armoury.log.exists():
+            shutil.copy(self.armoury.log, self.folder)
         return Source(self.folder, self.database_url, self.redis_url, self.run, self.mark)
 
     @property
@@ -245,6 +247,7 @@ class SoakRig:
             process.wait()
         if self._database is not None:
             self._database.dispose()
+        self.adapters.close()
         self.stack.stop()
 
     def _start_second(self, name: str, argv: Sequence[str]) -> None:

@@ -88,7 +88,14 @@ def load(
         jobs_per_s=options.jobs_per_s,
         patience_s=options.patience_s,
     )
-    injector = Injector(rig, options.seed)
+    with closing(Injector(rig, options.seed)) as injector:
+        _drive(rig, plan, injector, options, say)
+
+
+def _drive(
+    rig: SoakRig, plan: Plan, injector: Injector, options: SoakOptions, say: Callable[[str], None]
+) -> None:
+    """Go on until all jobs and faults are through."""
     faults, replaced_at, source = list(plan.faults), time.monotonic(), 0
     submitted, due_since = IntentCount(rig.journals), time.monotonic()
     while faults or rig.are_producing() or not injector.is_idle:

@@ -54,6 +54,7 @@ class Sampler:
     ) -> None:
         self._stopping.set()
         self._thread.join()
+        self._journal.close()
 
     def _run(self) -> None:
         while not self._stopping.wait(SAMPLE_EVERY_S):

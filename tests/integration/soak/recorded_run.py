@@ -76,7 +76,6 @@ class RecordedRun:
 
     def write(self) -> None:
         """Write the files that the auditor reads."""
-        (self.folder / "hooks").mkdir(exist_ok=True)
         added = [("adding", OLD, -9), ("added", OLD, -8), ("adding", NEW, 25), ("added", NEW, 26)]
         adapters = [
             {"at": at(s), "event": event, "name": "moving", "source": revision[7:], "revision": revision}

@@ -4,7 +4,7 @@ It reads the ledger by SQL, Redis, `/proc`, and these files of the soak's folder
 
 - `producer-*.jsonl`: `intent` and `receipt` of each submission; what its producer was `told`, or `streamed`
 - `receiver-*.jsonl`: each `delivery` of a webhook, with its headers and its body in base64
-- `faults.jsonl` and `hooks/hits.jsonl`: each `fault`, with `until` if it lasted
+- `faults.jsonl` and `hits.jsonl`: each `fault`, with `until` if it lasted
 - `adapters.jsonl`: `adding` and `added` for each revision that became a name's current one
 - `expected.json`: request -> adapter -> the right answer;  `secrets.json`: tenant -> webhook secret
 """

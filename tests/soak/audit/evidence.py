@@ -121,7 +121,7 @@ def gather(source: Source, connection: psycopg.Connection[Any]) -> Evidence:
     intents: dict[Submission, Record] = {}
     for record in _of(produced, "intent"):
         intents.setdefault(Submission(record["n"], record["variant"]), record)
-    faults = list(read([folder / "faults.jsonl", folder / "hooks" / "hits.jsonl"]))
+    faults = list(read([folder / "faults.jsonl", folder / "hits.jsonl"]))
     with connection.cursor(row_factory=class_row(JobRow)) as cursor:
         jobs = cursor.execute(_JOBS, tenants).fetchall()
     with connection.cursor(row_factory=class_row(AttemptRow)) as cursor:
