@@ -9,8 +9,7 @@ from typing import Any
 from examples.demo.workload import ADAPTERS_DIR, MODEL_DIR
 from examples.tiny.tasks import prompt, sample_words
 from tests.soak.plan import ADAPTERS, MOVING, MOVING_WORDS, WORDS_PER_ADAPTER, Request, requests
-from workers.engine import EngineConfig, LLMEngine, LoRARequest, SamplingParams
-from workers.engine.core.sampling_params import StructuredOutputsParams
+from workers.engine import EngineConfig, LLMEngine, LoRARequest, SamplingParams, StructuredOutputsParams
 
 MAX_TOKENS = 24
 

@@ -227,7 +227,7 @@ def _unfence_finish(module: ModuleType, switch: Path) -> None:
 
     @functools.wraps(finish)
     def switched(*args: Any, **kwargs: Any) -> Any:
-        module._FINISH = unfenced if switch.exists() else fenced
+        vars(module)["_FINISH"] = unfenced if switch.exists() else fenced
         return finish(*args, **kwargs)
 
     module.FinishRepository.finish = switched

@@ -20,7 +20,7 @@ from tests.soak.journal import Journal
 from tests.soak.plan import Fault
 from tests.soak.rig import RELAYS, SCHEDULERS, WORKERS, SoakRig
 
-HOOK_PATIENCE_S = 30.0
+HOOK_PATIENCE_S = 90.0
 """A point that nobody has come to by then is disarmed, and counts as missed."""
 FROZEN_SHARE = 0.8
 FREEZE_S = 0.25

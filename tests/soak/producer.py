@@ -162,7 +162,7 @@ class Producer:
 
     def _submit_chunk(self) -> None:
         first = self._left[0]
-        chunk = []
+        chunk: list[Submission] = []
         while self._left and len(chunk) < CHUNK and self._is_alike(first, self._left[0]):
             chunk.append(self._left.popleft())
             if first.repeats or first.variant:

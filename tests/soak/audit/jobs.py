@@ -54,10 +54,10 @@ def _doubled(evidence: Evidence) -> Iterator[Finding]:
     for record in evidence.told:
         if record["state"] in TERMINAL:
             told[record["job_id"]].add(record["state"])
-    for job_id, states in told.items():
+    for name, states in told.items():
         if len(states) > 1:
             yield Finding(
-                "doubled", f"clients were told that job {job_id} ended {' and '.join(sorted(states))}"
+                "doubled", f"clients were told that job {name} ended {' and '.join(sorted(states))}"
             )
 
 

@@ -41,7 +41,7 @@ def measure(evidence: Evidence) -> Recoveries:
                 else []
             )
         found.all.extend(waits)
-        name = kill.get("point", kill["target"])
+        name = str(kill.get("point", kill["target"]))
         found.slowest[name] = max([found.slowest.get(name, 0.0), *waits])
     return found
 
