@@ -193,6 +193,12 @@ def test_a_job_that_never_ended_is_lost(run: RecordedRun, judge: Any) -> None:
     _only(judge(), "lost", f"job 6 ({job_id(6)}) never ended: it is queued at attempt 0")
 
 
+def test_an_end_that_its_client_was_never_told_is_lost(run: RecordedRun, judge: Any) -> None:
+    run.producer = [one | {"event": "untold"} if _is_told(one, 2) else one for one in run.producer]
+
+    _only(judge(), "lost", "job 2", "ended succeeded, and its client was never told")
+
+
 def test_a_row_without_an_intent_is_wrong(run: RecordedRun, judge: Any) -> None:
     run.producer = [one for one in run.producer if one["n"] != 3 or one["event"] != "intent"]
 

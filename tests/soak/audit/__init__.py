@@ -2,7 +2,7 @@
 
 It reads the ledger by SQL, Redis, `/proc`, and these files of the soak's folder, JSON lines with a time `at`:
 
-- `producer-*.jsonl`: `intent` and `receipt` of each submission; what its producer was `told`, or `streamed`
+- `producer-*.jsonl`: `intent` and `receipt` of each submission; what its producer was `told` (or `untold`)
 - `receiver-*.jsonl`: each `delivery` of a webhook, with its headers and its body in base64
 - `faults.jsonl` and `hits.jsonl`: each `fault`, with `until` if it lasted
 - `adapters.jsonl`: `adding` and `added` for each revision that became a name's current one

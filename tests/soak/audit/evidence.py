@@ -81,6 +81,7 @@ class Evidence:
     intents: dict[Submission, Record]  # the first of each
     receipts: list[Record]
     told: list[Record]
+    untold: list[Record]  # submissions whose producer has given up waiting
     streamed: list[Record]
     deliveries: list[Record]
     faults: list[Record]
@@ -132,6 +133,7 @@ def gather(source: Source, connection: psycopg.Connection[Any]) -> Evidence:
         intents=intents,
         receipts=_of(produced, "receipt"),
         told=_of(produced, "told"),
+        untold=_of(produced, "untold"),
         streamed=_of(produced, "streamed"),
         deliveries=list(read(sorted(folder.glob("receiver-*.jsonl")))),
         faults=sorted(_of(faults, "fault"), key=lambda fault: fault["at"]),
