@@ -144,27 +144,30 @@ class IntentCount:
 
 
 def settle(rig: SoakRig, options: SoakOptions, say: Callable[[str], None]) -> None:
-    """Wait until all parts serve, no job is open and no webhook pending; no longer than the patience."""
+    """Wait until all parts serve, no job of the run is open and no webhook pending; for the patience at most."""
     deadline = time.monotonic() + options.patience_s
     while time.monotonic() < deadline:
         rig.supervise()
-        if rig.is_up() and (left := _unfinished(rig.database_url)) is not None and not any(left):
+        if rig.is_up() and (left := _unfinished(rig)) is not None and not any(left):
             break
         time.sleep(0.2)
     else:
-        say(f"jobs and webhooks still open: {_unfinished(rig.database_url)}")
+        say(f"open jobs, webhooks, and leases of workers that are gone: {_unfinished(rig)}")
     for stream in ("jobs:*", "control", "completions"):
         rig.await_empty(stream)
 
 
-def _unfinished(url: str) -> tuple[int, int] | None:
+_UNFINISHED = """
+    SELECT (SELECT count(*) FROM jobs WHERE ended_at IS NULL AND tenant LIKE %(tenants)s),
+        (SELECT count(*) FROM webhook_deliveries WHERE state = 'pending' AND tenant LIKE %(tenants)s),
+        (SELECT count(*) FROM worker_leases JOIN workers USING (incarnation)
+            WHERE state NOT IN ('gone', 'lost') AND expires_at < now())
+"""
+
+
+def _unfinished(rig: SoakRig) -> tuple[int, ...] | None:
     try:
-        with psycopg.connect(url) as connection:
-            row = connection.execute(
-                "SELECT (SELECT count(*) FROM jobs WHERE ended_at IS NULL),"
-                " (SELECT count(*) FROM webhook_deliveries WHERE state = 'pending')"
-            ).fetchone()
+        with psycopg.connect(rig.database_url) as connection:
+            return connection.execute(_UNFINISHED, {"tenants": f"{rig.run}-%"}).fetchone()
     except psycopg.OperationalError:
         return None
-    assert row is not None
-    return row[0], row[1]
