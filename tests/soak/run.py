@@ -16,7 +16,7 @@ from tests.soak.expected import write_expected
 from tests.soak.injector import Injector
 from tests.soak.plan import ADAPTERS, FRESH_HOSTS, MOVING, Plan, make_plan
 from tests.soak.receivers import Receivers
-from tests.soak.rig import SoakRig
+from tests.soak.rig import WORKERS, SoakRig
 from tests.soak.steady import Sampler
 
 LOOK_S = 0.1
@@ -144,7 +144,7 @@ class IntentCount:
 
 
 def settle(rig: SoakRig, options: SoakOptions, say: Callable[[str], None]) -> None:
-    """Wait until all parts serve, no job of the run is open and no webhook pending; for the patience at most."""
+    """Wait until all parts serve and no job or webhook of the run is open; for the patience at most."""
     deadline = time.monotonic() + options.patience_s
     while time.monotonic() < deadline:
         rig.supervise()
@@ -160,14 +160,14 @@ def settle(rig: SoakRig, options: SoakOptions, say: Callable[[str], None]) -> No
 _UNFINISHED = """
     SELECT (SELECT count(*) FROM jobs WHERE ended_at IS NULL AND tenant LIKE %(tenants)s),
         (SELECT count(*) FROM webhook_deliveries WHERE state = 'pending' AND tenant LIKE %(tenants)s),
-        (SELECT count(*) FROM worker_leases JOIN workers USING (incarnation)
-            WHERE state NOT IN ('gone', 'lost') AND expires_at < now())
+        (SELECT greatest(0, count(*) - %(workers)s) FROM workers WHERE state NOT IN ('gone', 'lost'))
 """
 
 
 def _unfinished(rig: SoakRig) -> tuple[int, ...] | None:
     try:
         with psycopg.connect(rig.database_url) as connection:
-            return connection.execute(_UNFINISHED, {"tenants": f"{rig.run}-%"}).fetchone()
+            values = {"tenants": f"{rig.run}-%", "workers": len(WORKERS)}
+            return connection.execute(_UNFINISHED, values).fetchone()
     except psycopg.OperationalError:
         return None
