@@ -40,8 +40,8 @@ def _lost(evidence: Evidence) -> Iterator[Finding]:
             yield Finding("lost", f"{_name(job)} never ended: it is {job.state} at attempt {job.attempt}")
     ended = {job.number: job for job in evidence.jobs if job.state in TERMINAL}
     for record in evidence.untold:
-        if (job := ended.get(record["n"])) is not None:
-            yield Finding("lost", f"{_name(job)} ended {job.state}, and its client was never told")
+        if (waited := ended.get(record["n"])) is not None:
+            yield Finding("lost", f"{_name(waited)} ended {waited.state}, and its client was never told")
 
 
 def _doubled(evidence: Evidence) -> Iterator[Finding]:
