@@ -226,8 +226,9 @@ class SoakRig:
         for name in WORKERS:
             self.stack.stop_part(name)
         self.await_empty("completions")
-        for name in (*RELAYS, *SCHEDULERS):
-            self.stack.stop_part(name)
+        for name in (*RELAYS, *SCHEDULERS, "flower"):
+            if name in parts:
+                self.stack.stop_part(name)
 
     def await_empty(self, stream: str, within_s: float = 20.0) -> bool:
         """Wait until the leader has read a stream of the pool to its end."""

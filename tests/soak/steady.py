@@ -19,6 +19,7 @@ MIN_SAMPLES = 3
 _NAMES = {
     "workers.engine.serving.child": "engine",
     "workers.engine.lora.loading": "loader",
+    "workers.engine.structured_output": "grammar check",
     "tests.soak.producer": "producer",
     "workers.webhooks": "relay",
     "scheduler": "scheduler",
