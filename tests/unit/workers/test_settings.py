@@ -97,7 +97,7 @@ def test_the_pool_of_a_worker_is_that_of_its_model_and_dtype_whatever_its_device
     [
         ("DEVICE", "gpu", "give cpu, cuda, or cuda:N"),
         ("DEVICE", "cuda:", "give cpu, cuda, or cuda:N"),
-        ("DEVICE", "", "give cpu, cuda, or cuda:N"),
+        ("DEVICE", " ", "give cpu, cuda, or cuda:N"),
         ("GENERATION_CONFIG", "vllm", "should be 'auto' or 'none'"),
         ("KERNELS", "cutlass", "should be 'triton'"),
         ("DTYPE", "int8", "'float32', 'bfloat16' or 'float16'"),

@@ -14,11 +14,11 @@ from jinja2.exceptions import SecurityError
 from workers.engine.core.errors import CheckpointError, InvalidPrompt
 from workers.engine.core.json_files import is_there
 from workers.engine.text.template_sandbox import rendered, sandbox
+from workers.engine.text.template_source import TEMPLATE_FILE, inline_template
 
 Message = Mapping[str, Any]
 """A role with its content: text, or a list of parts of type "text"."""
 
-TEMPLATE_FILE = "chat_template.jinja"
 _READS_PARTS = re.compile(
     r"""content(['"]\])?\s+is\s+(not\s+)?(string|iterable)|in\s+\w+(\.|\[['"])content\b"""
 )
@@ -110,13 +110,3 @@ def load_chat_template(
     if not isinstance(source, str):
         raise CheckpointError(f"the chat template of {folder} is {source!r:.80}; give its text")
     return ChatTemplate(source, special_tokens, file=TEMPLATE_FILE if is_own else "tokenizer_config.json")
-
-
-def inline_template(tokenizer_config: Mapping[str, Any]) -> object:
-    """Return what stands for the template in tokenizer_config.json, text if all is well; None if nothing."""
-    source = tokenizer_config.get("chat_template")
-    if not isinstance(source, list):
-        return source
-    # Older checkpoints name several templates.
-    named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, Mapping)}
-    return named.get("default")

@@ -10,7 +10,7 @@ from typing import Any
 from workers.engine.core.errors import AdapterError
 from workers.engine.core.json_files import is_there
 from workers.engine.lora.files.regular_files import read_regular
-from workers.engine.text.chat_template import TEMPLATE_FILE, inline_template
+from workers.engine.text.template_source import TEMPLATE_FILE, inline_template
 
 _MAX_BYTES = 4 << 20
 _TOKENIZER, _GENERATION = "tokenizer_config.json", "generation_config.json"
