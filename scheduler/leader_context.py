@@ -19,6 +19,7 @@ from db.errors import Deposed, ForeignLedger
 from db.repositories.terms import TermRepository
 from lorayard.contract.keys import PoolKeys
 from lorayard.transport.refusals import is_out_of_memory
+from lorayard.transport.server_check import UnusableRedis, look_at
 
 T = TypeVar("T")
 
@@ -77,7 +78,7 @@ class LeaderContext:
 
         return self.database.run(under_term)
 
-    def tell(self, fill: Callable[[Redis], None] = lambda _pipeline: None) -> None:
+    def tell(self, fill: Callable[[Redis], object] = lambda _pipeline: None) -> None:
         """Send what `fill` puts into a pipeline, and what is untold; raises redis-py's errors.
 
         What a Redis at its memory limit has no room for is kept, and goes out with what makes room: the
@@ -86,7 +87,7 @@ class LeaderContext:
         with self.untold.taken() as commands:
             pipeline = self.redis.pipeline(transaction=False)
             for words in commands:
-                pipeline.execute_command(*words)
+                pipeline.execute_command(*words)  # type: ignore[no-untyped-call]
             fill(pipeline)
             sent = [words for words, _ in pipeline.command_stack]
             answers = pipeline.execute(raise_on_error=False)
@@ -118,8 +119,11 @@ class LeaderContext:
         """Write the term into Redis while the ledger vouches for it, so that older leaders' writes fail.
 
         The ledger decides: a higher term in Redis is left from what the same ledger has forgotten.
-        Raises ForeignLedger if Redis has the pool for another one.
+        Raises ForeignLedger if Redis has the pool for another one, and UnusableRedis if the server, which may
+        be another one than before an outage, must not be given jobs.
         """
+        if (refusal := look_at(self.redis).refusal) is not None:
+            raise UnusableRedis(f"Redis cannot be used: {refusal}")
         keys = [self.keys.term, self.keys.ledger]
         enter = self.redis.register_script(lua("enter"))
         reply = self.transact(lambda _: enter(keys=keys, args=[self.term, str(self.ledger)]))

@@ -10,6 +10,7 @@ from celery import Celery
 from celery.exceptions import OperationalError as CeleryOperationalError
 from celery.worker import WorkController, state
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from lorayard.contract.keys import worker_queue
 from workers.pool import BatchesInFlight, TaskPool, pool_for
@@ -80,7 +81,7 @@ class CeleryWorker:
                 # The transport removes only those bindings that this connection knows of.
                 queue.declare()
                 queue.delete()
-        except (OperationalError, CeleryOperationalError, OSError) as error:
+        except (OperationalError, CeleryOperationalError, RedisError, OSError) as error:
             logger.warning("queue.not_deleted", queue=self._queue, error=str(error))
 
 

@@ -31,6 +31,7 @@ from tornado.web import RequestHandler
 from lorayard.contract.addresses import Password, RedisPassword
 from lorayard.process.environment import readable_settings
 from lorayard.process.logs import configure_logs
+from lorayard.process.server_check import require_usable_redis
 from lorayard.server.celery_app import make_app
 from lorayard.server.flower_gate import CANCEL, FlowerGate, Refusal
 from lorayard.transport.redis_url import RedisUrl
@@ -209,6 +210,7 @@ def main() -> int:
     with readable_settings("lorayard.server.flower"):
         settings = FlowerSettings()
     configure_logs(process="flower")
+    require_usable_redis("lorayard.server.flower", settings.redis_url)
     logging.getLogger("tornado.access").setLevel(logging.ERROR)  # a refusal is no fault
     asyncio.set_event_loop(asyncio.new_event_loop())
     flower = make_flower(settings)

@@ -1,4 +1,4 @@
-"""A Redis at its memory limit: what waits is read, admitted, deleted and answered; nothing is dispatched."""
+"""A Redis at its memory limit drains, with every answer given; one that would evict jobs is refused."""
 
 from __future__ import annotations
 
@@ -85,3 +85,17 @@ def test_a_leader_reads_on_while_its_dispatches_are_refused_and_dispatches_once_
             rig.wait_for(JobState.SUCCEEDED, *early, *(one.job_id for one in rest))
 
     assert rig.sql("SELECT max(strikes) FROM jobs")[0][0] == 0
+
+
+def test_no_leader_serves_a_redis_that_may_evict_jobs(rig: PoolRig) -> None:
+    (job_id,) = rig.submit()
+    rig.redis.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        with capture_logs() as logs, rig.scheduler() as running:
+            eventually(lambda: not running.is_running)
+    finally:
+        rig.redis.config_set("maxmemory-policy", "noeviction")
+
+    assert running.served is False
+    assert any("set maxmemory-policy noeviction" in line.get("error", "") for line in logs)
+    assert rig.get(job_id) is None
