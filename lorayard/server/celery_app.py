@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from celery import Celery
+from celery.app.amqp import AMQP
+from kombu.connection import Connection
 
 from lorayard.transport.connections import (
     HEALTH_CHECK_S,
@@ -14,6 +16,9 @@ from lorayard.transport.connections import (
 )
 from lorayard.transport.redis_url import broker_url
 
+RECONNECTS: Final = {"interval_start": 0.1, "interval_step": 0.2, "interval_max": 1.0}
+"""Pauses between tries to connect: kombu's grow to 30 s, for which a worker would be deaf after an outage."""
+
 BROKER_OPTIONS: Final[dict[str, Any]] = {
     "socket_timeout": SERVICE_TIMEOUT_S,
     "socket_connect_timeout": SERVICE_CONNECT_TIMEOUT_S,
@@ -21,6 +26,9 @@ BROKER_OPTIONS: Final[dict[str, Any]] = {
     "socket_keepalive_options": KEEPALIVE,
     "health_check_interval": HEALTH_CHECK_S,
     "retry_on_timeout": False,  # kombu and whoever publishes begin anew themselves
+    # Whoever needs a channel learns within a second that there is none; kombu would wait 2, 4, ... s.
+    "max_retries": 2,
+    **RECONNECTS,
     "max_connections": 10,  # of one channel, which reads with one and writes with another
     "visibility_timeout": 3600,  # of messages that were read and not accepted, which leases bring back sooner
 }
@@ -67,8 +75,17 @@ CONFIGURATION: Final[dict[str, Any]] = {
 }
 
 
+class _Connection(Connection):
+    def _ensure_connection(self, *arguments: Any, **options: Any) -> Any:
+        return super()._ensure_connection(*arguments, **(RECONNECTS | options))
+
+
+class _Amqp(AMQP):  # type: ignore[misc]
+    Connection = _Connection
+
+
 def make_app(redis_url: str, *, set_as_current: bool = False) -> Celery:
     """Make a Celery application on a Redis broker; nothing connects yet. Raises ValueError for an odd URL."""
-    app = Celery("lorayard", broker=broker_url(redis_url), set_as_current=set_as_current)
+    app = Celery("lorayard", broker=broker_url(redis_url), amqp=_Amqp, set_as_current=set_as_current)
     app.conf.update(CONFIGURATION)
     return app

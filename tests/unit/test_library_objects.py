@@ -9,10 +9,13 @@ import socket
 from typing import Any, Final, NamedTuple
 
 import pytest
+from kombu.exceptions import OperationalError
 from kombu.transport.redis import Channel
 
 from db import Database
-from lorayard.server.celery_app import make_app
+from lorayard.local.ports import free_port
+from lorayard.server.celery_app import RECONNECTS, make_app
+from lorayard.server.flower import GuardedFlower
 from lorayard.transport.connections import (
     MAX_CONNECTIONS,
     for_blocking_reads,
@@ -126,7 +129,8 @@ def test_no_cache_is_without_a_bound_or_with_one_that_nobody_chose() -> None:
      "psycopg.connect(u)", "create_engine(u)", "sa.create_engine(u)", "httpx.Client()", "httpx.AsyncClient()",
      "httpx.post(u)", "urllib.request.urlopen(u)", "Celery('x')", "kombu.Connection(u)",
      "ThreadPoolExecutor()", "concurrent.futures.ThreadPoolExecutor(3)", "asyncio.to_thread(f)",
-     "socket.getaddrinfo(h, 1)", "socket.create_connection(a)", "Retry(b, 3)", "connect(url, socket_timeout=1)"],
+     "socket.getaddrinfo(h, 1)", "socket.create_connection(a)", "Retry(b, 3)",
+     "connect(url, socket_timeout=1)"],
 )  # fmt: skip
 def test_a_bare_constructor_elsewhere_is_found(written_there: str) -> None:
     call = ast.parse(written_there).body[0]
@@ -169,18 +173,42 @@ def test_the_celery_application() -> None:
     with app.connection_for_write() as connection:
         sockets = connection.transport_options
 
-        assert {name for name in sockets if not hasattr(Channel, name)} == set()
+        assert {name for name in sockets if not hasattr(Channel, name)} == {"max_retries", *RECONNECTS}
         assert (sockets["socket_timeout"], sockets["socket_connect_timeout"]) == (15.0, 5.0)
         assert sockets["socket_keepalive_options"][socket.TCP_KEEPIDLE] == 10
         assert (sockets["health_check_interval"], sockets["max_connections"]) == (25, 10)
         assert not sockets["retry_on_timeout"]
         assert connection.connect_timeout == 5.0
+        assert connection._extract_failover_opts() == {"timeout": 5.0, "max_retries": 2, **RECONNECTS}
     assert app.pool.limit == 10
     assert app.conf.broker_channel_error_retry
     assert app.conf.broker_connection_max_retries is None
     assert not app.conf.worker_cancel_long_running_tasks_on_connection_loss
     assert app.conf.accept_content == ["json"]
     app.close()
+
+
+def test_the_broker_is_tried_again_each_second_for_as_long_as_it_is_away() -> None:
+    app = make_app(f"redis://127.0.0.1:{free_port()}/0")
+    pauses: list[float] = []
+
+    def note(_error: Exception, pause_s: float) -> None:
+        pauses.append(pause_s)
+        if len(pauses) == 3:
+            raise ArithmeticError
+
+    with app.connection_for_read() as connection:
+        with pytest.raises(ArithmeticError):
+            connection.ensure_connection(note)  # as Celery's consumer does
+        with pytest.raises(OperationalError):  # as whoever sends events does, and returns soon
+            _ = connection.default_channel
+
+    assert pauses == pytest.approx([0.1, 0.3, 0.5])
+    app.close()
+
+
+def test_flowers_threads() -> None:
+    assert GuardedFlower.max_workers == 4
 
 
 def test_the_ledgers_engine() -> None:
