@@ -23,7 +23,7 @@ from scheduler.fleet import Fleet
 from scheduler.housekeeping import Housekeeping
 from scheduler.intake import Intake
 from scheduler.leader_context import LeaderContext
-from scheduler.outages import is_outage, is_passing
+from scheduler.outages import is_outage, is_passing, told
 from scheduler.periodic import PeriodicTask
 from scheduler.policies import plan
 from scheduler.queue_feed import QueueFeed
@@ -233,5 +233,5 @@ class Leader:
         if is_out_of_memory(error):
             self.dispatch_from = self.clock() + FULL_PAUSE_S
         logger.error(
-            "leader.failed", term=self.context.term, error=explain(error), exc_info=not is_outage(error)
+            "leader.failed", term=self.context.term, error=told(error), exc_info=not is_outage(error)
         )

@@ -13,7 +13,7 @@ from lorayard.local.part import Server, Spawn
 from lorayard.local.ports import LOOPBACK, free_port
 from lorayard.local.private_files import new_password, read_or_create, write_private
 from lorayard.transport.connections import for_probe
-from lorayard.transport.refusals import remedy_of, sentence_of
+from lorayard.transport.refusals import explained
 from lorayard.transport.server_check import look_at
 
 _DATABASES = 64
@@ -99,6 +99,5 @@ def ping_refusal(url: str) -> str | None:
             client.ping()
             refusal = look_at(client).refusal
         except redis.RedisError as error:
-            remedy = remedy_of(error)
-            return f"{sentence_of(error)}; {remedy}" if remedy else sentence_of(error)
+            return explained(error)
     return refusal

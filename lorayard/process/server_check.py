@@ -8,6 +8,7 @@ from redis.exceptions import RedisError
 from lorayard.contract.wording import without_password
 from lorayard.process.environment import refuse
 from lorayard.transport.connections import for_probe
+from lorayard.transport.refusals import explained
 from lorayard.transport.server_check import look_at
 
 logger = structlog.get_logger(__name__)
@@ -22,7 +23,7 @@ def require_usable_redis(program: str, url: str) -> None:
         with for_probe(url) as redis:
             refusal, warning = look_at(redis)
     except RedisError as error:
-        logger.warning("redis.not_looked_at", error=str(error))
+        logger.warning("redis.not_looked_at", error=explained(error))
         return
     if refusal is not None:
         refuse(program, f"the Redis at {without_password(url)} cannot be used: {refusal}")

@@ -57,6 +57,12 @@ def is_out_of_memory(answer: object) -> bool:
     return isinstance(answer, BaseException) and is_out_of_memory(answer.__cause__)
 
 
+def explained(error: redis_errors.RedisError) -> str:
+    """Tell an error in one line, with the remedy if the server refused."""
+    remedy = remedy_of(error)
+    return f"{sentence_of(error)}; {remedy}" if remedy else sentence_of(error)
+
+
 def remedy_of(error: redis_errors.RedisError) -> str | None:
     """Tell what helps against a refusal; None if the server did not answer at all."""
     said = sentence_of(error)

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from db.repositories.workers import WorkerRepository
 from lorayard.contract.keys import reply_key
 from lorayard.contract.states import JobState
+from scheduler.adoption import adopt
 from tests.integration.scheduler.pool_rig import CLIENT, PoolRig
 from tests.integration.scheduler.scripted_worker import LIMITS, ScriptedWorker
 from tests.polling import eventually
@@ -85,6 +86,16 @@ def test_a_leader_reads_on_while_its_dispatches_are_refused_and_dispatches_once_
             rig.wait_for(JobState.SUCCEEDED, *early, *(one.job_id for one in rest))
 
     assert rig.sql("SELECT max(strikes) FROM jobs")[0][0] == 0
+
+
+def test_a_pool_is_adopted_at_the_limit_too(rig: PoolRig) -> None:
+    before, ours = uuid4(), uuid4()
+    rig.redis.set(rig.keys.ledger, str(before))
+    with without_room(rig.redis):
+        found = adopt(rig.redis, rig.pool, ours)
+
+    assert found == (str(before), False)
+    assert rig.redis.get(rig.keys.ledger) == str(ours).encode()
 
 
 def test_no_leader_serves_a_redis_that_may_evict_jobs(rig: PoolRig) -> None:

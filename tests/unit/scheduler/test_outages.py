@@ -11,7 +11,7 @@ from sqlalchemy.exc import StatementError
 from db.errors import DatabaseUnavailable, Deposed, UnknownWorker
 from lorayard.server.celery_app import make_app
 from lorayard.transport.refusals import is_out_of_memory
-from scheduler.outages import is_outage, is_passing
+from scheduler.outages import is_outage, is_passing, told
 
 AWAY = [RedisConnectionError("refused"), BrokerError("refused"), DatabaseUnavailable("gone")]
 REFUSED = [
@@ -55,6 +55,7 @@ def test_what_redis_refuses_for_a_while_ends_neither_a_loop_nor_celerys_consumer
 
     assert is_passing(refused)
     assert isinstance(refused, recoverable)
+    assert "; " in told(refused)  # what the server said, and what helps
     assert is_out_of_memory(refused) == is_out_of_memory(published) == ("OOM" in said)
     app.close()
 
