@@ -76,8 +76,10 @@ CONFIGURATION: Final[dict[str, Any]] = {
 
 
 class _Connection(Connection):
+    """kombu's, with our pauses: Celery's consumer names none when it connects anew."""
+
     def _ensure_connection(self, *arguments: Any, **options: Any) -> Any:
-        return super()._ensure_connection(*arguments, **(RECONNECTS | options))
+        return super()._ensure_connection(*arguments, **(RECONNECTS | options))  # type: ignore[no-untyped-call]
 
 
 class _Amqp(AMQP):  # type: ignore[misc]
