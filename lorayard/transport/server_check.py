@@ -6,6 +6,7 @@ import re
 from typing import Any, Final, NamedTuple
 
 from redis import Redis
+from redis.exceptions import NoPermissionError, ResponseError
 
 MIN_VERSION: Final = (6, 2)
 
@@ -30,9 +31,18 @@ class ServerFinding(NamedTuple):
 def look_at(redis: Redis) -> ServerFinding:
     """Ask a server for its version, mode and eviction policy; raises redis-py's errors.
 
-    What a server does not tell, as some hosted ones do not, is taken to be right.
+    What a server does not tell, as some hosted ones do not, is taken to be right, with a warning.
     """
-    return judge(redis.info())
+    try:
+        info = redis.info()
+    except ResponseError as error:
+        if not isinstance(error, NoPermissionError) and "unknown command" not in str(error):
+            raise
+        return ServerFinding(
+            warning=f"it does not say whether it may evict jobs ({error}): see that its maxmemory-policy is "
+            "noeviction, or let Lorayard's user run INFO"
+        )
+    return judge(info)
 
 
 def judge(info: Any) -> ServerFinding:

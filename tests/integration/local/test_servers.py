@@ -81,6 +81,9 @@ def test_a_redis_that_may_evict_jobs_is_refused_and_one_that_may_evict_replies_w
     told = "it may evict accepted jobs .maxmemory-policy allkeys-lru.: set maxmemory-policy noeviction"
     with redis.Redis.from_url(url) as client, capture_logs() as logs:
         try:
+            client.execute_command("ACL", "SETUSER", "default", "-info")
+            require_usable_redis("scheduler", checked_redis_url(url))
+            client.execute_command("ACL", "SETUSER", "default", "+info")
             client.config_set("maxmemory-policy", "volatile-lru")
             require_usable_redis("scheduler", checked_redis_url(url))
             client.config_set("maxmemory-policy", "allkeys-lru")
@@ -90,11 +93,13 @@ def test_a_redis_that_may_evict_jobs_is_refused_and_one_that_may_evict_replies_w
                 require_usable_redis("scheduler", url)
         finally:
             client.config_set("maxmemory-policy", "noeviction")
+            client.execute_command("ACL", "SETUSER", "default", "+info")
 
     said = capsys.readouterr().err
     assert ended.value.code == BAD_ENVIRONMENT
     assert re.fullmatch(rf"scheduler: the Redis at redis://:\*\*\*@.* cannot be used: {told}\n", said)
-    assert [line["event"] for line in logs] == ["redis.may_evict"]
+    assert [line["event"] for line in logs] == ["redis.may_evict", "redis.may_evict"]
+    assert "let Lorayard's user run INFO" in logs[0]["warning"]
 
 
 def test_postgres_runs_with_the_settings_that_the_ledger_relies_on(standing: Stack) -> None:
