@@ -31,6 +31,7 @@ STATEMENT_TIMEOUT: Final = "57014"
 
 MAX_TRIES: Final = 5
 CONNECT_TIMEOUT_S: Final = 5
+POOL_TIMEOUT_S: Final = 30
 
 MAX_HOLD_MS: Final = 4000
 """So long may a transaction of the pipeline wait for a lock, or hold its own while its process is stopped."""
@@ -65,7 +66,11 @@ class Database:
             self._url,
             pool_size=pool_size,
             max_overflow=0,
+            pool_timeout=POOL_TIMEOUT_S,
+            pool_recycle=-1,  # the ping finds what is dead, however old
             pool_pre_ping=True,  # a restarted Postgres costs a ping, not a failed transaction
+            isolation_level="READ COMMITTED",  # whatever the server's default is: guarded UPDATEs rely on it
+            query_cache_size=500,  # more than there are statements
             connect_args=_connect_args(statement_timeout_ms, name),
         )
 

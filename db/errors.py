@@ -8,6 +8,7 @@ DatabaseError
 ├── UnknownWorker         an incarnation that was never registered wants to write
 ├── SecretUnreadable      a webhook secret was encrypted with a key that is not at hand
 ├── SchemaLocked          the migration could not get its locks in time
+├── SchemaRefused         the migration's user may not change the schema
 ├── UnknownSchema         the database is at a revision of a later release, or of another application
 └── DowngradeRefused      the schema before cannot hold what is in the ledger, or is none of ours
 """
@@ -47,8 +48,12 @@ class SchemaLocked(DatabaseError):
     """The migration could not get its locks in time; nothing was changed."""
 
 
+class SchemaRefused(DatabaseError):
+    """The migration's user may not change the schema; nothing was changed."""
+
+
 class UnknownSchema(DatabaseError):
-    """The database is at a revision that this release does not know; nothing was changed."""
+    """The schema is of a later release, or of another application; nothing was changed."""
 
 
 class DowngradeRefused(DatabaseError):

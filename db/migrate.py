@@ -13,10 +13,12 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from db.database import Database
-from db.errors import DatabaseError, DowngradeRefused, SchemaLocked, UnknownSchema
+from db.errors import DatabaseError, DowngradeRefused, SchemaLocked, SchemaRefused, UnknownSchema
+from db.judge import reason_of, sqlstate_of
+from db.server_check import refusal_of
 from db.settings import DatabaseSettings
 from lorayard.process.environment import readable_settings
 
@@ -24,6 +26,11 @@ ADVISORY_KEY: Final = 0x6C6F72617961  # "loraya"
 OTHER_MIGRATOR_TIMEOUT_S: Final = 120
 TABLE_LOCK_TIMEOUT_S: Final = 10
 """Waiting longer for a table would queue every other statement on it behind us."""
+
+FOREIGN_TABLES: Final = ("42P07", "42710")
+"""A table, or a type, is there already."""
+
+NO_RIGHT: Final = "42501"
 
 LOCK_TROUBLE: Final = ("55P03", "40P01")
 """Not available in time, or a deadlock with whoever locks in another order."""
@@ -43,7 +50,7 @@ class Migration(NamedTuple):
 
 
 def upgrade(url: str) -> Migration:
-    """Bring the schema to the newest revision; raises DatabaseUnavailable, SchemaLocked or UnknownSchema."""
+    """Bring the schema to the newest revision; raises DatabaseUnavailable or another DatabaseError."""
     return _migrate(url, lambda config: command.upgrade(config, "head"))
 
 
@@ -60,8 +67,19 @@ def _migrate(url: str, walk: Callable[[Config], None]) -> Migration:
     try:
         with database.transaction() as connection:
             return _walk_alone(connection, walk)
-    except OperationalError as error:
-        if getattr(error.orig, "sqlstate", None) not in LOCK_TROUBLE:
+    except DBAPIError as error:
+        state = sqlstate_of(error)
+        if state in FOREIGN_TABLES:
+            raise UnknownSchema(
+                f"the database of {database.safe_url} has something of the same name that is not Lorayard's "
+                f"({reason_of(error)}): give Lorayard a database of its own"
+            ) from error
+        if state == NO_RIGHT:
+            raise SchemaRefused(
+                f"the schema of {database.safe_url} may not be changed ({reason_of(error)}): grant the user "
+                "CREATE on its schema, or migrate as the owner"
+            ) from error
+        if state not in LOCK_TROUBLE:
             raise
         raise SchemaLocked(
             f"the schema of {database.safe_url} is locked by another session: "
@@ -75,13 +93,14 @@ def _walk_alone(connection: Connection, walk: Callable[[Config], None]) -> Migra
     _wait_at_most(connection, OTHER_MIGRATOR_TIMEOUT_S)
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_KEY})
     _wait_at_most(connection, TABLE_LOCK_TIMEOUT_S)
+    if (refusal := refusal_of(connection)) is not None:
+        raise UnknownSchema(f"the database cannot be used: {refusal}")
     config, before = alembic_config(connection), current_revision(connection)
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if before is not None and before not in known:
         raise UnknownSchema(
             f"the database is at schema revision {before!r}, which this release does not know "
-            f"(it knows {min(known)} to {max(known)}): migrate with the later release that made it, "
-            "or, if it belongs to another application, give Lorayard a database of its own"
+            f"(it knows {min(known)} to {max(known)}): migrate with the later release that made it"
         )
     walk(config)
     return Migration(before, current_revision(connection))

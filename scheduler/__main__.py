@@ -6,9 +6,11 @@ import sys
 
 from db.errors import DatabaseError
 from db.secrets import SecretBox
+from db.server_check import require_usable_ledger
 from db.settings import SecretSettings
 from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings, run_service
 from lorayard.process.logs import configure_logs
+from lorayard.process.server_check import require_usable_redis
 from lorayard.process.stop_request import StopRequest
 from scheduler.process import Scheduler
 from scheduler.settings import SchedulerSettings
@@ -30,6 +32,8 @@ def main() -> int:
         return BAD_ENVIRONMENT
     stopping = StopRequest()
     stopping.listen()
+    require_usable_redis("scheduler", settings.redis_url)
+    require_usable_ledger("scheduler", settings.database_url.get_secret_value())
     return 0 if scheduler.run(stopping) else GAVE_UP
 
 

@@ -42,16 +42,21 @@ class AdmissionPublisher:
         self._clock = clock
         self._figures = context.script("publish_figures")
         self._mirror = context.script("mirror_catalogue")
+        self._pool = context.script("publish_pool")
 
     def publish(self) -> None:
-        """Publish the figures, and the catalogue if Redis has another version of it than the ledger."""
+        """Publish the figures, and the catalogue if Redis has another version of it than the ledger.
+
+        What Redis had no room for before is told now, if nothing was acknowledged since.
+        """
+        self._context.tell()
         mirrored = self._publish_figures()
         if mirrored != self._catalogue.version:
             self._mirror_catalogue()
 
     def publish_pool(self) -> None:
         """Publish the pool; a name that a former life of Redis forgot comes back with the next one."""
-        self._context.redis.hset(POOLS_KEY, self._info.pool, self._info.model_dump_json())
+        self._pool([POOLS_KEY], [self._info.pool, self._info.model_dump_json()])
 
     def retry_after_s(self) -> float:
         """Predict when a full backlog will have room."""

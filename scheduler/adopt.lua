@@ -9,6 +9,6 @@ local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local published = redis.call('HGET', KEYS[3], 'published_ms')
 if published and now_ms - tonumber(published) <= tonumber(ARGV[2]) then return {ledger, published} end
+redis.call('DEL', KEYS[1])  -- first, for a Redis at its memory limit
 redis.call('SET', KEYS[2], ARGV[1])
-redis.call('DEL', KEYS[1])
 return {ledger, ''}

@@ -66,16 +66,12 @@ class Control:
         self.cancel(cancels)
         asked = list(dict.fromkeys(message.job_id for message in messages if message.reply_to))
         known, left = self.context.transact(lambda connection: _look_up(connection, asked))
-        pipeline = self.context.redis.pipeline(transaction=False)
-        send_replies(
-            pipeline,
-            [
-                (m.reply_to, _answer_to(m, known.get(m.job_id), has_left=m.job_id in left))
-                for m in messages
-                if m.reply_to is not None
-            ],
-        )
-        pipeline.execute()
+        answers = [
+            (m.reply_to, _answer_to(m, known.get(m.job_id), has_left=m.job_id in left))
+            for m in messages
+            if m.reply_to is not None
+        ]
+        self.context.tell(lambda pipeline: send_replies(pipeline, answers))
 
     def _follow(self, outcomes: Sequence[tuple[UUID, CancelOutcome]]) -> None:
         running: dict[str, list[UUID]] = {}
@@ -93,7 +89,7 @@ class Control:
             return
         command = Command(kind="cancel", term=self.context.term, job_ids=tuple(job_ids))
         stream = self.context.keys.commands(incarnation)
-        self.context.redis.xadd(stream, command.to_entry(), maxlen=MAX_COMMANDS)
+        self.context.tell(lambda pipeline: pipeline.xadd(stream, command.to_entry(), maxlen=MAX_COMMANDS))
 
 
 def _read(entry: StreamEntry) -> ControlMessage | None:

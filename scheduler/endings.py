@@ -39,6 +39,4 @@ class Endings:
                 error_code=job.result.error.code if job.result.error else None,
             )
         self.flower.ended(ended)
-        pipeline = self.context.redis.pipeline(transaction=False)
-        announce(pipeline, ended)
-        pipeline.execute()
+        self.context.tell(lambda pipeline: announce(pipeline, ended))

@@ -5,6 +5,7 @@
 -- Reply {our term, the ledger that counts}
 local ledger = redis.call('GET', KEYS[2])
 if ledger and ledger ~= ARGV[2] then return {tonumber(ARGV[1]), ledger} end
+redis.call('DEL', KEYS[1])  -- first, for a Redis at its memory limit
 redis.call('SET', KEYS[1], ARGV[1])
 redis.call('SET', KEYS[2], ARGV[2])
 return {tonumber(ARGV[1]), ARGV[2]}

@@ -151,7 +151,7 @@ class Intake:
         is_news = self.context.transact(put_aside)
         logger.error("intake.put_aside", stream=entry.stream, entry_id=entry.entry_id, error=reason[:300])
         if answer is not None and is_news:
-            send_replies(self.context.redis, [answer])
+            self.context.tell(lambda pipeline: send_replies(pipeline, [answer]))
 
     def _announce(self, verdicts: Sequence[IntakeVerdict]) -> None:
         replies = [
@@ -159,10 +159,7 @@ class Intake:
             for verdict in verdicts
             if verdict.job.reply_to and (reply := _reply(verdict, self.context.pool)) is not None
         ]
-        if replies:
-            pipeline = self.context.redis.pipeline(transaction=False)
-            send_replies(pipeline, replies)
-            pipeline.execute()
+        self.context.tell(lambda pipeline: send_replies(pipeline, replies))
 
     def _show(self, verdicts: Sequence[IntakeVerdict]) -> None:
         for verdict in verdicts:

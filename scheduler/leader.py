@@ -14,6 +14,7 @@ from db.repositories.backlog import BacklogRepository
 from db.repositories.leases import LeaseRepository
 from lorayard.process.restarts import RestartBudget
 from lorayard.process.stop_request import StopRequest
+from lorayard.transport.refusals import is_out_of_memory
 from scheduler.adapter_collector import AdapterCollector
 from scheduler.admission_publisher import AdmissionPublisher
 from scheduler.control import Control
@@ -22,7 +23,7 @@ from scheduler.fleet import Fleet
 from scheduler.housekeeping import Housekeeping
 from scheduler.intake import Intake
 from scheduler.leader_context import LeaderContext
-from scheduler.outages import is_outage, is_passing
+from scheduler.outages import is_outage, is_passing, told
 from scheduler.periodic import PeriodicTask
 from scheduler.policies import plan
 from scheduler.queue_feed import QueueFeed
@@ -42,6 +43,9 @@ RETENTION_PAUSE_S: Final = 1.0
 
 FIRST_RETRY_S: Final = 0.05
 LAST_RETRY_S: Final = 2.0
+
+FULL_PAUSE_S: Final = 1.0
+"""So long is nothing dispatched into a Redis at its memory limit, while what it holds is read and deleted."""
 
 logger = structlog.get_logger(__name__)
 
@@ -89,6 +93,8 @@ class Leader:
     periodic: PeriodicTasks = field(default_factory=PeriodicTasks)
     has_dispatched: bool = False
     """A round went out, and workers may have room for another one."""
+    dispatch_from: float = 0.0
+    """Nothing is dispatched before, on the loop's clock: Redis had no room for it."""
     failure: Exception | None = None
     """The first failure of its own in this turn."""
 
@@ -151,7 +157,8 @@ class Leader:
         self._deal_with(self.streams.read(self._block_ms()))
         self._part("revokes", lambda: self.control.cancel(self.batches.jobs_of(self.revokes.take())))
         self._part("queue", self.queue.fill)
-        self._part("dispatch", self._dispatch)
+        if self.clock() >= self.dispatch_from:
+            self._part("dispatch", self._dispatch)
         self._recurring(self.clock())
         if self.failure is not None:
             raise self.failure
@@ -223,6 +230,8 @@ class Leader:
     def _note_failure(self, error: Exception) -> None:
         if is_ledger_outage(error) and fault_of(error) is Fault.SERVER:
             self.keeper.contact_lost()
+        if is_out_of_memory(error):
+            self.dispatch_from = self.clock() + FULL_PAUSE_S
         logger.error(
-            "leader.failed", term=self.context.term, error=explain(error), exc_info=not is_outage(error)
+            "leader.failed", term=self.context.term, error=told(error), exc_info=not is_outage(error)
         )

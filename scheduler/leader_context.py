@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
+import structlog
 from redis import Redis
 from sqlalchemy import Connection
 
@@ -15,8 +18,39 @@ from db.database import Database
 from db.errors import Deposed, ForeignLedger
 from db.repositories.terms import TermRepository
 from lorayard.contract.keys import PoolKeys
+from lorayard.transport.refusals import is_out_of_memory
+from lorayard.transport.server_check import UnusableRedis, look_at
 
 T = TypeVar("T")
+
+MAX_UNTOLD: Final = 5_000
+"""Commands kept while Redis has no room for them, of at most about 10 KB; clients look up what they miss."""
+
+logger = structlog.get_logger(__name__)
+
+
+class Untold:
+    """Mutable: commands that Redis had no room for, the oldest of which give way."""
+
+    def __init__(self) -> None:
+        self._commands: deque[tuple[Any, ...]] = deque(maxlen=MAX_UNTOLD)
+
+    def keep(self, commands: Sequence[tuple[Any, ...]]) -> None:
+        """Keep them behind those that are kept already."""
+        if lost := max(0, len(self._commands) + len(commands) - MAX_UNTOLD):
+            logger.warning("leader.untold_dropped", commands=lost)
+        self._commands.extend(commands)
+
+    @contextmanager
+    def taken(self) -> Iterator[list[tuple[Any, ...]]]:
+        """Hand them out to be sent; after a failure they are kept again."""
+        commands = list(self._commands)
+        self._commands.clear()
+        try:
+            yield commands
+        except BaseException:
+            self._commands.extendleft(reversed(commands))
+            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +62,7 @@ class LeaderContext:
     ledger: UUID
     database: Database
     redis: Redis
+    untold: Untold = field(default_factory=Untold)
 
     @property
     def keys(self) -> PoolKeys:
@@ -42,6 +77,27 @@ class LeaderContext:
             return work(connection)
 
         return self.database.run(under_term)
+
+    def tell(self, fill: Callable[[Redis], object] = lambda _pipeline: None) -> None:
+        """Send what `fill` puts into a pipeline, and what is untold; raises redis-py's errors.
+
+        What a Redis at its memory limit has no room for is kept, and goes out with what makes room: the
+        leader may acknowledge and delete although it could not tell.
+        """
+        with self.untold.taken() as commands:
+            pipeline = self.redis.pipeline(transaction=False)
+            for words in commands:
+                pipeline.execute_command(*words)  # type: ignore[no-untyped-call]
+            fill(pipeline)
+            sent = [words for words, _ in pipeline.command_stack]
+            answers = pipeline.execute(raise_on_error=False)
+            refused = _refused(sent, answers)
+            failures = [one for one in answers if isinstance(one, Exception) and not is_out_of_memory(one)]
+            if failures:
+                raise failures[0]
+        if len(refused) > len(commands):
+            logger.warning("leader.redis_full", untold=len(refused))
+        self.untold.keep(refused)
 
     def script(self, name: str) -> GuardedScript:
         """Prepare a script of this room that begins with `guard.lua`."""
@@ -63,8 +119,11 @@ class LeaderContext:
         """Write the term into Redis while the ledger vouches for it, so that older leaders' writes fail.
 
         The ledger decides: a higher term in Redis is left from what the same ledger has forgotten.
-        Raises ForeignLedger if Redis has the pool for another one.
+        Raises ForeignLedger if Redis has the pool for another one, and UnusableRedis if the server, which may
+        be another one than before an outage, must not be given jobs.
         """
+        if (refusal := look_at(self.redis).refusal) is not None:
+            raise UnusableRedis(f"Redis cannot be used: {refusal}")
         keys = [self.keys.term, self.keys.ledger]
         enter = self.redis.register_script(lua("enter"))
         reply = self.transact(lambda _: enter(keys=keys, args=[self.term, str(self.ledger)]))
@@ -87,6 +146,16 @@ class GuardedScript:
         )
         context.heard_of_term(int(reply[0]), reply[1].decode())
         return reply[2:]
+
+
+def _refused(sent: Sequence[tuple[Any, ...]], answers: Sequence[object]) -> list[tuple[Any, ...]]:
+    """Find what Redis had no room for, with the life span of what is not there without it."""
+    keys = {words[1] for words, answer in zip(sent, answers, strict=True) if is_out_of_memory(answer)}
+    return [
+        words
+        for words, answer in zip(sent, answers, strict=True)
+        if is_out_of_memory(answer) or (words[0] == "EXPIRE" and words[1] in keys)
+    ]
 
 
 def lua(name: str) -> str:

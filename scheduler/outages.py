@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from kombu.exceptions import OperationalError as BrokerError
+from redis.exceptions import RedisError
 
 from db.errors import Deposed
-from db.judge import is_ledger_outage
+from db.judge import explain, is_ledger_outage
 from lorayard.transport.outages import is_redis_outage
+from lorayard.transport.refusals import explained
 
 
 def is_outage(error: BaseException) -> bool:
@@ -17,3 +19,8 @@ def is_outage(error: BaseException) -> bool:
 def is_passing(error: BaseException) -> bool:
     """Whether it is an outage, or the end of the term: the leader's affair, whatever it was about to do."""
     return is_outage(error) or isinstance(error, Deposed)
+
+
+def told(error: BaseException) -> str:
+    """Tell an error in one line for a log, with the remedy if Redis or the ledger's schema is to blame."""
+    return explained(error) if isinstance(error, RedisError) else explain(error)

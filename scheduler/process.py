@@ -22,7 +22,7 @@ from lorayard.process.restarts import RestartBudget
 from lorayard.process.stop_request import StopRequest
 from lorayard.server.celery_app import make_app
 from lorayard.server.flower_events import JobEvents
-from lorayard.transport.redis_url import connect
+from lorayard.transport.connections import for_service
 from scheduler.adapter_collector import AdapterCollector
 from scheduler.admission_publisher import AdmissionPublisher
 from scheduler.catalogue import Catalogue
@@ -51,7 +51,6 @@ from scheduler.worker_events import WorkerEvents
 FOLLOWER_POLL_S: Final = 0.25
 RETRY_S: Final = 1.0
 TERM_TIMEOUT_MS: Final = 2000
-REDIS_TIMEOUT_S: Final = 10.0
 
 logger = structlog.get_logger(__name__)
 
@@ -91,12 +90,7 @@ class Scheduler:
             lock_timeout_ms=TERM_TIMEOUT_MS,
             name="lorayard-term",
         )
-        self._redis: Redis = connect(
-            settings.redis_url,
-            socket_timeout=REDIS_TIMEOUT_S,
-            socket_connect_timeout=REDIS_TIMEOUT_S,
-            health_check_interval=25,
-        )
+        self._redis: Redis = for_service(settings.redis_url)
         self._app: Celery = make_app(settings.redis_url)
         # Jobs show as sent one by one, and micro-batches as soon as their worker has them.
         self._app.conf.task_send_sent_event = False

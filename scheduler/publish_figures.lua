@@ -6,6 +6,7 @@
 -- Replies further: version of the catalogue mirrored here or '-1'
 local time = redis.call('TIME')
 local now_ms = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+redis.call('HDEL', KEYS[3], 'published_ms')  -- first, for a Redis at its memory limit
 redis.call('HSET', KEYS[3], 'ledger_room', ARGV[3], 'max_entries', ARGV[4], 'max_bytes', ARGV[5],
            'retry_after_s', ARGV[6], 'published_ms', now_ms)
 return {ours, ARGV[2], redis.call('HGET', KEYS[3], 'catalogue_version') or '-1'}

@@ -7,7 +7,6 @@ from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 from redis import Redis
-from redis.exceptions import ResponseError
 
 from lorayard.contract.keys import INTAKE_GROUP
 from lorayard.contract.messages import BODY_FIELD
@@ -56,15 +55,11 @@ class LeaderStreams:
         self._events = keys.worker_events
         self._all = (*keys.all_jobs, keys.control, keys.worker_events)
         self._acknowledge = context.script("acknowledge")
+        self._make_groups = context.script("make_groups")
 
     def ensure_groups(self) -> None:
         """Make the consumer groups if they are missing, from the first entry on."""
-        for stream in self._all:
-            try:
-                self._redis.xgroup_create(stream, INTAKE_GROUP, id="0", mkstream=True)
-            except ResponseError as error:
-                if not str(error).startswith("BUSYGROUP"):
-                    raise
+        self._make_groups(self._all, [INTAKE_GROUP])
 
     def read(self, block_ms: int | None) -> StreamBatch:
         """Read what is new; with nothing there, wait for as long as allowed (None: not at all)."""
@@ -77,14 +72,17 @@ class LeaderStreams:
         return self._sort(self._reclaim_one(stream) for stream in self._all)
 
     def acknowledge(self, entries: Sequence[StreamEntry]) -> None:
-        """Take entries off for good; raises Deposed if they are another leader's."""
+        """Take entries off for good, and tell what is untold; raises Deposed if they are another leader's."""
         by_stream = sorted(entries, key=lambda entry: entry.stream)
         for stream, group in groupby(by_stream, key=lambda entry: entry.stream):
             counted = stream in self._jobs
-            arguments: list[Any] = [INTAKE_GROUP]
+            read: list[Any] = []
             for entry in group:
-                arguments += (entry.entry_id, entry.num_bytes if counted else 0)
-            self._acknowledge([self._context.keys.intake_bytes, stream], arguments)
+                read += (entry.entry_id, entry.num_bytes if counted else 0)
+            with self._context.untold.taken() as untold:
+                words = [word for command in untold for word in (len(command), *command)]
+                arguments = [INTAKE_GROUP, len(read) // 2, *read, *words]
+                self._acknowledge([self._context.keys.intake_bytes, stream], arguments)
 
     def _reclaim_one(self, stream: str) -> Iterator[StreamEntry]:
         cursor: Any = "0-0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -11,16 +12,38 @@ from celery import Celery
 from celery.apps.worker import EX_OK
 from celery.exceptions import OperationalError as CeleryOperationalError
 from celery.worker import WorkController, state
+from celery.worker.consumer import Consumer
 from kombu.exceptions import OperationalError
 from kombu.serialization import registry
 from kombu.utils.json import dumps
+from redis.exceptions import RedisError, ResponseError
 
 from lorayard.contract.keys import worker_queue
 from workers.pool import BatchesInFlight, TaskPool, pool_for
 
 CONNECT_S: Final = 2.0
+REFUSED_PAUSE_S: Final = 1.0
 
 logger = structlog.get_logger(__name__)
+
+
+class _Consumer(Consumer):
+    """Celery's consumer, which otherwise begins anew at once, and again and again, while Redis refuses."""
+
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        """Pause after a refusal; a connection that cannot be made has pauses already."""
+        super().on_connection_error_before_connected(exc)
+        _pause_if_refused(exc)
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Pause after a refusal, as before."""
+        super().on_connection_error_after_connected(exc)
+        _pause_if_refused(exc)
+
+
+def _pause_if_refused(error: Exception) -> None:
+    if isinstance(error, ResponseError):
+        time.sleep(REFUSED_PAUSE_S)
 
 
 class _Controller(WorkController):
@@ -55,6 +78,7 @@ class CeleryWorker:
             hostname=hostname,
             queues=[self._queue],
             pool_cls=pool_for(batches),
+            consumer_cls=_Consumer,
             concurrency=max_num_seqs,
             ready_callback=lambda _consumer: on_ready(),
             without_mingle=True,
@@ -90,7 +114,7 @@ class CeleryWorker:
                 # The transport removes only those bindings that this connection knows of.
                 queue.declare()
                 queue.delete()
-        except (OperationalError, CeleryOperationalError, OSError) as error:
+        except (OperationalError, CeleryOperationalError, RedisError, OSError) as error:
             logger.warning("queue.not_deleted", queue=self._queue, error=str(error))
 
 

@@ -11,8 +11,10 @@ from dataclasses import asdict
 import structlog
 
 from db.records import WorkerDevice
+from db.server_check import require_usable_ledger
 from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings
 from lorayard.process.logs import configure_logs
+from lorayard.process.server_check import require_usable_redis
 from lorayard.process.stop_request import StopRequest
 from workers.engine.core.config import EngineConfig
 from workers.engine.core.engine_info import EngineInfo
@@ -42,6 +44,8 @@ def main() -> int:
     logging.getLogger("celery.worker.control").setLevel(logging.ERROR)
     stop = StopRequest()
     stop.listen()
+    require_usable_redis("workers", settings.redis_url)
+    require_usable_ledger("workers", settings.database_url)
     _reap_leftovers()
     try:
         engine = EngineProcess(_engine_config(settings), log_fields={"process": "engine", **log_fields})

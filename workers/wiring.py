@@ -10,9 +10,8 @@ from redis import Redis
 from db.database import MAX_HOLD_MS, Database
 from db.records import PoolRow, WorkerDevice, WorkerLimits
 from lorayard.contract.keys import PoolKeys
-from lorayard.server.celery_app import BROKER_SOCKETS
 from lorayard.server.flower_events import JobEvents
-from lorayard.transport.redis_url import connect
+from lorayard.transport.connections import for_service
 from workers.app import app
 from workers.attempts import AttemptTable
 from workers.celery_worker import CeleryWorker, is_revoked
@@ -64,7 +63,7 @@ class Wiring:
 
     def parts(self, engine: EngineProcess) -> Parts:
         """Make all of them, each after those that it is given."""
-        redis = self._redis()
+        redis = for_service(self.settings.redis_url)
         status = EngineStatus(Capacity(self.info.max_num_seqs, self.info.num_kv_blocks))
         health = LedgerHealth()
         limit = ProgressLimit(start_s=self.settings.engine_start_s)
@@ -72,7 +71,7 @@ class Wiring:
             self.incarnation, status, lambda: health.takes_work and not limit.is_late
         )
         publisher = self._publisher(redis, builder)
-        tokens = TokenWriter(self._redis())
+        tokens = TokenWriter(for_service(self.settings.redis_url))
         attempts = AttemptTable(lambda _task_id: celery.wake())  # nothing wakes it before it is there
         committer = self._committer(attempts, publisher, health)
         host = self._host(engine, attempts, committer, publisher, tokens, status, limit)
@@ -83,9 +82,6 @@ class Wiring:
         return Parts(
             attempts, host, committer, builder, publisher, tokens, registration, lease, commands, celery
         )
-
-    def _redis(self) -> Redis:
-        return connect(self.settings.redis_url, **BROKER_SOCKETS)
 
     def _publisher(self, redis: Redis, builder: WorkerEventBuilder) -> EventPublisher:
         events = JobEvents(app, self.hostname)

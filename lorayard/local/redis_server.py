@@ -6,16 +6,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from lorayard.local.binaries import find_redis_server
 from lorayard.local.child import ChildSpec
 from lorayard.local.part import Server, Spawn
 from lorayard.local.ports import LOOPBACK, free_port
 from lorayard.local.private_files import new_password, read_or_create, write_private
-from lorayard.transport.redis_url import connect
-from lorayard.transport.refusals import remedy_of, sentence_of
+from lorayard.transport.connections import for_probe
+from lorayard.transport.refusals import explained
+from lorayard.transport.server_check import look_at
 
 _DATABASES = 64
 # Redis' default of 8 MB for 60 s cuts off Flower in a burst of task events (seen with 160,000 of them).
@@ -95,11 +94,10 @@ def answers_ping(url: str) -> bool:
 
 def ping_refusal(url: str) -> str | None:
     """Return why a Redis at `url` cannot be used, with the remedy; None if it answers. Raises ValueError."""
-    once = Retry(NoBackoff(), 0)  # the client's default would hold a probe of a dead server for seconds
-    with connect(url, retry=once, socket_connect_timeout=1.0, socket_timeout=1.0) as client:
+    with for_probe(url) as client:
         try:
             client.ping()
+            refusal = look_at(client).refusal
         except redis.RedisError as error:
-            remedy = remedy_of(error)
-            return f"{sentence_of(error)}; {remedy}" if remedy else sentence_of(error)
-    return None
+            return explained(error)
+    return refusal

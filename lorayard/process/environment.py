@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 from pydantic import AfterValidator, ValidationError
 from pydantic_core import PydanticCustomError
@@ -38,8 +38,13 @@ def readable_settings(program: str) -> Iterator[None]:
         message = settings_message(error)
         if message is None:
             raise
-        print(f"{program}: {message}", file=sys.stderr)  # noqa: T201 - before there is a log
-        raise SystemExit(BAD_ENVIRONMENT) from error
+        refuse(program, message)
+
+
+def refuse(program: str, message: str) -> NoReturn:
+    """End the process with one clear line: starting it again as it is would not help."""
+    print(f"{program}: {message}", file=sys.stderr)  # noqa: T201 - before there is a log
+    raise SystemExit(BAD_ENVIRONMENT)
 
 
 class RefusalSettings(BaseSettings):

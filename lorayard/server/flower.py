@@ -14,6 +14,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+import structlog
+from celery.events.receiver import EventReceiver
 from flower.api.control import ControlHandler
 from flower.app import Flower
 from flower.events import Events
@@ -30,13 +32,20 @@ from tornado.web import RequestHandler
 
 from lorayard.contract.addresses import Password, RedisPassword
 from lorayard.process.environment import readable_settings
-from lorayard.process.logs import configure_logs
+from lorayard.process.logs import configure_logs, worded
+from lorayard.process.server_check import require_usable_redis
 from lorayard.server.celery_app import make_app
 from lorayard.server.flower_gate import CANCEL, FlowerGate, Refusal
 from lorayard.transport.redis_url import RedisUrl
 
 GAVE_UP: Final = 1
 MAX_WAITING_EVENTS: Final = 2_000
+BLOCKING_THREADS: Final = 4
+"""Each asks workers, or the broker, something for a page."""
+
+RETRY_S: Final = 1.0
+
+logger = structlog.get_logger(__name__)
 """Read and not yet shown; what else comes waits in Redis, which cuts a reader off that is too slow."""
 
 MAX_WORKERS: Final = 1000
@@ -88,6 +97,8 @@ class FlowerSettings(RedisPassword):
 
 class GuardedFlower(Flower):  # type: ignore[misc]
     """Flower's Tornado application with the gate before all that it serves."""
+
+    max_workers = BLOCKING_THREADS
 
     def __init__(self, gate: FlowerGate, *, may_cancel: bool, **flower: Any) -> None:
         self._gate = gate
@@ -146,6 +157,21 @@ class BoundedEvents(Events):  # type: ignore[misc]
     def __init__(self, *arguments: Any, **fields: Any) -> None:
         super().__init__(*arguments, **fields)
         self._room = threading.BoundedSemaphore(MAX_WAITING_EVENTS)
+
+    def run(self) -> None:
+        """Read events while the process lives; Flower's own pauses in an outage get ever longer."""
+        while True:
+            try:
+                self.read()
+            except Exception as error:  # noqa: BLE001 - kombu raises many kinds; the next try begins anew
+                logger.warning("flower.no_events", error=worded(error))
+                time.sleep(RETRY_S)
+
+    def read(self) -> None:
+        """Read events until the connection fails."""
+        with self.capp.connection() as connection:
+            receiver = EventReceiver(connection, handlers={"*": self.on_event}, app=self.capp)
+            receiver.capture(limit=None, timeout=None, wakeup=True)
 
     def on_event(self, event: dict[str, Any]) -> None:
         """Hand an event to the thread that remembers; called by the one that reads, which waits for it."""
@@ -209,6 +235,7 @@ def main() -> int:
     with readable_settings("lorayard.server.flower"):
         settings = FlowerSettings()
     configure_logs(process="flower")
+    require_usable_redis("lorayard.server.flower", settings.redis_url)
     logging.getLogger("tornado.access").setLevel(logging.ERROR)  # a refusal is no fault
     asyncio.set_event_loop(asyncio.new_event_loop())
     flower = make_flower(settings)

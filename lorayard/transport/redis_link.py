@@ -7,12 +7,11 @@ from contextlib import contextmanager
 
 from redis import Redis
 from redis import exceptions as redis_errors
-from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.retry import Retry
 
 from lorayard.contract.errors import Unavailable
 from lorayard.contract.wording import without_password
-from lorayard.transport.redis_url import connect, valid_redis_url
+from lorayard.transport.connections import for_blocking_reads, for_commands
+from lorayard.transport.redis_url import valid_redis_url
 from lorayard.transport.refusals import remedy_of, sentence_of
 
 _REMEDY = "check that it runs and that LORAYARD_REDIS_URL points at it; `lorayard up` starts one"
@@ -23,8 +22,6 @@ _PERHAPS_SENT = (
 
 _MIN_READ_TIMEOUT_S = 2.0
 """A blocking read that comes back late is no sign of a lost server."""
-_MAX_CONNECTIONS = 10_000
-"""One a thread at work; redis-py's own bound of 100 would fail the 101st thread."""
 
 
 class RedisLink:
@@ -37,9 +34,7 @@ class RedisLink:
             raise Unavailable(str(error)) from None
         self._timeout_s = timeout_s
         self.display_url = without_password(url)
-        # Only refused connections are tried again: a timeout repeated would multiply the caller's wait.
-        retry = Retry(ExponentialBackoff(cap=0.5, base=0.05), 3, (redis_errors.ConnectionError,))
-        self.commands = self._connect(retry, timeout_s)
+        self.commands = for_commands(self._url, timeout_s)
 
     def for_blocking_reads(self, block_s: float, within_s: float | None = None) -> Redis:
         """Make a connection pool of its own for a thread that deals with lost connections itself.
@@ -47,7 +42,7 @@ class RedisLink:
         A server that is silent is given up after `within_s`, if that is sooner than it would be anyway.
         """
         timeout_s = block_s + max(self._timeout_s, _MIN_READ_TIMEOUT_S)
-        return self._connect(Retry(NoBackoff(), 0, ()), min(timeout_s, within_s or timeout_s))
+        return for_blocking_reads(self._url, min(timeout_s, within_s or timeout_s), self._timeout_s)
 
     def close(self) -> None:
         """Close the pooled connections."""
@@ -60,16 +55,6 @@ class RedisLink:
             yield
         except redis_errors.RedisError as error:
             raise self._unavailable(error, sends) from error
-
-    def _connect(self, retry: Retry, timeout_s: float) -> Redis:
-        return connect(
-            self._url,
-            retry=retry,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=min(self._timeout_s, timeout_s),
-            socket_keepalive=True,
-            max_connections=_MAX_CONNECTIONS,
-        )
 
     def _unavailable(self, error: redis_errors.RedisError, sends: bool) -> Unavailable:
         reason = sentence_of(error)

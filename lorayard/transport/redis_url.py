@@ -31,7 +31,8 @@ def connect(url: str, **options: Any) -> Redis:
     """
     settings = _settings(url)
     if "path" in settings:  # a socket of this machine needs none, and redis-py's refuses to be told
-        options.pop("socket_keepalive", None)
+        for name in ("socket_keepalive", "socket_keepalive_options"):
+            options.pop(name, None)
     return Redis.from_url(url.partition("?")[0], **{"protocol": 2} | options | settings)
 
 

@@ -46,6 +46,23 @@ def sentence_of(error: redis_errors.RedisError) -> str:
     return f"{code} {said}" if code and code != "ERR" and not said.startswith(code) else said
 
 
+def is_out_of_memory(answer: object) -> bool:
+    """Whether it is an error of a Redis at its memory limit, which still reads and deletes.
+
+    kombu's errors are judged by what caused them.
+    """
+    if isinstance(answer, redis_errors.ResponseError):
+        found = _CODES.search(sentence_of(answer))
+        return found is not None and found[1] == "OOM"
+    return isinstance(answer, BaseException) and is_out_of_memory(answer.__cause__)
+
+
+def explained(error: redis_errors.RedisError) -> str:
+    """Tell an error in one line, with the remedy if the server refused."""
+    remedy = remedy_of(error)
+    return f"{sentence_of(error)}; {remedy}" if remedy else sentence_of(error)
+
+
 def remedy_of(error: redis_errors.RedisError) -> str | None:
     """Tell what helps against a refusal; None if the server did not answer at all."""
     said = sentence_of(error)

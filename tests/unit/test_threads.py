@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -36,14 +37,24 @@ SERVICE_THREADS = {
 """Each is made to fail in tests/integration: once, and service goes on; forever, and the process drains."""
 
 
+@cache
+def written() -> list[tuple[str, ast.Call | ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Read the product, once: its calls and functions, each with its file."""
+    return [
+        (str(path.relative_to(ROOT)), node)
+        for room in PRODUCT
+        for path in sorted((ROOT / room).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.Call, ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+
+
 def calls(name: str) -> dict[str, list[ast.Call]]:
     """Find the calls of a name, or of an attribute of that name, by file."""
     found: dict[str, list[ast.Call]] = {}
-    for room in PRODUCT:
-        for path in (ROOT / room).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Call) and _called(node.func) == name:
-                    found.setdefault(str(path.relative_to(ROOT)), []).append(node)
+    for file, node in written():
+        if isinstance(node, ast.Call) and _called(node.func) == name:
+            found.setdefault(file, []).append(node)
     return found
 
 

@@ -8,6 +8,7 @@ import sys
 from db import Database, DatabaseSettings
 from db.database import MAX_HOLD_MS
 from db.secrets import SecretBox
+from db.server_check import require_usable_ledger
 from db.settings import SecretSettings
 from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings, run_service
 from lorayard.process.logs import configure_logs
@@ -62,6 +63,7 @@ def main() -> int:
         return BAD_ENVIRONMENT
     stop = StopRequest()
     stop.listen()  # asyncio's own handlers go with its loop, and a second signal would kill what has drained
+    require_usable_ledger("workers.webhooks", ledger.database_url.get_secret_value())
     database = Database.from_settings(ledger, lock_timeout_ms=MAX_HOLD_MS, name="lorayard-webhooks")
     lease = ledger.model_copy(update={"database_pool_size": 1})
     lease_database = Database.from_settings(lease, lock_timeout_ms=MAX_HOLD_MS, name="lorayard-webhooks")

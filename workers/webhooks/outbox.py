@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 from uuid import UUID, uuid4
 
 from sqlalchemy import Connection
@@ -18,6 +18,8 @@ from db.repositories.tenants import TenantRepository
 from db.repositories.webhooks import MAX_TENANTS, WebhookRepository
 from workers.webhooks.schedule import DeliveryAttempt, DeliveryVerdict
 
+T = TypeVar("T")
+
 OUTAGE_PAUSE_S: Final = 0.5
 
 
@@ -28,6 +30,10 @@ class Claimed(NamedTuple):
     secrets: Mapping[str, tuple[bytes, ...]]
     after: str
     """The tenant behind whom the next claim goes on; empty when all have been looked at."""
+
+
+LEDGER_THREADS: Final = 5
+"""As many as the ledger has connections by default: with more, a statement would only wait there."""
 
 
 class Outbox:
@@ -43,6 +49,7 @@ class Outbox:
         self._lease_database = lease_database
         self._lease_s = lease_s
         self._lease_thread = ThreadPoolExecutor(1, "webhook-lease")
+        self._ledger_threads = ThreadPoolExecutor(LEDGER_THREADS, "webhook-ledger")
 
     async def renew(self) -> int:
         """Hold on to what is claimed; returns how many deliveries of relays that are gone came free."""
@@ -87,7 +94,7 @@ class Outbox:
                 return Claimed(deliveries, secrets, max(names, key=seen.index))
             return Claimed(deliveries, secrets, seen[-1] if len(seen) >= MAX_TENANTS else "")
 
-        return await asyncio.to_thread(self._database.run, claim)
+        return await self._in_ledger(claim)
 
     async def finish(
         self, delivery: Delivery, verdict: DeliveryVerdict, attempt: DeliveryAttempt, patience_s: float
@@ -109,7 +116,7 @@ class Outbox:
         deadline = time.monotonic() + patience_s
         while True:
             try:
-                return await asyncio.to_thread(self._database.run, finish)
+                return await self._in_ledger(finish)
             except Exception as error:
                 if not is_ledger_outage(error):
                     raise
@@ -124,4 +131,9 @@ class Outbox:
         def release(connection: Connection) -> set[UUID]:
             return WebhookRepository(connection).release(claims)
 
-        await asyncio.to_thread(self._database.run, release)
+        await self._in_ledger(release)
+
+    async def _in_ledger(self, work: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(
+            self._ledger_threads, self._database.run, work
+        )

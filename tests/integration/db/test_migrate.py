@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +17,13 @@ from sqlalchemy import Connection, text
 from db import Database
 from db.database import parse_url
 from db.errors import SchemaLocked, UnknownSchema
-from db.migrate import alembic_config, current_revision, main, upgrade
+from db.migrate import alembic_config, main, upgrade
 from db.models import Table
 from db.records import JobAttempt
 from db.repositories.backlog import BacklogRepository
 from db.repositories.leases import LeaseRepository
 from db.repositories.workers import WorkerRepository
+from db.server_check import judge, require_usable_ledger
 from tests.integration.db.ledger import POOL, Ledger
 
 CATALOGUE = """
@@ -155,18 +157,49 @@ def test_a_schema_that_stays_locked_is_an_error_that_says_so(
     database.dispose()
 
 
-def test_a_schema_of_somebody_else_is_left_alone_and_told(empty_database_url: str) -> None:
+@pytest.mark.parametrize(
+    ("theirs", "told"),
+    [
+        (
+            "CREATE TABLE alembic_version AS SELECT 'd259a9bca9e7' AS version_num",
+            r"alembic_version \('d259a9bca9e7'\) is another application's",
+        ),
+        (
+            "CREATE TABLE alembic_version AS VALUES ('0001', 7), ('0002', 8)",
+            r"alembic_version \(None, None\) is another application's",
+        ),
+        ("CREATE TABLE jobs (id int)", r'of the same name .*relation "jobs" already exists'),
+    ],
+)
+def test_a_schema_of_somebody_else_is_left_alone_and_told(
+    empty_database_url: str, theirs: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     database = Database(empty_database_url)
     with database.transaction() as connection:
-        connection.execute(text("CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)"))
-        connection.execute(text("INSERT INTO alembic_version VALUES ('d259a9bca9e7')"))
+        connection.execute(text(theirs))
 
-    with pytest.raises(UnknownSchema, match=r"at schema revision 'd259a9bca9e7'.* a database of its own"):
+    with pytest.raises(UnknownSchema, match=f"{told}.*: give Lorayard a database of its own$"):
         upgrade(empty_database_url)
+    if "alembic_version" in theirs:
+        with pytest.raises(SystemExit):
+            require_usable_ledger("scheduler", empty_database_url)
 
     with database.transaction() as connection:
-        assert current_revision(connection) == "d259a9bca9e7"
+        tables = connection.execute(text("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"))
+        assert tables.scalar_one() == 1
+    said = capsys.readouterr().err
+    assert said == "" or re.search(f"^scheduler: the Postgres at .* cannot be used: .*{told}.*\n$", said)
     database.dispose()
+
+
+def test_a_ledger_of_this_or_another_release_or_none_yet_is_usable_and_an_old_server_is_not(
+    database_url: str,
+) -> None:
+    require_usable_ledger("scheduler", database_url)
+
+    assert judge(180_000, []) is None
+    assert judge(140_000, ["9999"]) is None
+    assert judge(130_022, []) == "it is Postgres 13: upgrade it to 14 or newer"
 
 
 def test_the_command_says_what_it_did_and_what_is_missing(

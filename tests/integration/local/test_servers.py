@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,13 +12,18 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from structlog.testing import capture_logs
 
 from lorayard.local import SERVERS, ChildFailed, PortUnavailable, Stack, StackConfig
 from lorayard.local.child import Child
 from lorayard.local.environment import inherited_environment
+from lorayard.local.errors import LocalStackError
+from lorayard.local.external import checked_redis_url
 from lorayard.local.ports import LOOPBACK, free_port
 from lorayard.local.postgres_server import PostgresServer, plain_url, select_refusal
 from lorayard.local.redis_server import RedisServer
+from lorayard.process.environment import BAD_ENVIRONMENT
+from lorayard.process.server_check import require_usable_redis
 
 _ONCE = Retry(NoBackoff(), 0)
 Down = Callable[[Stack, str], object]
@@ -66,6 +72,34 @@ def test_redis_runs_with_the_settings_that_jobs_rely_on(standing: Stack) -> None
     assert settings["databases"] == "64"
     assert settings["bind"] == LOOPBACK
     assert f"pubsub {256 << 20} {128 << 20} 60" in settings["client-output-buffer-limit"]
+
+
+def test_a_redis_that_may_evict_jobs_is_refused_and_one_that_may_evict_replies_warned_of(
+    servers: Stack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = servers.redis.url
+    told = "it may evict accepted jobs .maxmemory-policy allkeys-lru.: set maxmemory-policy noeviction"
+    with redis.Redis.from_url(url) as client, capture_logs() as logs:
+        try:
+            client.execute_command("ACL", "SETUSER", "default", "-info")
+            require_usable_redis("scheduler", checked_redis_url(url))
+            client.execute_command("ACL", "SETUSER", "default", "+info")
+            client.config_set("maxmemory-policy", "volatile-lru")
+            require_usable_redis("scheduler", checked_redis_url(url))
+            client.config_set("maxmemory-policy", "allkeys-lru")
+            with pytest.raises(LocalStackError, match=f"cannot be used .{told}"):
+                checked_redis_url(url)
+            with pytest.raises(SystemExit) as ended:
+                require_usable_redis("scheduler", url)
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+            client.execute_command("ACL", "SETUSER", "default", "+info")
+
+    said = capsys.readouterr().err
+    assert ended.value.code == BAD_ENVIRONMENT
+    assert re.fullmatch(rf"scheduler: the Redis at redis://:\*\*\*@.* cannot be used: {told}\n", said)
+    assert [line["event"] for line in logs] == ["redis.may_evict", "redis.may_evict"]
+    assert "let Lorayard's user run INFO" in logs[0]["warning"]
 
 
 def test_postgres_runs_with_the_settings_that_the_ledger_relies_on(standing: Stack) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
+
+from redis import Redis
 
 from lorayard.contract.states import JobState
 from tests.integration.workers.questions import questions
@@ -31,6 +34,44 @@ def test_a_worker_commits_without_redis_and_consumes_again_after_its_restart(
     assert result.state is JobState.SUCCEEDED
     assert [job.output for job in after] == [question.answer for question in asked]
     eventually(lambda: running in {reply.job_id for reply in leader.replies()}, 20, "the late reply")
+
+
+REFUSALS = {
+    # What a failover leaves: a replica, of nobody that answers.
+    "READONLY": (["REPLICAOF", "127.0.0.1", "1"], ["REPLICAOF", "NO", "ONE"]),
+    "OOM": (["CONFIG", "SET", "maxmemory", "1"], ["CONFIG", "SET", "maxmemory", "0"]),
+    "NOPERM": (["ACL", "SETUSER", "default", "-@write"], ["ACL", "SETUSER", "default", "+@all"]),
+}
+
+
+def test_a_redis_that_refuses_for_a_while_ends_no_worker_and_no_job(
+    rig: Stack, leader: ScriptedLeader, worker: WorkerProcess, incarnation: str
+) -> None:
+    (running,) = leader.admit([ENDLESS.model_copy(update={"max_tokens": 1000})])
+    batch = leader.send(incarnation, leader.lease(incarnation, [running]))
+    eventually(lambda: any(batch in line for line in worker.log_lines()), what="the job on the worker")
+
+    start = len(worker.log_lines())
+    with Redis.from_url(rig.redis.url) as redis:
+        for name, (refuse, serve) in REFUSALS.items():
+            since = len(worker.log_lines())
+            redis.execute_command(*refuse)
+            try:
+                eventually(partial(_was_refused, worker, since), 20, f"an event refused, {name}")
+            finally:
+                redis.execute_command(*serve)
+    (result,) = leader.ended([running])
+    asked = questions(3)
+    after = leader.ended(leader.dispatch(incarnation, [question.spec for question in asked]))
+
+    assert (result.state, result.attempt) == (JobState.SUCCEEDED, 1)
+    assert [job.output for job in after] == [question.answer for question in asked]
+    eventually(lambda: running in {reply.job_id for reply in leader.replies()}, 20, "the late reply")
+    assert not any("Frequent restarts" in line for line in worker.log_lines()[start:])
+
+
+def _was_refused(worker: WorkerProcess, since: int) -> bool:
+    return any("event_publisher.redis_unavailable" in line for line in worker.log_lines()[since:])
 
 
 def test_a_restart_of_postgres_loses_no_result(

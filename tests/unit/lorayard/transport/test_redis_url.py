@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from lorayard import Client, Unavailable
-from lorayard.server.celery_app import BROKER_SOCKETS, make_app
+from lorayard.server.celery_app import make_app
+from lorayard.transport.connections import for_service
 from lorayard.transport.redis_link import RedisLink
 from lorayard.transport.redis_url import broker_url, connect, valid_redis_url
 
@@ -63,7 +64,7 @@ def test_options_that_change_how_we_speak_are_for_others(query: str) -> None:
 )  # fmt: skip
 def test_redis_and_celery_reach_the_same_server(url: str, reached: dict[str, Any], broker: str) -> None:
     assert options(url).items() >= reached.items()
-    assert connect(url, **BROKER_SOCKETS).connection_pool.make_connection()
+    assert for_service(url).connection_pool.make_connection()
     assert RedisLink(url, 1.0).commands.connection_pool.make_connection()
     assert broker_url(url) == broker
     assert make_app(url).conf.broker_url == broker
