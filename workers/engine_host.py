@@ -13,6 +13,7 @@ from db.records import JobAttempt
 from lorayard.contract.messages import BatchJob, Residency
 from lorayard.contract.reading import UnreadableRequest
 from lorayard.process.service_thread import OnBroken, ServiceThread
+from workers.arrivals import Arrivals, AskAborts
 from workers.attempts import ActiveAttempt, AttemptTable, Phase, StopReason
 from workers.engine.core.errors import EngineDied, RequestError
 from workers.engine.core.outputs import RequestOutput
@@ -85,6 +86,7 @@ class EngineHost:
         on_died: Callable[[EngineDied], None],
         on_broken: OnBroken,
         on_text: Callable[[Piece], None],
+        ask_aborts: AskAborts,
         caches_by_tenant: bool = False,
     ) -> None:
         self._engine = engine
@@ -100,17 +102,20 @@ class EngineHost:
         self._feeder = Feeder(
             engine.send, lambda: sink.has_room, on_unsent=self._end_unsent, on_broken=on_broken
         )
+        self._arrivals = Arrivals(ask_aborts, self._on_checked, on_broken=on_broken)
         self._refusing = False
         self._pump = ServiceThread("engine-pump", self._pump_once, on_broken=on_broken)
         self._next_watch_at = 0.0
 
     def start(self) -> None:
         """Begin to feed the engine and to hear from it."""
+        self._arrivals.start()
         self._feeder.start()
         self._pump.start()
 
     def close(self) -> None:
-        """Stop both threads, then end the engine's process."""
+        """Stop all threads, then end the engine's process."""
+        self._arrivals.close()
         self._feeder.close()
         self._pump.close()
         self._engine.stop()
@@ -120,14 +125,16 @@ class EngineHost:
         self._refusing = True
 
     def join(self, task_id: str, jobs: Iterable[BatchJob]) -> int:
-        """Let the jobs of a micro-batch join the batch in flight; returns how many were new here."""
+        """Let the jobs of a micro-batch join the batch in flight; returns how many were new here.
+
+        They run once the ledger has said that they are leased to this worker; else they are dropped.
+        """
         taken = self._attempts.take(task_id, jobs, time.monotonic())
-        for held in taken:
-            self._watcher.received(held.job)
-            if self._refusing:
+        if self._refusing:
+            for held in taken:
                 self._end(held, outcome_unrun)
-            else:
-                self._feed(held)
+        else:
+            self._arrivals.add(taken)
         return len(taken)
 
     def is_open(self, task_id: str) -> bool:
@@ -177,10 +184,18 @@ class EngineHost:
             self._call_back(held)
 
     def _call_back(self, held: ActiveAttempt) -> None:
-        if self._feeder.withdraw(held.key):
+        if self._arrivals.withdraw(held.key) or self._feeder.withdraw(held.key):
             self._end(held, outcome_unrun)
         else:
             self._feeder.command(AbortRequest(request_id(held.key)))
+
+    def _on_checked(self, held: ActiveAttempt, refusal: StopReason | None) -> None:
+        if refusal is not None:
+            self._attempts.stop(held.key, refusal)
+            self._end(held, outcome_unrun)
+        else:
+            self._watcher.received(held.job)
+            self._feed(held)
 
     def _feed(self, held: ActiveAttempt) -> None:
         try:

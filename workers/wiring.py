@@ -71,8 +71,8 @@ class Wiring:
         tokens = TokenWriter(self._redis())
         attempts = AttemptTable(lambda _task_id: celery.wake())  # nothing wakes it before it is there
         committer = self._committer(attempts, publisher, health)
-        host = self._host(engine, attempts, committer, publisher, tokens, status)
         registration = self._registration()
+        host = self._host(engine, attempts, committer, publisher, tokens, status, registration)
         lease = self._lease(registration, attempts, host, health)
         celery = self._celery(host, lease)
         commands = self._commands(redis, host)
@@ -117,6 +117,7 @@ class Wiring:
         publisher: EventPublisher,
         tokens: TokenWriter,
         status: EngineStatus,
+        registration: Registration,
     ) -> EngineHost:
         return EngineHost(
             engine,
@@ -130,6 +131,7 @@ class Wiring:
             on_broken=self.service.give_up,
             caches_by_tenant=self.settings.prefix_cache == "tenant",
             on_text=tokens.put,
+            ask_aborts=registration.aborts,
         )
 
     def _registration(self) -> Registration:
@@ -200,7 +202,7 @@ def make_registration(
     lease_ms = settings.worker_lease_s * 1000
     database = Database(
         settings.database_url,
-        pool_size=2,  # a drain has its word between beats
+        pool_size=3,  # a drain has its word between beats, and so has what has just come
         statement_timeout_ms=round(lease_ms / STATEMENTS_PER_LEASE),
         lock_timeout_ms=min(MAX_HOLD_MS, round(lease_ms / LOCKS_PER_LEASE)),
         name="lorayard-lease",

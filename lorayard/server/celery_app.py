@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from celery import Celery
 
-from lorayard.transport.redis_url import broker_url
+from lorayard.transport.redis_url import broker_options, broker_url
 
 # A dead broker must fail a publish within seconds, not hang it; the health check must come round well
 # before NAT tables forget an idle connection.
@@ -40,7 +40,6 @@ CONFIGURATION: Final[dict[str, Any]] = {
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
     "worker_cancel_long_running_tasks_on_connection_loss": False,
-    "broker_transport_options": BROKER_SOCKETS,
     # A publish is retried for about a second; then its sender gives the lease back.
     "task_publish_retry": True,
     "task_publish_retry_policy": {
@@ -57,5 +56,5 @@ CONFIGURATION: Final[dict[str, Any]] = {
 def make_app(redis_url: str, *, set_as_current: bool = False) -> Celery:
     """Make a Celery application on a Redis broker; nothing connects yet. Raises ValueError for an odd URL."""
     app = Celery("lorayard", broker=broker_url(redis_url), set_as_current=set_as_current)
-    app.conf.update(CONFIGURATION)
+    app.conf.update(CONFIGURATION, broker_transport_options=BROKER_SOCKETS | broker_options(redis_url))
     return app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
@@ -133,6 +134,27 @@ def test_a_transaction_of_a_process_that_stands_still_is_ended(
     with pytest.raises(DatabaseUnavailable, match="idle-in-transaction"):
         database.run(stands_still)
     database.run(ask)
+    database.dispose()
+
+
+def test_a_transaction_whose_answer_nobody_takes_is_ended(
+    ledger: Ledger, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("db.database.MAX_HOLD_MS", 500)
+    database = Database(database_url, pool_size=1, lock_timeout_ms=500)
+
+    def takes_no_answer(connection: Connection) -> None:
+        connection.execute(text("LOCK TABLE tenants"))
+        raw: Any = connection.connection.driver_connection
+        raw.pgconn.send_query(b"SELECT repeat('x', 1000000) FROM generate_series(1, 100)")
+        raw.pgconn.flush()
+        # It gets the lock although the other is neither idle nor at the end of its statement's time.
+        ledger.sql("LOCK TABLE tenants")
+        raw.close()
+        connection.execute(text("SELECT 1"))
+
+    with pytest.raises(DatabaseUnavailable):
+        database.run(takes_no_answer)
     database.dispose()
 
 

@@ -8,12 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
+from db.database import Database
+from db.errors import DatabaseUnavailable
 from db.migrate import upgrade
 from db.repositories.terms import TermRepository
 from lorayard.contract.states import JobState
 from lorayard.local import SERVERS, Stack, StackConfig
+from scheduler.term import TermKeeper
 from tests.integration.scheduler.pool_rig import MODEL, PoolRig
 from tests.integration.scheduler.scripted_worker import ScriptedWorker, hold, succeed
 from tests.polling import eventually
@@ -73,6 +78,30 @@ def test_a_leader_whose_term_was_taken_follows_again(rig: PoolRig) -> None:
         eventually(lambda: term(rig) == 3)
 
         rig.wait_for(JobState.QUEUED, *rig.submit())
+
+
+def test_only_a_term_that_ran_out_is_taken_from_a_transaction_that_sits_on_it(rig: PoolRig) -> None:
+    hasty = Database(rig.database_url, pool_size=1, lock_timeout_ms=50)
+
+    def take(ttl_s: float) -> int | None:
+        keeper = TermKeeper.take(hasty, rig.pool, "next", ttl_s, on_broken=lambda _thread: None)
+        return keeper and keeper.term
+
+    assert take(3600.0) == 1
+    with rig.database.transaction() as connection:
+        TermRepository(connection).check(rig.pool, 1)
+        with pytest.raises(DBAPIError, match="lock timeout"):
+            take(3600.0)
+    rig.sql("UPDATE scheduler_terms SET expires_at = now()")
+
+    def sit(connection: Connection) -> None:
+        TermRepository(connection).check(rig.pool, 1)
+        assert take(3600.0) == 2
+        connection.execute(text("SELECT 1"))
+
+    with pytest.raises(DatabaseUnavailable):
+        rig.database.run(sit)
+    hasty.dispose()
 
 
 def test_a_later_term_in_redis_fences_the_acknowledgements_of_an_older_leader(rig: PoolRig) -> None:

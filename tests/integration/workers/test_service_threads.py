@@ -15,7 +15,7 @@ from tests.integration.workers.worker_process import WorkerProcess
 from tests.polling import eventually
 
 PROGRAM = Path(__file__).with_name("failing_worker.py")
-SERVICES = ("event-publisher", "commands", "committer", "drain", "engine-pump", "feeder", "lease")
+SERVICES = ("arrivals", "event-publisher", "commands", "committer", "drain", "engine-pump", "feeder", "lease")
 OBSERVERS = ("token-writer",)
 EXIT_S = 60.0
 StartWorker = Callable[..., WorkerProcess]
