@@ -55,8 +55,12 @@ class SentinelUrl:
 
     def connect(self, **options: Any) -> Redis:
         """Make a client of the primary, which every new connection asks for anew."""
-        manager = Sentinel(list(self.sentinels), sentinel_kwargs=self.asking())
-        client: Redis = manager.master_for(self.service, **options, **self.settings)
+        manager = Sentinel(  # type: ignore[no-untyped-call]
+            list(self.sentinels), sentinel_kwargs=self.asking()
+        )
+        client: Redis = manager.master_for(  # type: ignore[no-untyped-call]
+            self.service, **options, **self.settings
+        )
         return client
 
     def broker_url(self) -> str:

@@ -85,7 +85,7 @@ def test_only_a_term_that_ran_out_is_taken_from_a_transaction_that_sits_on_it(ri
 
     def take(ttl_s: float) -> int | None:
         keeper = TermKeeper.take(hasty, rig.pool, "next", ttl_s, on_broken=lambda _thread: None)
-        return keeper and keeper.term
+        return None if keeper is None else keeper.term
 
     assert take(3600.0) == 1
     with rig.database.transaction() as connection:
