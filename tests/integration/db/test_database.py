@@ -141,7 +141,7 @@ def test_a_transaction_whose_answer_nobody_takes_is_ended(
     ledger: Ledger, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("db.database.MAX_HOLD_MS", 500)
-    database = Database(database_url, pool_size=1, lock_timeout_ms=500)
+    database = Database(database_url, pool_size=1, lock_timeout_ms=500, statement_timeout_ms=0)
 
     def takes_no_answer(connection: Connection) -> None:
         connection.execute(text("LOCK TABLE tenants"))
@@ -150,11 +150,14 @@ def test_a_transaction_whose_answer_nobody_takes_is_ended(
         raw.pgconn.flush()
         # It gets the lock although the other is neither idle nor at the end of its statement's time.
         ledger.sql("LOCK TABLE tenants")
+        came_free.append(True)
         raw.close()
         connection.execute(text("SELECT 1"))
 
+    came_free: list[bool] = []
     with pytest.raises(DatabaseUnavailable):
         database.run(takes_no_answer)
+    assert came_free
     database.dispose()
 
 
