@@ -209,7 +209,15 @@ def _settings(statement_timeout_ms: int, lock_timeout_ms: int | None) -> str:
             # A process that was stopped while it was being answered is not idle: the server sends in vain.
             "tcp_user_timeout": f"{MAX_HOLD_MS}ms",
         }
-    return "SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in values.items())
+    settings = [f"set_config('{name}', '{value}', true)" for name, value in values.items()]
+    if lock_timeout_ms is not None and statement_timeout_ms > 0:
+        # Of one that was stopped in the middle of sending, the server waits for the rest of the message.
+        limit_ms = 2 * statement_timeout_ms + MAX_HOLD_MS
+        settings.append(
+            "CASE WHEN current_setting('server_version_num')::int >= 170000 "
+            f"THEN set_config('transaction_timeout', '{limit_ms}ms', true) END"
+        )
+    return f"SELECT {', '.join(settings)}"
 
 
 def _is_unreachable(error: DBAPIError) -> bool:
