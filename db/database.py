@@ -40,15 +40,16 @@ MAX_HOLD_MS: Final = 4000
 """So long may a transaction of the pipeline wait for a lock, or hold its own while its process is stopped."""
 
 MAX_IDLE_MS: Final = 60_000
-"""So long may any other hold its locks while its process does nothing."""
+"""So long may a migration hold its locks while its process does nothing."""
 
 
 class Database:
     """The ledger as one process sees it. Safe to share between threads; after a fork make a new one.
 
     Raises InvalidDatabaseUrl at once; connects only when first used. With `lock_timeout_ms`, no transaction
-    waits longer for one lock, nor holds locks for more than MAX_HOLD_MS while this process does nothing.
-    All that is set is set in each transaction, so that a pooler in transaction mode may stand in between.
+    waits longer for one lock, nor holds locks for more than MAX_HOLD_MS while this process does nothing;
+    without, `max_idle_ms` bounds the latter. All of it is set in each transaction, so that a pooler in
+    transaction mode may stand in between.
     """
 
     def __init__(
@@ -58,10 +59,11 @@ class Database:
         pool_size: int = 5,
         statement_timeout_ms: int = 30_000,
         lock_timeout_ms: int | None = None,
+        max_idle_ms: int = MAX_IDLE_MS,
         name: str = "lorayard",
     ) -> None:
         self._url = parse_url(url)
-        self._settings = text(_settings(statement_timeout_ms, lock_timeout_ms))
+        self._settings = text(_settings(statement_timeout_ms, lock_timeout_ms, max_idle_ms))
         self._engine: Engine = create_engine(
             self._url,
             pool_size=pool_size,
@@ -197,11 +199,11 @@ def _connect_args(name: str) -> dict[str, Any]:
     }
 
 
-def _settings(statement_timeout_ms: int, lock_timeout_ms: int | None) -> str:
+def _settings(statement_timeout_ms: int, lock_timeout_ms: int | None, max_idle_ms: int) -> str:
     """Write the one statement that every transaction begins with: a pooler passes on no startup options."""
     values: dict[str, str] = {"timezone": "UTC", "statement_timeout": f"{statement_timeout_ms}ms"}
     if lock_timeout_ms is None:
-        values["idle_in_transaction_session_timeout"] = f"{MAX_IDLE_MS}ms"
+        values["idle_in_transaction_session_timeout"] = f"{max_idle_ms}ms"
     else:
         values |= {
             "lock_timeout": f"{lock_timeout_ms}ms",

@@ -193,9 +193,15 @@ class EngineHost:
         if refusal is not None:
             self._attempts.stop(held.key, refusal)
             self._end(held, outcome_unrun)
-        else:
+            return
+        try:
             self._watcher.received(held.job)
             self._feed(held)
+        except Exception as error:
+            # One that stayed here unfed would be held, and waited for, forever.
+            logger.exception("engine_host.job_refused", job_id=str(held.job.job_id))
+            reason = error
+            self._end(held, lambda ended, now: outcome_broken(ended, reason, now))
 
     def _feed(self, held: ActiveAttempt) -> None:
         try:

@@ -78,6 +78,8 @@ class HostRig:
         self.outcomes.append(outcome)
 
     def received(self, job: BatchJob) -> None:
+        if job.tenant == "odd":
+            raise ZeroDivisionError
         self.received_jobs.append(job)
 
     def started(self, job: BatchJob) -> None:
@@ -209,6 +211,15 @@ def test_what_came_too_late_or_is_cancelled_never_reaches_the_engine(rig: HostRi
     assert rig.await_outcomes(2) == [JobState.QUEUED, JobState.CANCELLED]
     assert [add.request_id for add in rig.await_adds(1)] == [f"{ours.job_id}:{ours.attempt}"]
     assert rig.received_jobs == [ours]
+
+
+def test_a_job_that_cannot_be_taken_in_fails_alone(rig: HostRig) -> None:
+    good = batch_job()
+
+    rig.join(batch_job(tenant="odd"), good)
+
+    assert rig.await_outcomes(1) == [JobState.FAILED]
+    assert [add.request_id for add in rig.await_adds(1)] == [f"{good.job_id}:1"]
 
 
 def test_a_job_waits_for_a_ledger_that_is_away_and_can_be_cancelled_meanwhile(rig: HostRig) -> None:
