@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,9 @@ UNREACHABLE_CLASSES: Final = frozenset({"08", "28", "3D", "53", "57"})
 
 STATEMENT_TIMEOUT: Final = "57014"
 
+_HOST: Final = re.compile(r"(?P<name>\[[^\[\]@]+\]|[^\[\]:@]+)(:(?P<port>\d+))?")
+_TAKES_WRITES: Final = {"target_session_attrs": "read-write"}
+
 MAX_TRIES: Final = 5
 CONNECT_TIMEOUT_S: Final = 5
 POOL_TIMEOUT_S: Final = 30
@@ -36,18 +40,17 @@ POOL_TIMEOUT_S: Final = 30
 MAX_HOLD_MS: Final = 4000
 """So long may a transaction of the pipeline wait for a lock, or hold its own while its process is stopped."""
 
-# In the transaction, since a pooler such as pgbouncer passes on neither options nor SET.
-_BOUND = text("""
-    SELECT set_config('lock_timeout', :lock, true), set_config('statement_timeout', :statement, true),
-        set_config('idle_in_transaction_session_timeout', :idle, true)
-""")
+MAX_IDLE_MS: Final = 60_000
+"""So long may a migration hold its locks while its process does nothing."""
 
 
 class Database:
     """The ledger as one process sees it. Safe to share between threads; after a fork make a new one.
 
     Raises InvalidDatabaseUrl at once; connects only when first used. With `lock_timeout_ms`, no transaction
-    waits longer for one lock, nor holds locks for more than MAX_HOLD_MS while this process does nothing.
+    waits longer for one lock, nor holds locks for more than MAX_HOLD_MS while this process does nothing;
+    without, `max_idle_ms` bounds the latter. All of it is set in each transaction, so that a pooler in
+    transaction mode may stand in between.
     """
 
     def __init__(
@@ -57,11 +60,11 @@ class Database:
         pool_size: int = 5,
         statement_timeout_ms: int = 30_000,
         lock_timeout_ms: int | None = None,
+        max_idle_ms: int = MAX_IDLE_MS,
         name: str = "lorayard",
     ) -> None:
         self._url = parse_url(url)
-        self._lock_timeout_ms = lock_timeout_ms
-        self._statement_timeout_ms = statement_timeout_ms
+        self._settings = text(_settings(statement_timeout_ms, lock_timeout_ms, max_idle_ms))
         self._engine: Engine = create_engine(
             self._url,
             pool_size=pool_size,
@@ -71,7 +74,7 @@ class Database:
             pool_pre_ping=True,  # a restarted Postgres costs a ping, not a failed transaction
             isolation_level="READ COMMITTED",  # whatever the server's default is: guarded UPDATEs rely on it
             query_cache_size=500,  # more than there are statements
-            connect_args=_connect_args(statement_timeout_ms, name),
+            connect_args=_connect_args(name),
         )
 
     @classmethod
@@ -97,7 +100,7 @@ class Database:
         """Open one transaction that commits at the end of the block; raises DatabaseUnavailable."""
         try:
             with self._engine.begin() as connection:
-                self._bound(connection)
+                connection.execute(self._settings)
                 yield connection
         except PoolTimeout as error:
             raise DatabaseUnavailable(
@@ -127,12 +130,6 @@ class Database:
         """Close every idle connection."""
         self._engine.dispose()
 
-    def _bound(self, connection: Connection) -> None:
-        if self._lock_timeout_ms is None:
-            return
-        bounds = {"lock": self._lock_timeout_ms, "statement": self._statement_timeout_ms, "idle": MAX_HOLD_MS}
-        connection.execute(_BOUND, {name: f"{limit_ms}ms" for name, limit_ms in bounds.items()})
-
     def _unavailable(self, error: DBAPIError) -> DatabaseUnavailable:
         return DatabaseUnavailable(
             f"Postgres at {self.safe_url} does not answer ({reason_of(error)}): "
@@ -141,9 +138,13 @@ class Database:
 
 
 def parse_url(url: str) -> URL:
-    """Read a Postgres URL and name the driver; raises InvalidDatabaseUrl without showing a password."""
+    """Read a Postgres URL and name the driver; raises InvalidDatabaseUrl without showing a password.
+
+    Several hosts are written as libpq has them, `host1:5432,host2:5432`; without `target_session_attrs`, the
+    one that takes writes is meant.
+    """
     try:
-        parsed = make_url(url)
+        parsed = _with_hosts(url)
     except (ArgumentError, ValueError):  # their words may quote a piece of a password
         raise InvalidDatabaseUrl(
             "LORAYARD_DATABASE_URL is no URL: give e.g. postgresql://user:password@host:5432/lorayard, "
@@ -155,6 +156,25 @@ def parse_url(url: str) -> URL:
         )
     _require_options(parsed)
     return parsed.set(drivername="postgresql+psycopg")
+
+
+def _with_hosts(url: str) -> URL:
+    """Move several hosts to where SQLAlchemy reads them, among the options."""
+    scheme, separator, rest = url.partition("://")
+    authority = re.split(r"[/?]", rest, maxsplit=1)[0]
+    credentials, at, place = authority.rpartition("@")
+    if "," not in place:
+        parsed = make_url(url)
+    else:
+        hosts = [_HOST.fullmatch(host) for host in place.split(",")]
+        names = [host["name"].strip("[]") for host in hosts if host]
+        ports = [host["port"] or "5432" for host in hosts if host]
+        if len(names) < len(hosts):
+            raise ValueError("odd host or port")
+        parsed = make_url(f"{scheme}{separator}{credentials}{at}{rest[len(authority) :]}")
+        parsed = parsed.update_query_dict({"host": ",".join(names), "port": ",".join(ports)})
+    has_several = isinstance(named := parsed.query.get("host", ""), tuple) or "," in named
+    return parsed.set(query=_TAKES_WRITES | dict(parsed.query)) if has_several else parsed
 
 
 def _require_options(url: URL) -> None:
@@ -169,7 +189,7 @@ def _require_options(url: URL) -> None:
         ) from None
 
 
-def _connect_args(statement_timeout_ms: int, name: str) -> dict[str, Any]:
+def _connect_args(name: str) -> dict[str, Any]:
     return {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "application_name": name,
@@ -177,11 +197,34 @@ def _connect_args(statement_timeout_ms: int, name: str) -> dict[str, Any]:
         "keepalives_interval": 5,
         "keepalives_count": 3,
         "tcp_user_timeout": 20_000,
-        # A plan kept from a small table goes on scanning the large one: leasing 16 of 40,000 jobs took 112 ms
-        # that way and 9 ms with a plan of its own (Postgres 18, never analysed).
-        "options": f"-c statement_timeout={statement_timeout_ms} -c plan_cache_mode=force_custom_plan "
-        f"-c idle_in_transaction_session_timeout=60000 -c timezone=UTC",
+        # A pooler knows nothing of statements that were prepared on another of its connections. And a plan
+        # kept from a small table goes on scanning the large one: leasing 16 of 40,000 jobs took 112 ms that
+        # way and 9 ms with a plan of its own (Postgres 18, never analysed).
+        "prepare_threshold": None,
     }
+
+
+def _settings(statement_timeout_ms: int, lock_timeout_ms: int | None, max_idle_ms: int) -> str:
+    """Write the one statement that every transaction begins with: a pooler passes on no startup options."""
+    values: dict[str, str] = {"timezone": "UTC", "statement_timeout": f"{statement_timeout_ms}ms"}
+    if lock_timeout_ms is None:
+        values["idle_in_transaction_session_timeout"] = f"{max_idle_ms}ms"
+    else:
+        values |= {
+            "lock_timeout": f"{lock_timeout_ms}ms",
+            "idle_in_transaction_session_timeout": f"{MAX_HOLD_MS}ms",
+            # A process that was stopped while it was being answered is not idle: the server sends in vain.
+            "tcp_user_timeout": f"{MAX_HOLD_MS}ms",
+        }
+    settings = [f"set_config('{name}', '{value}', true)" for name, value in values.items()]
+    if lock_timeout_ms is not None and statement_timeout_ms > 0:
+        # Of one that was stopped in the middle of sending, the server waits for the rest of the message.
+        limit_ms = 2 * statement_timeout_ms + MAX_HOLD_MS
+        settings.append(
+            "CASE WHEN current_setting('server_version_num')::int >= 170000 "
+            f"THEN set_config('transaction_timeout', '{limit_ms}ms', true) END"
+        )
+    return f"SELECT {', '.join(settings)}"
 
 
 def _is_unreachable(error: DBAPIError) -> bool:

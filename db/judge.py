@@ -40,8 +40,8 @@ _CHECK: Final = "23514"
 # Of prepared statements that this connection has, had or never heard of: no fault of rows or schema.
 _PREPARED_STATEMENTS: Final = frozenset({"26000", "0A000", "42P05"})
 
-_STALE_STATES: Final = frozenset({"25006", "25P03", *_PREPARED_STATEMENTS})
-"""Read-only, ended while idle in a transaction, prepared statements gone or doubled."""
+_STALE_STATES: Final = frozenset({"25006", "25P03", "25P04", *_PREPARED_STATEMENTS})
+"""Read-only, ended while idle in a transaction or for its length, prepared statements gone or doubled."""
 
 _STALE_CLASSES: Final = ("08", "57P")
 """The connection is lost; the server stops, starts or has crashed."""

@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     down_to: str | None = parser.parse_args(arguments).down_to
     with readable_settings("db.migrate"):
         settings = DatabaseSettings()
-    url = settings.database_url.get_secret_value()
+    url = (settings.database_direct_url or settings.database_url).get_secret_value()
     try:
         done = upgrade(url) if down_to is None else downgrade(url, down_to)
     except DatabaseError as error:

@@ -14,6 +14,9 @@ class DatabaseSettings(DatabasePassword):
     """Where Postgres is and how long to wait for it."""
 
     database_url: SecretServerUrl = Field(description="postgresql://user:password@host:port/name")
+    database_direct_url: SecretServerUrl | None = Field(
+        default=None, description="past a pooler such as pgbouncer, for migrations; unset: the one above"
+    )
     database_pool_size: int = Field(default=5, ge=1, le=200)
     statement_timeout_ms: int = Field(default=30_000, ge=100)
 

@@ -51,6 +51,8 @@ from scheduler.worker_events import WorkerEvents
 FOLLOWER_POLL_S: Final = 0.25
 RETRY_S: Final = 1.0
 TERM_TIMEOUT_MS: Final = 2000
+TERM_LOCK_TIMEOUT_MS: Final = 1500
+"""Less than the statement's, so that a term that somebody sits on is told from a slow ledger."""
 
 logger = structlog.get_logger(__name__)
 
@@ -87,7 +89,7 @@ class Scheduler:
             url,
             pool_size=1,
             statement_timeout_ms=TERM_TIMEOUT_MS,
-            lock_timeout_ms=TERM_TIMEOUT_MS,
+            lock_timeout_ms=TERM_LOCK_TIMEOUT_MS,
             name="lorayard-term",
         )
         self._redis: Redis = for_service(settings.redis_url)

@@ -8,13 +8,15 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 import structlog
+from sqlalchemy.exc import DBAPIError
 
 from db.database import Database
-from db.judge import explain
+from db.judge import explain, sqlstate_of
 from db.repositories.terms import TermRepository
 from lorayard.process.service_thread import OnBroken, ServiceThread
 
 RENEWALS_PER_TTL: Final = 4
+LOCK_TIMEOUT: Final = "55P03"
 
 logger = structlog.get_logger(__name__)
 
@@ -47,8 +49,16 @@ class TermKeeper:
     def take(
         cls, database: Database, pool: str, holder: str, ttl_s: float, *, on_broken: OnBroken
     ) -> TermKeeper | None:
-        """Become the leader if nobody is; None while another leads."""
-        taken = database.run(lambda connection: _take(TermRepository(connection), pool, holder, ttl_s))
+        """Become the leader if nobody is; None while another leads.
+
+        A leader that was stopped in the middle of a transaction loses it once its term has run out.
+        """
+        try:
+            taken = database.run(lambda connection: _take(TermRepository(connection), pool, holder, ttl_s))
+        except DBAPIError as error:
+            if sqlstate_of(error) != LOCK_TIMEOUT or not _evict(database, pool):
+                raise
+            taken = database.run(lambda connection: _take(TermRepository(connection), pool, holder, ttl_s))
         return None if taken is None else cls(database, pool, holder, taken, ttl_s, on_broken=on_broken)
 
     def start(self) -> None:
@@ -108,3 +118,10 @@ class TermKeeper:
 def _take(terms: TermRepository, pool: str, holder: str, ttl_s: float) -> Taken | None:
     term = terms.take(pool, holder, ttl_s)
     return None if term is None else Taken(term, terms.ledger_id())
+
+
+def _evict(database: Database, pool: str) -> int:
+    evicted = database.run(lambda connection: TermRepository(connection).evict(pool))
+    if evicted:
+        logger.warning("term.evicted", pool=pool, sessions=evicted)
+    return evicted

@@ -13,6 +13,7 @@ from db.records import JobAttempt
 from lorayard.contract.messages import BatchJob, Residency
 from lorayard.contract.reading import UnreadableRequest
 from lorayard.process.service_thread import OnBroken, ServiceThread
+from workers.arrivals import Arrivals, AskAborts
 from workers.attempts import ActiveAttempt, AttemptTable, Phase, StopReason
 from workers.engine.core.errors import EngineDied, RequestError
 from workers.engine.core.outputs import RequestOutput
@@ -86,6 +87,7 @@ class EngineHost:
         on_broken: OnBroken,
         on_text: Callable[[Piece], None],
         limit: ProgressLimit,
+        ask_aborts: AskAborts,
         caches_by_tenant: bool = False,
     ) -> None:
         """`limit` says how long the engine may take for a step."""
@@ -103,18 +105,21 @@ class EngineHost:
             engine.send, lambda: sink.has_room, on_unsent=self._end_unsent, on_broken=on_broken
         )
         self._watch = EngineWatch(engine, limit, self, on_hung=self._lose, on_broken=on_broken)
+        self._arrivals = Arrivals(ask_aborts, self._on_checked, on_broken=on_broken)
         self._refusing = False
         self._pump = ServiceThread("engine-pump", self._pump_once, on_broken=on_broken)
 
     def start(self) -> None:
-        """Begin to feed the engine, to hear from it and to watch it."""
+        """Begin to check what comes, to feed the engine, to hear from it and to watch it."""
+        self._arrivals.start()
         self._feeder.start()
         self._pump.start()
         self._watch.start()
 
     def close(self) -> None:
-        """Stop the threads, then end the engine's process."""
+        """Stop all threads, then end the engine's process."""
         self._watch.close()
+        self._arrivals.close()
         self._feeder.close()
         self._pump.close()
         self._engine.stop()
@@ -124,24 +129,17 @@ class EngineHost:
         self._refusing = True
 
     def join(self, task_id: str, jobs: Iterable[BatchJob]) -> int:
-        """Let the jobs of a micro-batch join the batch in flight; returns how many were new here."""
-        taken = self._attempts.take(task_id, jobs, time.monotonic())
-        for held in taken:
-            try:
-                self._take_in(held)
-            except Exception as error:
-                # One that stayed here unfed would be held, and waited for, forever.
-                logger.exception("engine_host.job_refused", job_id=str(held.job.job_id))
-                reason = error
-                self._end(held, lambda ended, now: outcome_broken(ended, reason, now))  # noqa: B023 - called here
-        return len(taken)
+        """Let the jobs of a micro-batch join the batch in flight; returns how many were new here.
 
-    def _take_in(self, held: ActiveAttempt) -> None:
-        self._watcher.received(held.job)
+        They run once the ledger has said that they are leased to this worker; else they are dropped.
+        """
+        taken = self._attempts.take(task_id, jobs, time.monotonic())
         if self._refusing:
-            self._end(held, outcome_unrun)
+            for held in taken:
+                self._end(held, outcome_unrun)
         else:
-            self._feed(held)
+            self._arrivals.add(taken)
+        return len(taken)
 
     def reject(self, task_id: str, key: JobAttempt, error: UnreadableRequest) -> None:
         """End a job of a micro-batch that cannot be read, and so not be run."""
@@ -206,10 +204,24 @@ class EngineHost:
             self._call_back(held)
 
     def _call_back(self, held: ActiveAttempt) -> None:
-        if self._feeder.withdraw(held.key):
+        if self._arrivals.withdraw(held.key) or self._feeder.withdraw(held.key):
             self._end(held, outcome_unrun)
         else:
             self._feeder.command(AbortRequest(request_id(held.key)))
+
+    def _on_checked(self, held: ActiveAttempt, refusal: StopReason | None) -> None:
+        if refusal is not None:
+            self._attempts.stop(held.key, refusal)
+            self._end(held, outcome_unrun)
+            return
+        try:
+            self._watcher.received(held.job)
+            self._feed(held)
+        except Exception as error:
+            # One that stayed here unfed would be held, and waited for, forever.
+            logger.exception("engine_host.job_refused", job_id=str(held.job.job_id))
+            reason = error
+            self._end(held, lambda ended, now: outcome_broken(ended, reason, now))
 
     def _feed(self, held: ActiveAttempt) -> None:
         try:

@@ -74,8 +74,8 @@ class Wiring:
         tokens = TokenWriter(for_service(self.settings.redis_url))
         attempts = AttemptTable(lambda _task_id: celery.wake())  # nothing wakes it before it is there
         committer = self._committer(attempts, publisher, health)
-        host = self._host(engine, attempts, committer, publisher, tokens, status, limit)
         registration = self._registration()
+        host = self._host(engine, attempts, committer, publisher, tokens, status, limit, registration)
         lease = self._lease(registration, attempts, host, health)
         celery = self._celery(host, lease)
         commands = self._commands(redis, host)
@@ -118,6 +118,7 @@ class Wiring:
         tokens: TokenWriter,
         status: EngineStatus,
         limit: ProgressLimit,
+        registration: Registration,
     ) -> EngineHost:
         return EngineHost(
             engine,
@@ -132,6 +133,7 @@ class Wiring:
             caches_by_tenant=self.settings.prefix_cache == "tenant",
             on_text=tokens.put,
             limit=limit,
+            ask_aborts=registration.aborts,
         )
 
     def _registration(self) -> Registration:
@@ -209,7 +211,7 @@ def make_registration(
     lease_ms = settings.worker_lease_s * 1000
     database = Database(
         settings.database_url,
-        pool_size=2,  # a drain has its word between beats
+        pool_size=3,  # a drain has its word between beats, and so has what has just come
         statement_timeout_ms=round(lease_ms / STATEMENTS_PER_LEASE),
         lock_timeout_ms=min(MAX_HOLD_MS, round(lease_ms / LOCKS_PER_LEASE)),
         name="lorayard-lease",

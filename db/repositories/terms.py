@@ -29,8 +29,18 @@ _RESIGN = text("""
     WHERE pool = :pool AND holder = :holder AND term = :term AND expires_at > now()
 """)
 
-_CHECK = text("SELECT term FROM scheduler_terms WHERE pool = :pool AND term = :term FOR SHARE")
+_CHECK = text("""
+    SELECT term, set_config('application_name', :name, true) FROM scheduler_terms
+    WHERE pool = :pool AND term = :term FOR SHARE
+""")
 
+# A session in which a stopped process has sent half of a statement, or takes no answer over a Unix socket, is
+# neither idle nor at the end of any other limit.
+_EVICT = text("""
+    SELECT count(*) FILTER (WHERE pg_terminate_backend(a.pid)) FROM pg_stat_activity a
+    WHERE a.application_name = :name AND a.datname = current_database() AND a.usename = current_user
+        AND EXISTS (SELECT FROM scheduler_terms WHERE pool = :pool AND expires_at <= now())
+""")
 
 _LEDGER = text("SELECT id FROM ledger_id")
 
@@ -68,9 +78,20 @@ class TermRepository:
 
     def check(self, pool: str, term: int) -> None:
         """Hold the term until this transaction ends, so that nobody else leads meanwhile; raises Deposed."""
-        if self._connection.execute(_CHECK, {"pool": pool, "term": term}).one_or_none() is None:
+        asked = {"pool": pool, "term": term, "name": _session_name(pool)}
+        if self._connection.execute(_CHECK, asked).one_or_none() is None:
             raise Deposed(f"term {term} of pool {pool} is over: another scheduler leads, stop acting for it")
+
+    def evict(self, pool: str) -> int:
+        """End the sessions in which a leader whose term has run out still holds it; returns how many."""
+        asked = {"pool": pool, "name": _session_name(pool)}
+        return cast("int", self._connection.execute(_EVICT, asked).scalar_one())
 
     def resign(self, pool: str, holder: str, term: int) -> None:
         """End the term at once, so that the next need not wait."""
         self._connection.execute(_RESIGN, {"pool": pool, "holder": holder, "term": term})
+
+
+def _session_name(pool: str) -> str:
+    """Name a leader's transactions in `pg_stat_activity`, within the 63 bytes that Postgres keeps of it."""
+    return f"lorayard-leader {pool}"[:63]

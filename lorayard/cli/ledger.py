@@ -23,9 +23,11 @@ app = typer.Typer(help="Which ledger Redis serves.", no_args_is_help=True)
 def open_ledger(settings: LedgerSettings | None = None) -> Iterator[Database]:
     """Open the ledger that the environment names, for the time of one verb."""
     settings = settings or LedgerSettings()
-    from db import Database
+    from db.database import MAX_HOLD_MS, Database
 
-    database = Database(settings.database_url.get_secret_value(), pool_size=1, name="lorayard-cli")
+    # Ctrl-Z must not hold up the leader for longer than a process of the pipeline may.
+    url = settings.database_url.get_secret_value()
+    database = Database(url, pool_size=1, max_idle_ms=MAX_HOLD_MS, name="lorayard-cli")
     try:
         yield database
     finally:

@@ -43,8 +43,8 @@ def _read(password: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
 
 def _complete(url: str | SecretStr | None, info: ValidationInfo) -> str | SecretStr | None:
     """Write the password of the same server into its address."""
-    field_name = str(info.field_name)
-    password: SecretStr | None = info.data.get(f"{field_name.removesuffix('_url')}_password")
+    server = str(info.field_name).removesuffix("_url").removesuffix("_direct")
+    password: SecretStr | None = info.data.get(f"{server}_password")
     if url is None or password is None:
         return url
     if isinstance(url, SecretStr):
@@ -56,7 +56,7 @@ Password = Annotated[SecretStr | None, AfterValidator(_read), Field(validate_def
 """A settings field beside another, of the same name and `_file`, that may name the file it is read from."""
 
 WITH_PASSWORD = AfterValidator(_complete)
-"""Completes a field `x_url` by the field `x_password` that stands before it."""
+"""Completes a field `x_url`, or `x_direct_url`, by the field `x_password` that stands before it."""
 
 ServerUrl = Annotated[str, WITH_PASSWORD, Field(validate_default=True, repr=False)]
 SecretServerUrl = Annotated[SecretStr, WITH_PASSWORD]

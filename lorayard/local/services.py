@@ -24,11 +24,16 @@ RELAY = (*_PYTHON, "workers.webhooks")
 FLOWER = (*_PYTHON, "lorayard.server.flower")
 WORKER_PREFIX = "worker-"
 _FLOWER_USER = "lorayard"
-# The addresses given here are complete; passwords of other servers may be in the caller's environment.
-_NO_PASSWORDS = {
-    f"LORAYARD_{server}_{name}": ""
-    for server in ("REDIS", "DATABASE")
-    for name in ("PASSWORD", "PASSWORD_FILE")
+# The addresses given here are complete; what belongs to other servers may be in the caller's environment.
+_OF_OTHER_SERVERS = {
+    f"LORAYARD_{name}": ""
+    for name in (
+        "REDIS_PASSWORD",
+        "REDIS_PASSWORD_FILE",
+        "DATABASE_PASSWORD",
+        "DATABASE_PASSWORD_FILE",
+        "DATABASE_DIRECT_URL",
+    )
 }
 
 
@@ -154,7 +159,7 @@ def service_environment(config: StackConfig, addresses: Addresses) -> dict[str, 
         "OMP_NUM_THREADS": _threads_per_worker(config.num_workers),
         **config.inherited_env,
         **HIDDEN,
-        **_NO_PASSWORDS,
+        **_OF_OTHER_SERVERS,
         "PYTHONUNBUFFERED": "1",
         **client_environment(config, addresses),
         "LORAYARD_WEBHOOK_ALLOW": config.webhook_allow,

@@ -14,7 +14,7 @@ from lorayard.transport.connections import (
     SERVICE_CONNECT_TIMEOUT_S,
     SERVICE_TIMEOUT_S,
 )
-from lorayard.transport.redis_url import broker_url
+from lorayard.transport.redis_url import broker_options, broker_url
 
 RECONNECTS: Final = {"interval_start": 0.1, "interval_step": 0.2, "interval_max": 1.0}
 """Pauses between tries to connect: kombu's grow to 30 s, for which a worker would be deaf after an outage."""
@@ -61,7 +61,6 @@ CONFIGURATION: Final[dict[str, Any]] = {
     # without this Celery calls it unrecoverable and ends the worker.
     "broker_channel_error_retry": True,
     "worker_cancel_long_running_tasks_on_connection_loss": False,
-    "broker_transport_options": BROKER_OPTIONS,
     # A publish is retried for about a second; then its sender gives the lease back.
     "task_publish_retry": True,
     "task_publish_retry_policy": {
@@ -89,5 +88,5 @@ class _Amqp(AMQP):  # type: ignore[misc]
 def make_app(redis_url: str, *, set_as_current: bool = False) -> Celery:
     """Make a Celery application on a Redis broker; nothing connects yet. Raises ValueError for an odd URL."""
     app = Celery("lorayard", broker=broker_url(redis_url), amqp=_Amqp, set_as_current=set_as_current)
-    app.conf.update(CONFIGURATION)
+    app.conf.update(CONFIGURATION, broker_transport_options=BROKER_OPTIONS | broker_options(redis_url))
     return app

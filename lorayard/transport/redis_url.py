@@ -13,6 +13,7 @@ from redis.connection import parse_url
 
 from lorayard.contract.addresses import WITH_PASSWORD
 from lorayard.contract.wording import without_password
+from lorayard.transport.sentinel import SCHEME, SentinelUrl
 
 _HONOURED: Final = ("host", "port", "path", "db", "username", "password", "client_name", "connection_class")
 _TLS_OPTIONS: Final = frozenset(
@@ -29,6 +30,8 @@ def connect(url: str, **options: Any) -> Redis:
     A URL may be shared with other libraries, whose `decode_responses`, `protocol`, timeouts and bounds are
     theirs. Raises ValueError as `valid_redis_url` does.
     """
+    if (sentinel := _sentinel(url)) is not None:
+        return sentinel.connect(**{"protocol": 2} | options)
     settings = _settings(url)
     if "path" in settings:  # a socket of this machine needs none, and redis-py's refuses to be told
         for name in ("socket_keepalive", "socket_keepalive_options"):
@@ -38,7 +41,8 @@ def connect(url: str, **options: Any) -> Redis:
 
 def valid_redis_url(url: str) -> str:
     """Return a URL that can be read; raises ValueError, which names what is wrong and shows no password."""
-    _settings(url)
+    if _sentinel(url) is None:
+        _settings(url)
     return url
 
 
@@ -50,6 +54,8 @@ RedisUrl = Annotated[
 
 def broker_url(url: str) -> str:
     """Write the URL as Celery reads it: without options that it does not know, a socket by its own scheme."""
+    if (sentinel := _sentinel(url)) is not None:
+        return sentinel.broker_url()
     settings = _settings(url)
     user, password = (quote(settings.get(name, ""), safe="") for name in ("username", "password"))
     credentials = f"{user}:{password}@" if user or password else ""
@@ -61,6 +67,23 @@ def broker_url(url: str) -> str:
     tls = [(name, value) for name, value in _query(url) if name in _TLS_OPTIONS]
     options = f"?{urlencode(tls)}" if tls else ""
     return f"{_scheme(url)}://{credentials}{address}:{settings.get('port', 6379)}/{database}{options}"
+
+
+def broker_options(url: str) -> dict[str, Any]:
+    """Tell Celery's transport what the URL as it reads it cannot say."""
+    sentinel = _sentinel(url)
+    return {} if sentinel is None else sentinel.broker_options()
+
+
+def _sentinel(url: str) -> SentinelUrl | None:
+    """Read a URL of sentinels; None if it names a server itself, or none at all."""
+    if not isinstance(url, str) or _scheme(url) != SCHEME:
+        return None
+    _require_readable(url)
+    try:
+        return SentinelUrl.read(url)
+    except ValueError as error:
+        raise ValueError(f"{_shown(url)} {error}") from None
 
 
 def _settings(url: str) -> dict[str, Any]:
@@ -79,7 +102,7 @@ def _settings(url: str) -> dict[str, Any]:
 def _require_readable(url: str) -> None:
     if not isinstance(url, str):
         raise ValueError(f"a {type(url).__name__} is not a Redis URL: {_EXAMPLE}")  # noqa: TRY004
-    if _scheme(url) not in ("redis", "rediss", "unix"):
+    if _scheme(url) not in ("redis", "rediss", "unix", SCHEME):
         raise ValueError(f"{_shown(url)} is not a Redis URL: {_EXAMPLE}")
     authority, tail = _split(url)
     if "#" in tail or "@" in tail:
@@ -91,7 +114,7 @@ def _require_readable(url: str) -> None:
     if _scheme(url) == "unix":
         if len(path) < len("/x"):
             raise ValueError(f"{_shown(url)} names no socket: give e.g. unix:///run/redis/redis.sock?db=0")
-    else:
+    elif _scheme(url) != SCHEME:
         _require_address(url, authority.rpartition("@")[2], path)
     for name, _ in _query(url):
         if name.startswith("ssl") and (name not in _TLS_OPTIONS or _scheme(url) != "rediss"):

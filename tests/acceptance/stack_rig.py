@@ -109,3 +109,15 @@ class StackRig:
             ).fetchone()
         assert row is not None
         return Usage(*(int(value or 0) for value in row))
+
+    def wasted_ms(self, tenant: str) -> float:
+        """Device time of a tenant's attempts that came to nothing, folded or not yet."""
+        with psycopg.connect(plain_url(self.stack.postgres.url)) as connection:
+            row = connection.execute(
+                "SELECT sum(wasted_device_ms) FROM ("
+                " SELECT wasted_device_ms FROM usage_deltas WHERE tenant = %(tenant)s"
+                " UNION ALL SELECT wasted_device_ms FROM adapter_usage WHERE tenant = %(tenant)s"
+                ") AS wasted",
+                {"tenant": tenant},
+            ).fetchone()
+        return float(row[0] or 0) if row else 0.0

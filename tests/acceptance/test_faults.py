@@ -36,6 +36,19 @@ def test_the_scheduler_is_killed_in_mid_run(rig: StackRig) -> None:
     rig.check(asked, "scheduler-killed")
 
 
+def test_a_worker_comes_and_another_drains_in_mid_run(rig: StackRig) -> None:
+    asked = rig.ask(JOBS, "rolling")
+    rig.await_share(asked, MIDWAY)
+
+    newcomer = rig.stack.start_worker()
+    assert rig.stack.stop_part("worker-1") == 0
+
+    rig.check(asked, "rolling")
+    assert rig.wasted_ms("rolling") == 0.0, "something ran twice"
+    rig.stack.restart("worker-1")
+    rig.stack.stop_part(newcomer)
+
+
 def test_redis_restarts_in_mid_run(rig: StackRig) -> None:
     asked = rig.ask(JOBS, "redis-restarted")
     rig.await_share(asked, MIDWAY)

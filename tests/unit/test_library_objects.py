@@ -42,10 +42,11 @@ class Kind(NamedTuple):
 KINDS: Final = {
     "clients of Redis": Kind(
         r"(.*\.)?(Strict)?(Redis|RedisCluster|Sentinel|(Blocking|Sentinel)?ConnectionPool)(\.from_\w+)?",
-        frozenset({"lorayard/transport/redis_url.py"}),
+        frozenset({"lorayard/transport/redis_url.py", "lorayard/transport/sentinel.py"}),
     ),
     "what a client of Redis waits for and how often it tries": Kind(
-        r"connect|redis_url\.connect|(.*\.)?Retry", frozenset({"lorayard/transport/connections.py"})
+        r"connect|redis_url\.connect|(.*\.)?Retry",
+        frozenset({"lorayard/transport/connections.py", "lorayard/transport/sentinel.py"}),
     ),
     "engines of SQLAlchemy": Kind(
         r"(.*\.)?(async_)?(create_(async_)?(engine|pool_from_url)|engine_from_config)",

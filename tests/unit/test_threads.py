@@ -21,6 +21,7 @@ MAKERS = {
 
 SERVICE_THREADS = {
     "workers/event_publisher.py": "event-publisher",
+    "workers/arrivals.py": "arrivals",
     "workers/commands.py": "commands",
     "workers/committer.py": "committer",
     "workers/engine_host.py": "engine-pump",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from collections.abc import Callable
+from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -133,6 +137,51 @@ def test_a_transaction_of_a_process_that_stands_still_is_ended(
     with pytest.raises(DatabaseUnavailable, match="idle-in-transaction"):
         database.run(stands_still)
     database.run(ask)
+    database.dispose()
+
+
+def takes_no_answer(raw: Any) -> None:
+    """Ask for more than the sockets hold."""
+    raw.pgconn.send_query(b"SELECT repeat('x', 1000000) FROM generate_series(1, 100)")
+    raw.pgconn.flush()
+
+
+def sends_half(raw: Any) -> None:
+    """Send a statement and the beginning of its parameters."""
+    parse = b"\0SELECT $1\0\0\0"
+    os.write(raw.fileno(), b"P" + (4 + len(parse)).to_bytes(4) + parse + b"B" + (1000).to_bytes(4))
+
+
+@pytest.mark.parametrize(
+    ("stops", "statement_timeout_ms"), [(takes_no_answer, 0), (sends_half, 200)], ids=["reading", "writing"]
+)
+def test_a_process_that_is_stopped_in_the_middle_of_a_message_holds_no_lock(
+    ledger: Ledger,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    stops: Callable[[Any], None],
+    statement_timeout_ms: int,
+) -> None:
+    monkeypatch.setattr("db.database.MAX_HOLD_MS", 500)
+    database = Database(
+        database_url, pool_size=1, lock_timeout_ms=500, statement_timeout_ms=statement_timeout_ms
+    )
+    came_free = []
+
+    def lock(connection: Connection) -> None:
+        connection.execute(text("LOCK TABLE tenants"))
+        raw = connection.connection.driver_connection
+        assert isinstance(raw, psycopg.Connection)
+        stops(raw)
+        # It gets the lock although the other is neither idle nor at the end of its statement's time.
+        ledger.sql("LOCK TABLE tenants")
+        came_free.append(True)
+        raw.close()
+        connection.execute(text("SELECT 1"))
+
+    with pytest.raises(DatabaseUnavailable):
+        database.run(lock)
+    assert came_free
     database.dispose()
 
 

@@ -6,14 +6,22 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
+import pytest
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
+from db.database import Database
+from db.errors import DatabaseUnavailable, Deposed
 from db.migrate import upgrade
 from db.repositories.terms import TermRepository
 from lorayard.contract.states import JobState
 from lorayard.local import SERVERS, Stack, StackConfig
+from scheduler.leader_context import LeaderContext
+from scheduler.term import TermKeeper
 from tests.integration.scheduler.pool_rig import MODEL, PoolRig
 from tests.integration.scheduler.scripted_worker import ScriptedWorker, hold, succeed
 from tests.polling import eventually
@@ -22,7 +30,7 @@ from tests.unit.lorayard.process.signal_bursts import send_burst
 ROOT = Path(__file__).parents[3]
 
 
-def start_process(rig: PoolRig, ready_file: Path) -> subprocess.Popen[bytes]:
+def start_process(rig: PoolRig, ready_file: Path, *, term_ttl_s: float = 1.0) -> subprocess.Popen[bytes]:
     """Run `python -m scheduler` on the rig's servers."""
     ours = {
         "LORAYARD_REDIS_URL": rig.redis_url,
@@ -30,7 +38,7 @@ def start_process(rig: PoolRig, ready_file: Path) -> subprocess.Popen[bytes]:
         "LORAYARD_MODEL": str(MODEL),
         "LORAYARD_AUTO_TENANTS": "true",
         "LORAYARD_READY_FILE": str(ready_file),
-        "LORAYARD_TERM_TTL_S": "1.0",
+        "LORAYARD_TERM_TTL_S": str(term_ttl_s),
         "LORAYARD_WORKER_LEASE_S": "1.0",
     }
     return subprocess.Popen([sys.executable, "-m", "scheduler"], cwd=ROOT, env=os.environ | ours)
@@ -40,6 +48,14 @@ def term(rig: PoolRig) -> int:
     """Read the term from the ledger."""
     rows = rig.sql("SELECT term FROM scheduler_terms")
     return int(rows[0].term) if rows else 0
+
+
+def leaders(rig: PoolRig, condition: str) -> list[Any]:
+    """List the transactions of leaders that are in a state."""
+    return rig.sql(
+        "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'lorayard-leader %'"
+        f" AND datname = current_database() AND {condition}"
+    )
 
 
 def usurp(connection: Connection, pool: str) -> int | None:
@@ -73,6 +89,30 @@ def test_a_leader_whose_term_was_taken_follows_again(rig: PoolRig) -> None:
         eventually(lambda: term(rig) == 3)
 
         rig.wait_for(JobState.QUEUED, *rig.submit())
+
+
+def test_only_a_term_that_ran_out_is_taken_from_a_transaction_that_sits_on_it(rig: PoolRig) -> None:
+    hasty = Database(rig.database_url, pool_size=1, lock_timeout_ms=50)
+
+    def take(ttl_s: float) -> int | None:
+        keeper = TermKeeper.take(hasty, rig.pool, "next", ttl_s, on_broken=lambda _thread: None)
+        return None if keeper is None else keeper.term
+
+    assert take(3600.0) == 1
+    with rig.database.transaction() as connection:
+        TermRepository(connection).check(rig.pool, 1)
+        with pytest.raises(DBAPIError, match="lock timeout"):
+            take(3600.0)
+    rig.sql("UPDATE scheduler_terms SET expires_at = now()")
+
+    def sit(connection: Connection) -> None:
+        TermRepository(connection).check(rig.pool, 1)
+        assert take(3600.0) == 2
+        connection.execute(text("SELECT 1"))
+
+    with pytest.raises(DatabaseUnavailable):
+        rig.database.run(sit)
+    hasty.dispose()
 
 
 def test_a_later_term_in_redis_fences_the_acknowledgements_of_an_older_leader(rig: PoolRig) -> None:
@@ -109,6 +149,62 @@ def test_a_killed_scheduler_process_loses_and_doubles_nothing(rig: PoolRig, tmp_
     assert [row.n for row in rig.sql("SELECT count(*) AS n FROM attempts WHERE ended = 'succeeded'")] == [
         1800
     ]
+
+
+def test_a_leader_stopped_inside_a_transaction_is_replaced(rig: PoolRig, tmp_path: Path) -> None:
+    ready_files = [tmp_path / f"ready-{number}" for number in range(2)]
+    processes = []
+    try:
+        for file in ready_files:
+            processes.append(start_process(rig, file, term_ttl_s=5.0))
+            eventually(file.exists, 60.0)
+        leader, standby = processes
+        with rig.database.transaction() as connection:
+            connection.execute(text("LOCK TABLE jobs IN SHARE MODE"))
+            job_ids = rig.submit(20)
+            eventually(lambda: leaders(rig, "wait_event_type = 'Lock'"), what="an admission that waits")
+            leader.send_signal(signal.SIGSTOP)
+        eventually(lambda: leaders(rig, "state = 'idle in transaction'"), what="an admission left open")
+        stopped_at = time.monotonic()
+
+        # Its term lasts 5 s, its transaction 4 s, a look of the other's at most 2 s.
+        eventually(lambda: term(rig) == 2, 30.0, "another leader")
+        print(f"taken over after {time.monotonic() - stopped_at:.1f} s")
+        with ScriptedWorker(rig):
+            rig.wait_for(JobState.SUCCEEDED, *job_ids)
+            leader.send_signal(signal.SIGCONT)
+            more = rig.submit(20)
+            rig.wait_for(JobState.SUCCEEDED, *more)
+            eventually(rig.intake_is_empty)
+        standby.send_signal(signal.SIGTERM)
+        assert standby.wait(20.0) == 0
+        eventually(lambda: term(rig) == 3, what="the first one's next term")
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert rig.counts() == {"succeeded": 40}
+    assert [row.n for row in rig.sql("SELECT count(*) AS n FROM attempts")] == [40]
+
+
+def test_nothing_that_an_old_leader_writes_has_an_effect(rig: PoolRig) -> None:
+    terms = [rig.database.run(lambda c: TermRepository(c).take(rig.pool, "any", 0.0)) for _ in range(2)]
+    ledger = rig.database.run(lambda c: TermRepository(c).ledger_id())
+    old, new = (LeaderContext(rig.pool, term or 0, ledger, rig.database, rig.redis) for term in terms)
+    new.enter()
+    scripts = {path.stem for path in (ROOT / "scheduler").glob("*.lua")} - {"guard", "enter", "adopt"}
+
+    with pytest.raises(Deposed):
+        old.transact(lambda c: c.execute(text("INSERT INTO tenants (name) VALUES ('late')")))
+    with pytest.raises(Deposed):
+        old.enter()
+    for script in sorted(scripts):
+        with pytest.raises(Deposed):
+            old.script(script)(["a", "b"], ["1", "2"])
+
+    assert rig.sql("SELECT 1 FROM tenants") == []
+    assert set(rig.redis.keys()) == {rig.keys.term.encode(), rig.keys.ledger.encode()}
+    assert rig.redis.get(rig.keys.term) == b"2"
 
 
 def test_sigterm_resigns_and_exits_cleanly(rig: PoolRig, tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from db.records import JobAttempt, WorkerLimits
 from db.repositories.leases import LeaseRepository
@@ -112,20 +113,31 @@ def test_a_batch_for_another_incarnation_or_pool_is_ignored(
 
 
 def test_a_fenced_attempt_adds_nothing_but_waste(leader: ScriptedLeader, incarnation: str) -> None:
-    job_ids = leader.admit([questions(1)[0].spec.model_copy(update={"tenant": "fenced"})])
-    stale = leader.lease(incarnation, job_ids)
-    leader.database.run(lambda c: LeaseRepository(c).release(incarnation, [(job_ids[0], 1)]))
-    other = _register_another(leader)
-    assert [job.attempt for job in leader.lease(other, job_ids)] == [2]
+    job_ids = leader.admit([ENDLESS.model_copy(update={"tenant": "fenced"})])
+    leader.send(incarnation, leader.lease(incarnation, job_ids))
+    leader.await_running(incarnation, *job_ids)
 
-    leader.send(incarnation, stale)
+    _lease_to_another(leader, incarnation, job_ids)
     wasted = eventually(lambda: _wasted_ms(leader, "fenced"), what="wasted device time")
 
     assert wasted > 0
-    assert leader.states(job_ids) == ["leased"]
-    assert leader.result(job_ids[0]).output is None
-    assert JobAttempt(job_ids[0], 1) not in leader.told_ends(incarnation)
-    assert job_ids[0] not in {reply.job_id for reply in leader.replies()}
+    _assert_untold(leader, incarnation, job_ids)
+
+
+def test_a_message_that_comes_after_its_lease_is_dropped(
+    leader: ScriptedLeader, worker: WorkerProcess, incarnation: str
+) -> None:
+    job_ids = leader.admit([ENDLESS.model_copy(update={"tenant": "late"})])
+    late = leader.lease(incarnation, job_ids)
+    _lease_to_another(leader, incarnation, job_ids)
+
+    leader.send(incarnation, late)
+    leader.ended(leader.dispatch(incarnation, [questions(1)[0].spec]))
+
+    assert [line for line in worker.log_lines() if "job.came_late" in line and str(job_ids[0]) in line]
+    eventually(lambda: leader.held(incarnation) == set(), what="an empty hand")
+    assert _wasted_ms(leader, "late") == 0.0
+    _assert_untold(leader, incarnation, job_ids)
 
 
 def test_cancels_stop_running_jobs_by_command_and_by_heartbeat(
@@ -234,6 +246,21 @@ def _wasted_ms(leader: ScriptedLeader, tenant: str) -> float:
         "SELECT sum(wasted_device_ms) AS ms FROM usage_deltas WHERE tenant = :tenant", tenant=tenant
     )
     return float(row.ms or 0)
+
+
+def _lease_to_another(leader: ScriptedLeader, incarnation: str, job_ids: Sequence[UUID]) -> None:
+    """Have an attempt 1 given up and leased to a worker that is not there."""
+    given_up = [(job_id, 1) for job_id in job_ids]
+    leader.database.run(lambda c: LeaseRepository(c).release(incarnation, given_up))
+    assert [job.attempt for job in leader.lease(_register_another(leader), job_ids)] == [2]
+
+
+def _assert_untold(leader: ScriptedLeader, incarnation: str, job_ids: Sequence[UUID]) -> None:
+    """Nothing of attempt 1 has reached the ledger, the leader or the client."""
+    assert leader.states(job_ids) == ["leased"]
+    assert [leader.result(job_id).output for job_id in job_ids] == [None]
+    assert leader.told_ends(incarnation).keys().isdisjoint(JobAttempt(job_id, 1) for job_id in job_ids)
+    assert {reply.job_id for reply in leader.replies()}.isdisjoint(job_ids)
 
 
 def _register_another(leader: ScriptedLeader) -> str:

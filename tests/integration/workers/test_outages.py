@@ -11,6 +11,7 @@ from redis import Redis
 from lorayard.contract.states import JobState
 from tests.integration.workers.questions import questions
 from tests.integration.workers.scripted_leader import ENDLESS, ScriptedLeader
+from tests.integration.workers.task_events import TaskEvents
 from tests.integration.workers.worker_process import WorkerProcess
 from tests.polling import eventually
 
@@ -80,17 +81,19 @@ def test_a_restart_of_postgres_loses_no_result(
     asked = questions(8)
     job_ids = leader.admit([question.spec for question in asked])
     leased = leader.lease(incarnation, job_ids)
+    with TaskEvents(leader.redis_url) as events:
+        (running,) = leader.dispatch(incarnation, [ENDLESS.model_copy(update={"max_tokens": 1500})])
+        events.await_event("task-started", running)
 
     rig.postgres.stop()
     leader.send(incarnation, leased)
-    eventually(
-        lambda: any("commit.database_unavailable" in line for line in worker.log_lines()),
-        what="a failed commit",
-    )
+    for event in ("arrivals.not_checked", "commit.database_unavailable"):
+        eventually(lambda: any(event in line for line in worker.log_lines()), 60.0, event)  # noqa: B023
     rig.postgres.start()
     results = leader.ended(job_ids)
 
     assert [job.output for job in results] == [question.answer for question in asked]
+    assert leader.ended([running])[0].state is JobState.SUCCEEDED
     assert worker.incarnation(leader) == incarnation
 
 

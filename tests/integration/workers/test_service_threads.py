@@ -16,6 +16,7 @@ from tests.polling import eventually
 
 PROGRAM = Path(__file__).with_name("failing_worker.py")
 SERVICES = (
+    "arrivals",
     "event-publisher",
     "commands",
     "committer",

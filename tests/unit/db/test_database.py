@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from db import Database, DatabaseSettings, SecretSettings
+from db.database import parse_url
 from db.errors import InvalidDatabaseUrl
 
 
@@ -16,10 +18,33 @@ def test_every_way_to_write_postgres_names_the_one_driver(scheme: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("postgresql://me:a%2Fb@h1:5433,h2/yard", {"host": "h1,h2", "port": "5433,5432"}),
+        ("postgres://[::1]:5433,h2:1/yard", {"host": "::1,h2", "port": "5433,1"}),
+        ("postgresql+psycopg://me@/yard?host=h1:5433&host=h2:1", {"host": "h1,h2", "port": "5433,1"}),
+        ("postgresql://me@/yard?host=h1,h2", {"host": "h1,h2"}),
+    ],
+)
+@pytest.mark.parametrize("attributes", ["read-write", "any"])
+def test_several_hosts_are_tried_for_the_one_that_takes_writes(
+    url: str, options: dict[str, str], attributes: str
+) -> None:
+    if attributes != "read-write":
+        url += f"{'&' if '?' in url else '?'}target_session_attrs={attributes}"
+
+    _, told = PGDialect_psycopg().create_connect_args(parse_url(url))
+
+    asked = {"dbname": "yard", "target_session_attrs": attributes, **options}
+    assert {name: told[name] for name in asked} == asked
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "", "not a url", "mysql://me:secret@host/db", "postgresql://h:port/db", "postgresql://me:secret",
         "postgresql://me:secret@h:54x2/db", "postgresql://me:secret@h/db?pool_size=5",
+        "postgresql://me:secret@h1:54x2,h2/db", "postgresql://me:secret@h1,,h2/db",
     ],
 )  # fmt: skip
 def test_any_other_url_is_refused_without_showing_the_password(url: str) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
-from db.records import JobAttempt
-from lorayard.contract.messages import BatchJob
+from db.errors import DatabaseUnavailable
+from db.records import Aborts, JobAttempt
+from lorayard.contract.messages import BatchJob, HeldJob
 from lorayard.contract.reading import UnreadableRequest
 from lorayard.contract.states import JobState
 from tests.polling import eventually
@@ -52,6 +53,9 @@ class HostRig:
         self.pieces: list[Piece] = []
         self.has_room = True
         self.limit = ProgressLimit(start_s=600.0, floor_s=limit_s)
+        self.ledger_is_away = False
+        self.cancelled: set[UUID] = set()
+        self.leased_elsewhere: set[tuple[UUID, int]] = set()
         self.host = EngineHost(
             cast("EngineProcess", self.engine),
             self.attempts,
@@ -65,6 +69,15 @@ class HostRig:
             caches_by_tenant=caches_by_tenant,
             on_text=self.pieces.append,
             limit=self.limit,
+            ask_aborts=self.ask_aborts,
+        )
+
+    def ask_aborts(self, held: Sequence[HeldJob]) -> Aborts:
+        if self.ledger_is_away:
+            raise DatabaseUnavailable("away")
+        return Aborts(
+            cancelled=tuple(one.job_id for one in held if one.job_id in self.cancelled),
+            not_mine=tuple(JobAttempt(*one) for one in self.leased_elsewhere),
         )
 
     def put(self, outcome: Outcome) -> None:
@@ -192,6 +205,31 @@ def test_a_draining_worker_gives_arriving_jobs_straight_back(rig: HostRig) -> No
 
     assert rig.await_outcomes(1) == [JobState.QUEUED]
     assert rig.engine.commands == []
+
+
+def test_what_came_too_late_or_is_cancelled_never_reaches_the_engine(rig: HostRig) -> None:
+    late, cancelled, ours = batch_job(), batch_job(), batch_job()
+    rig.leased_elsewhere = {(late.job_id, late.attempt)}
+    rig.cancelled = {cancelled.job_id}
+
+    rig.join(late, cancelled, ours)
+
+    assert rig.await_outcomes(2) == [JobState.QUEUED, JobState.CANCELLED]
+    assert [add.request_id for add in rig.await_adds(1)] == [f"{ours.job_id}:{ours.attempt}"]
+    assert rig.received_jobs == [ours]
+
+
+def test_a_job_waits_for_a_ledger_that_is_away_and_can_be_cancelled_meanwhile(rig: HostRig) -> None:
+    rig.ledger_is_away = True
+    waits, unwanted = batch_job(), batch_job()
+    rig.join(waits, unwanted)
+
+    rig.host.cancel({unwanted.job_id})
+    assert rig.await_outcomes(1) == [JobState.CANCELLED]
+    assert rig.engine.commands == []
+    rig.ledger_is_away = False
+
+    assert [add.request_id for add in rig.await_adds(1)] == [f"{waits.job_id}:{waits.attempt}"]
 
 
 def test_only_jobs_that_have_not_started_are_released(rig: HostRig) -> None:

@@ -71,6 +71,36 @@ def test_redis_and_celery_reach_the_same_server(url: str, reached: dict[str, Any
 
 
 @pytest.mark.parametrize(
+    ("url", "sentinels", "settings", "broker"),
+    [
+        ("sentinel://h1:1,h2/yard", [("h1", 1), ("h2", 26379)], {"db": 0},
+         "sentinel://h1:1/0;sentinel://h2:26379/0"),
+        ("sentinel://u:p%2C%40@[::1]:7/yard?db=3", [("::1", 7)],
+         {"username": "u", "password": "p,@", "db": 3},
+         "sentinel://u:p%2C%40@[::1]:7/3"),
+        ("sentinel://:p@h/yard?sentinel_password=q&protocol=3", [("h", 26379)], {"password": "p"},
+         "sentinel://:p@h:26379/0"),
+    ],
+)  # fmt: skip
+def test_sentinels_are_asked_for_the_primary_of_a_service(
+    url: str, sentinels: list[tuple[str, int]], settings: dict[str, Any], broker: str
+) -> None:
+    pool: Any = connect(url, socket_timeout=15.0, socket_keepalive=True).connection_pool
+    asked = [one.connection_pool.connection_kwargs for one in pool.sentinel_manager.sentinels]
+
+    assert [(one["host"], one["port"]) for one in asked] == sentinels
+    assert asked[0].get("password") == ("q" if "sentinel_password" in url else None)
+    assert pool.service_name == "yard"
+    assert pool.is_master
+    assert pool.connection_kwargs.items() >= (settings | {"protocol": 2, "socket_timeout": 15.0}).items()
+    assert pool.make_connection()
+    assert RedisLink(url, 1.0).commands.connection_pool.make_connection()
+    app = make_app(url)
+    assert app.conf.broker_url == broker
+    assert app.conf.broker_transport_options["master_name"] == "yard"
+
+
+@pytest.mark.parametrize(
     ("url", "told"),
     [
         ("localhost:6379", "is not a Redis URL: give e.g. redis://"),
@@ -89,6 +119,13 @@ def test_redis_and_celery_reach_the_same_server(url: str, reached: dict[str, Any
         ("redis://h/0?ssl_cert_reqs=none", "begin with rediss://"),
         ("rediss://h/0?ssl_cert_req=none", "the option ssl_cert_req"),
         ("unix://", "names no socket"),
+        ("sentinel://:secret@h1,h2", "names no service after its hosts: give e.g. sentinel://"),
+        ("sentinel://:secret@h1:1/yard/0", "names no service"),
+        ("sentinel://:secret@h1:70000,h2/yard", "no port that is a number from 1 to 65535"),
+        ("sentinel://h1,,h2/yard", "or an odd host"),
+        ("sentinel://h/yard?db=first", "a database that is not a number"),
+        ("sentinel://:sec/ret@h/yard", "percent-encode what is special in user and password"),
+        ("sentinel://h/yard?ssl_cert_reqs=none", "the option ssl_cert_reqs, which is not honoured there"),
         (7, "a int is not a Redis URL"),
     ],
 )
