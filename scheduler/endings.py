@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import structlog
 
 from db.records import FinishedJob
-from lorayard.server.replies import announce
+from lorayard.server.replies import announce, send
 from scheduler.flower_reporter import FlowerReporter
 from scheduler.leader_context import LeaderContext
 from scheduler.queue_feed import QueueFeed
@@ -41,4 +41,4 @@ class Endings:
         self.flower.ended(ended)
         pipeline = self.context.redis.pipeline(transaction=False)
         announce(pipeline, ended)
-        pipeline.execute()
+        send(pipeline)

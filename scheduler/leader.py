@@ -138,6 +138,9 @@ class Leader:
         self.fleet.rebuild(ready, leased, self.clock())
         self.queue.restart()
         self.periodic = PeriodicTasks()
+        # A Redis that was flushed has forgotten them, and clients look for them now.
+        self._part("publish", self.publisher.publish, is_own=False)
+        self._part("publish_pool", self.publisher.publish_pool, is_own=False)
         logger.info("leader.recovered", term=self.context.term, workers=len(ready), leased=len(leased))
 
     def turn(self) -> None:

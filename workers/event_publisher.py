@@ -17,7 +17,7 @@ from lorayard.contract.states import JobState
 from lorayard.process.service_thread import OnBroken, ServiceThread
 from lorayard.server.flower_events import JobEvents
 from lorayard.server.flower_notes import FlowerNotes
-from lorayard.server.replies import announce
+from lorayard.server.replies import announce, send
 from lorayard.transport.outages import is_redis_outage
 from workers.event_builder import WorkerEventBuilder, WorkerUpdate
 
@@ -153,7 +153,7 @@ class EventPublisher:
         for event in events:
             pipeline.xadd(self._events_stream, event.to_entry(), maxlen=EVENTS_KEPT, approximate=True)
         announce(pipeline, [job for job in update.finished if job.state.is_terminal])
-        pipeline.execute()
+        send(pipeline)
 
     def _show_end(self, job: FinishedJob) -> None:
         result = job.result

@@ -30,7 +30,7 @@ from lorayard.contract.messages import (
     WorkerEvent,
 )
 from lorayard.contract.states import JobState
-from lorayard.server.replies import announce
+from lorayard.server.replies import announce, send
 
 LIMITS = WorkerLimits(
     max_num_seqs=8, num_kv_blocks=4096, block_size=16, max_model_len=1024, max_loras=4, max_lora_rank=16
@@ -142,7 +142,7 @@ class ScriptedWorker:
             ended=tuple(EndedJob(job_id=f.job_id, attempt=f.attempt, state=f.state) for f in finished),
         )
         announce(pipeline, [job for job in finished if job.state.is_terminal])
-        pipeline.execute()
+        send(pipeline)
 
     def run_out(self) -> None:
         """Let the lease end now; for a worker that has died, which renews it no more."""
