@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any, TypeVar
 from uuid import UUID
@@ -15,6 +16,7 @@ from db.database import Database
 from db.errors import Deposed, ForeignLedger
 from db.repositories.terms import TermRepository
 from lorayard.contract.keys import PoolKeys
+from scheduler.item_failures import ItemFailures
 
 T = TypeVar("T")
 
@@ -28,6 +30,7 @@ class LeaderContext:
     ledger: UUID
     database: Database
     redis: Redis
+    items: ItemFailures = field(default_factory=lambda: ItemFailures(time.monotonic))
 
     @property
     def keys(self) -> PoolKeys:

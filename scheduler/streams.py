@@ -28,6 +28,11 @@ class StreamEntry(NamedTuple):
     fields: Mapping[bytes, bytes]
 
     @property
+    def name(self) -> str:
+        """Tell it from the entries of all streams."""
+        return f"{self.stream}/{self.entry_id}"
+
+    @property
     def num_bytes(self) -> int:
         """What the submit guard has counted for it."""
         return len(self.fields.get(BODY_FIELD, b""))

@@ -83,6 +83,10 @@ class EventPublisher:
             self._note(job.job_id, partial(self._show_end, job))
         self._tell(WorkerUpdate(list(finished), list(failures)))
 
+    def answer(self, ping: UUID) -> None:
+        """Tell that a ping has come through the worker's queue."""
+        self._tell(WorkerUpdate(answered=ping))
+
     def heartbeat(self, held: Sequence[HeldJob]) -> None:
         """Tell what is held, with the whole of residency."""
         self._tell(WorkerUpdate(held=tuple(held)))

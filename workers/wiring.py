@@ -78,7 +78,7 @@ class Wiring:
         host = self._host(engine, attempts, committer, publisher, tokens, status, limit)
         registration = self._registration()
         lease = self._lease(registration, attempts, host, health)
-        celery = self._celery(host, lease)
+        celery = self._celery(host, lease, publisher)
         commands = self._commands(redis, host)
         return Parts(
             attempts, host, committer, builder, publisher, tokens, registration, lease, commands, celery
@@ -162,8 +162,10 @@ class Wiring:
             on_broken=self.service.give_up,
         )
 
-    def _celery(self, host: EngineHost, lease: LeaseKeeper) -> CeleryWorker:
-        define_tasks(app, host, pool=self.settings.pool, incarnation=self.incarnation)
+    def _celery(self, host: EngineHost, lease: LeaseKeeper, publisher: EventPublisher) -> CeleryWorker:
+        define_tasks(
+            app, host, pool=self.settings.pool, incarnation=self.incarnation, answer=publisher.answer
+        )
         return CeleryWorker(
             app,
             self.incarnation,

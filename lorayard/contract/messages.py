@@ -233,6 +233,7 @@ class WorkerEvent(Report):
     held: tuple[HeldJob, ...] | None = None
     failures: tuple[AdapterFailure, ...] = ()
     draining: bool = False
+    answered: UUID | None = Field(default=None, description="a ping that came through the worker's queue")
 
 
 class Command(Report):

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from kombu.connection import Connection
 from kombu.entity import Queue
@@ -30,6 +30,7 @@ from lorayard.contract.messages import (
     WorkerEvent,
 )
 from lorayard.contract.states import JobState
+from lorayard.contract.tasks import PING, RUN_MICRO_BATCH
 from lorayard.server.replies import announce, send
 
 LIMITS = WorkerLimits(
@@ -196,7 +197,10 @@ class ScriptedWorker:
                         continue
 
     def _receive(self, body: Any, message: Any) -> None:
-        assert message.headers["task"] == "workers.run_micro_batch"
+        if message.headers["task"] == PING:
+            self._tell(self._redis, answered=UUID(body[0][0]))
+            return
+        assert message.headers["task"] == RUN_MICRO_BATCH
         batch = MicroBatch.model_validate(body[0][0])
         with self._lock:
             self.batches.append(batch)
