@@ -16,7 +16,7 @@ from scheduler.leader_context import LeaderContext
 CONSUMER: Final = "leader"
 """One name for all leaders, so that consumers do not pile up; terms tell leaders apart."""
 
-BLOCK_JOBS: Final = 512
+BLOCK_JOBS: Final = 500
 RECLAIM_COUNT: Final = 1000
 
 

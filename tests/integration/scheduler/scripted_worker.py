@@ -83,21 +83,30 @@ class ScriptedWorker:
         beat_every_s: float = 0.2,
         listens: bool = True,
         obeys: bool = True,
+        redis_url: str | None = None,
+        broker_url: str | None = None,
+        unreadable: str | None = None,
     ) -> None:
+        """`unreadable`: the prompt of a job that this worker cannot read, and so never lists."""
         self._yard = rig
+        self._redis_url = redis_url or rig.redis_url
+        self._broker_url = broker_url or self._redis_url
+        self._unreadable = unreadable
         self.script = script
         self.incarnation = uuid4().hex
         self._limits = limits
         self._lease_s = lease_s
         self._beat_every_s = beat_every_s
         self._listens, self._obeys = listens, obeys
-        self._redis = Redis.from_url(rig.redis_url, protocol=2)
+        self._redis = Redis.from_url(self._redis_url, protocol=2, socket_timeout=None)
         self._stopping = threading.Event()
         self._seq = itertools.count()
         self._lock = threading.Lock()
         self._last_command: bytes | str = "-"
         self.held: dict[Any, BatchJob] = {}
         self.batches: list[MicroBatch] = []
+        self.all_batches: list[MicroBatch] = []
+        """With the jobs that could not be read."""
         self._threads = [threading.Thread(target=self._beat, name="beat")]
         if listens:
             self._threads.append(threading.Thread(target=self._consume, name="consume"))
@@ -185,7 +194,7 @@ class ScriptedWorker:
                 self.end([EndedAttempt(job.job_id, job.attempt, JobState.CANCELLED) for job in held])
 
     def _consume(self) -> None:
-        with Connection(self._yard.redis_url) as connection:
+        with Connection(self._broker_url) as connection:
             queue = Queue(worker_queue(self.incarnation))
             options = {"callbacks": [self._receive], "accept": ["json"], "no_ack": True}
             consumer = Consumer(connection, [queue], **options)
@@ -202,6 +211,9 @@ class ScriptedWorker:
             return
         assert message.headers["task"] == RUN_MICRO_BATCH
         batch = MicroBatch.model_validate(body[0][0])
+        self.all_batches.append(batch)
+        readable = tuple(job for job in batch.jobs if job.request["prompt"] != self._unreadable)
+        batch = batch.model_copy(update={"jobs": readable})
         with self._lock:
             self.batches.append(batch)
             self.held.update((job.job_id, job) for job in batch.jobs)
