@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
@@ -67,7 +68,7 @@ def test_a_redis_flushed_six_times_under_load_costs_no_accepted_job(rig: PoolRig
     with rig.scheduler(), ScriptedWorker(rig, work), ScriptedWorker(rig, work):
         for _ in range(6):
             wave = rig.submit(40)
-            eventually(lambda wave=wave: rig.has_admitted(wave))
+            eventually(partial(rig.has_admitted, wave))
             rig.redis.flushdb()
             job_ids += wave
         rig.wait_for(JobState.SUCCEEDED, *job_ids, timeout_s=60.0)

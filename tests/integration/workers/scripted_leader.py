@@ -25,7 +25,7 @@ from lorayard.contract.messages import BatchJob, Command, JobReply, MicroBatch, 
 from lorayard.contract.pool import pool_id
 from lorayard.contract.request import GenerationRequest
 from lorayard.contract.result import JobResult
-from lorayard.contract.tasks import RUN_MICRO_BATCH
+from lorayard.contract.tasks import PING, RUN_MICRO_BATCH
 from lorayard.server.celery_app import make_app
 from tests.polling import eventually
 from workers.engine.lora.files.digest import adapter_digest
@@ -115,6 +115,12 @@ class ScriptedLeader:
         body = batch.model_dump(mode="json", exclude_unset=True)
         self._app.send_task(RUN_MICRO_BATCH, args=[body], task_id=task_id, queue=worker_queue(to))
         return task_id
+
+    def ping(self, to: str) -> UUID:
+        """Send a ping through a worker's own queue; returns what it is to give back."""
+        ping = uuid4()
+        self._app.send_task(PING, args=[str(ping)], queue=worker_queue(to))
+        return ping
 
     def dispatch(self, incarnation: str, specs: Sequence[JobSpec], **changes: Any) -> list[UUID]:
         """Admit, lease and send jobs as one micro-batch."""
