@@ -81,9 +81,7 @@ class Dispatcher:
                 got = {job.job_id for job in jobs}
                 passed_over += [job.job_id for job in plan.jobs if job.job_id not in got]
                 batches += messages
-            for batch in batches:
-                self._publish(batch)
-                unsent[batch.incarnation] -= {JobAttempt(job.job_id, job.attempt) for job in batch.jobs}
+            self._publish_all(batches, unsent)
         except Exception:
             self._release(unsent, fleet)
             raise
@@ -126,6 +124,14 @@ class Dispatcher:
                 incarnation=plan.incarnation,
                 term=self._context.term,
                 jobs=tuple(part),
+            )
+
+    def _publish_all(self, batches: Sequence[MicroBatch], unsent: Mapping[str, set[JobAttempt]]) -> None:
+        """Send messages one by one, and take what they carry off what is not sent."""
+        for batch in batches:
+            self._publish(batch)
+            unsent[batch.incarnation].difference_update(
+                JobAttempt(job.job_id, job.attempt) for job in batch.jobs
             )
 
     def _publish(self, batch: MicroBatch) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from db.records import FinishedJob, JobAttempt, Released
 from db.repositories.jobs import JobRepository
 from db.repositories.leases import LeaseRepository
-from lorayard.contract.messages import WorkerEvent
+from lorayard.contract.messages import ANSWERED_FIELD, WorkerEvent
 from lorayard.contract.states import JobState
 from scheduler.deliveries import MAX_LOST, Deliveries
 from scheduler.endings import Endings
@@ -48,6 +48,7 @@ class WorkerEvents:
         for entry in entries:
             try:
                 event = WorkerEvent.from_entry(dict(entry.fields))
+                answered = _answered(entry)
             except ValueError as error:
                 logger.warning("worker_event.malformed", entry_id=entry.entry_id, error=str(error)[:300])
                 continue
@@ -56,7 +57,7 @@ class WorkerEvents:
             if worker is not None:
                 # Should it fail, the worker's next heartbeat makes good what it told; the third time in a row
                 # the worker is not planned for a while.
-                take = partial(self._take, worker, event)
+                take = partial(self._take, worker, event, answered)
                 self.context.items.attempt("worker_events", worker.incarnation, take)
         self.take_in(came_back)
         self.streams.acknowledge(entries)
@@ -72,7 +73,7 @@ class WorkerEvents:
         if self.quarantine.revisions:
             self.quarantine.end_jobs()
 
-    def _take(self, worker: WorkerState, event: WorkerEvent) -> None:
+    def _take(self, worker: WorkerState, event: WorkerEvent, answered: UUID | None) -> None:
         now = self.clock()
         worker.is_draining = event.draining
         worker.end(event.ended, now)
@@ -80,8 +81,8 @@ class WorkerEvents:
         worker.note_residency(event.residency_epoch, event.residency, is_whole=event.held is not None)
         if event.failures:
             self.quarantine.judge(worker, event.failures, now)
-        if event.answered is not None:
-            self._hear_answer(worker, event.answered)
+        if answered is not None:
+            self._hear_answer(worker, answered)
         if event.held is not None:
             let_go = worker.reconcile(event.held, now)
             self.deliveries.arrived(worker.listed_in(event.held))
@@ -132,6 +133,12 @@ class WorkerEvents:
         self.endings.follow([*released.finished, *undeliverable])
         # All of them: the worker may have given some back itself, and its word of that was lost.
         self.take_in([pair.job_id for pair in missing])
+
+
+def _answered(entry: StreamEntry) -> UUID | None:
+    """Read which ping an entry answers; raises ValueError if that is none."""
+    ping = entry.fields.get(ANSWERED_FIELD)
+    return None if ping is None else UUID(ping.decode())
 
 
 def _give_up(connection: Connection, job_ids: Sequence[UUID]) -> list[FinishedJob]:

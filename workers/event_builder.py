@@ -69,7 +69,6 @@ class WorkerEventBuilder:
             held=update.held,
             failures=tuple(update.failures),
             draining=draining,
-            answered=update.answered,
         )
 
 

@@ -12,7 +12,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from db.records import FinishedJob
-from lorayard.contract.messages import AdapterFailure, BatchJob, HeldJob
+from lorayard.contract.messages import ANSWERED_FIELD, AdapterFailure, BatchJob, HeldJob
 from lorayard.contract.states import JobState
 from lorayard.process.service_thread import OnBroken, ServiceThread
 from lorayard.server.flower_events import JobEvents
@@ -154,8 +154,10 @@ class EventPublisher:
         if not update.finished and not events:
             return
         pipeline = self._redis.pipeline(transaction=False)
+        answered = {ANSWERED_FIELD: str(update.answered)} if update.answered else {}
         for event in events:
-            pipeline.xadd(self._events_stream, event.to_entry(), maxlen=EVENTS_KEPT, approximate=True)
+            entry = event.to_entry() | answered
+            pipeline.xadd(self._events_stream, entry, maxlen=EVENTS_KEPT, approximate=True)
         announce(pipeline, [job for job in update.finished if job.state.is_terminal])
         send(pipeline)
 

@@ -2,6 +2,6 @@
 
 RUN_MICRO_BATCH = "workers.run_micro_batch"
 PING = "workers.ping"
-"""Its argument is a UUID, which the worker's next event gives back as `answered`."""
+"""Its argument is a UUID, which the worker gives back beside its next event."""
 GENERATE = "lorayard.generate"
 """The name under which every job shows in Flower."""

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from kombu.connection import Connection
 from kombu.entity import Queue
@@ -20,6 +20,7 @@ from db.repositories.finish import FinishRepository
 from db.repositories.workers import WorkerRepository
 from lorayard.contract.keys import PoolKeys, worker_queue
 from lorayard.contract.messages import (
+    ANSWERED_FIELD,
     AdapterFailure,
     BatchJob,
     Command,
@@ -163,9 +164,10 @@ class ScriptedWorker:
         """Tell of loads."""
         self._tell(self._redis, failures=failures, residency=tuple(residency), residency_epoch=epoch)
 
-    def _tell(self, redis: Any, **fields: Any) -> None:
+    def _tell(self, redis: Any, *, answered: str | None = None, **fields: Any) -> None:
         event = WorkerEvent(incarnation=self.incarnation, free_seqs=1, free_kv_blocks=1, **fields)
-        redis.xadd(self._yard.keys.worker_events, event.to_entry())
+        beside = {ANSWERED_FIELD: answered} if answered else {}
+        redis.xadd(self._yard.keys.worker_events, event.to_entry() | beside)
 
     def _beat(self) -> None:
         while not self._stopping.wait(self._beat_every_s):
@@ -207,7 +209,7 @@ class ScriptedWorker:
 
     def _receive(self, body: Any, message: Any) -> None:
         if message.headers["task"] == PING:
-            self._tell(self._redis, answered=UUID(body[0][0]))
+            self._tell(self._redis, answered=body[0][0])
             return
         assert message.headers["task"] == RUN_MICRO_BATCH
         batch = MicroBatch.model_validate(body[0][0])

@@ -21,7 +21,14 @@ from db.repositories.terms import TermRepository
 from lorayard.contract.ids import payload_sha256
 from lorayard.contract.job import JobSpec
 from lorayard.contract.keys import PoolKeys, reply_key, worker_queue
-from lorayard.contract.messages import BatchJob, Command, JobReply, MicroBatch, WorkerEvent
+from lorayard.contract.messages import (
+    ANSWERED_FIELD,
+    BatchJob,
+    Command,
+    JobReply,
+    MicroBatch,
+    WorkerEvent,
+)
 from lorayard.contract.pool import pool_id
 from lorayard.contract.request import GenerationRequest
 from lorayard.contract.result import JobResult
@@ -184,6 +191,11 @@ class ScriptedLeader:
         entries: Any = self.redis.xrange(self.keys.worker_events)
         events = [WorkerEvent.from_entry(fields) for _, fields in entries]
         return [event for event in events if event.incarnation == incarnation]
+
+    def answered(self) -> set[UUID]:
+        """Read which pings were answered."""
+        entries: Any = self.redis.xrange(self.keys.worker_events)
+        return {UUID(fields[ANSWERED_FIELD].decode()) for _, fields in entries if ANSWERED_FIELD in fields}
 
     def told_ends(self, incarnation: str) -> dict[JobAttempt, str]:
         """Collect the ends that one incarnation has told the leader."""
