@@ -71,6 +71,7 @@ class AdmissionPublisher:
             settings.max_intake_entries,
             settings.max_intake_bytes,
             f"{self.retry_after_s():.3f}",
+            self._context.items.num_put_aside.total(),
         ]
         (version,) = self._figures([self._context.keys.admission], arguments)
         return int(version)

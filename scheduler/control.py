@@ -10,16 +10,16 @@ from uuid import UUID
 import structlog
 from sqlalchemy import Connection
 
+from db.judge import reason_of
 from db.records import CancelOutcome, FinishedJob
 from db.repositories.jobs import JobRepository
 from db.repositories.results import fetch_finished
 from lorayard.contract.messages import Command, ControlMessage, JobReply
-from lorayard.process.items import one_item
 from lorayard.server.replies import expired_reply, send_replies, state_reply
 from scheduler.endings import Endings
 from scheduler.fleet import Fleet
 from scheduler.leader_context import LeaderContext
-from scheduler.outages import is_passing
+from scheduler.rejects import Reject, put_aside
 from scheduler.streams import LeaderStreams, StreamEntry
 
 MAX_LOOKUP_OUTPUT_BYTES: Final = 1_000_000
@@ -42,28 +42,30 @@ class Control:
         """Do what clients ask, answer them, then acknowledge."""
         for start in range(0, len(entries), BLOCK_MESSAGES):
             block = entries[start : start + BLOCK_MESSAGES]
-            self._answer_block([(entry, message) for entry in block if (message := _read(entry)) is not None])
-            self.streams.acknowledge(block)
+            self.context.items.attempt_all(
+                "control", block, lambda entry: entry.entry_id, self._obey_block, self._put_aside
+            )
 
-    def _answer_block(self, asked: Sequence[tuple[StreamEntry, ControlMessage]]) -> None:
-        try:
-            self._answer([message for _, message in asked])
-        except Exception as error:
-            if is_passing(error):
-                raise
-            logger.exception("control.answered_apart", messages=len(asked))
-            for entry, message in asked:
-                with one_item("control", is_passing, entry_id=entry.entry_id, job_id=str(message.job_id)):
-                    self._answer([message])
+    def _obey_block(self, block: Sequence[StreamEntry]) -> None:
+        """Answer all, then acknowledge; what is not acknowledged is read again."""
+        self._answer([message for entry in block if (message := _read(entry)) is not None])
+        self.streams.acknowledge(block)
 
-    def cancel(self, job_ids: Sequence[UUID]) -> None:
+    def _put_aside(self, entry: StreamEntry, error: Exception) -> None:
+        put_aside(self.context, [Reject(entry, reason_of(error))])
+        self.streams.acknowledge([entry])
+
+    def revoke(self, job_ids: Sequence[UUID]) -> None:
         """Cancel jobs at nobody's request stream (a revoke in Flower)."""
+        self.context.items.attempt_all("revokes", job_ids, str, self._cancel)
+
+    def _cancel(self, job_ids: Sequence[UUID]) -> None:
         if job_ids:
             self._follow(self.context.transact(lambda connection: _cancel_all(connection, job_ids)))
 
     def _answer(self, messages: Sequence[ControlMessage]) -> None:
         cancels = [message.job_id for message in messages if message.kind == "cancel"]
-        self.cancel(cancels)
+        self._cancel(cancels)
         asked = list(dict.fromkeys(message.job_id for message in messages if message.reply_to))
         known, left = self.context.transact(lambda connection: _look_up(connection, asked))
         answers = [

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
 
 import structlog
@@ -11,22 +12,26 @@ from celery import Celery
 from kombu.entity import Exchange, Queue
 from sqlalchemy import Connection
 
-from db.judge import explain
+from db.records import JobAttempt
 from db.repositories.leases import LeaseRepository
 from lorayard.contract.ids import uuid7
 from lorayard.contract.keys import worker_queue
 from lorayard.contract.messages import BatchJob, MicroBatch
-from lorayard.contract.tasks import RUN_MICRO_BATCH
+from lorayard.contract.tasks import PING, RUN_MICRO_BATCH
+from scheduler.deliveries import Deliveries
 from scheduler.fleet import Fleet
 from scheduler.leader_context import LeaderContext
-from scheduler.outages import is_passing
 from scheduler.policies import PendingJob, PlannedBatch
 from scheduler.worker_state import Outstanding
 
 MAX_MESSAGE_BYTES: Final = 4_000_000
 """Requests in one Celery message; a larger micro-batch goes out in several."""
 
+MAX_ROUND_BYTES: Final = 32_000_000
+"""Requests that one transaction reads; a larger round takes several, each published before the next."""
+
 logger = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 
 class Dispatched(NamedTuple):
@@ -39,22 +44,47 @@ class Dispatched(NamedTuple):
 class Dispatcher:
     """The leases and messages of one term; raises kombu's errors, DatabaseUnavailable and Deposed."""
 
-    def __init__(self, context: LeaderContext, app: Celery, *, max_model_len: int) -> None:
+    def __init__(
+        self, context: LeaderContext, app: Celery, deliveries: Deliveries, *, max_model_len: int
+    ) -> None:
         self._context = context
         self._app = app
+        self._deliveries = deliveries
         self._max_model_len = max_model_len
+        self._messages = itertools.count()
 
     def dispatch(self, planned: Sequence[PlannedBatch], fleet: Fleet, now: float) -> Dispatched:
-        """Lease a whole round in one transaction, then publish; what cannot be published is released."""
+        """Lease a round, then publish; what cannot be published is released."""
+        done = [self._dispatch(part, fleet, now) for part in _rounds(planned)]
+        return Dispatched(
+            tuple(batch for part in done for batch in part.batches),
+            tuple(job_id for part in done for job_id in part.passed_over),
+        )
+
+    def ping(self, incarnation: str, ping: UUID) -> None:
+        """Ask a worker, through its own queue, for a sign that it hears."""
+        self._send(PING, incarnation, str(ping), ping, shown=str(ping))
+        logger.info("worker.pinged", incarnation=incarnation, ping=str(ping))
+
+    def _dispatch(self, planned: Sequence[PlannedBatch], fleet: Fleet, now: float) -> Dispatched:
         leased = self._context.transact(lambda connection: self._lease(connection, planned))
+        unsent = {
+            plan.incarnation: {JobAttempt(job.job_id, job.attempt) for job in jobs}
+            for plan, jobs in zip(planned, leased, strict=True)
+        }
         passed_over: list[UUID] = []
         batches: list[MicroBatch] = []
-        for plan, jobs in zip(planned, leased, strict=True):
-            self._note(plan, jobs, fleet, now)
-            got = {job.job_id for job in jobs}
-            passed_over += [job.job_id for job in plan.jobs if job.job_id not in got]
-            batches += self._batches(plan, jobs)
-        self._publish_all(batches)
+        try:
+            for plan, jobs in zip(planned, leased, strict=True):
+                messages = list(self._batches(plan, jobs))
+                self._note(plan, messages, fleet, now)
+                got = {job.job_id for job in jobs}
+                passed_over += [job.job_id for job in plan.jobs if job.job_id not in got]
+                batches += messages
+            self._publish_all(batches, unsent)
+        except Exception:
+            self._release(unsent, fleet)
+            raise
         return Dispatched(tuple(batches), tuple(passed_over))
 
     def _lease(self, connection: Connection, planned: Sequence[PlannedBatch]) -> list[list[BatchJob]]:
@@ -65,24 +95,29 @@ class Dispatcher:
             for plan in planned
         ]
 
-    def _note(self, plan: PlannedBatch, jobs: Sequence[BatchJob], fleet: Fleet, now: float) -> None:
+    def _note(self, plan: PlannedBatch, messages: Sequence[MicroBatch], fleet: Fleet, now: float) -> None:
         """Count leased jobs as outstanding; a worker that got none is not ready any more."""
         worker = fleet.find(plan.incarnation)
         if worker is None:
             return
-        if not jobs:
+        if not messages:
             worker.is_ready = False
         headers = {job.job_id: job for job in plan.jobs}
-        for job in jobs:
-            worker.give(job.job_id, self._outstanding(headers[job.job_id], job, now))
+        for message in messages:
+            number = next(self._messages)
+            for job in message.jobs:
+                worker.give(job.job_id, self._outstanding(headers[job.job_id], job, number, now))
 
-    def _outstanding(self, header: PendingJob, job: BatchJob, now: float) -> Outstanding:
+    def _outstanding(self, header: PendingJob, job: BatchJob, message: int, now: float) -> Outstanding:
         tokens = min(header.prompt_tokens + header.max_tokens, self._max_model_len)
-        return Outstanding(job.attempt, job.revision, tokens, header.group is not None, now)
+        patience_s = self._deliveries.patience_s(job.job_id)
+        return Outstanding(
+            job.attempt, job.revision, tokens, header.group is not None, now, message, patience_s
+        )
 
     def _batches(self, plan: PlannedBatch, jobs: Sequence[BatchJob]) -> Iterator[MicroBatch]:
         sizes = {header.job_id: header.request_bytes for header in plan.jobs}
-        for part in _parts(jobs, sizes):
+        for part in _parts(jobs, sizes, self._deliveries.goes_alone):
             yield MicroBatch(
                 batch_id=uuid7(),
                 pool=self._context.pool,
@@ -91,29 +126,18 @@ class Dispatcher:
                 jobs=tuple(part),
             )
 
-    def _publish_all(self, batches: Sequence[MicroBatch]) -> None:
-        for number, batch in enumerate(batches):
-            try:
-                self._publish(batch)
-            except Exception:
-                self._release(batches[number:])
-                raise
+    def _publish_all(self, batches: Sequence[MicroBatch], unsent: Mapping[str, set[JobAttempt]]) -> None:
+        """Send messages one by one, and take what they carry off what is not sent."""
+        for batch in batches:
+            self._publish(batch)
+            unsent[batch.incarnation].difference_update(
+                JobAttempt(job.job_id, job.attempt) for job in batch.jobs
+            )
 
     def _publish(self, batch: MicroBatch) -> None:
-        name = worker_queue(batch.incarnation)
-        with self._app.producer_or_acquire() as producer:
-            self._app.send_task(
-                RUN_MICRO_BATCH,
-                args=[batch.model_dump(mode="json", exclude_unset=True)],
-                task_id=str(batch.batch_id),
-                producer=producer,
-                queue=_direct(name),
-                # The worker declares its queue; declared here, a lost worker's would come to life again.
-                declare=[],
-                argsrepr=f"({len(batch.jobs)} jobs for {batch.incarnation})",
-                kwargsrepr="{}",
-                ignore_result=True,
-            )
+        body = batch.model_dump(mode="json", exclude_unset=True)
+        shown = f"{len(batch.jobs)} jobs for {batch.incarnation}"
+        self._send(RUN_MICRO_BATCH, batch.incarnation, body, batch.batch_id, shown=shown)
         logger.info(
             "micro_batch.dispatched",
             micro_batch_id=str(batch.batch_id),
@@ -121,20 +145,34 @@ class Dispatcher:
             jobs=len(batch.jobs),
         )
 
-    def _release(self, batches: Sequence[MicroBatch]) -> None:
-        """Give leases back whose message did not go out; if the ledger is away too, held lists repair it."""
-        logger.warning("micro_batches.not_published", batches=len(batches))
-        try:
-            self._context.transact(lambda connection: self._release_in(connection, batches))
-        except Exception as error:
-            if not is_passing(error):
-                raise
-            logger.warning("micro_batches.not_released", batches=len(batches), error=explain(error))
+    def _send(self, task: str, incarnation: str, argument: Any, task_id: UUID, *, shown: str) -> None:
+        with self._app.producer_or_acquire() as producer:
+            self._app.send_task(
+                task,
+                args=[argument],
+                task_id=str(task_id),
+                producer=producer,
+                queue=_direct(worker_queue(incarnation)),
+                # The worker declares its queue; declared here, a lost worker's would come to life again.
+                declare=[],
+                argsrepr=f"({shown})",
+                kwargsrepr="{}",
+                ignore_result=True,
+            )
 
-    def _release_in(self, connection: Connection, batches: Sequence[MicroBatch]) -> None:
-        for batch in batches:
-            pairs = [(job.job_id, job.attempt) for job in batch.jobs]
-            LeaseRepository(connection).release(batch.incarnation, pairs)
+    def _release(self, unsent: Mapping[str, Collection[JobAttempt]], fleet: Fleet) -> None:
+        """Give leases back whose message did not go out; raises what the ledger does, to be read anew."""
+        logger.warning("micro_batches.not_published", jobs=sum(map(len, unsent.values())))
+
+        def release(connection: Connection) -> None:
+            for incarnation, pairs in unsent.items():
+                LeaseRepository(connection).release(incarnation, sorted(pairs))
+
+        self._context.transact(release)
+        for incarnation, pairs in unsent.items():
+            if (worker := fleet.find(incarnation)) is not None:
+                for pair in pairs:
+                    worker.take_back(pair)
 
 
 def _direct(name: str) -> Queue:
@@ -142,15 +180,35 @@ def _direct(name: str) -> Queue:
     return Queue(name, Exchange(""), routing_key=name)  # type: ignore[no-untyped-call]
 
 
-def _parts(jobs: Sequence[BatchJob], sizes: Mapping[UUID, int]) -> Iterator[list[BatchJob]]:
-    """Cut jobs into messages by the bytes of their requests."""
-    part: list[BatchJob] = []
+def _parts(
+    jobs: Sequence[BatchJob], sizes: Mapping[UUID, int], goes_alone: Callable[[UUID], bool]
+) -> Iterator[list[BatchJob]]:
+    """Cut jobs into messages by the bytes of their requests; the last ones carry one job each."""
+    alone = [job for job in jobs if goes_alone(job.job_id)]
+    together = [job for job in jobs if not goes_alone(job.job_id)] if alone else jobs
+    yield from _cut(together, lambda job: sizes[job.job_id], MAX_MESSAGE_BYTES)
+    yield from ([job] for job in alone)
+
+
+def _rounds(planned: Sequence[PlannedBatch]) -> Iterator[list[PlannedBatch]]:
+    """Cut a round into transactions by the bytes of the requests that they read."""
+    apart = [
+        PlannedBatch(plan.incarnation, tuple(jobs))
+        for plan in planned
+        for jobs in _cut(plan.jobs, lambda job: job.request_bytes, MAX_ROUND_BYTES)
+    ]
+    yield from _cut(apart, lambda plan: sum(job.request_bytes for job in plan.jobs), MAX_ROUND_BYTES)
+
+
+def _cut(items: Sequence[T], size_of: Callable[[T], int], max_bytes: int) -> Iterator[list[T]]:
+    """Cut items, in their order, into parts of so many bytes, or of one item that is larger."""
+    part: list[T] = []
     total = 0
-    for job in jobs:
-        total += sizes[job.job_id]
-        if part and total > MAX_MESSAGE_BYTES:
+    for item in items:
+        total += size_of(item)
+        if part and total > max_bytes:
             yield part
-            part, total = [], sizes[job.job_id]
-        part.append(job)
+            part, total = [], size_of(item)
+        part.append(item)
     if part:
         yield part

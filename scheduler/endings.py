@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import structlog
 
 from db.records import FinishedJob
+from db.repositories.jobs import JobRepository
 from lorayard.server.replies import announce
+from scheduler.deliveries import Deliveries
 from scheduler.flower_reporter import FlowerReporter
 from scheduler.leader_context import LeaderContext
 from scheduler.queue_feed import QueueFeed
@@ -23,14 +25,28 @@ class Endings:
     context: LeaderContext
     queue: QueueFeed
     flower: FlowerReporter
+    deliveries: Deliveries
+
+    def end_put_aside(self) -> None:
+        """End the jobs at which the leader itself has failed again and again."""
+        if put_aside := self.queue.take_put_aside():
+            message = (
+                "the scheduler failed at the job three times, also by itself: its log says how at "
+                "leader.item_failed; report that, and submit the job again once it is mended"
+            )
+            self.follow(
+                self.context.transact(lambda c: JobRepository(c).fail_queued(put_aside, "internal", message))
+            )
 
     def follow(self, finished: Sequence[FinishedJob]) -> None:
-        """Take ended jobs out of the backlog and tell of them."""
+        """Take ended jobs out of the backlog and tell of them; one that cannot be told of is looked up."""
         ended = [job for job in finished if job.state.is_terminal]
-        if not ended:
-            return
+        self.context.items.attempt_all("endings", ended, lambda job: str(job.job_id), self._tell)
+
+    def _tell(self, ended: Sequence[FinishedJob]) -> None:
         for job in ended:
             self.queue.backlog.take(job.job_id)
+            self.deliveries.arrived([job.job_id])
             logger.info(
                 "job.ended",
                 job_id=str(job.job_id),

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Final
+from uuid import UUID
 
 import structlog
 
 from db.records import LeasedRow, WorkerRow
+from scheduler.item_failures import ItemFailures
 from scheduler.policies import WorkerView
 from scheduler.worker_state import Outstanding, WorkerState
+
+WORKER_PARTS: Final = ("worker_events", "worker_roll", "worker_view", "worker_hearing", "worker_dispatch")
+"""Where what fails is put down to a worker: one that is put aside in any of them is not planned."""
 
 logger = structlog.get_logger(__name__)
 
@@ -16,7 +23,8 @@ logger = structlog.get_logger(__name__)
 class Fleet:
     """Mutable: the workers of one term."""
 
-    def __init__(self, *, max_model_len: int, overcommit_s: float) -> None:
+    def __init__(self, items: ItemFailures, *, max_model_len: int, overcommit_s: float) -> None:
+        self._items = items
         self._max_model_len = max_model_len
         self._overcommit_s = overcommit_s
         self._workers: dict[str, WorkerState] = {}
@@ -43,41 +51,62 @@ class Fleet:
         for worker in self._workers.values():
             worker.is_ready = worker.incarnation in names
         for row in ready:
-            if row.incarnation not in self._workers:
-                self._workers[row.incarnation] = WorkerState(row.incarnation, row.hostname, row.limits)
-                logger.info("worker.joined", incarnation=row.incarnation, hostname=row.hostname)
-            self._workers[row.incarnation].note_canary(row.canary)
+            self._items.attempt("worker_roll", row.incarnation, partial(self._take_in, row))
+
+    def _take_in(self, row: WorkerRow) -> None:
+        if row.incarnation not in self._workers:
+            self._workers[row.incarnation] = WorkerState(row.incarnation, row.hostname, row.limits)
+            logger.info("worker.joined", incarnation=row.incarnation, hostname=row.hostname)
+        self._workers[row.incarnation].note_canary(row.canary)
 
     def rebuild(self, ready: Sequence[WorkerRow], leased: Iterable[LeasedRow], now: float) -> None:
         """Start over from the ledger; what workers told of themselves stays."""
         self.take_roll(ready)
         for worker in self._workers.values():
             worker.clear()
+            worker.hearing.begin(now)
         for row in leased:
             if (holder := self._workers.get(row.incarnation)) is not None:
                 holder.give(row.job_id, self.outstanding(row, now - max(0.0, row.leased_s)))
 
     def outstanding(self, row: LeasedRow, dispatched_at: float) -> Outstanding:
-        """Make the record of a job in a worker's hand."""
+        """Make the record of a job that the ledger has in a worker's hand."""
         return Outstanding(
             attempt=row.attempt,
             revision=row.revision,
             tokens=min(row.est_tokens + row.max_tokens, self._max_model_len),
             is_suspect=row.group is not None,
             dispatched_at=dispatched_at,
+            is_excused=True,
         )
 
     def views(self, now: float) -> list[WorkerView]:
         """Show the policies every worker that may be given jobs."""
-        return [
-            worker.view(now, max_model_len=self._max_model_len, overcommit_s=self._overcommit_s)
-            for worker in self._workers.values()
-            if worker.is_ready and not worker.is_draining
-        ]
+        views: list[WorkerView] = []
+        for worker in self._workers.values():
+            if worker.is_ready and not worker.is_draining and not worker.hearing.is_deaf:
+                show = partial(self._show, worker, now, views)
+                self._items.attempt("worker_view", worker.incarnation, show)
+        return [view for view in views if not self._is_resting(view.incarnation)]
+
+    def _is_resting(self, incarnation: str) -> bool:
+        return any(self._items.is_resting(part, incarnation) for part in WORKER_PARTS)
+
+    def _show(self, worker: WorkerState, now: float, views: list[WorkerView]) -> None:
+        views.append(worker.view(now, max_model_len=self._max_model_len, overcommit_s=self._overcommit_s))
+
+    def ready(self) -> list[WorkerState]:
+        """List the workers that are in service."""
+        return [worker for worker in self._workers.values() if worker.is_ready]
 
     def unready(self) -> list[str]:
         """List the workers that get no more jobs: they may have left."""
         return [name for name, worker in self._workers.items() if not worker.is_ready]
+
+    def is_on_its_way(self, job_id: UUID) -> bool:
+        """Whether a job was sent to a worker that has not listed it yet."""
+        found = (worker.outstanding.get(job_id) for worker in self._workers.values())
+        return any(job is not None and not job.was_listed for job in found)
 
     def drop(self, incarnation: str) -> WorkerState | None:
         """Forget a worker that has left or is lost."""

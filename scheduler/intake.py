@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -16,7 +16,7 @@ from db.judge import Fault, fault_of, reason_of
 from db.records import Admitted, FinishedJob, NewJob
 from db.repositories.admission import AdmissionRepository
 from db.repositories.results import fetch_finished
-from lorayard.contract.messages import BODY_FIELD, JobEnvelope, JobReply
+from lorayard.contract.messages import JobEnvelope, JobReply
 from lorayard.contract.pool import PoolInfo
 from lorayard.contract.reading import receive_job, unreadable_reply
 from lorayard.contract.result import JobError
@@ -26,10 +26,10 @@ from scheduler.admission import judge
 from scheduler.catalogue import Catalogue
 from scheduler.flower_reporter import FlowerReporter
 from scheduler.leader_context import LeaderContext
+from scheduler.rejects import Reject, put_aside
 from scheduler.streams import BLOCK_JOBS, LeaderStreams, StreamEntry
 from scheduler.tenancy import Tenancy
 
-MAX_ERROR_CHARS: Final = 2000
 MAX_TOLD_CHARS: Final = 300
 
 logger = structlog.get_logger(__name__)
@@ -65,27 +65,36 @@ class Intake:
 
     def admit(self, entries: Sequence[StreamEntry]) -> int:
         """Admit what can be admitted, put aside the rest, then acknowledge; returns how many jobs are new."""
-        new = 0
+        new: list[int] = []
         for start in range(0, len(entries), BLOCK_JOBS):
-            new += self._admit_block(entries[start : start + BLOCK_JOBS])
-        return new
+            self.context.items.attempt_all(
+                "intake",
+                entries[start : start + BLOCK_JOBS],
+                lambda entry: entry.name,
+                lambda block: new.append(self._admit_block(block)),
+                self._give_up,
+            )
+        return sum(new)
 
     def _admit_block(self, entries: Sequence[StreamEntry]) -> int:
-        offers = list(self._readable(entries))
+        offers = self._readable(entries)
         verdicts = self._commit(offers, self._now_ms())
         self._announce(verdicts)
         self.streams.acknowledge(entries)
         self._show(verdicts)
         return sum(verdict.admitted.outcome == "new" for verdict in verdicts)
 
-    def _readable(self, entries: Sequence[StreamEntry]) -> Iterator[Offer]:
+    def _readable(self, entries: Sequence[StreamEntry]) -> list[Offer]:
+        offers, rejects = [], []
         for entry in entries:
             try:
                 envelope, refusal = receive_job(entry.fields)
             except ValueError as error:
-                self._put_aside(entry, error)
+                rejects.append(Reject(entry, _reason(error)))
             else:
-                yield Offer(entry, envelope, refusal)
+                offers.append(Offer(entry, envelope, refusal))
+        self._put_aside(rejects)
+        return offers
 
     def _commit(self, offers: Sequence[Offer], now_ms: int) -> list[IntakeVerdict]:
         """Admit in one transaction; if Postgres refuses a job, halve until it stands alone."""
@@ -110,7 +119,7 @@ class Intake:
                 return self.context.transact(lambda connection: self._offer(connection, [offer], now_ms))
             except IntegrityError as refusal:
                 error = refusal
-        self._put_aside(offer.entry, error)
+        self._put_aside([Reject(offer.entry, _reason(error))])
         return []
 
     def _offer(self, connection: Connection, offers: Sequence[Offer], now_ms: int) -> list[IntakeVerdict]:
@@ -135,23 +144,24 @@ class Intake:
             for offer, job, one in zip(offers, jobs, admitted, strict=True)
         ]
 
-    def _put_aside(self, entry: StreamEntry, error: Exception) -> None:
-        body = entry.fields.get(BODY_FIELD)
-        if body is None:
-            body = b" ".join(name + b"=" + value for name, value in entry.fields.items())
-        reason = _reason(error).replace("\x00", "").encode("utf-8", "replace").decode()[:MAX_ERROR_CHARS]
-        answer = unreadable_reply(entry.fields, reason[:MAX_TOLD_CHARS])
+    def _give_up(self, entry: StreamEntry, error: Exception) -> None:
+        """Put an entry aside at which the leader itself has failed again and again."""
+        self._put_aside([Reject(entry, _reason(error))])
+        self.streams.acknowledge([entry])
 
-        def put_aside(connection: Connection) -> bool:
-            AdmissionRepository(connection).put_aside(
-                self.context.pool, entry.stream, entry.entry_id, body, reason
-            )
-            return answer is not None and not fetch_finished(connection, [answer[1].job_id])
-
-        is_news = self.context.transact(put_aside)
-        logger.error("intake.put_aside", stream=entry.stream, entry_id=entry.entry_id, error=reason[:300])
-        if answer is not None and is_news:
-            self.context.tell(lambda pipeline: send_replies(pipeline, [answer]))
+    def _put_aside(self, rejects: Sequence[Reject]) -> None:
+        """Keep entries that cannot be admitted, and tell who waits for a job that is not in the ledger."""
+        if not rejects:
+            return
+        put_aside(self.context, rejects)
+        told = [unreadable_reply(entry.fields, reason[:MAX_TOLD_CHARS]) for entry, reason in rejects]
+        answers = [answer for answer in told if answer is not None]
+        if not answers:
+            return
+        job_ids = [reply.job_id for _, reply in answers]
+        known = {job.job_id for job in self.context.transact(lambda c: fetch_finished(c, job_ids))}
+        news = [answer for answer in answers if answer[1].job_id not in known]
+        self.context.tell(lambda pipeline: send_replies(pipeline, news))
 
     def _announce(self, verdicts: Sequence[IntakeVerdict]) -> None:
         replies = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import structlog
@@ -18,18 +19,18 @@ from lorayard.transport.refusals import is_out_of_memory
 from scheduler.adapter_collector import AdapterCollector
 from scheduler.admission_publisher import AdmissionPublisher
 from scheduler.control import Control
-from scheduler.dispatch import Dispatcher
+from scheduler.endings import Endings
 from scheduler.fleet import Fleet
 from scheduler.housekeeping import Housekeeping
 from scheduler.intake import Intake
 from scheduler.leader_context import LeaderContext
 from scheduler.outages import is_outage, is_passing, told
 from scheduler.periodic import PeriodicTask
-from scheduler.policies import plan
 from scheduler.queue_feed import QueueFeed
 from scheduler.reaper import Reaper
 from scheduler.retention import Retention
-from scheduler.revokes import BatchBook, RevokeNode
+from scheduler.revokes import RevokeNode
+from scheduler.rounds import Rounds
 from scheduler.streams import LeaderStreams, StreamBatch
 from scheduler.term import TermKeeper
 from scheduler.worker_events import WorkerEvents
@@ -54,6 +55,7 @@ logger = structlog.get_logger(__name__)
 class PeriodicTasks:
     """Mutable: what recurs in the loop."""
 
+    hearing: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5))
     reap: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.25))
     publish: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5))
     reclaim: PeriodicTask = field(default_factory=lambda: PeriodicTask(2.0))
@@ -81,7 +83,8 @@ class Leader:
     intake: Intake
     control: Control
     events: WorkerEvents
-    dispatcher: Dispatcher
+    rounds: Rounds
+    endings: Endings
     reaper: Reaper
     publisher: AdmissionPublisher
     housekeeping: Housekeeping
@@ -89,7 +92,6 @@ class Leader:
     collector: AdapterCollector
     revokes: RevokeNode
     clock: Callable[[], float]
-    batches: BatchBook = field(default_factory=BatchBook)
     periodic: PeriodicTasks = field(default_factory=PeriodicTasks)
     has_dispatched: bool = False
     """A round went out, and workers may have room for another one."""
@@ -144,6 +146,9 @@ class Leader:
         self.fleet.rebuild(ready, leased, self.clock())
         self.queue.restart()
         self.periodic = PeriodicTasks()
+        # A Redis that was flushed has forgotten them, and clients look for them now.
+        self._part("publish", self.publisher.publish, is_own=False)
+        self._part("publish_pool", self.publisher.publish_pool, is_own=False)
         logger.info("leader.recovered", term=self.context.term, workers=len(ready), leased=len(leased))
 
     def turn(self) -> None:
@@ -155,10 +160,13 @@ class Leader:
         if self.periodic.reclaim.is_due(now):
             self._deal_with(self.streams.reclaim())
         self._deal_with(self.streams.read(self._block_ms()))
-        self._part("revokes", lambda: self.control.cancel(self.batches.jobs_of(self.revokes.take())))
+        if self.periodic.hearing.is_due(self.clock()):
+            self._part("hearing", self._judge_hearing)
+        self._part("revokes", lambda: self.control.revoke(self.rounds.batches.jobs_of(self.revokes.take())))
         self._part("queue", self.queue.fill)
         if self.clock() >= self.dispatch_from:
             self._part("dispatch", self._dispatch)
+        self._part("endings", self.endings.end_put_aside)
         self._recurring(self.clock())
         if self.failure is not None:
             raise self.failure
@@ -188,15 +196,13 @@ class Leader:
         self.queue.has_more = self.intake.admit(batch.jobs) > 0 or before
 
     def _dispatch(self) -> None:
-        now = self.clock()
         self.has_dispatched = False
-        planned = plan(self.queue.backlog, self.fleet.views(now), now)
-        if planned:
-            done = self.dispatcher.dispatch(planned, self.fleet, now)
-            for batch in done.batches:
-                self.batches.note(batch.batch_id, (job.job_id for job in batch.jobs))
-            self.queue.put_back(done.passed_over)
-            self.has_dispatched = bool(done.batches)
+        self.has_dispatched = self.rounds.run(self.clock())
+
+    def _judge_hearing(self) -> None:
+        for worker in self.fleet.ready():
+            judge = partial(self.events.judge_hearing, worker)
+            self.context.items.attempt("worker_hearing", worker.incarnation, judge)
 
     def _recurring(self, now: float) -> None:
         if self.periodic.publish.is_due(now):

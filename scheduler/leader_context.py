@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,14 +13,17 @@ from uuid import UUID
 
 import structlog
 from redis import Redis
+from redis.client import Pipeline
 from sqlalchemy import Connection
 
 from db.database import Database
 from db.errors import Deposed, ForeignLedger
 from db.repositories.terms import TermRepository
 from lorayard.contract.keys import PoolKeys
+from lorayard.server.replies import is_late
 from lorayard.transport.refusals import is_out_of_memory
 from lorayard.transport.server_check import UnusableRedis, look_at
+from scheduler.item_failures import ItemFailures
 
 T = TypeVar("T")
 
@@ -63,6 +67,7 @@ class LeaderContext:
     database: Database
     redis: Redis
     untold: Untold = field(default_factory=Untold)
+    items: ItemFailures = field(default_factory=lambda: ItemFailures(time.monotonic))
 
     @property
     def keys(self) -> PoolKeys:
@@ -78,7 +83,7 @@ class LeaderContext:
 
         return self.database.run(under_term)
 
-    def tell(self, fill: Callable[[Redis], object] = lambda _pipeline: None) -> None:
+    def tell(self, fill: Callable[[Pipeline], object] = lambda _pipeline: None) -> None:
         """Send what `fill` puts into a pipeline, and what is untold; raises redis-py's errors.
 
         What a Redis at its memory limit has no room for is kept, and goes out with what makes room: the
@@ -92,7 +97,7 @@ class LeaderContext:
             sent = [words for words, _ in pipeline.command_stack]
             answers = pipeline.execute(raise_on_error=False)
             refused = _refused(sent, answers)
-            failures = [one for one in answers if isinstance(one, Exception) and not is_out_of_memory(one)]
+            failures = [one for one in answers if isinstance(one, Exception) and not _is_no_failure(one)]
             if failures:
                 raise failures[0]
         if len(refused) > len(commands):
@@ -146,6 +151,10 @@ class GuardedScript:
         )
         context.heard_of_term(int(reply[0]), reply[1].decode())
         return reply[2:]
+
+
+def _is_no_failure(error: Exception) -> bool:
+    return is_out_of_memory(error) or is_late(error)
 
 
 def _refused(sent: Sequence[tuple[Any, ...]], answers: Sequence[object]) -> list[tuple[Any, ...]]:

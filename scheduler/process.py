@@ -28,12 +28,14 @@ from scheduler.admission_publisher import AdmissionPublisher
 from scheduler.catalogue import Catalogue
 from scheduler.checkpoint import describe_pool
 from scheduler.control import Control
+from scheduler.deliveries import Deliveries
 from scheduler.dispatch import Dispatcher
 from scheduler.endings import Endings
 from scheduler.fleet import Fleet
 from scheduler.flower_reporter import FlowerReporter
 from scheduler.housekeeping import Housekeeping
 from scheduler.intake import Intake
+from scheduler.item_failures import ItemFailures
 from scheduler.leader import Leader
 from scheduler.leader_context import LeaderContext
 from scheduler.policies import PolicyConfig
@@ -42,6 +44,7 @@ from scheduler.queue_feed import QueueFeed
 from scheduler.reaper import Reaper
 from scheduler.retention import Retention
 from scheduler.revokes import RevokeNode
+from scheduler.rounds import Rounds
 from scheduler.settings import SchedulerSettings
 from scheduler.streams import LeaderStreams
 from scheduler.tenancy import Tenancy
@@ -160,17 +163,24 @@ class Scheduler:
 
     def _leader(self, keeper: TermKeeper) -> Leader:
         settings, info, clock = self._settings, self.info, self._clock
-        context = LeaderContext(info.pool, keeper.term, keeper.ledger, self._database, self._redis)
+        items = ItemFailures(clock)
+        context = LeaderContext(
+            info.pool, keeper.term, keeper.ledger, self._database, self._redis, items=items
+        )
         streams = LeaderStreams(context)
         catalogue = Catalogue(info.pool)
-        fleet = Fleet(max_model_len=info.max_model_len, overcommit_s=settings.overcommit_s)
+        fleet = Fleet(items, max_model_len=info.max_model_len, overcommit_s=settings.overcommit_s)
         bound_s = settings.starvation_s
         retention_s = settings.retention_days * 86_400
         policy = PolicyConfig(starvation_s=(bound_s / 2, bound_s, bound_s * 3))
         queue = QueueFeed(context, catalogue, clock, policy)
-        endings = Endings(context, queue, self._flower)
+        deliveries = Deliveries()
+        dispatcher = Dispatcher(context, self._app, deliveries, max_model_len=info.max_model_len)
+        endings = Endings(context, queue, self._flower, deliveries)
         quarantine = Quarantine(context, catalogue, endings)
-        events = WorkerEvents(context, streams, fleet, queue, quarantine, endings, clock)
+        events = WorkerEvents(
+            context, streams, fleet, queue, quarantine, endings, deliveries, dispatcher.ping, clock
+        )
         return Leader(
             context=context,
             keeper=keeper,
@@ -180,7 +190,8 @@ class Scheduler:
             intake=Intake(context, streams, catalogue, self._tenancy, info, self._flower),
             control=Control(context, streams, fleet, endings),
             events=events,
-            dispatcher=Dispatcher(context, self._app, max_model_len=info.max_model_len),
+            rounds=Rounds(items, queue, fleet, dispatcher),
+            endings=endings,
             reaper=Reaper(
                 context,
                 catalogue,

@@ -2,11 +2,11 @@
 -- guard does, and keeps `guard_epoch` and `guard_taken` beside the figures. Follows guard.lua.
 --
 -- KEYS  3 admission
--- ARGV  3 ledger_room   4 max_entries   5 max_bytes   6 retry_after_s
+-- ARGV  3 ledger_room   4 max_entries   5 max_bytes   6 retry_after_s   7 items put aside in this term
 -- Replies further: version of the catalogue mirrored here or '-1'
 local time = redis.call('TIME')
 local now_ms = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
 redis.call('HDEL', KEYS[3], 'published_ms')  -- first, for a Redis at its memory limit
 redis.call('HSET', KEYS[3], 'ledger_room', ARGV[3], 'max_entries', ARGV[4], 'max_bytes', ARGV[5],
-           'retry_after_s', ARGV[6], 'published_ms', now_ms)
+           'retry_after_s', ARGV[6], 'published_ms', now_ms, 'items_put_aside', ARGV[7])
 return {ours, ARGV[2], redis.call('HGET', KEYS[3], 'catalogue_version') or '-1'}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 from uuid import UUID
 
@@ -42,6 +43,8 @@ class QueueFeed:
         self._catalogue = catalogue
         self._clock = clock
         self._cursor = 0
+        self._failed: list[UUID] = []
+        self._put_aside: list[UUID] = []
         self._is_short = False
         self.has_more = True
         """The ledger may hold queued jobs beyond the cursor."""
@@ -54,6 +57,7 @@ class QueueFeed:
 
     def fill(self) -> None:
         """Read the next window of queued jobs, if there may be one and there is room."""
+        self.retry_failed()
         if not self.has_more or len(self.backlog) >= MAX_JOBS_IN_MEMORY:
             return
         pool, cursor = self._context.pool, self._cursor
@@ -95,9 +99,39 @@ class QueueFeed:
         """Count the queued jobs in the ledger, where every admission is."""
         return self._context.transact(lambda connection: JobRepository(connection).depth(self._context.pool))
 
+    def retry_failed(self) -> None:
+        """Add jobs again at which this failed before, until they are put aside."""
+        failed, self._failed = self._failed, []
+        self.put_back(failed)
+
+    def take_put_aside(self) -> list[UUID]:
+        """Name the jobs that have been put aside since the last call: they are to be ended."""
+        put_aside, self._put_aside = self._put_aside, []
+        return put_aside
+
+    def put_aside(self, job_id: UUID) -> None:
+        """Plan a job no more, because the leader fails at it."""
+        self._put_aside.append(job_id)
+
     def _add(self, rows: Sequence[PendingRow]) -> int:
         now = self._clock()
-        return sum(self.backlog.add(self._pending(row, now)) for row in rows)
+        before = len(self.backlog)
+        for row in rows:
+            self._add_guarded(row, now)
+        return len(self.backlog) - before
+
+    def _add_guarded(self, row: PendingRow, now: float) -> None:
+        items, name = self._context.items, str(row.job_id)
+
+        def put_aside(_: Exception) -> None:
+            self.put_aside(row.job_id)
+
+        is_in = items.attempt("queue", name, partial(self._add_one, row, now), put_aside)
+        if not is_in and not items.is_resting("queue", name):
+            self._failed.append(row.job_id)
+
+    def _add_one(self, row: PendingRow, now: float) -> None:
+        self.backlog.add(self._pending(row, now))
 
     def _pending(self, row: PendingRow, now: float) -> PendingJob:
         return PendingJob(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple
 
 import structlog
@@ -62,7 +63,7 @@ class Reaper:
             self.quarantine.follow_catalogue()
         if found.silent and self.may_reap():
             for worker in found.silent:
-                self._lose(worker)
+                self.context.items.attempt("worker_loss", worker.incarnation, partial(self._lose, worker))
 
     def forget_departed(self) -> None:
         """Forget workers that have left in order, with their queues."""
@@ -72,8 +73,7 @@ class Reaper:
         rows = self.context.transact(lambda c: [WorkerRepository(c).get(name) for name in names])
         for name, row in zip(names, rows, strict=True):
             if row is None or row.state in ("gone", "lost"):
-                self._clear_away(name)
-                logger.info("worker.left", incarnation=name)
+                self.context.items.attempt("worker_departure", name, partial(self._forget, name))
 
     def _look(self, connection: Connection) -> Round:
         pool = self.context.pool
@@ -104,6 +104,10 @@ class Reaper:
         self.endings.follow(lost.finished)
         self.events.take_in([pair.job_id for pair in lost.requeued])
         self._clear_away(name)
+
+    def _forget(self, incarnation: str) -> None:
+        self._clear_away(incarnation)
+        logger.info("worker.left", incarnation=incarnation)
 
     def _clear_away(self, incarnation: str) -> None:
         """Forget a worker and delete its queue; what it gave back without a word of it waits again."""

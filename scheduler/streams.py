@@ -15,7 +15,7 @@ from scheduler.leader_context import LeaderContext
 CONSUMER: Final = "leader"
 """One name for all leaders, so that consumers do not pile up; terms tell leaders apart."""
 
-BLOCK_JOBS: Final = 512
+BLOCK_JOBS: Final = 500
 RECLAIM_COUNT: Final = 1000
 
 
@@ -25,6 +25,11 @@ class StreamEntry(NamedTuple):
     stream: str
     entry_id: str
     fields: Mapping[bytes, bytes]
+
+    @property
+    def name(self) -> str:
+        """Tell it from the entries of all streams."""
+        return f"{self.stream}/{self.entry_id}"
 
     @property
     def num_bytes(self) -> int:

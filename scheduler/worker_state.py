@@ -13,10 +13,9 @@ import structlog
 from db.records import Canary, JobAttempt, WorkerLimits
 from lorayard.contract.messages import EndedJob, HeldJob, Residency
 from lorayard.contract.states import JobState
+from scheduler.deliveries import FIRST_PATIENCE_S
+from scheduler.hearing import Hearing, Missing, Unlisted
 from scheduler.policies import ServiceRate, WorkerCapacity, WorkerView, target_seqs
-
-UNLISTED_S: Final = 3.0
-"""A job that a worker does not list so long after its dispatch has not reached it."""
 
 MISSES: Final = 2
 COOLING_S: Final = 30.0
@@ -33,6 +32,11 @@ class Outstanding:
     tokens: int
     is_suspect: bool
     dispatched_at: float
+    message: int = 0
+    """Number of the Celery message that carried it; of one dispatcher, they grow."""
+    patience_s: float = FIRST_PATIENCE_S
+    is_excused: bool = False
+    """Taken over from the ledger: nobody knows whether its message went out."""
     was_listed: bool = False
     misses: int = 0
 
@@ -55,6 +59,7 @@ class WorkerState:
     residency_epoch: int = 0
     cooling: dict[str, float] = field(default_factory=dict)
     rate: ServiceRate = field(default_factory=ServiceRate)
+    hearing: Hearing = field(default_factory=Hearing)
     _revisions: Counter[str] = field(default_factory=Counter)
     _tokens: int = 0
     _num_suspects: int = 0
@@ -90,22 +95,52 @@ class WorkerState:
     def end(self, ended: Iterable[EndedJob], now: float) -> None:
         """Forget what the worker says it holds no longer."""
         ended = list(ended)
+        for job in ended:
+            if (held := self.outstanding.get(job.job_id)) and held.attempt == job.attempt:
+                self.hearing.heard(held.message)
         num_ended = sum(self.take_back(JobAttempt(job.job_id, job.attempt)) for job in ended)
         self.has_ended |= any(job.state is JobState.SUCCEEDED for job in ended)
         self.rate.observe(num_ended, now)
 
     def reconcile(self, held: Iterable[HeldJob], now: float) -> list[JobAttempt]:
-        """Compare with the worker's own list; returns what it has not got and will not get."""
+        """Compare with the worker's own list; returns what it held before and has let go of."""
         listed = {(job.job_id, job.attempt) for job in held}
-        missing = []
+        self.hearing.listed(now)
+        let_go = []
         for job_id, job in self.outstanding.items():
             if (job_id, job.attempt) in listed:
                 job.was_listed, job.misses = True, 0
-                continue
-            job.misses += 1
-            if job.misses >= MISSES if job.was_listed else now - job.dispatched_at >= UNLISTED_S:
-                missing.append(JobAttempt(job_id, job.attempt))
-        return missing
+                self.hearing.heard(job.message)
+            elif job.was_listed:
+                job.misses += 1
+                if job.misses >= MISSES:
+                    let_go.append(JobAttempt(job_id, job.attempt))
+        return let_go
+
+    def listed_in(self, held: Iterable[HeldJob]) -> list[UUID]:
+        """Name the jobs of a list that are here at the attempt that it names."""
+        return [
+            job.job_id
+            for job in held
+            if (known := self.outstanding.get(job.job_id)) and known.attempt == job.attempt
+        ]
+
+    def missing(self, now: float) -> Missing:
+        """Judge what is on its way here; returns what has not arrived and will not."""
+        return self.hearing.missing(
+            (
+                Unlisted(
+                    JobAttempt(job_id, job.attempt),
+                    job.message,
+                    job.dispatched_at,
+                    job.patience_s,
+                    job.is_excused,
+                )
+                for job_id, job in self.outstanding.items()
+                if not job.was_listed
+            ),
+            now,
+        )
 
     def note_residency(self, epoch: int, residency: Iterable[Residency], *, is_whole: bool) -> None:
         """Take over where adapters are; an older picture than the last one says nothing new."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from uuid import UUID
 
 from db.records import FinishedJob
 from lorayard.contract.messages import AdapterFailure, EndedJob, HeldJob, WorkerEvent
@@ -17,15 +18,17 @@ class WorkerUpdate:
     finished: list[FinishedJob] = field(default_factory=list)
     failures: list[AdapterFailure] = field(default_factory=list)
     held: tuple[HeldJob, ...] | None = None
+    answered: UUID | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.finished or self.failures or self.held is not None)
+        return bool(self.finished or self.failures or self.held is not None or self.answered)
 
     def merge(self, later: WorkerUpdate) -> None:
         """Append what happened after this."""
         self.finished += later.finished
         self.failures += later.failures
         self.held = self.held if later.held is None else later.held
+        self.answered = later.answered or self.answered
 
     def trim(self, limit: int) -> int:
         """Forget the oldest ends above the limit: clients look up, heartbeats repair; returns how many."""
@@ -46,7 +49,7 @@ class WorkerEventBuilder:
     def events(self, update: WorkerUpdate) -> list[WorkerEvent]:
         """Render ends with residency's changes, and a heartbeat with the whole of it."""
         events = []
-        if update.finished or update.failures or self.status.has_news:
+        if update.finished or update.failures or update.answered or self.status.has_news:
             events.append(self._event(self.status.take_changes(), update))
         if update.held is not None:
             heartbeat = WorkerUpdate(held=update.held)

@@ -12,12 +12,12 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from db.records import FinishedJob
-from lorayard.contract.messages import AdapterFailure, BatchJob, HeldJob
+from lorayard.contract.messages import ANSWERED_FIELD, AdapterFailure, BatchJob, HeldJob
 from lorayard.contract.states import JobState
 from lorayard.process.service_thread import OnBroken, ServiceThread
 from lorayard.server.flower_events import JobEvents
 from lorayard.server.flower_notes import FlowerNotes
-from lorayard.server.replies import announce
+from lorayard.server.replies import announce, send
 from lorayard.transport.outages import is_redis_outage
 from workers.event_builder import WorkerEventBuilder, WorkerUpdate
 
@@ -82,6 +82,10 @@ class EventPublisher:
         for job in finished:
             self._note(job.job_id, partial(self._show_end, job))
         self._tell(WorkerUpdate(list(finished), list(failures)))
+
+    def answer(self, ping: UUID) -> None:
+        """Tell that a ping has come through the worker's queue."""
+        self._tell(WorkerUpdate(answered=ping))
 
     def heartbeat(self, held: Sequence[HeldJob]) -> None:
         """Tell what is held, with the whole of residency."""
@@ -150,10 +154,12 @@ class EventPublisher:
         if not update.finished and not events:
             return
         pipeline = self._redis.pipeline(transaction=False)
+        answered = {ANSWERED_FIELD: str(update.answered)} if update.answered else {}
         for event in events:
-            pipeline.xadd(self._events_stream, event.to_entry(), maxlen=EVENTS_KEPT, approximate=True)
+            entry = event.to_entry() | answered
+            pipeline.xadd(self._events_stream, entry, maxlen=EVENTS_KEPT, approximate=True)
         announce(pipeline, [job for job in update.finished if job.state.is_terminal])
-        pipeline.execute()
+        send(pipeline)
 
     def _show_end(self, job: FinishedJob) -> None:
         result = job.result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Protocol
 from uuid import UUID
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from db.records import JobAttempt
 from lorayard.contract.messages import BatchJob, MicroBatch
 from lorayard.contract.reading import UnreadableRequest
-from lorayard.contract.tasks import RUN_MICRO_BATCH
+from lorayard.contract.tasks import PING, RUN_MICRO_BATCH
 from lorayard.contract.version import RELEASE
 
 logger = structlog.get_logger(__name__)
@@ -65,9 +65,15 @@ def _readable(job: Any, engine: Joinable, task_id: str) -> BatchJob | None:
     return None
 
 
-def define_tasks(app: Celery, engine: Joinable, *, pool: str, incarnation: str) -> None:
-    """Register the worker's tasks under their wire names."""
+def define_tasks(
+    app: Celery, engine: Joinable, *, pool: str, incarnation: str, answer: Callable[[UUID], None]
+) -> None:
+    """Register the worker's tasks under their wire names; `answer` tells the leader of a ping."""
 
     @app.task(name=RUN_MICRO_BATCH, bind=True, ignore_result=True, acks_late=False)
     def run_micro_batch(self: Task, batch: Any) -> dict[str, Any]:
         return join_micro_batch(engine, self.request.id, batch, pool=pool, incarnation=incarnation)
+
+    @app.task(name=PING, ignore_result=True, acks_late=False)
+    def ping(ping: str) -> None:
+        answer(UUID(ping))

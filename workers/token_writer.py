@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from db.records import JobAttempt
 from lorayard.contract.messages import TokenEntry
 from lorayard.process.service_thread import ServiceThread
-from lorayard.server.replies import append_tokens
+from lorayard.server.replies import append_tokens, send
 
 MAX_UNWRITTEN = 50_000
 """Pieces kept while Redis is away; readers get what was dropped with the result."""
@@ -88,7 +88,7 @@ class TokenWriter:
             with self._thread.item(job_id=str(key.job_id), attempt=key.attempt):
                 append_tokens(pipeline, key.job_id, [entry])
         try:
-            pipeline.execute()
+            send(pipeline)
         except RedisError as error:
             # Not tried again: a gap is closed by the result, and what comes next is worth more.
             logger.warning("token_writer.redis_unavailable", dropped=len(batch), error=str(error))

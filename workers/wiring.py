@@ -77,7 +77,7 @@ class Wiring:
         registration = self._registration()
         host = self._host(engine, attempts, committer, publisher, tokens, status, limit, registration)
         lease = self._lease(registration, attempts, host, health)
-        celery = self._celery(host, lease)
+        celery = self._celery(host, lease, publisher)
         commands = self._commands(redis, host)
         return Parts(
             attempts, host, committer, builder, publisher, tokens, registration, lease, commands, celery
@@ -160,8 +160,10 @@ class Wiring:
             on_broken=self.service.give_up,
         )
 
-    def _celery(self, host: EngineHost, lease: LeaseKeeper) -> CeleryWorker:
-        define_tasks(app, host, pool=self.settings.pool, incarnation=self.incarnation)
+    def _celery(self, host: EngineHost, lease: LeaseKeeper, publisher: EventPublisher) -> CeleryWorker:
+        define_tasks(
+            app, host, pool=self.settings.pool, incarnation=self.incarnation, answer=publisher.answer
+        )
         return CeleryWorker(
             app,
             self.incarnation,

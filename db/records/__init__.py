@@ -11,6 +11,7 @@ from db.records.jobs import (
     JobAttempt,
     JobStatus,
     NewJob,
+    RejectedEntry,
 )
 from db.records.leases import LostJobs, Released
 from db.records.pools import PoolRow
@@ -54,4 +55,5 @@ __all__ = [
     "DeliveryRow",
     "TenantRow",
     "PoolRow",
+    "RejectedEntry",
 ]

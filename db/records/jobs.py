@@ -57,6 +57,15 @@ class Admitted:
     """The pool whose job bears the name, if it is another one."""
 
 
+class RejectedEntry(NamedTuple):
+    """A stream entry that cannot be admitted, as it came, and why."""
+
+    stream: str
+    entry_id: str
+    body: bytes
+    error: str
+
+
 @dataclass(frozen=True, slots=True)
 class FinishedJob:
     """A job that a statement has just moved, with everything there is to announce."""

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from db.records import Admitted, NewJob
+from db.records import Admitted, NewJob, RejectedEntry
 from db.repositories.adapters import AdapterRepository
 from db.repositories.endings import write_endings
 from lorayard.contract.ids import is_same_payload
@@ -80,7 +80,10 @@ _INPUTS = text("""
 
 _PUT_ASIDE = text("""
     INSERT INTO intake_rejects (pool, stream, entry_id, body, error)
-    VALUES (:pool, :stream, :entry_id, :body, :error)
+    SELECT :pool, stream, entry_id, body, error
+    FROM unnest(
+        CAST(:stream AS text[]), CAST(:entry_id AS text[]), CAST(:body AS bytea[]), CAST(:error AS text[])
+    ) AS n(stream, entry_id, body, error)
     ON CONFLICT (pool, stream, entry_id) DO NOTHING
 """)
 
@@ -126,12 +129,11 @@ class AdmissionRepository:
             )
         return outcomes
 
-    def put_aside(self, pool: str, stream: str, entry_id: str, body: bytes, error: str) -> None:
-        """Keep a stream entry that cannot be admitted; the same entry again changes nothing."""
-        self._connection.execute(
-            _PUT_ASIDE,
-            {"pool": pool, "stream": stream, "entry_id": entry_id, "body": body, "error": error},
-        )
+    def put_aside(self, pool: str, entries: Sequence[RejectedEntry]) -> None:
+        """Keep stream entries that cannot be admitted; the same entry again changes nothing."""
+        if entries:
+            columns = _columns([entry._asdict() for entry in entries])
+            self._connection.execute(_PUT_ASIDE, {"pool": pool} | columns)
 
     def _take_names(self, pool: str, jobs: Sequence[NewJob]) -> list[NewJob]:
         keyed = [job for job in jobs if job.has_key]

@@ -39,6 +39,18 @@ _EXPIRE = text("""
     RETURNING j.job_id, extract(epoch FROM deadline_at - submitted_at)::float8 AS deadline_s
 """)
 
+_FAIL = text("""
+    WITH given_up AS MATERIALIZED (
+        SELECT job_id FROM jobs WHERE job_id = ANY(CAST(:ids AS uuid[])) AND state = 'queued'
+        ORDER BY job_id FOR UPDATE
+    )
+    UPDATE jobs j
+    SET state = 'failed', ended_at = now(), error_code = :code,
+        queue_ms = 1000 * extract(epoch FROM now() - submitted_at)::float8
+    FROM given_up WHERE j.job_id = given_up.job_id
+    RETURNING j.job_id
+""")
+
 _FORGET = text("""
     DELETE FROM cancellations c
     WHERE c.requested_at < now() - make_interval(secs => :older_than_s)
@@ -109,6 +121,11 @@ class JobRepository:
             for row in rows
         ]
         return write_endings(self._connection, [row.job_id for row in rows], messages)
+
+    def fail_queued(self, job_ids: Collection[UUID], code: str, message: str) -> list[FinishedJob]:
+        """End queued jobs that no worker can be given; others among the ids are passed over."""
+        rows = self._connection.execute(_FAIL, {"ids": list(job_ids), "code": code}).all()
+        return write_endings(self._connection, [row.job_id for row in rows], [message] * len(rows))
 
     def forget_cancellations(self, older_than_s: float) -> int:
         """Drop old wishes of jobs that have ended or never came; returns how many."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from threading import Lock
-from typing import cast
+from typing import TypeVar, cast
 
 from pydantic import ValidationError
 from redis import Redis
@@ -16,7 +16,14 @@ from lorayard.contract.keys import POOLS_KEY, PoolKeys
 from lorayard.contract.messages import CatalogueEntry
 from lorayard.contract.pool import PoolInfo
 
+T = TypeVar("T")
+
 CACHE_S = 5.0
+GRACE_S = 1.0
+"""A leader publishes its pool within a second of finding that Redis was flushed."""
+KNOWN_GRACE_S = 10.0
+"""For what has been there before: Redis was flushed, and its leader may have to be replaced first."""
+_LOOK_EVERY_S = 0.05
 LED_WITHIN_MS = 60_000
 """A leader publishes twice a second; a pool without a word for so long is a model of former times."""
 
@@ -24,10 +31,18 @@ LED_WITHIN_MS = 60_000
 class PoolDirectory:
     """Resolve adapter names to pools; raises redis-py's errors besides its own. Thread-safe."""
 
-    def __init__(self, redis: Redis, model: str | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        model: str | None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._redis = redis
         self._model = model
         self._clock = clock
+        self._sleep = sleep
+        self._seen: frozenset[str] = frozenset()
         self._lock = Lock()
         self._pools: tuple[PoolInfo, ...] = ()
         self._pools_until = float("-inf")
@@ -38,13 +53,20 @@ class PoolDirectory:
         with self._lock:
             if self._clock() < self._pools_until:
                 return self._pools
-        pools = self._choose(self._read_pools())
+        pools = self._patiently(lambda: self._choose(self._read_pools()))
         with self._lock:
             self._pools, self._pools_until = pools, self._clock() + CACHE_S
+            self._seen |= {pool.pool for pool in pools}
         return pools
 
     def resolve(self, adapter: str | None) -> PoolInfo:
-        """Find the one pool that serves an adapter, or the base model if adapter is None."""
+        """Find the one pool that serves an adapter, or the base model if adapter is None.
+
+        What a flushed Redis has forgotten is waited for, until its leader has published it again.
+        """
+        return self._patiently(lambda: self._resolve(adapter))
+
+    def _resolve(self, adapter: str | None) -> PoolInfo:
         pools = self.pools()
         if adapter is None:
             return self._only(pools, "the base model")
@@ -59,6 +81,25 @@ class PoolDirectory:
             entries = (CatalogueEntry.model_validate_json(row) for row in rows.values())
             served.update(entry.name for entry in entries if _is_served(entry))
         return sorted(served)
+
+    def _patiently(self, find: Callable[[], T]) -> T:
+        """Look again for a while if what is missing may not have been published yet."""
+        until = self._clock() + (KNOWN_GRACE_S if self._seen else GRACE_S)
+        while True:
+            try:
+                return find()
+            except (UnknownPool, UnknownAdapter):
+                if self._clock() >= until or self._is_all_published():
+                    raise
+            self._sleep(_LOOK_EVERY_S)
+
+    def _is_all_published(self) -> bool:
+        """Whether Redis has pools, those seen before among them, each with its catalogue of adapters."""
+        pools = {pool.pool for pool in self._read_pools()}
+        return bool(pools) and self._seen <= pools and all(map(self._has_catalogue, pools))
+
+    def _has_catalogue(self, pool: str) -> bool:
+        return bool(self._redis.hexists(PoolKeys(pool).admission, "catalogue_version"))
 
     def _read_pools(self) -> tuple[PoolInfo, ...]:
         rows: Mapping[bytes, bytes] = self._redis.hgetall(POOLS_KEY)  # type: ignore[assignment]

@@ -25,6 +25,9 @@ MAX_JOB_BYTES = 8 * 1024 * 1024
 WRITER_FIELD = b"writer"
 """The field of an intake entry that holds the release of its client, beside a body that old readers know."""
 
+ANSWERED_FIELD = b"answered"
+"""The field of a worker's entry that names a ping which came through its queue, beside a `WorkerEvent`."""
+
 RESULT_EXPIRED = "result_expired"
 """In a reply's `conflict`: the job of this name has ended and left the ledger."""
 

@@ -24,6 +24,6 @@ class JobState(StrEnum):
 
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: frozenset({JobState.LEASED, JobState.CANCELLED, JobState.EXPIRED, JobState.REJECTED}),
+    JobState.QUEUED: frozenset(set(JobState) - {JobState.QUEUED, JobState.SUCCEEDED, JobState.DEAD}),
     JobState.LEASED: frozenset(set(JobState) - {JobState.LEASED}),
 } | {state: frozenset() for state in JobState if state.is_terminal}

@@ -7,6 +7,8 @@ from typing import Any, Final, Protocol
 from uuid import UUID
 
 from redis import Redis
+from redis.client import Pipeline
+from redis.exceptions import ResponseError
 
 from lorayard.contract.keys import reply_key, tokens_key
 from lorayard.contract.messages import MAX_INLINE_OUTPUT_BYTES, RESULT_EXPIRED, JobReply, TokenEntry
@@ -18,6 +20,9 @@ TOKEN_STREAM_TTL_S: Final = 600
 """After the last token; a client that comes later gets the result in one piece."""
 REPLY_STREAM_TTL_S: Final = 3600
 """A client gone for so long looks its jobs up."""
+
+_LAST_OF_ATTEMPT: Final = 2**64 - 1
+_LATE_TOKENS: Final = "The ID specified in XADD is equal or smaller than the target stream top item"
 
 
 class AnnouncedJob(Protocol):
@@ -95,18 +100,36 @@ def send_replies(redis: Redis, replies: Iterable[tuple[str, JobReply]]) -> None:
         redis.expire(reply_key(client_id), REPLY_STREAM_TTL_S)
 
 
-def append_tokens(redis: Redis, job_id: UUID, entries: Iterable[TokenEntry]) -> None:
-    """Append to a job's stream of tokens; given a pipeline, this only queues the commands."""
+def append_tokens(pipeline: Pipeline, job_id: UUID, entries: Iterable[TokenEntry]) -> None:
+    """Queue what a job's stream of tokens is to get; `send` executes the pipeline.
+
+    Entry ids are `attempt-(characters before it + 1)`, so Redis itself refuses what a fenced attempt writes
+    after a newer one began, and what is written twice. The end of an attempt has its highest id.
+    """
     key = tokens_key(job_id)
     for entry in entries:
-        redis.xadd(key, entry.to_entry(), maxlen=TOKEN_STREAM_MAXLEN, approximate=True)
-    redis.expire(key, TOKEN_STREAM_TTL_S)
+        place = _LAST_OF_ATTEMPT if entry.ended else entry.char_offset + 1
+        entry_id = f"{entry.attempt}-{place}"
+        pipeline.xadd(key, entry.to_entry(), id=entry_id, maxlen=TOKEN_STREAM_MAXLEN, approximate=True)
+    pipeline.expire(key, TOKEN_STREAM_TTL_S)
 
 
-def announce(redis: Redis, finished: Iterable[AnnouncedJob]) -> None:
-    """Tell of ended jobs those who asked for them; a pipeline is only filled, not executed."""
+def send(pipeline: Pipeline) -> None:
+    """Execute a pipeline, and pass over tokens that come too late to be told; raises redis-py's errors."""
+    for answer in pipeline.execute(raise_on_error=False):
+        if isinstance(answer, Exception) and not is_late(answer):
+            raise answer
+
+
+def is_late(error: Exception) -> bool:
+    """Whether Redis refused tokens because a newer attempt's, or later ones of this, are there."""
+    return isinstance(error, ResponseError) and _LATE_TOKENS in str(error)
+
+
+def announce(pipeline: Pipeline, finished: Iterable[AnnouncedJob]) -> None:
+    """Queue the news of ended jobs for those who asked for it; `send` executes the pipeline."""
     finished = list(finished)
     for job in finished:
         if job.stream:
-            append_tokens(redis, job.job_id, [TokenEntry(attempt=job.attempt, ended=True)])
-    send_replies(redis, [(job.reply_to, state_reply(job.result)) for job in finished if job.reply_to])
+            append_tokens(pipeline, job.job_id, [TokenEntry(attempt=job.attempt, ended=True)])
+    send_replies(pipeline, [(job.reply_to, state_reply(job.result)) for job in finished if job.reply_to])

@@ -33,6 +33,10 @@ class Backlog:
     def __contains__(self, job_id: UUID) -> bool:
         return job_id in self._jobs
 
+    def jobs(self) -> list[PendingJob]:
+        """List all that wait; for who looks into a failure, not for the loop."""
+        return list(self._jobs.values())
+
     def add(self, job: PendingJob) -> bool:
         """Let a job wait; False if it waits already."""
         if job.job_id in self._jobs:

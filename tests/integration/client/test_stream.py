@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -11,7 +12,7 @@ from lorayard.contract.errors import JobFailed, ResultTimeout
 from lorayard.contract.keys import tokens_key
 from lorayard.contract.messages import JobEnvelope, TokenEntry
 from lorayard.contract.result import JobError
-from lorayard.server.replies import append_tokens
+from lorayard.server.replies import append_tokens, send
 from tests.integration.client.tiny_leader import TinyLeader, connect, never_end
 from tests.polling import eventually
 
@@ -21,7 +22,16 @@ WAIT_S = 10.0
 def write(url: str, job_id: UUID, *entries: TokenEntry) -> None:
     """Write to a job's stream as its worker would."""
     with connect(url) as redis:
-        append_tokens(redis, job_id, entries)
+        pipeline = redis.pipeline(transaction=False)
+        append_tokens(pipeline, job_id, entries)
+        send(pipeline)
+
+
+def written(url: str, job_id: UUID) -> list[str]:
+    """Read the text of a job's stream, entry by entry."""
+    with connect(url) as redis:
+        entries: Any = redis.xrange(tokens_key(job_id))
+    return [TokenEntry.from_entry(fields).text for _, fields in entries]
 
 
 def piece(attempt: int, char_offset: int, text: str) -> TokenEntry:
@@ -39,7 +49,8 @@ def test_text_comes_while_the_job_runs_and_ends_with_the_result(client: Client, 
 
         write(pool_url, handle.id, piece(1, 0, "once "), piece(1, 5, "upon"))
         assert [next(events), next(events)] == [StreamEvent("once ", 1), StreamEvent("upon", 1)]
-        write(pool_url, handle.id, piece(1, 5, "upon a"))  # repeated in part
+        write(pool_url, handle.id, piece(1, 5, "upon"))  # told before
+        write(pool_url, handle.id, piece(1, 7, "on a"))  # repeated in part
         assert next(events) == StreamEvent(" a", 1)
         write(pool_url, handle.id, ENDED)
         leader.end(handle.id, output="once upon a time")
@@ -61,6 +72,7 @@ def test_a_higher_attempt_starts_over_and_a_lower_one_is_not_heard(client: Clien
         leader.end(handle.id, output="twice told")
 
         assert list(events) == []
+        assert written(pool_url, handle.id) == ["once", "twice", " told"], "the fenced attempt's is refused"
 
 
 def test_a_gap_is_closed_by_the_result(client: Client, pool_url: str) -> None:

@@ -120,6 +120,24 @@ def test_a_redis_without_pools_says_what_to_start(redis_url: str) -> None:
         client.submit("hello")
 
 
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_what_a_flushed_redis_forgot_is_waited_for_until_its_leader_published_it(
+    pool_url: str, *, is_cached: bool
+) -> None:
+    with Client(pool_url) as before, Client(pool_url) as new:
+        client = before if is_cached else new
+        before.submit("hello")
+        with connect(pool_url) as redis:
+            redis.flushdb()
+        republish = threading.Timer(0.3, register_pool, (pool_url,), {"adapters": ("sql",)})
+        republish.start()
+
+        client.submit("hello", adapter="sql")
+        republish.join()
+
+    assert prompts(pool_url) == ["hello"]
+
+
 def test_an_adapter_chooses_among_pools(pool_url: str) -> None:
     register_pool(pool_url, OTHER_POOL, "other", ("sql",))
 

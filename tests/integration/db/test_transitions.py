@@ -53,6 +53,10 @@ def expire(ledger: Ledger, job_id: UUID) -> None:
     ledger.run(JobRepository, "expire_due", POOL, 10)
 
 
+def give_up(ledger: Ledger, job_id: UUID) -> None:
+    ledger.run(JobRepository, "fail_queued", [job_id], "undeliverable", "nobody got it")
+
+
 def quarantine(ledger: Ledger, job_id: UUID) -> None:
     ledger.run(AdapterRepository, "add_revision", POOL, "sql", RevisionRow(REVISION, 8, ("q_proj",), 10))
     ledger.run(AdapterRepository, "quarantine", POOL, REVISION, "truncated")
@@ -75,6 +79,7 @@ MOVES: dict[str, tuple[Callable[[Ledger, UUID], None], dict[JobState, JobState]]
     "cancel": (cancel, {Q: JobState.CANCELLED}),
     "release after a cancel": (cancel_then_release, {L: JobState.CANCELLED}),
     "expire_due": (expire, {Q: JobState.EXPIRED}),
+    "fail_queued": (give_up, {Q: JobState.FAILED}),
     "reject_quarantined": (quarantine, {Q: JobState.REJECTED}),
 } | {f"finish as {state}": (finish_as(state), {L: state}) for state in sorted(FINISH_STATES)}
 

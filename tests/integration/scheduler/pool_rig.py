@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -158,6 +159,11 @@ class PoolRig:
             return int(rows[0][0]) == len(job_ids)
 
         eventually(reached, timeout_s, f"{len(job_ids)} jobs {state.value}; now {self.counts()}")
+
+    def has_admitted(self, job_ids: Sequence[UUID]) -> bool:
+        """Whether the ledger has all of some jobs."""
+        rows = self.sql("SELECT count(*) FROM jobs WHERE job_id = ANY(:ids)", ids=list(job_ids))
+        return int(rows[0][0]) == len(job_ids)
 
     def counts(self) -> dict[str, int]:
         """Count the jobs by state."""

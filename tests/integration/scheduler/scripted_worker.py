@@ -20,6 +20,7 @@ from db.repositories.finish import FinishRepository
 from db.repositories.workers import WorkerRepository
 from lorayard.contract.keys import PoolKeys, worker_queue
 from lorayard.contract.messages import (
+    ANSWERED_FIELD,
     AdapterFailure,
     BatchJob,
     Command,
@@ -30,7 +31,8 @@ from lorayard.contract.messages import (
     WorkerEvent,
 )
 from lorayard.contract.states import JobState
-from lorayard.server.replies import announce
+from lorayard.contract.tasks import PING, RUN_MICRO_BATCH
+from lorayard.server.replies import announce, send
 
 LIMITS = WorkerLimits(
     max_num_seqs=8, num_kv_blocks=4096, block_size=16, max_model_len=1024, max_loras=4, max_lora_rank=16
@@ -82,21 +84,30 @@ class ScriptedWorker:
         beat_every_s: float = 0.2,
         listens: bool = True,
         obeys: bool = True,
+        redis_url: str | None = None,
+        broker_url: str | None = None,
+        unreadable: str | None = None,
     ) -> None:
+        """`unreadable`: the prompt of a job that this worker cannot read, and so never lists."""
         self._yard = rig
+        self._redis_url = redis_url or rig.redis_url
+        self._broker_url = broker_url or self._redis_url
+        self._unreadable = unreadable
         self.script = script
         self.incarnation = uuid4().hex
         self._limits = limits
         self._lease_s = lease_s
         self._beat_every_s = beat_every_s
         self._listens, self._obeys = listens, obeys
-        self._redis = Redis.from_url(rig.redis_url, protocol=2)
+        self._redis = Redis.from_url(self._redis_url, protocol=2, socket_timeout=None)
         self._stopping = threading.Event()
         self._seq = itertools.count()
         self._lock = threading.Lock()
         self._last_command: bytes | str = "-"
         self.held: dict[Any, BatchJob] = {}
         self.batches: list[MicroBatch] = []
+        self.all_batches: list[MicroBatch] = []
+        """With the jobs that could not be read."""
         self._threads = [threading.Thread(target=self._beat, name="beat")]
         if listens:
             self._threads.append(threading.Thread(target=self._consume, name="consume"))
@@ -142,7 +153,7 @@ class ScriptedWorker:
             ended=tuple(EndedJob(job_id=f.job_id, attempt=f.attempt, state=f.state) for f in finished),
         )
         announce(pipeline, [job for job in finished if job.state.is_terminal])
-        pipeline.execute()
+        send(pipeline)
 
     def run_out(self) -> None:
         """Let the lease end now; for a worker that has died, which renews it no more."""
@@ -153,9 +164,10 @@ class ScriptedWorker:
         """Tell of loads."""
         self._tell(self._redis, failures=failures, residency=tuple(residency), residency_epoch=epoch)
 
-    def _tell(self, redis: Any, **fields: Any) -> None:
+    def _tell(self, redis: Any, *, answered: str | None = None, **fields: Any) -> None:
         event = WorkerEvent(incarnation=self.incarnation, free_seqs=1, free_kv_blocks=1, **fields)
-        redis.xadd(self._yard.keys.worker_events, event.to_entry())
+        beside = {ANSWERED_FIELD: answered} if answered else {}
+        redis.xadd(self._yard.keys.worker_events, event.to_entry() | beside)
 
     def _beat(self) -> None:
         while not self._stopping.wait(self._beat_every_s):
@@ -184,7 +196,7 @@ class ScriptedWorker:
                 self.end([EndedAttempt(job.job_id, job.attempt, JobState.CANCELLED) for job in held])
 
     def _consume(self) -> None:
-        with Connection(self._yard.redis_url) as connection:
+        with Connection(self._broker_url) as connection:
             queue = Queue(worker_queue(self.incarnation))
             options = {"callbacks": [self._receive], "accept": ["json"], "no_ack": True}
             consumer = Consumer(connection, [queue], **options)
@@ -196,8 +208,14 @@ class ScriptedWorker:
                         continue
 
     def _receive(self, body: Any, message: Any) -> None:
-        assert message.headers["task"] == "workers.run_micro_batch"
+        if message.headers["task"] == PING:
+            self._tell(self._redis, answered=body[0][0])
+            return
+        assert message.headers["task"] == RUN_MICRO_BATCH
         batch = MicroBatch.model_validate(body[0][0])
+        self.all_batches.append(batch)
+        readable = tuple(job for job in batch.jobs if job.request["prompt"] != self._unreadable)
+        batch = batch.model_copy(update={"jobs": readable})
         with self._lock:
             self.batches.append(batch)
             self.held.update((job.job_id, job) for job in batch.jobs)

@@ -78,17 +78,19 @@ def test_a_resident_adapter_draws_its_jobs(rig: PoolRig) -> None:
     assert {job.revision for job in two.jobs if job.job_id in job_ids} == {revision}
 
 
-def test_a_job_whose_message_never_arrives_is_queued_again_by_the_held_lists(rig: PoolRig) -> None:
-    with rig.scheduler():
-        deaf = ScriptedWorker(rig, listens=False)
-        with deaf:
-            (job_id,) = rig.submit()
-            rig.wait_for(JobState.LEASED, job_id)
-            # It goes back and comes again, with a new fencing token each time.
-            eventually(lambda: (found := rig.get(job_id)) and found.attempt >= 2, 10.0)
+def test_a_job_whose_message_never_arrives_goes_elsewhere_and_the_deaf_worker_gets_no_more(
+    rig: PoolRig,
+) -> None:
+    with rig.scheduler(), ScriptedWorker(rig, listens=False):
+        (job_id,) = rig.submit()
+        rig.wait_for(JobState.LEASED, job_id)
+        with ScriptedWorker(rig) as heir:
+            rig.wait_for(JobState.SUCCEEDED, job_id, timeout_s=30.0)
+            rig.wait_for(JobState.SUCCEEDED, *rig.submit(20), timeout_s=30.0)
 
-    rows = rig.sql("SELECT strikes FROM jobs")
-    assert [row.strikes for row in rows] == [0]
+    assert {job.attempt for job in heir.jobs if job.job_id == job_id} == {2}
+    assert {job.attempt for job in heir.jobs if job.job_id != job_id} == {1}
+    assert {tuple(row) for row in rig.sql("SELECT strikes, losses FROM jobs")} == {(0, 0)}
 
 
 def test_a_lost_workers_jobs_run_elsewhere_and_its_queue_is_deleted(rig: PoolRig) -> None:

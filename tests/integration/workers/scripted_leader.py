@@ -21,11 +21,18 @@ from db.repositories.terms import TermRepository
 from lorayard.contract.ids import payload_sha256
 from lorayard.contract.job import JobSpec
 from lorayard.contract.keys import PoolKeys, reply_key, worker_queue
-from lorayard.contract.messages import BatchJob, Command, JobReply, MicroBatch, WorkerEvent
+from lorayard.contract.messages import (
+    ANSWERED_FIELD,
+    BatchJob,
+    Command,
+    JobReply,
+    MicroBatch,
+    WorkerEvent,
+)
 from lorayard.contract.pool import pool_id
 from lorayard.contract.request import GenerationRequest
 from lorayard.contract.result import JobResult
-from lorayard.contract.tasks import RUN_MICRO_BATCH
+from lorayard.contract.tasks import PING, RUN_MICRO_BATCH
 from lorayard.server.celery_app import make_app
 from tests.polling import eventually
 from workers.engine.lora.files.digest import adapter_digest
@@ -116,6 +123,12 @@ class ScriptedLeader:
         self._app.send_task(RUN_MICRO_BATCH, args=[body], task_id=task_id, queue=worker_queue(to))
         return task_id
 
+    def ping(self, to: str) -> UUID:
+        """Send a ping through a worker's own queue; returns what it is to give back."""
+        ping = uuid4()
+        self._app.send_task(PING, args=[str(ping)], queue=worker_queue(to))
+        return ping
+
     def dispatch(self, incarnation: str, specs: Sequence[JobSpec], **changes: Any) -> list[UUID]:
         """Admit, lease and send jobs as one micro-batch."""
         job_ids = self.admit(specs)
@@ -178,6 +191,11 @@ class ScriptedLeader:
         entries: Any = self.redis.xrange(self.keys.worker_events)
         events = [WorkerEvent.from_entry(fields) for _, fields in entries]
         return [event for event in events if event.incarnation == incarnation]
+
+    def answered(self) -> set[UUID]:
+        """Read which pings were answered."""
+        entries: Any = self.redis.xrange(self.keys.worker_events)
+        return {UUID(fields[ANSWERED_FIELD].decode()) for _, fields in entries if ANSWERED_FIELD in fields}
 
     def told_ends(self, incarnation: str) -> dict[JobAttempt, str]:
         """Collect the ends that one incarnation has told the leader."""

@@ -74,3 +74,9 @@ def test_heartbeats_list_what_is_held_until_a_cancel_ends_it(leader: ScriptedLea
     assert (result.state, result.output) == (JobState.CANCELLED, None)
     eventually(lambda: leader.told_ends(ready).get(JobAttempt(endless, 1)) == "cancelled", what="the end")
     eventually(lambda: endless not in leader.held(ready), what="a heartbeat without it")
+
+
+def test_a_ping_through_its_own_queue_is_answered(leader: ScriptedLeader, ready: str) -> None:
+    ping = leader.ping(ready)
+
+    eventually(lambda: ping in leader.answered(), what="the answer")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from lorayard.contract.messages import BatchJob
-from scheduler.dispatch import MAX_MESSAGE_BYTES, _parts
+from scheduler.dispatch import MAX_MESSAGE_BYTES, MAX_ROUND_BYTES, _parts, _rounds
+from scheduler.policies import PendingJob, PlannedBatch
 
 
 def leased() -> BatchJob:
@@ -26,7 +27,7 @@ def parts(*sizes: int) -> list[list[int]]:
     """Cut jobs of these sizes into messages; returns the sizes in each."""
     jobs = {job.job_id: (job, size) for size in sizes for job in [leased()]}
     size_of = {job_id: size for job_id, (_, size) in jobs.items()}
-    cut = _parts([job for job, _ in jobs.values()], size_of)
+    cut = _parts([job for job, _ in jobs.values()], size_of, lambda _: False)
     return [[size_of[job.job_id] for job in part] for part in cut]
 
 
@@ -42,3 +43,27 @@ def test_a_job_above_the_limit_goes_out_alone_and_nothing_makes_no_message() -> 
 
     assert parts(1, huge, 2) == [[1], [huge], [2]]
     assert parts() == []
+
+
+def test_a_job_whose_message_was_lost_goes_out_alone_after_the_others() -> None:
+    jobs = [leased() for _ in range(4)]
+    lost = {jobs[0].job_id, jobs[2].job_id}
+
+    cut = list(_parts(jobs, dict.fromkeys((job.job_id for job in jobs), 1), lost.__contains__))
+
+    assert cut == [[jobs[1], jobs[3]], [jobs[0]], [jobs[2]]]
+
+
+def pending(num_bytes: int) -> PendingJob:
+    job_id: UUID = uuid4()
+    return PendingJob(job_id, 1, 1, None, 0, 1, 1, 0.0, request_bytes=num_bytes)
+
+
+def test_a_round_takes_as_many_transactions_as_its_requests_are_large() -> None:
+    half = MAX_ROUND_BYTES // 2
+    planned = [PlannedBatch("a", tuple(pending(half) for _ in range(3))), PlannedBatch("b", (pending(1),))]
+
+    rounds = [[(plan.incarnation, len(plan.jobs)) for plan in one] for one in _rounds(planned)]
+
+    assert rounds == [[("a", 2)], [("a", 1), ("b", 1)]]
+    assert list(_rounds([])) == []

@@ -47,9 +47,12 @@ def test_a_list_that_names_the_job_again_forgives_a_miss() -> None:
 
 def test_a_job_never_listed_is_given_up_three_seconds_after_its_dispatch() -> None:
     job_id = uuid4()
+    worker = slot_with(job_id)
 
-    assert slot_with(job_id).reconcile([], 2.9) == []
-    assert slot_with(job_id).reconcile([], 3.0) == [JobAttempt(job_id, 1)]
+    assert worker.reconcile([], 2.9) == []
+    assert not worker.missing(2.9)
+    assert worker.reconcile([], 3.0) == []
+    assert worker.missing(3.0).unheard == (JobAttempt(job_id, 1),)
 
 
 def test_lists_from_before_a_dispatch_take_nothing_back() -> None:
@@ -57,13 +60,18 @@ def test_lists_from_before_a_dispatch_take_nothing_back() -> None:
     worker = slot_with(job_id)
 
     assert [worker.reconcile([], at) for at in (0.1, 0.2, 0.3)] == [[], [], []]
+    assert not worker.missing(0.3)
     assert worker.reconcile(held(job_id), 0.4) == []
     assert [worker.reconcile([], at) for at in (0.5, 0.6)] == [[], [JobAttempt(job_id, 1)]]
 
 
 def test_another_attempt_in_the_list_is_not_the_one_dispatched() -> None:
     job_id = uuid4()
-    assert slot_with(job_id, attempt=2).reconcile(held(job_id, attempt=1), 3.5) == [JobAttempt(job_id, 2)]
+    worker = slot_with(job_id, attempt=2)
+
+    assert worker.reconcile(held(job_id, attempt=1), 3.5) == []
+    assert worker.missing(3.5).unheard == (JobAttempt(job_id, 2),)
+    assert worker.listed_in(held(job_id, attempt=1)) == []
 
 
 def test_the_end_of_another_attempt_leaves_the_job_outstanding() -> None:

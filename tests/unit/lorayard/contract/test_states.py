@@ -24,6 +24,8 @@ def test_every_state_can_be_reached_from_queued() -> None:
     assert reached == set(JobState)
 
 
-def test_only_a_leased_job_succeeds_fails_or_dies() -> None:
-    for end in (JobState.SUCCEEDED, JobState.FAILED, JobState.DEAD):
+def test_only_a_leased_job_succeeds_or_dies_and_one_that_cannot_be_given_to_a_worker_fails() -> None:
+    for end in (JobState.SUCCEEDED, JobState.DEAD):
         assert [state for state in JobState if end in TRANSITIONS[state]] == [JobState.LEASED]
+    before = [state for state in JobState if JobState.FAILED in TRANSITIONS[state]]
+    assert before == [JobState.QUEUED, JobState.LEASED]

@@ -1,0 +1,167 @@
+"""The leader fails at one item of each kind, for ever: that item is put aside, and all others are served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import pytest
+from structlog.testing import capture_logs
+
+from db.records import EndedAttempt
+from db.repositories.workers import WorkerRepository
+from lorayard.contract.messages import BatchJob
+from lorayard.contract.states import JobState
+from scheduler.adapter_collector import AdapterCollector
+from scheduler.admission_publisher import AdmissionPublisher
+from scheduler.control import Control
+from scheduler.dispatch import Dispatcher
+from scheduler.endings import Endings
+from scheduler.housekeeping import Housekeeping
+from scheduler.intake import Intake
+from scheduler.policies.worker_budget import WorkerBudget
+from scheduler.queue_feed import QueueFeed
+from scheduler.reaper import Reaper
+from scheduler.retention import Retention
+from scheduler.worker_events import WorkerEvents
+from scheduler.worker_state import WorkerState
+from tests.integration.scheduler.pool_rig import PoolRig
+from tests.integration.scheduler.scripted_worker import ScriptedWorker, hold, succeed
+from tests.polling import eventually
+
+SERVED_WITHIN_S = 10.0
+
+
+class Trips:
+    """Has functions raise whenever one of their arguments names an item, and remembers which did."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._patch = monkeypatch
+        self.tripped: set[str] = set()
+
+    def at(self, owner: type[Any], name: str, item: Any = None) -> None:
+        """Have a method fail at an item, or whatever it is called with."""
+        method = getattr(owner, name)
+        place = f"{owner.__name__}.{name}"
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if item is None or any(_names(one, item) for one in args):
+                self.tripped.add(place)
+                raise KeyError(f"told to fail at {place}")
+            return method(*args, **kwargs)
+
+        self._patch.setattr(owner, name, call)
+
+
+def _names(argument: Any, item: Any) -> bool:
+    """Whether an argument is, holds or is about an item."""
+    if isinstance(argument, (list, tuple)) and not hasattr(argument, "_fields"):
+        return any(_names(one, item) for one in argument)
+    if argument == item:
+        return True
+    about = getattr(argument, "envelope", argument)
+    return item in (getattr(about, "job_id", None), getattr(about, "incarnation", None))
+
+
+@pytest.fixture
+def trips(monkeypatch: pytest.MonkeyPatch) -> Trips:
+    """Put faults into the leader's parts."""
+    return Trips(monkeypatch)
+
+
+def puts_aside(log: Any, part: str, item: str) -> Callable[[], bool]:
+    """Whether an item of a part was put aside, by the log."""
+    return lambda: any(
+        line["event"] == "leader.item_put_aside" and line["part"] == part and item in line["item"]
+        for line in log
+    )
+
+
+def test_jobs_and_entries_at_which_the_leader_fails_are_put_aside(rig: PoolRig, trips: Trips) -> None:
+    at_intake, at_queue, at_plan, at_dispatch = (rig.envelope() for _ in range(4))
+    (asked, others) = rig.envelope(), [rig.envelope() for _ in range(20)]
+    trips.at(Intake, "_offer", at_intake.job_id)
+    trips.at(QueueFeed, "_pending", at_queue.job_id)
+    trips.at(WorkerBudget, "place", at_plan.job_id)
+    trips.at(Dispatcher, "_outstanding", at_dispatch.job_id)
+    trips.at(Control, "_answer", asked.job_id)
+    failing = [at_queue.job_id, at_plan.job_id, at_dispatch.job_id]
+
+    with capture_logs() as log, rig.scheduler(), ScriptedWorker(rig):
+        rig.send(at_intake, at_queue, *others[:10], at_plan, at_dispatch, *others[10:])
+        rig.ask("lookup", asked.job_id)
+        answered = rig.ask("lookup", others[0].job_id)
+        rig.wait_for(JobState.SUCCEEDED, *(other.job_id for other in others), timeout_s=SERVED_WITHIN_S)
+        rig.reply(request_id=answered)
+        rig.wait_for(JobState.FAILED, *failing, timeout_s=30.0)
+        told = rig.reply(job_id=at_intake.job_id)
+        eventually(lambda: len(rig.sql("SELECT 1 FROM intake_rejects")) == 2, 30.0)
+        eventually(rig.intake_is_empty)
+        for part, job_id in (("queue", at_queue.job_id), ("dispatch", at_plan.job_id)):
+            assert puts_aside(log, part, str(job_id))()
+        rig.wait_for(JobState.SUCCEEDED, *rig.submit(5))
+
+    assert {_code(rig, job_id) for job_id in failing} == {"internal"}
+    assert told.state is JobState.REJECTED
+    assert len(trips.tripped) == 5
+    assert not [line for line in log if line["event"] == "leader.failed"], "nothing was read anew"
+
+
+def test_workers_at_which_the_leader_fails_rest_and_the_others_serve(rig: PoolRig, trips: Trips) -> None:
+    with capture_logs() as log, rig.scheduler():
+        with ScriptedWorker(rig, hold) as doomed, ScriptedWorker(rig, hold) as lost:
+            eventually(lambda: (rig.submit(2), doomed.held and lost.held)[1])
+        stays, goes = list(doomed.held), list(lost.held)
+        trips.at(Reaper, "_lose", doomed.incarnation)
+        doomed.run_out()
+        lost.run_out()
+        with ScriptedWorker(rig) as unseen, ScriptedWorker(rig) as unheard, ScriptedWorker(rig) as sound:
+            trips.at(WorkerState, "view", unseen.incarnation)
+            trips.at(WorkerEvents, "_take", unheard.incarnation)
+            rig.wait_for(JobState.SUCCEEDED, *goes, *rig.submit(20), timeout_s=30.0)
+            for part, worker in (("worker_view", unseen), ("worker_events", unheard)):
+                eventually(puts_aside(log, part, worker.incarnation), 30.0)
+            before = len(unseen.jobs) + len(unheard.jobs)
+            rig.wait_for(JobState.SUCCEEDED, *rig.submit(20), timeout_s=SERVED_WITHIN_S)
+            assert len(unseen.jobs) + len(unheard.jobs) == before
+            assert len(sound.jobs) >= 20
+        rig.wait_for(JobState.LEASED, *stays)
+
+    assert len(trips.tripped) == 3
+
+
+def test_chores_that_fail_for_ever_keep_nothing_from_its_turn(rig: PoolRig, trips: Trips) -> None:
+    cancelled = rig.envelope()
+    trips.at(Endings, "_tell", cancelled.job_id)
+    for owner, name in (
+        (AdmissionPublisher, "publish"),
+        (AdmissionPublisher, "publish_pool"),
+        (Housekeeping, "fold_usage"),
+        (Retention, "delete_batch"),
+        (AdapterCollector, "sweep"),
+        (Reaper, "_clear_away"),
+    ):
+        trips.at(owner, name)
+    with capture_logs() as log, rig.scheduler(), ScriptedWorker(rig, keep(cancelled.job_id)):
+        with ScriptedWorker(rig) as leaving:
+            rig.wait_for(JobState.SUCCEEDED, *rig.submit(10))
+        rig.database.run(lambda c: WorkerRepository(c).set_state(leaving.incarnation, "gone"))
+        request = rig.ask("cancel", cancelled.job_id)
+        rig.send(cancelled)
+        rig.reply(request_id=request)
+        rig.wait_for(JobState.CANCELLED, cancelled.job_id)
+        eventually(lambda: len(trips.tripped) >= 6, SERVED_WITHIN_S, "every chore's failure")
+        rig.wait_for(JobState.SUCCEEDED, *rig.submit(10), timeout_s=SERVED_WITHIN_S)
+
+    assert not [line for line in log if line["event"] == "leader.failed"], "nothing was read anew"
+
+
+def keep(job_id: UUID) -> Callable[[BatchJob], EndedAttempt | None]:
+    """Have a worker keep one job."""
+    return lambda job: None if job.job_id == job_id else succeed(job)
+
+
+def _code(rig: PoolRig, job_id: UUID) -> str | None:
+    result = rig.get(job_id)
+    return result.error.code if result and result.error else None
