@@ -8,6 +8,7 @@ import structlog
 
 from db.records import LeasedRow, WorkerRow
 from scheduler.policies import WorkerView
+from scheduler.store_failures import StoreFailures
 from scheduler.worker_state import Outstanding, WorkerState
 
 logger = structlog.get_logger(__name__)
@@ -16,7 +17,9 @@ logger = structlog.get_logger(__name__)
 class Fleet:
     """Mutable: the workers of one term."""
 
-    def __init__(self, *, max_model_len: int, overcommit_s: float) -> None:
+    def __init__(self, failures: StoreFailures, *, max_model_len: int, overcommit_s: float) -> None:
+        """`failures` is what the workers' stores could not give, which they are not asked for."""
+        self._failures = failures
         self._max_model_len = max_model_len
         self._overcommit_s = overcommit_s
         self._workers: dict[str, WorkerState] = {}
@@ -44,7 +47,9 @@ class Fleet:
             worker.is_ready = worker.incarnation in names
         for row in ready:
             if row.incarnation not in self._workers:
-                self._workers[row.incarnation] = WorkerState(row.incarnation, row.hostname, row.limits)
+                self._workers[row.incarnation] = WorkerState(
+                    row.incarnation, row.hostname, row.limits, row.store
+                )
                 logger.info("worker.joined", incarnation=row.incarnation, hostname=row.hostname)
             self._workers[row.incarnation].note_canary(row.canary)
 
@@ -70,10 +75,20 @@ class Fleet:
     def views(self, now: float) -> list[WorkerView]:
         """Show the policies every worker that may be given jobs."""
         return [
-            worker.view(now, max_model_len=self._max_model_len, overcommit_s=self._overcommit_s)
+            worker.view(
+                now,
+                max_model_len=self._max_model_len,
+                overcommit_s=self._overcommit_s,
+                cooling=self._failures.cooling(worker.store, now),
+            )
             for worker in self._workers.values()
             if worker.is_ready and not worker.is_draining
         ]
+
+    def able_to_load(self, rank: int) -> list[WorkerState]:
+        """List the workers that would read an adapter of this rank if they were given a job of it."""
+        workers = [worker for worker in self._workers.values() if worker.can_load(rank)]
+        return sorted(workers, key=lambda worker: worker.incarnation)
 
     def unready(self) -> list[str]:
         """List the workers that get no more jobs: they may have left."""

@@ -43,6 +43,7 @@ from scheduler.reaper import Reaper
 from scheduler.retention import Retention
 from scheduler.revokes import RevokeNode
 from scheduler.settings import SchedulerSettings
+from scheduler.store_failures import StoreFailures
 from scheduler.streams import LeaderStreams
 from scheduler.tenancy import Tenancy
 from scheduler.term import TermKeeper
@@ -167,13 +168,14 @@ class Scheduler:
         context = LeaderContext(info.pool, keeper.term, keeper.ledger, self._database, self._redis)
         streams = LeaderStreams(context)
         catalogue = Catalogue(info.pool)
-        fleet = Fleet(max_model_len=info.max_model_len, overcommit_s=settings.overcommit_s)
+        failures = StoreFailures(settings.adapter_pause_s)
+        fleet = Fleet(failures, max_model_len=info.max_model_len, overcommit_s=settings.overcommit_s)
         bound_s = settings.starvation_s
         retention_s = settings.retention_days * 86_400
         policy = PolicyConfig(starvation_s=(bound_s / 2, bound_s, bound_s * 3))
         queue = QueueFeed(context, catalogue, clock, policy)
         endings = Endings(context, queue, self._flower)
-        quarantine = Quarantine(context, catalogue, endings)
+        quarantine = Quarantine(context, catalogue, fleet, failures, endings, clock)
         events = WorkerEvents(context, streams, fleet, queue, quarantine, endings, clock)
         return Leader(
             context=context,

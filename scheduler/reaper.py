@@ -60,6 +60,7 @@ class Reaper:
         self.fleet.take_roll(found.ready)
         if found.catalogue_changed:
             self.quarantine.follow_catalogue()
+        self.quarantine.try_again()
         if found.silent and self.may_reap():
             for worker in found.silent:
                 self._lose(worker)

@@ -72,7 +72,10 @@ class WorkerEvents:
         now = self.clock()
         worker.is_draining = event.draining
         worker.end(event.ended, now)
-        worker.note_residency(event.residency_epoch, event.residency, is_whole=event.held is not None)
+        loaded = worker.note_residency(
+            event.residency_epoch, event.residency, is_whole=event.held is not None
+        )
+        self.quarantine.note_loads(worker, loaded, now)
         if event.failures:
             self.quarantine.judge(worker, event.failures, now)
         if event.held is not None and (missing := worker.reconcile(event.held, now)):

@@ -82,6 +82,7 @@ class ScriptedWorker:
         beat_every_s: float = 0.2,
         listens: bool = True,
         obeys: bool = True,
+        store: str | None = None,
     ) -> None:
         self._yard = rig
         self.script = script
@@ -90,6 +91,7 @@ class ScriptedWorker:
         self._lease_s = lease_s
         self._beat_every_s = beat_every_s
         self._listens, self._obeys = listens, obeys
+        self._store = store
         self._redis = Redis.from_url(rig.redis_url, protocol=2)
         self._stopping = threading.Event()
         self._seq = itertools.count()
@@ -109,7 +111,7 @@ class ScriptedWorker:
     def __enter__(self) -> Self:
         self._yard.database.run(
             lambda c: WorkerRepository(c).register(
-                self.incarnation, self._yard.pool, "scripted", self._limits, self._lease_s
+                self.incarnation, self._yard.pool, "scripted", self._limits, self._lease_s, store=self._store
             )
         )
         for thread in self._threads:
@@ -143,6 +145,12 @@ class ScriptedWorker:
         )
         announce(pipeline, [job for job in finished if job.state.is_terminal])
         pipeline.execute()
+
+    def commands(self, kind: str) -> list[Command]:
+        """Read what the leader has asked of this worker."""
+        entries: Any = self._redis.xrange(self._yard.keys.commands(self.incarnation))
+        found = [Command.from_entry(fields) for _, fields in entries]
+        return [command for command in found if command.kind == kind]
 
     def run_out(self) -> None:
         """Let the lease end now; for a worker that has died, which renews it no more."""

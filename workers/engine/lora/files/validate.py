@@ -109,7 +109,7 @@ def check_adapter(
     called, whatever its own file says; empty if names are not to be compared.
     """
     label = adapter_label(name, path)
-    files = read_files(Path(path), label, max_bytes=largest_files(base))
+    files = _read(Path(path), base, label, revision)
     digest = digest_of(files)
     if revision is not None and digest != revision:
         raise AdapterDigestMismatch(
@@ -137,6 +137,16 @@ def check_adapter(
     warnings += file_notices(Path(path), base, label)
     description = _describe(digest, files, config, ranks, saved, warnings)
     return CheckedAdapter(description, config, pairs, saved, label, fused)
+
+
+def _read(path: Path, base: BaseDescription, label: str, revision: str | None) -> dict[str, bytes]:
+    """Read the files; damaged ones are not those of a pinned revision, and say nothing against it."""
+    try:
+        return read_files(path, label, max_bytes=largest_files(base))
+    except AdapterFileError as error:
+        if revision is None:
+            raise
+        raise AdapterDigestMismatch(f"{error}; it is not revision {revision}, which was asked for") from error
 
 
 def _describe(
