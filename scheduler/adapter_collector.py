@@ -97,7 +97,7 @@ class AdapterCollector:
 
     def _collect(self, store: Path, digests: Sequence[str]) -> None:
         if digests and not any(store.iterdir()):
-            # A folder to mount upon looks like this. Were it believed, the files would be forgotten, not gone.
+            # A folder to mount upon looks like this. Were it believed, files would be forgotten, not gone.
             logger.warning("adapters.store_is_empty", store=str(store), collecting=len(digests))
             return
         # What a leader that died had set aside is dealt with like the rest.

@@ -242,3 +242,25 @@ def test_what_a_dead_leader_had_set_aside_is_removed_or_put_back(
     assert not list(tmp_path.glob(f"{SET_ASIDE}*"))
     assert not revision_folder(tmp_path, gone).exists()
     assert revision_folder(tmp_path, needed).exists()
+
+
+@pytest.mark.parametrize("is_mounted_upon", [True, False])
+def test_the_files_of_a_store_that_is_away_are_not_called_collected(
+    rig: PoolRig, context: LeaderContext, tmp_path: Path, is_mounted_upon: bool
+) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    (digest,) = collecting(rig, context, store, "old")
+    store.rename(tmp_path / "elsewhere")
+    if is_mounted_upon:
+        store.mkdir()
+
+    sweep(context, store)
+    assert revision_states(rig)[digest][0] == "collecting"
+
+    if is_mounted_upon:
+        store.rmdir()
+    (tmp_path / "elsewhere").rename(store)
+    sweep(context, store)
+    assert revision_states(rig)[digest][0] == "collected"
+    assert not revision_folder(store, digest).exists()
