@@ -50,6 +50,8 @@ class Quarantine:
         self._endings = endings
         self._clock = clock
         self._set_aside: set[str] = set()
+        self._followed = -1
+        """The version of the catalogue that was followed last."""
         self._retries = PeriodicTask(RETRY_PAUSES * failures.first_pause_s)
         self._num_retries = 0
 
@@ -90,13 +92,20 @@ class Quarantine:
                 self._lift(revision, worker)
 
     def follow_catalogue(self) -> None:
-        """After a change of the catalogue: end queued jobs of what is quarantined, trust what was added."""
+        """After a change of the catalogue: end queued jobs of what is quarantined, trust what was added.
+
+        Others read the catalogue as well, so a change is one since this was done last.
+        """
+        version = self._catalogue.version
+        if version == self._followed:
+            return
         offered = {entry.revision for entry in self._catalogue.offered if entry.state == "active"}
         self._set_aside -= offered
         self.end_jobs()
         now = self._clock()
         rows = self._context.transact(lambda c: StoreFailureRepository(c).listed(self._context.pool))
         self._failures.restore(_failure(row, now) for row in rows)
+        self._followed = version
 
     def end_jobs(self) -> None:
         """End the queued jobs of quarantined revisions."""

@@ -5,7 +5,6 @@ A store is a folder on a host. Pure: times are monotonic seconds, passed in.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
@@ -45,7 +44,7 @@ class StoreFailures:
 
     def __init__(self, first_pause_s: float = FIRST_PAUSE_S) -> None:
         self.first_pause_s = first_pause_s
-        self._failures: defaultdict[str, dict[str, StoreFailure]] = defaultdict(dict)
+        self._failures: dict[str, dict[str, StoreFailure]] = {}
         """By store, then by revision."""
         self._last_load_at: dict[str, float] = {}
 
@@ -54,11 +53,11 @@ class StoreFailures:
 
     def cooling(self, store: str, now: float) -> set[str]:
         """Name the revisions that a store is not asked for now."""
-        return {one.revision for one in self._failures[store].values() if now < one.until}
+        return {one.revision for one in self._failures.get(store, {}).values() if now < one.until}
 
     def failure(self, revision: str, store: str, code: str, reason: str, now: float) -> StoreFailure | None:
         """Make the record of a load that failed; None while it cools there: it is more word of the last."""
-        before = self._failures[store].get(revision)
+        before = self._failures.get(store, {}).get(revision)
         pause_s, first_at, tries = self.first_pause_s, now, 0
         if before is not None and not self._is_old(before, now):
             if now < before.until:
@@ -99,7 +98,7 @@ class StoreFailures:
 
     def keep(self, failure: StoreFailure) -> None:
         """Remember a failure in the place of the one before it."""
-        self._failures[failure.store][failure.revision] = failure
+        self._failures.setdefault(failure.store, {})[failure.revision] = failure
 
     def loaded(self, revision: str, store: str, now: float) -> bool:
         """Note that a store gave a revision, which clears the revision; True if anything changes by that.
@@ -108,7 +107,7 @@ class StoreFailures:
         """
         is_back = self._is_away(store, list(self))
         self._last_load_at[store] = now
-        is_news = self._failures[store].pop(revision, None) is not None
+        is_news = self._failures.get(store, {}).pop(revision, None) is not None
         for one in self:
             changed = one
             if one.revision == revision:
@@ -123,10 +122,12 @@ class StoreFailures:
 
     def prune(self, now: float) -> bool:
         """Forget what is too old to count; True if anything was."""
-        old = [one for one in self if self._is_old(one, now)]
-        for one in old:
-            del self._failures[one.store][one.revision]
-        return bool(old)
+        kept = [one for one in self if not self._is_old(one, now)]
+        is_news = len(kept) < sum(map(len, self._failures.values()))
+        self.restore(kept)
+        oldest = now - MEMORY * self.first_pause_s
+        self._last_load_at = {store: at for store, at in self._last_load_at.items() if at >= oldest}
+        return is_news
 
     def restore(self, failures: Iterable[StoreFailure]) -> None:
         """Take over what the ledger has in the place of all that is remembered."""

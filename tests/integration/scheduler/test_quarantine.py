@@ -5,10 +5,19 @@ from __future__ import annotations
 import dataclasses
 from typing import cast
 
-from db.records import EndedAttempt
+from db.records import EndedAttempt, StoreFailureRow
 from db.repositories.store_failures import StoreFailureRepository
 from lorayard.contract.messages import AdapterFailure, BatchJob, Residency
 from lorayard.contract.states import JobState
+from lorayard.server.celery_app import make_app
+from lorayard.server.flower_events import JobEvents
+from scheduler.catalogue import Catalogue
+from scheduler.endings import Endings
+from scheduler.fleet import Fleet
+from scheduler.flower_reporter import FlowerReporter
+from scheduler.quarantine import Quarantine
+from scheduler.queue_feed import QueueFeed
+from scheduler.store_failures import StoreFailures
 from tests.integration.scheduler.pool_rig import PoolRig
 from tests.integration.scheduler.scripted_worker import LIMITS, ScriptedWorker, hold, succeed
 from tests.polling import eventually
@@ -148,3 +157,26 @@ def test_the_next_leader_knows_what_stores_could_not_give(rig: PoolRig) -> None:
             rig.wait_for(JobState.SUCCEEDED, *rig.submit(3))
 
     assert not {job.job_id for job in worker.jobs}.intersection(waiting)
+
+
+def test_a_change_of_the_catalogue_is_followed_whoever_read_it_first(rig: PoolRig) -> None:
+    context, catalogue, failures = rig.take_office(), Catalogue(rig.pool), StoreFailures()
+    queue = QueueFeed(context, catalogue, lambda: 0.0)
+    flower = FlowerReporter(JobEvents(make_app(rig.redis_url), "scheduler@test"))
+    fleet = Fleet(failures, max_model_len=64, overcommit_s=0.0)
+    quarantine = Quarantine(
+        context, catalogue, fleet, failures, Endings(context, queue, flower), lambda: 100.0
+    )
+    revision = rig.add_adapter("back")
+    row = StoreFailureRow(revision, "one:/s", MISSING, "why", 5.0, 5.0, 25.0, 30.0, 1)
+    rig.database.run(lambda c: StoreFailureRepository(c).keep(rig.pool, row))
+
+    context.transact(catalogue.refresh)
+    quarantine.follow_catalogue()
+    assert failures.cooling("one:/s", 110.0) == {revision}
+
+    rig.add_adapter("back")
+    context.transact(catalogue.refresh)  # as the intake does, before it resolves names
+    assert not context.transact(catalogue.refresh)
+    quarantine.follow_catalogue()
+    assert failures.cooling("one:/s", 110.0) == set()
