@@ -83,9 +83,10 @@ class Quarantine:
 
     def note_loads(self, worker: WorkerState, loaded: Collection[str], now: float) -> None:
         """Take note of what a worker loaded: its store gives, and what was set aside is trusted again."""
-        changed = [self._failures.loaded(revision, worker.store, now) for revision in sorted(loaded)]
-        if any(changed):
-            self._write_failures()
+        before = set(self._failures)
+        for revision in sorted(loaded):
+            self._failures.loaded(revision, worker.store, now)
+        self._write_changes(before, now)
         if worker.is_ready and not worker.is_draining:
             # Also what it had before: the word of its load may have been lost, or heard by another leader.
             for revision in sorted(worker.loaded.intersection(self.revisions)):
@@ -116,8 +117,9 @@ class Quarantine:
         now = self._clock()
         if not self._retries.is_due(now):
             return
-        if self._failures.prune(now):
-            self._write_failures()
+        before = set(self._failures)
+        self._failures.prune(now)
+        self._write_changes(before, now)
         self._num_retries += 1
         asked: dict[str, list[str]] = {}
         for number, revision in enumerate(sorted(self._catalogue.quarantined)):
@@ -175,10 +177,20 @@ class Quarantine:
         if is_lifted:
             logger.info("adapter.lifted", revision=revision, hostname=worker.hostname, store=worker.store)
 
-    def _write_failures(self) -> None:
-        now = self._clock()
-        rows = [_row(failure, now) for failure in self._failures]
-        self._context.transact(lambda c: StoreFailureRepository(c).replace(self._context.pool, rows))
+    def _write_changes(self, before: Collection[StoreFailure], now: float) -> None:
+        """Write what has changed; after an outage there may be one failure for each revision."""
+        known = {(one.revision, one.store) for one in self._failures}
+        gone = [key for one in before if (key := (one.revision, one.store)) not in known]
+        changed = [_row(one, now) for one in self._failures if one not in before]
+        if not gone and not changed:
+            return
+
+        def write(connection: Connection) -> None:
+            failures = StoreFailureRepository(connection)
+            failures.drop(self._context.pool, gone)
+            failures.keep(self._context.pool, *changed)
+
+        self._context.transact(write)
 
     def _reject(self, connection: Connection) -> list[FinishedJob]:
         return AdapterRepository(connection).reject_quarantined(self._context.pool)

@@ -100,34 +100,26 @@ class StoreFailures:
         """Remember a failure in the place of the one before it."""
         self._failures.setdefault(failure.store, {})[failure.revision] = failure
 
-    def loaded(self, revision: str, store: str, now: float) -> bool:
-        """Note that a store gave a revision, which clears the revision; True if anything changes by that.
+    def loaded(self, revision: str, store: str, now: float) -> None:
+        """Note that a store gave a revision, which clears the revision.
 
         A store that had given nothing is back: its pauses begin anew.
         """
         is_back = self._is_away(store, list(self))
         self._last_load_at[store] = now
-        is_news = self._failures.get(store, {}).pop(revision, None) is not None
+        self._failures.get(store, {}).pop(revision, None)
         for one in self:
-            changed = one
             if one.revision == revision:
-                changed = replace(one, tries=0)
+                self.keep(replace(one, tries=0))
             elif is_back and one.store == store:
                 until = min(one.until, one.failed_at + self.first_pause_s)
-                changed = replace(one, until=until, pause_s=self.first_pause_s)
-            if changed != one:
-                self.keep(changed)
-                is_news = True
-        return is_news
+                self.keep(replace(one, until=until, pause_s=self.first_pause_s))
 
-    def prune(self, now: float) -> bool:
-        """Forget what is too old to count; True if anything was."""
-        kept = [one for one in self if not self._is_old(one, now)]
-        is_news = len(kept) < sum(map(len, self._failures.values()))
-        self.restore(kept)
+    def prune(self, now: float) -> None:
+        """Forget what is too old to count."""
+        self.restore([one for one in self if not self._is_old(one, now)])
         oldest = now - MEMORY * self.first_pause_s
         self._last_load_at = {store: at for store, at in self._last_load_at.items() if at >= oldest}
-        return is_news
 
     def restore(self, failures: Iterable[StoreFailure]) -> None:
         """Take over what the ledger has in the place of all that is remembered."""

@@ -10,7 +10,13 @@ from sqlalchemy import Connection, text
 from db.records import StoreFailureRow
 
 _FORGET = text("""
-    DELETE FROM store_failures WHERE pool = :pool AND (CAST(:digest AS text) IS NULL OR digest = :digest)
+    DELETE FROM store_failures WHERE pool = :pool AND digest = :digest
+""")
+
+_DROP = text("""
+    DELETE FROM store_failures f
+    USING unnest(CAST(:digests AS text[]), CAST(:stores AS text[])) AS gone(digest, store)
+    WHERE f.pool = :pool AND f.digest = gone.digest AND f.store = gone.store
 """)
 
 _KEEP = text("""
@@ -41,15 +47,15 @@ class StoreFailureRepository:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def keep(self, pool: str, failure: StoreFailureRow) -> None:
-        """Keep one failure in the place of what was known of it."""
-        self._connection.execute(_KEEP, {"pool": pool, **asdict(failure)})
+    def keep(self, pool: str, *failures: StoreFailureRow) -> None:
+        """Keep failures, each in the place of what was known of it."""
+        if failures:
+            self._connection.execute(_KEEP, [{"pool": pool, **asdict(failure)} for failure in failures])
 
-    def replace(self, pool: str, failures: Sequence[StoreFailureRow]) -> None:
-        """Keep these failures of a pool, and no others."""
-        self._connection.execute(_FORGET, {"pool": pool, "digest": None})
-        for failure in failures:
-            self.keep(pool, failure)
+    def drop(self, pool: str, gone: Sequence[tuple[str, str]]) -> None:
+        """Forget failures by revision and store."""
+        digests, stores = [digest for digest, _ in gone], [store for _, store in gone]
+        self._connection.execute(_DROP, {"pool": pool, "digests": digests, "stores": stores})
 
     def forget(self, pool: str, digest: str) -> None:
         """Let a revision be tried at once wherever it could not be loaded."""

@@ -106,10 +106,13 @@ def test_what_stores_could_not_give_is_kept_with_its_times_until_the_revision_is
     assert (shown["sql"].state, shown["rot13"].state) == ("cooling", "active")
     assert "h:/s could not give it (adapter_io: EIO), and is asked again in" in (shown["sql"].reason or "")
 
-    ledger.run(StoreFailureRepository, "replace", "another pool", found)
+    ledger.run(StoreFailureRepository, "keep", "another pool", *found)
+    ledger.run(StoreFailureRepository, "drop", "another pool", [("r1", "elsewhere:/s")])
     add(ledger, "alias", "r1")
     assert [one.digest for one in ledger.run(StoreFailureRepository, "listed", POOL)] == ["r2"]
     assert len(ledger.run(StoreFailureRepository, "listed", "another pool")) == 2
+    ledger.run(StoreFailureRepository, "drop", "another pool", [("r1", "h:/s"), ("r2", "h:/s")])
+    assert ledger.run(StoreFailureRepository, "listed", "another pool") == []
 
     ledger.worker(store="h:/s")
     with ledger.database.transaction() as connection:

@@ -62,8 +62,9 @@ def test_after_a_long_time_pauses_begin_anew() -> None:
 
     assert late is not None
     assert (late.tries, late.until - late.failed_at) == (1, 30.0)
-    assert not failures.prune(2_400.0)
-    assert failures.prune(2_400.2)
+    failures.prune(2_400.0)
+    assert list(failures) == [late]
+    failures.prune(2_400.2)
     assert list(failures) == []
 
 
@@ -93,7 +94,7 @@ def test_what_loaded_meanwhile_is_good_and_its_failure_before_counts_no_more() -
     failures = StoreFailures()
     fail(failures, "r", 0.0)
 
-    assert failures.loaded("r", THERE, 10.0)
+    failures.loaded("r", THERE, 10.0)
 
     assert failures.cooling(HERE, 20.0) == {"r"}  # that store is still left alone
     assert not is_to_blame(failures, "r", 20.0, THERE, (HERE, THERE))
@@ -142,7 +143,7 @@ def test_a_store_that_is_back_is_asked_for_everything_after_no_more_than_a_first
             fail(failures, revision, at)
     assert failures.cooling(HERE, 300.0) == {"a", "b", "c"}
 
-    assert failures.loaded("a", HERE, 300.0)
+    failures.loaded("a", HERE, 300.0)
 
     assert failures.cooling(HERE, 300.0) == set()
 
@@ -179,7 +180,7 @@ def test_what_has_loaded_is_cleared_at_all_stores() -> None:
     fail(failures, "a", 0.0)
     fail(failures, "a", 0.0, THERE)
 
-    assert failures.loaded("a", HERE, 31.0)
+    failures.loaded("a", HERE, 31.0)
 
     assert [(one.revision, one.store, one.tries) for one in failures] == [("a", THERE, 0)]
 
@@ -188,6 +189,6 @@ def test_a_load_of_another_revision_ends_no_pause_of_a_store_that_gives() -> Non
     failures = StoreFailures()
     fail(failures, "bad", 0.0)
 
-    assert not failures.loaded("good", HERE, 1.0)
+    failures.loaded("good", HERE, 1.0)
 
     assert failures.cooling(HERE, 2.0) == {"bad"}

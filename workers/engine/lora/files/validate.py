@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from workers.engine.core.errors import (
     AdapterBaseMismatch,
     AdapterConfigError,
     AdapterDigestMismatch,
+    AdapterError,
     AdapterFileError,
     AdapterMatchesNothing,
     AdapterRankError,
@@ -24,7 +26,7 @@ from workers.engine.lora.files.base import (
     BaseDescription,
     ModuleShape,
 )
-from workers.engine.lora.files.digest import digest_of
+from workers.engine.lora.files.digest import adapter_digest, digest_of
 from workers.engine.lora.files.foreign_folders import CONFIG_NAME
 from workers.engine.lora.files.fused_experts import FusedExperts
 from workers.engine.lora.files.limits import largest_files
@@ -140,13 +142,19 @@ def check_adapter(
 
 
 def _read(path: Path, base: BaseDescription, label: str, revision: str | None) -> dict[str, bytes]:
-    """Read the files; damaged ones are not those of a pinned revision, and say nothing against it."""
+    """Read the files; damaged ones say nothing against a pinned revision, unless they are what was added."""
     try:
         return read_files(path, label, max_bytes=largest_files(base))
     except AdapterFileError as error:
-        if revision is None:
+        if revision is None or _has_digest(path, revision):
             raise
         raise AdapterDigestMismatch(f"{error}; it is not revision {revision}, which was asked for") from error
+
+
+def _has_digest(path: Path, revision: str) -> bool:
+    with suppress(AdapterError):
+        return adapter_digest(path) == revision
+    return False
 
 
 def _describe(

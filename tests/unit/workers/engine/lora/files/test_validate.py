@@ -368,6 +368,14 @@ def test_damaged_files_say_nothing_against_a_pinned_revision(tmp_path: Path, dam
     _refused(tmp_path, AdapterDigestMismatch, f"it is not revision {digest}", revision=digest)
 
 
+def test_a_pinned_revision_that_was_damaged_when_it_was_added_is_refused_as_it_is(tmp_path: Path) -> None:
+    write_adapter(tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+
+    _refused(tmp_path, AdapterFileError, "corrupt or truncated", revision=adapter_digest(tmp_path))
+
+
 def test_the_pattern_order_of_the_file_decides_as_in_peft(tmp_path: Path) -> None:
     config = config_of(rank_pattern={"self_attn.q_proj": 8, "q_proj": 5}, lora_alpha=16)
     write_adapter(tmp_path, config=json.loads(json.dumps(config)))
