@@ -83,10 +83,11 @@ class Quarantine:
 
     def note_loads(self, worker: WorkerState, loaded: Collection[str], now: float) -> None:
         """Take note of what a worker loaded: its store gives, and what was set aside is trusted again."""
-        before = set(self._failures)
-        for revision in sorted(loaded):
-            self._failures.loaded(revision, worker.store, now)
-        self._write_changes(before, now)
+        if loaded:
+            before = set(self._failures)
+            for revision in sorted(loaded):
+                self._failures.loaded(revision, worker.store, now)
+            self._write_changes(before, now)
         if worker.is_ready and not worker.is_draining:
             # Also what it had before: the word of its load may have been lost, or heard by another leader.
             for revision in sorted(worker.loaded.intersection(self.revisions)):
