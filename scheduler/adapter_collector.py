@@ -96,6 +96,10 @@ class AdapterCollector:
         self._digests = None
 
     def _collect(self, store: Path, digests: Sequence[str]) -> None:
+        if digests and not any(store.iterdir()):
+            # A folder to mount upon looks like this. Were it believed, files would be forgotten, not gone.
+            logger.warning("adapters.store_is_empty", store=str(store), collecting=len(digests))
+            return
         # What a leader that died had set aside is dealt with like the rest.
         left_over = [path.name.removeprefix(SET_ASIDE) for path in store.glob(f"{SET_ASIDE}*")]
         for digest in sorted({*digests, *(f"sha256:{name}" for name in left_over)}):

@@ -58,6 +58,7 @@ class Catalogue:
         if entry.state == "quarantined":
             return entry.revision, JobError(
                 code=QUARANTINED_CODE,
-                message=f"adapter {name!r} is quarantined: mend its files and add it again",
+                message=f"adapter {name!r} is quarantined: mend its files or add it again, and submit the "
+                "job once `lorayard adapters list` calls it active",
             )
         return entry.revision, None

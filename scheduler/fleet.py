@@ -12,6 +12,7 @@ import structlog
 from db.records import LeasedRow, WorkerRow
 from scheduler.item_failures import ItemFailures
 from scheduler.policies import WorkerView
+from scheduler.store_failures import StoreFailures
 from scheduler.worker_state import Outstanding, WorkerState
 
 WORKER_PARTS: Final = ("worker_events", "worker_roll", "worker_view", "worker_hearing", "worker_dispatch")
@@ -23,8 +24,12 @@ logger = structlog.get_logger(__name__)
 class Fleet:
     """Mutable: the workers of one term."""
 
-    def __init__(self, items: ItemFailures, *, max_model_len: int, overcommit_s: float) -> None:
+    def __init__(
+        self, items: ItemFailures, failures: StoreFailures, *, max_model_len: int, overcommit_s: float
+    ) -> None:
+        """`failures` is what the workers' stores could not give, which they are not asked for."""
         self._items = items
+        self._failures = failures
         self._max_model_len = max_model_len
         self._overcommit_s = overcommit_s
         self._workers: dict[str, WorkerState] = {}
@@ -55,7 +60,7 @@ class Fleet:
 
     def _take_in(self, row: WorkerRow) -> None:
         if row.incarnation not in self._workers:
-            self._workers[row.incarnation] = WorkerState(row.incarnation, row.hostname, row.limits)
+            self._workers[row.incarnation] = WorkerState(row.incarnation, row.hostname, row.limits, row.store)
             logger.info("worker.joined", incarnation=row.incarnation, hostname=row.hostname)
         self._workers[row.incarnation].note_canary(row.canary)
 
@@ -93,11 +98,22 @@ class Fleet:
         return any(self._items.is_resting(part, incarnation) for part in WORKER_PARTS)
 
     def _show(self, worker: WorkerState, now: float, views: list[WorkerView]) -> None:
-        views.append(worker.view(now, max_model_len=self._max_model_len, overcommit_s=self._overcommit_s))
+        view = worker.view(
+            now,
+            max_model_len=self._max_model_len,
+            overcommit_s=self._overcommit_s,
+            cooling=self._failures.cooling(worker.store, now),
+        )
+        views.append(view)
 
     def ready(self) -> list[WorkerState]:
         """List the workers that are in service."""
         return [worker for worker in self._workers.values() if worker.is_ready]
+
+    def able_to_load(self, rank: int) -> list[WorkerState]:
+        """List the workers that would read an adapter of this rank if they were given a job of it."""
+        workers = [worker for worker in self._workers.values() if worker.can_load(rank)]
+        return sorted(workers, key=lambda worker: worker.incarnation)
 
     def unready(self) -> list[str]:
         """List the workers that get no more jobs: they may have left."""

@@ -46,6 +46,7 @@ from scheduler.retention import Retention
 from scheduler.revokes import RevokeNode
 from scheduler.rounds import Rounds
 from scheduler.settings import SchedulerSettings
+from scheduler.store_failures import StoreFailures
 from scheduler.streams import LeaderStreams
 from scheduler.tenancy import Tenancy
 from scheduler.term import TermKeeper
@@ -169,7 +170,8 @@ class Scheduler:
         )
         streams = LeaderStreams(context)
         catalogue = Catalogue(info.pool)
-        fleet = Fleet(items, max_model_len=info.max_model_len, overcommit_s=settings.overcommit_s)
+        failures = StoreFailures(settings.adapter_pause_s)
+        fleet = Fleet(items, failures, max_model_len=info.max_model_len, overcommit_s=settings.overcommit_s)
         bound_s = settings.starvation_s
         retention_s = settings.retention_days * 86_400
         policy = PolicyConfig(starvation_s=(bound_s / 2, bound_s, bound_s * 3))
@@ -177,7 +179,7 @@ class Scheduler:
         deliveries = Deliveries()
         dispatcher = Dispatcher(context, self._app, deliveries, max_model_len=info.max_model_len)
         endings = Endings(context, queue, self._flower, deliveries)
-        quarantine = Quarantine(context, catalogue, endings)
+        quarantine = Quarantine(context, catalogue, fleet, failures, endings, clock)
         events = WorkerEvents(
             context, streams, fleet, queue, quarantine, endings, deliveries, dispatcher.ping, clock
         )

@@ -35,7 +35,6 @@ class Round(NamedTuple):
     expired: list[FinishedJob]
     ready: list[WorkerRow]
     silent: list[WorkerRow]
-    catalogue_changed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +58,8 @@ class Reaper:
         found = self.context.transact(self._look)
         self.endings.follow(found.expired)
         self.fleet.take_roll(found.ready)
-        if found.catalogue_changed:
-            self.quarantine.follow_catalogue()
+        self.quarantine.follow_catalogue()
+        self.quarantine.try_again()
         if found.silent and self.may_reap():
             for worker in found.silent:
                 self.context.items.attempt("worker_loss", worker.incarnation, partial(self._lose, worker))
@@ -78,11 +77,11 @@ class Reaper:
     def _look(self, connection: Connection) -> Round:
         pool = self.context.pool
         leases = LeaseRepository(connection)
+        self.catalogue.refresh(connection)
         return Round(
             expired=JobRepository(connection).expire_due(pool, MAX_EXPIRED),
             ready=leases.ready_workers(pool),
             silent=leases.expired_workers(pool),
-            catalogue_changed=self.catalogue.refresh(connection),
         )
 
     def _lose(self, worker: WorkerRow) -> None:

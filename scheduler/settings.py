@@ -10,6 +10,7 @@ from pydantic import Field
 from lorayard.contract.addresses import DatabasePassword, RedisPassword, SecretServerUrl
 from lorayard.contract.pool import GenerationConfigUse
 from lorayard.transport.redis_url import RedisUrl
+from scheduler.store_failures import FIRST_PAUSE_S
 
 
 class SchedulerSettings(RedisPassword, DatabasePassword):
@@ -41,6 +42,11 @@ class SchedulerSettings(RedisPassword, DatabasePassword):
         ge=0,
         allow_inf_nan=False,
         description="idempotency keys whose job has left are known for so long; 0 keeps them forever",
+    )
+    adapter_pause_s: float = Field(
+        default=FIRST_PAUSE_S,
+        gt=0,
+        description="a store that could not give an adapter is not asked for it; doubled up to twentyfold",
     )
     adapter_store: Path | None = Field(default=None, description="unset: adapter files are never collected")
     statement_timeout_ms: int = Field(default=30_000, ge=100)

@@ -78,7 +78,10 @@ class WorkerEvents:
         worker.is_draining = event.draining
         worker.end(event.ended, now)
         self.deliveries.arrived(job.job_id for job in event.ended)
-        worker.note_residency(event.residency_epoch, event.residency, is_whole=event.held is not None)
+        loaded = worker.note_residency(
+            event.residency_epoch, event.residency, is_whole=event.held is not None
+        )
+        self.quarantine.note_loads(worker, loaded, now)
         if event.failures:
             self.quarantine.judge(worker, event.failures, now)
         if answered is not None:

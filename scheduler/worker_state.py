@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
@@ -18,7 +18,6 @@ from scheduler.hearing import Hearing, Missing, Unlisted
 from scheduler.policies import ServiceRate, WorkerCapacity, WorkerView, target_seqs
 
 MISSES: Final = 2
-COOLING_S: Final = 30.0
 
 logger = structlog.get_logger(__name__)
 
@@ -48,6 +47,8 @@ class WorkerState:
     incarnation: str
     hostname: str
     limits: WorkerLimits
+    store: str = ""
+    """Where it reads adapters: host and path, of an earlier release's worker the host."""
     is_ready: bool = True
     is_draining: bool = False
     canary: Canary | None = None
@@ -57,7 +58,8 @@ class WorkerState:
     device: set[str] = field(default_factory=set)
     host: set[str] = field(default_factory=set)
     residency_epoch: int = 0
-    cooling: dict[str, float] = field(default_factory=dict)
+    knows_residency: bool = False
+    """It has told the whole of it once: from then on what is new there was loaded."""
     rate: ServiceRate = field(default_factory=ServiceRate)
     hearing: Hearing = field(default_factory=Hearing)
     _revisions: Counter[str] = field(default_factory=Counter)
@@ -142,10 +144,19 @@ class WorkerState:
             now,
         )
 
-    def note_residency(self, epoch: int, residency: Iterable[Residency], *, is_whole: bool) -> None:
-        """Take over where adapters are; an older picture than the last one says nothing new."""
+    @property
+    def loaded(self) -> set[str]:
+        """The revisions that it has in memory, which it need not read."""
+        return self.device | self.host
+
+    def note_residency(self, epoch: int, residency: Iterable[Residency], *, is_whole: bool) -> set[str]:
+        """Take over where adapters are; returns what was loaded since the last picture.
+
+        An older picture than that says nothing new.
+        """
         if epoch < self.residency_epoch:
-            return
+            return set()
+        before = self.loaded
         self.residency_epoch = epoch
         if is_whole:
             self.device.clear()
@@ -155,17 +166,24 @@ class WorkerState:
             self.host.discard(place.revision)
             if place.tier != "none":
                 (self.device if place.tier == "device" else self.host).add(place.revision)
+        is_known, self.knows_residency = self.knows_residency, self.knows_residency or is_whole
+        return self.loaded - before if is_known else set()
 
-    def cool(self, revision: str, now: float) -> None:
-        """Give an adapter whose files could not be read here a pause."""
-        self.cooling[revision] = now + COOLING_S
+    def can_load(self, rank: int) -> bool:
+        """Whether it would read an adapter of this rank if it were given a job of it."""
+        limits = self.limits
+        return (
+            self.is_ready and not self.is_draining and limits.max_loras > 0 and rank <= limits.max_lora_rank
+        )
 
-    def view(self, now: float, *, max_model_len: int, overcommit_s: float) -> WorkerView:
+    def view(
+        self, now: float, *, max_model_len: int, overcommit_s: float, cooling: Collection[str] = ()
+    ) -> WorkerView:
         """Show the worker to the policies.
 
         Prompt lengths are estimates, so the pool's limit stands for the worker's: it counts exactly.
+        `cooling` is what its store is not asked for; what it has in memory it can run all the same.
         """
-        self.cooling = {revision: until for revision, until in self.cooling.items() if until > now}
         limits, canary = self.limits, None if self.has_ended else self.canary
         return WorkerView(
             incarnation=self.incarnation,
@@ -182,7 +200,7 @@ class WorkerState:
             outstanding_revisions=dict(self._revisions),
             device=self.device,
             host=self.host,
-            cooling=self.cooling.keys(),
+            cooling=set(cooling) - self.loaded if cooling else (),
             runs_alone=self._num_suspects > 0,
             is_canary=canary is not None,
             canary_wait_s=canary.wait_s if canary is not None else 0.0,

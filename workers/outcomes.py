@@ -11,7 +11,13 @@ from lorayard.contract.result import JobError
 from lorayard.contract.states import JobState
 from workers.attempts import ActiveAttempt, StopReason
 from workers.engine.core.adapter_stats import RevisionStats
-from workers.engine.core.errors import AllSlotsPinned, InvalidParams, InvalidPrompt, RequestError
+from workers.engine.core.errors import (
+    PROVEN_BY_FILES,
+    AllSlotsPinned,
+    InvalidParams,
+    InvalidPrompt,
+    RequestError,
+)
 from workers.engine.core.outputs import RequestFailure, RequestOutput
 
 REFUSALS = frozenset({RequestError.code, InvalidPrompt.code, InvalidParams.code})
@@ -80,8 +86,9 @@ def _outcome_of_error(
     goes_back = error.retryable or error.code == AllSlotsPinned.code
     failure = None
     if held.job.revision is not None and error.code.startswith("adapter"):
+        goes_back = error.code not in PROVEN_BY_FILES
         failure = AdapterFailure(
-            revision=held.job.revision, code=error.code, message=told.message, retryable=error.retryable
+            revision=held.job.revision, code=error.code, message=told.message, retryable=goes_back
         )
     state = JobState.QUEUED if goes_back else JobState.FAILED
     return Outcome(_ended(held, state, now, output, told), failure)

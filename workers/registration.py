@@ -40,11 +40,15 @@ class Registration:
         limits: WorkerLimits,
         *,
         host: str,
+        store: str,
         device: WorkerDevice,
         lease_s: float,
         about: PoolRow | None = None,
     ) -> None:
-        """`about` is what the ledger keeps of the pool; None enters nothing of it."""
+        """`store` is where the worker reads adapters, host and path.
+
+        `about` is what the ledger keeps of the pool; None enters nothing of it.
+        """
         self.lease_s = lease_s
         self._about = about
         self._database = database
@@ -53,6 +57,7 @@ class Registration:
         self._hostname = hostname
         self._limits = limits
         self._host = host
+        self._store = store
         self._device = device
         self._pause = threading.Event()
 
@@ -81,6 +86,7 @@ class Registration:
             device=self._device,
             unhealthy=unhealthy,
             host=self._host,
+            store=self._store,
         )
         return None
 

@@ -225,6 +225,7 @@ def make_registration(
         hostname_of(settings, incarnation),
         limits,
         host=host_of(settings),
+        store=f"{socket.gethostname()}:{settings.adapter_store.absolute()}",
         device=device,
         lease_s=settings.worker_lease_s,
         about=about,

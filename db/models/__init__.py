@@ -1,6 +1,6 @@
 """The tables of the ledger, one file for each noun."""
 
-from db.models.adapter import Adapter, AdapterRevision, Catalogue
+from db.models.adapter import Adapter, AdapterRevision, Catalogue, StoreFailure
 from db.models.job import Attempt, Cancellation, IntakeReject, Job, JobInput, JobKey, JobOutput
 from db.models.pool import Pool
 from db.models.table import Table
@@ -21,6 +21,7 @@ __all__ = [
     "Adapter",
     "AdapterRevision",
     "Catalogue",
+    "StoreFailure",
     "UsageDelta",
     "AdapterUsage",
     "WebhookDelivery",

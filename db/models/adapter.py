@@ -55,6 +55,23 @@ class Adapter(Table):
     )
 
 
+class StoreFailure(Table):
+    """A revision that could not be loaded from one store (`scheduler.store_failures`), kept to be shown."""
+
+    __tablename__ = "store_failures"
+
+    pool: Mapped[str] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    store: Mapped[str] = mapped_column(primary_key=True)
+    code: Mapped[str]
+    reason: Mapped[str]
+    first_at: Mapped[datetime]
+    failed_at: Mapped[datetime]
+    cools_until: Mapped[datetime]
+    pause_s: Mapped[float]
+    tries: Mapped[int]
+
+
 class Catalogue(Table):
     """A pool's number of catalogue changes, so that a mirror knows when it is behind."""
 

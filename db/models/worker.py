@@ -69,6 +69,8 @@ class Worker(Table):
     torch_version: Mapped[str | None]
     reason: Mapped[str | None]
     """Why it is unhealthy."""
+    store: Mapped[str | None]
+    """Where it reads adapters, host and path; None for workers of earlier releases."""
 
     # Updated by every heartbeat and commit, never in an indexed column: HOT updates, with room in the page.
     __table_args__ = (one_of("state", WORKER_STATES), {"postgresql_with": {"fillfactor": "50"}})

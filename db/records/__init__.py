@@ -1,6 +1,6 @@
 """What leaves the ledger: frozen values, never a row that still hangs on a session."""
 
-from db.records.adapters import ListedAdapter, RevisionRow
+from db.records.adapters import ListedAdapter, RevisionRow, StoreFailureRow
 from db.records.backlog import LeasedRow, PendingRow
 from db.records.jobs import (
     Admitted,
@@ -51,6 +51,7 @@ __all__ = [
     "UsageRow",
     "RevisionRow",
     "ListedAdapter",
+    "StoreFailureRow",
     "Delivery",
     "DeliveryRow",
     "TenantRow",

@@ -58,6 +58,7 @@ class WorkerRow:
     device: WorkerDevice
     reason: str | None  # why it is unhealthy
     canary: Canary | None = None  # set while its host is in doubt
+    store: str = ""  # where it reads adapters: host and path; of an earlier release's worker the host
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Final, Literal
 
 from sqlalchemy import Connection, text
 
-from db.records import FinishedJob, ListedAdapter, RevisionRow
+from db.records import FinishedJob, ListedAdapter, RevisionRow, StoreFailureRow
 from db.repositories.endings import write_endings
+from db.repositories.store_failures import StoreFailureRepository
 from lorayard.contract.messages import CatalogueEntry
 
 QUARANTINED_CODE: Final = "adapter_quarantined"
@@ -38,6 +40,12 @@ _QUARANTINE = text("""
     RETURNING digest
 """)
 
+_LIFT = text("""
+    UPDATE adapter_revisions SET state = 'active', reason = NULL
+    WHERE pool = :pool AND digest = :digest AND state = 'quarantined'
+    RETURNING digest
+""")
+
 _BUMP = text("""
     INSERT INTO catalogues AS c (pool, version) VALUES (:pool, 1)
     ON CONFLICT (pool) DO UPDATE SET version = c.version + 1
@@ -54,7 +62,7 @@ _CATALOGUE = text("""
 
 _LISTED = text("""
     SELECT a.pool, p.model_name, p.model_path, a.name, a.current_revision AS revision, r.rank, r.bytes,
-        r.state, r.warnings
+        r.state, r.warnings, r.reason
     FROM adapters a JOIN adapter_revisions r ON r.pool = a.pool AND r.digest = a.current_revision
         LEFT JOIN pools p ON p.pool = a.pool
     WHERE a.state = 'active' AND (CAST(:pool AS text) IS NULL OR a.pool = :pool)
@@ -147,6 +155,7 @@ class AdapterRepository:
         self._bump(pool)
         self._connection.execute(_ADD_REVISION, values)
         self._connection.execute(_POINT, values)
+        StoreFailureRepository(self._connection).forget(pool, revision.digest)
 
     def remove(self, pool: str, name: str) -> bool:
         """Offer a name no more; jobs admitted before keep their revision. False if there is none."""
@@ -163,11 +172,20 @@ class AdapterRepository:
         self._bump(pool)
         return True
 
+    def lift(self, pool: str, digest: str) -> bool:
+        """Trust a quarantined revision again: a worker has loaded it; False if it is not set aside."""
+        if self._connection.execute(_LIFT, {"pool": pool, "digest": digest}).one_or_none() is None:
+            return False
+        self._bump(pool)
+        return True
+
     def reject_quarantined(self, pool: str) -> list[FinishedJob]:
         """End the queued jobs of quarantined revisions, with the reason."""
         rows = self._connection.execute(_REJECT_QUARANTINED, {"pool": pool, "code": QUARANTINED_CODE}).all()
         messages = [
-            f"adapter {row.adapter} is quarantined ({row.reason}): mend it and add it again" for row in rows
+            f"adapter {row.adapter} is quarantined ({row.reason}): mend its files or add it again, and "
+            "submit the job once `lorayard adapters list` calls it active"
+            for row in rows
         ]
         return write_endings(self._connection, [row.job_id for row in rows], messages)
 
@@ -181,8 +199,10 @@ class AdapterRepository:
 
     def listed(self, pool: str | None) -> list[ListedAdapter]:
         """List the names of a pool, or of all, that are not removed, with rank, size and state."""
-        rows = self._connection.execute(_LISTED, {"pool": pool}).mappings()
-        return [ListedAdapter(**row) for row in rows]
+        rows = self._connection.execute(_LISTED, {"pool": pool}).mappings().all()
+        failures = StoreFailureRepository(self._connection)
+        failing = {found: failures.cooling(found) for found in {row["pool"] for row in rows}}
+        return [_listed(ListedAdapter(**row), failing[row["pool"]]) for row in rows]
 
     def version(self, pool: str) -> int:
         """Tell how often the catalogue has changed."""
@@ -234,3 +254,15 @@ class AdapterRepository:
 
     def _bump(self, pool: str) -> None:
         self._connection.execute(_BUMP, {"pool": pool})
+
+
+def _listed(adapter: ListedAdapter, failing: Mapping[str, Sequence[StoreFailureRow]]) -> ListedAdapter:
+    """Say of one that is active where it cannot be loaded now."""
+    failures = failing.get(adapter.revision)
+    if adapter.state != "active" or not failures:
+        return adapter
+    reason = "; ".join(
+        f"{one.store} could not give it ({one.code}: {one.reason}), and is asked again in {one.left_s:.0f} s"
+        for one in failures
+    )
+    return replace(adapter, state="cooling", reason=reason)

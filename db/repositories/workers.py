@@ -15,7 +15,7 @@ from lorayard.contract.messages import HeldJob
 WORKER_COLUMNS = """
     w.incarnation, w.pool, w.hostname, w.state, w.max_num_seqs, w.num_kv_blocks, w.block_size,
     w.max_model_len, w.max_loras, w.max_lora_rank, w.device, w.device_name, w.device_memory_bytes,
-    w.driver_version, w.torch_version, w.reason, w.succeeded_jobs,
+    w.driver_version, w.torch_version, w.reason, w.succeeded_jobs, w.store,
     h.died_at, h.in_a_row, h.has_ended, now() AS asked_at,
     extract(epoch FROM l.expires_at - now())::float8 AS lease_left_s
 """
@@ -26,12 +26,13 @@ WORKERS_AND_LEASES = """workers w JOIN worker_leases l ON l.incarnation = w.inca
 _REGISTER = text("""
     INSERT INTO workers (
         incarnation, pool, hostname, state, max_num_seqs, num_kv_blocks, block_size, max_model_len, max_loras,
-        max_lora_rank, device, device_name, device_memory_bytes, driver_version, torch_version, reason, host
+        max_lora_rank, device, device_name, device_memory_bytes, driver_version, torch_version, reason, host,
+        store
     )
     VALUES (
         :incarnation, :pool, :hostname, :state, :max_num_seqs, :num_kv_blocks, :block_size, :max_model_len,
         :max_loras, :max_lora_rank, :device, :device_name, :device_memory_bytes, :driver_version,
-        :torch_version, :reason, :host
+        :torch_version, :reason, :host, :store
     )
     ON CONFLICT (incarnation) DO NOTHING
 """)
@@ -108,10 +109,12 @@ class WorkerRepository:
         device: WorkerDevice | None = None,
         unhealthy: str | None = None,
         host: str | None = None,
+        store: str | None = None,
     ) -> None:
         """Enter a new start of a worker as ready, with its first lease; once more does nothing.
 
-        One that is `unhealthy`, for this reason, gets no jobs. `host` is where it follows others of its name.
+        One that is `unhealthy`, for this reason, gets no jobs. `host` is where it follows others of its name,
+        `store` where it reads adapters.
         """
         self._connection.execute(_FIRST_LEASE, {"incarnation": incarnation, "lease_s": lease_s})
         self._connection.execute(
@@ -130,6 +133,7 @@ class WorkerRepository:
                 "state": "ready" if unhealthy is None else "unhealthy",
                 "reason": unhealthy,
                 "host": host or hostname,
+                "store": store,
             },
         )
 
@@ -228,6 +232,7 @@ def to_worker(row: Row[Any]) -> WorkerRow:
         device,
         row.reason,
         _canary(row),
+        row.store or row.hostname.rpartition("@")[2],
     )
 
 

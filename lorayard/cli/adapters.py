@@ -65,7 +65,11 @@ def list_adapters(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
     model: _Model = None,
 ) -> None:
-    """List adapters, of all pools or of one: name, state, pool, model, rank, size, revision, warnings."""
+    """List adapters, of all pools or of one: name, state, pool, model, rank, size, revision, warnings.
+
+    One that a store could not give a moment ago is `cooling`: workers with other stores run its jobs, which
+    else wait. One that no worker can load is `quarantined`, and tried again each minute.
+    """
     settings = _of_model(PoolSettings, model)
     from lorayard.cli.pools import listed_adapters
 
@@ -77,8 +81,7 @@ def list_adapters(
         for entry in entries
     ]
     columns = ["name", "state", "model", "base", "pool", "rank", "bytes", "revision"]
-    if as_json or any(entry.warnings for entry in entries):
-        columns.append("warnings")
+    columns += [extra for extra in ("reason", "warnings") if as_json or any(row[extra] for row in rows)]
     show_rows(
         rows,
         columns,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lorayard.cli.ledger import open_ledger
-from lorayard.cli.output import show_rows
+from lorayard.cli.output import counted, show_rows
 
 if TYPE_CHECKING:
-    from db.records import WorkerRow
+    from db.records import StoreFailureRow, WorkerRow
 
 _COLUMNS = (
     "worker", "pool", "state", "device", "card", "memory_bytes", "driver", "torch", "lease_left_s", "reason",
@@ -20,20 +21,27 @@ _COLUMNS = (
 def workers(as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False) -> None:
     """List the workers of all pools that have neither left nor been given up."""
     with open_ledger() as database:
+        from db.repositories.store_failures import StoreFailureRepository
         from db.repositories.workers import WorkerRepository
 
         listed = database.run(lambda connection: WorkerRepository(connection).listed())
+        pools = {row.pool for row in listed}
+        failing = database.run(lambda c: {pool: StoreFailureRepository(c).cooling(pool) for pool in pools})
     show_rows(
-        [_shown(row) for row in listed],
+        [_shown(row, [one for ones in failing[row.pool].values() for one in ones]) for row in listed],
         _COLUMNS,
         as_json=as_json,
         none="no worker is registered: `lorayard up` or `python -m workers` starts some",
     )
 
 
-def _shown(row: WorkerRow) -> dict[str, Any]:
-    """An unhealthy worker gets no jobs, a canary one at a time, for the `reason` that is told."""
+def _shown(row: WorkerRow, failures: Sequence[StoreFailureRow]) -> dict[str, Any]:
+    """An unhealthy worker gets no jobs, a canary one at a time, for the `reason` that is told.
+
+    What its store could not give a moment ago it is not asked for.
+    """
     device = row.device
+    reasons = [row.reason or (row.canary.reason if row.canary else None), _cooling(row.store, failures)]
     return {
         "worker": row.hostname,
         "pool": row.pool,
@@ -44,5 +52,17 @@ def _shown(row: WorkerRow) -> dict[str, Any]:
         "driver": device.driver_version,
         "torch": device.torch_version,
         "lease_left_s": row.lease_left_s,
-        "reason": row.reason or (row.canary.reason if row.canary else None),
+        "reason": "; ".join(filter(None, reasons)) or None,
     }
+
+
+def _cooling(store: str, failures: Sequence[StoreFailureRow]) -> str | None:
+    """Say what the store of a worker could not give, with the failure that is the latest."""
+    here = [failure for failure in failures if failure.store == store]
+    if not here:
+        return None
+    last = min(here, key=lambda failure: failure.failed_ago_s)
+    return (
+        f"{store} could not give {counted(len(here), 'adapter')}, the last {last.failed_ago_s:.0f} s ago "
+        f"({last.code}: {last.reason}): look at the store; `lorayard adapters list` has them all"
+    )

@@ -201,7 +201,7 @@ class EndedJob(BaseModel):
 
 
 class AdapterFailure(BaseModel):
-    """A load that failed on a worker: `retryable` is an I/O error, else the files themselves are bad."""
+    """A load that failed on a worker: `retryable` is its host's fault, else the revision itself is bad."""
 
     model_config = ConfigDict(frozen=True)
 

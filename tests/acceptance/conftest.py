@@ -17,8 +17,11 @@ from tests.acceptance.stack_rig import StackRig
 
 @pytest.fixture(scope="module")
 def rig(new_state_dir: Callable[[], Path]) -> Iterator[StackRig]:
-    """Everything, on the shipped model, with an append-only Redis."""
-    with Stack(replace(stack_config(new_state_dir()), flower_control=True)) as stack:
+    """Everything, on the shipped model, with an append-only Redis; a store that failed has a short pause."""
+    config = replace(
+        stack_config(new_state_dir()), flower_control=True, extra_env={"LORAYARD_ADAPTER_PAUSE_S": "1"}
+    )
+    with Stack(config) as stack:
         env = stack.client_env()
         database = Database(env["LORAYARD_DATABASE_URL"], name="acceptance")
         add_shipped_adapters(database, env)

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 
 import psycopg
+import pytest
 
+from db import Database
+from db.records import ListedAdapter
+from db.repositories.adapters import AdapterRepository
+from db.repositories.store_failures import StoreFailureRepository
+from examples.demo.stage import MAX_RANK, add_adapters, await_catalogue
+from examples.demo.workload import ADAPTERS_DIR, MODEL_DIR
 from examples.tiny.tasks import TASKS, prompt
+from lorayard import JobState
 from lorayard.local.postgres_server import plain_url
-from tests.acceptance.stack_rig import Asked, StackRig, Usage
+from lorayard.server.adapter_store import revision_folder
+from tests.acceptance.stack_rig import PATIENCE_S, Asked, StackRig, Usage
+from tests.polling import eventually
 
 JOBS = 500
 MIDWAY = 0.3
@@ -101,3 +115,104 @@ def test_one_idempotency_key_is_submitted_a_hundred_times_at_once(rig: StackRig)
             "SELECT count(*) FROM attempts WHERE job_id = %s", (asked[0].handle.id,)
         ).fetchone()
     assert attempts == (1,)
+
+
+class OneStore:
+    """The adapter store of a pool that one worker is left of, and adapters that it has never read."""
+
+    def __init__(self, rig: StackRig, folder: Path) -> None:
+        env = rig.stack.client_env()
+        self._rig, self._folder, self._env = rig, folder, env
+        self.path = Path(env["LORAYARD_ADAPTER_STORE"])
+        self.database = Database(env["LORAYARD_DATABASE_URL"], name="acceptance")
+
+    def add(self, *names: str) -> None:
+        """Add copies of the first task's adapter that are revisions of their own."""
+        for name in names:
+            shutil.copytree(ADAPTERS_DIR / "upper", self._folder / name)
+            config = self._folder / name / "adapter_config.json"
+            config.write_text(json.dumps(json.loads(config.read_text()) | {"peft_version": name}))
+        folders = {name: self._folder / name for name in names}
+        add_adapters(self.database, self._env, folders, model=MODEL_DIR, max_rank=MAX_RANK)
+        await_catalogue(self._rig.client, names)
+
+    def ask(self, *names: str | None, each: int = 1) -> list[Asked]:
+        """Submit jobs for adapters, or for the base."""
+        return [
+            Asked(
+                self._rig.client.submit(prompt("store"), adapter=name, max_tokens=24, tenant="store"),
+                "store" if name is None else "STORE",
+            )
+            for name in names
+            for _ in range(each)
+        ]
+
+    def listed(self, name: str) -> ListedAdapter:
+        """Look an adapter up as `lorayard adapters list` does."""
+        found = self.database.run(lambda c: AdapterRepository(c).listed(None))
+        return next(one for one in found if one.name == name)
+
+    def pause_of(self, name: str) -> float:
+        """How long the store is left alone with an adapter, in seconds."""
+        adapter = self.listed(name)
+        failures = self.database.run(lambda c: StoreFailureRepository(c).listed(adapter.pool))
+        return max((one.pause_s for one in failures if one.digest == adapter.revision), default=0.0)
+
+
+def outputs(asked: list[Asked]) -> list[str | None]:
+    return [item.handle.result(PATIENCE_S).output for item in asked]
+
+
+@pytest.fixture(scope="module")
+def store(rig: StackRig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneStore]:
+    """A pool of one worker, for the tests that come last: the other one does not come back."""
+    rig.stack.stop_part("worker-2")
+    store = OneStore(rig, tmp_path_factory.mktemp("adapters"))
+    yield store
+    store.database.dispose()
+
+
+def test_a_store_is_away_for_a_while_and_the_jobs_that_need_it_wait(rig: StackRig, store: OneStore) -> None:
+    store.add("read-before", "away-1", "away-2")
+    assert outputs(store.ask("read-before")) == ["STORE"]
+    aside = store.path.with_name("aside")
+
+    store.path.rename(aside)
+    waiting = store.ask("away-1", "away-2", each=5)
+    assert outputs(asked := store.ask(None, "read-before")) == [item.answer for item in asked]
+    eventually(lambda: store.pause_of("away-1") >= 4.0 <= store.pause_of("away-2"), PATIENCE_S, "third tries")
+    eventually(lambda: store.listed("away-1").state == "cooling", PATIENCE_S, "a pause")
+    assert not any(item.handle.done() for item in waiting)
+    aside.rename(store.path)
+
+    results = [item.handle.result(PATIENCE_S) for item in waiting]
+    assert {result.output for result in results} == {"STORE"}
+    assert min(result.attempt for result in results) > 1
+    with psycopg.connect(plain_url(rig.stack.postgres.url)) as connection:
+        blamed = connection.execute("SELECT job_id FROM jobs WHERE strikes + losses > 0 AND tenant = 'store'")
+        assert blamed.fetchall() == []
+        states = connection.execute("SELECT DISTINCT state FROM adapter_revisions").fetchall()
+    assert states == [("active",)]
+
+
+def test_one_adapter_is_gone_from_a_store_that_gives_others(rig: StackRig, store: OneStore) -> None:
+    names = [f"there-{number}" for number in range(4)]
+    store.add("gone", *names)
+    folder = revision_folder(store.path, store.listed("gone").revision)
+    aside = folder.with_name("gone")
+
+    folder.rename(aside)
+    (lost,) = store.ask("gone")
+    while not lost.handle.done() and names:
+        tries = store.pause_of("gone")
+        eventually(lambda: store.pause_of("gone") > tries or lost.handle.done(), PATIENCE_S, "another try")  # noqa: B023
+        assert outputs(store.ask(names.pop())) == ["STORE"]
+    result = lost.handle.result(PATIENCE_S, raise_on_failure=False)
+    assert (result.state, result.error and result.error.code) == (JobState.REJECTED, "adapter_quarantined")
+    assert store.listed("gone").state == "quarantined"
+    assert f"there is no folder {folder}" in (store.listed("gone").reason or "")
+
+    aside.rename(folder)
+    eventually(lambda: store.listed("gone").state == "active", PATIENCE_S, "trust")
+    await_catalogue(rig.client, ["gone"])
+    assert outputs(store.ask("gone")) == ["STORE"]

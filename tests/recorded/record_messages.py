@@ -24,17 +24,22 @@ import redis
 
 from db import Database
 from db.migrate import upgrade
+from db.records import RevisionRow
+from db.repositories.adapters import AdapterRepository
 from examples.demo.stage import add_shipped_adapters, await_catalogue, stack_config
 from lorayard import Client, JobHandle
 from lorayard.contract.keys import POOLS_KEY
 from lorayard.contract.messages import Command
 from lorayard.local import SERVERS, Stack, StackConfig
+from lorayard.server.adapter_store import revision_folder
 from lorayard.server.replies import state_reply
 from tests.integration.workers.webhooks.receiver import Receiver, listening
 from tests.polling import eventually
 from tests.recorded.fill_ledger import fill
+from workers.engine.lora import adapter_digest
 from workers.webhooks.body import render
 
+DAMAGED = "vowels"
 ALL_SAMPLING: dict[str, Any] = {
     "temperature": 0.7,
     "top_p": 0.9,
@@ -241,10 +246,10 @@ def drive_stack(to: Recording) -> None:
         with monitor:
             database = Database(env["LORAYARD_DATABASE_URL"], name="record")
             add_shipped_adapters(database, env)
+            damage_an_adapter(database, env)
             database.dispose()
             with Client(env["LORAYARD_REDIS_URL"]) as client:
                 await_catalogue(client)
-                damage_an_adapter(env)
                 talk(client, receiver.url, names, stack)
             stack.stop()
         record_commands(monitor.commands, names, to)
@@ -256,18 +261,20 @@ def drive_stack(to: Recording) -> None:
                 to.put("webhook_headers", "headers", json.dumps(shown, indent=1).encode())
 
 
-def damage_an_adapter(env: dict[str, str]) -> None:
-    """Make the files of one adapter bad after they were checked."""
-    for weights in Path(env["LORAYARD_ADAPTER_STORE"]).glob("*/adapter_config.json"):
-        mine = Path("examples/tiny/adapters/vowels/adapter_config.json").read_bytes()
-        if weights.read_bytes() == mine and _same(weights.parent, "vowels"):
-            weights.chmod(0o644)
-            weights.write_bytes(mine.replace(b'"r"', b'"R"'))
-
-
-def _same(stored: Path, name: str) -> bool:
-    shipped = Path("examples/tiny/adapters") / name / "adapter_model.safetensors"
-    return (stored / "adapter_model.safetensors").read_bytes() == shipped.read_bytes()
+def damage_an_adapter(database: Database, env: dict[str, str]) -> None:
+    """Have a name stand for files that were bad when they got their digest, as `adapters add` never would."""
+    listed = database.run(lambda c: AdapterRepository(c).listed(None))
+    entry = next(one for one in listed if one.name == DAMAGED)
+    store = Path(env["LORAYARD_ADAPTER_STORE"])
+    with tempfile.TemporaryDirectory(dir=store) as scratch:
+        copy = shutil.copytree(revision_folder(store, entry.revision), Path(scratch) / "copy")
+        config = copy / "adapter_config.json"
+        config.chmod(0o644)
+        config.write_bytes(config.read_bytes().replace(b'"r"', b'"R"'))
+        digest = adapter_digest(copy)
+        copy.rename(revision_folder(store, digest))
+    row = RevisionRow(digest, entry.rank, ("q_proj",), entry.bytes)
+    database.run(lambda c: AdapterRepository(c).add_revision(entry.pool, DAMAGED, row))
 
 
 def talk(client: Client, callback_url: str, names: dict[str, str], stack: Stack) -> None:
@@ -294,8 +301,8 @@ def talk(client: Client, callback_url: str, names: dict[str, str], stack: Stack)
         _quietly(handle.cancel)
     _quietly(submit("repeat", JOBS["tenant_and_key"]).result, 10.0)
     _quietly(submit("conflict", JOBS["tenant_and_key"] | {"prompt": "other>"}).result, 10.0)
-    _quietly(submit("quarantined", {"prompt": "hi>", "adapter": "vowels"}).result, 30.0)
-    eventually(lambda: "vowels" not in client.adapters(), 30.0, "the quarantine")
+    _quietly(submit("quarantined", {"prompt": "hi>", "adapter": DAMAGED}).result, 30.0)
+    eventually(lambda: DAMAGED not in client.adapters(), 30.0, "the quarantine")
     stack_worker = next(name for name in stack.parts if "worker" in name)
     left = submit("left_behind", ENDLESS)
     next(iter(left.stream(30.0)))

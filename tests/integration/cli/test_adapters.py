@@ -93,8 +93,10 @@ def test_behaviour_33_the_list_has_base_revision_rank_size_and_state_and_outlive
         "bytes": size,
         "revision": adapter_digest(UPPER),
         "warnings": [],
+        "reason": None,
     }
-    assert (rows["sort"]["state"], rows["sort"]["revision"]) == ("quarantined", digest)
+    told = [rows["sort"][key] for key in ("state", "revision", "reason")]
+    assert told == ["quarantined", digest, "damaged"]
     assert f"{size:,}" in lorayard("adapters", "list").out
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 from db import Database
-from db.records import WorkerDevice
+from db.records import StoreFailureRow, WorkerDevice
 from db.repositories.leases import LeaseRepository
+from db.repositories.store_failures import StoreFailureRepository
 from db.repositories.workers import WorkerRepository
 from tests.integration.cli.conftest import Command
 from tests.integration.db.ledger import LIMITS, POOL
@@ -75,6 +76,26 @@ def test_an_unhealthy_worker_is_shown_with_its_reason_and_one_that_left_is_not(
     assert [(row["worker"], row["state"], row["reason"]) for row in rows] == [
         ("ill@host", "unhealthy", "its device failed 3 times")
     ]
+
+
+def test_a_worker_whose_store_could_not_give_an_adapter_says_so(
+    lorayard: Command, database: Database
+) -> None:
+    for name in ("a", "b"):
+        database.run(
+            lambda c, name=name: WorkerRepository(c).register(  # type: ignore[misc]
+                name, POOL, f"{name}@host", LIMITS, 60.0, store=f"{name}:/store"
+            )
+        )
+    failure = StoreFailureRow("r", "b:/store", "adapter_not_found", "no folder", 40.0, 4.0, 26.0, 30.0, 1)
+    database.run(lambda c: StoreFailureRepository(c).keep(POOL, failure))
+
+    rows = [json.loads(line) for line in lorayard("workers", "--json").out.splitlines()]
+
+    assert [(row["worker"], row["state"]) for row in rows] == [("a@host", "ready"), ("b@host", "ready")]
+    assert rows[0]["reason"] is None
+    assert "b:/store could not give 1 adapter, the last" in rows[1]["reason"]
+    assert "(adapter_not_found: no folder)" in rows[1]["reason"]
 
 
 def test_a_worker_whose_hosts_engines_keep_dying_is_shown_as_a_canary(

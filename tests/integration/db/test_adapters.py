@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from db.records import RevisionRow
+import pytest
+from alembic import command
+
+from db.migrate import alembic_config
+from db.records import RevisionRow, StoreFailureRow
 from db.repositories.adapters import AdapterRepository
+from db.repositories.store_failures import StoreFailureRepository
+from db.repositories.workers import WorkerRepository
 from lorayard.contract.states import JobState
 from tests.integration.db.ledger import POOL, Ledger, ended
 
@@ -66,6 +72,54 @@ def test_added_again_a_quarantined_revision_is_trusted_again(ledger: Ledger) -> 
     add(ledger, "sql", "r1")
 
     assert catalogue(ledger) == {"sql": ("r1", "active")}
+
+
+def test_a_quarantined_revision_that_was_loaded_is_trusted_again_once(ledger: Ledger) -> None:
+    add(ledger, "sql", "r1")
+    assert not ledger.run(AdapterRepository, "lift", POOL, "r1")
+    ledger.run(AdapterRepository, "quarantine", POOL, "r1", "two stores are without it")
+    before = version(ledger)
+
+    assert ledger.run(AdapterRepository, "lift", POOL, "r1")
+    assert not ledger.run(AdapterRepository, "lift", POOL, "r1")
+
+    assert (catalogue(ledger), version(ledger)) == ({"sql": ("r1", "active")}, before + 1)
+    assert ledger.sql("SELECT reason FROM adapter_revisions") == [(None,)]
+
+
+def test_what_stores_could_not_give_is_kept_with_its_times_until_the_revision_is_added_again(
+    ledger: Ledger,
+) -> None:
+    add(ledger, "sql", "r1")
+    add(ledger, "rot13", "r2")
+    for revision, left_s in (("r1", 5.0), ("r1", 25.0), ("r2", -1.0)):
+        failure = StoreFailureRow(revision, "h:/s", "adapter_io", "EIO", 65.0, 5.0, left_s, 30.0, 2)
+        ledger.run(StoreFailureRepository, "keep", POOL, failure)
+
+    found = ledger.run(StoreFailureRepository, "listed", POOL)
+    assert [(one.digest, one.tries) for one in found] == [("r1", 2), ("r2", 2)]
+    assert found[0].first_ago_s == pytest.approx(65.0, abs=3.0)
+    assert found[0].left_s == pytest.approx(25.0, abs=3.0)
+    assert found[0].pause_s == 30.0
+    assert ledger.run(StoreFailureRepository, "cooling", POOL).keys() == {"r1"}
+    shown = {one.name: one for one in ledger.run(AdapterRepository, "listed", POOL)}
+    assert (shown["sql"].state, shown["rot13"].state) == ("cooling", "active")
+    assert "h:/s could not give it (adapter_io: EIO), and is asked again in" in (shown["sql"].reason or "")
+
+    ledger.run(StoreFailureRepository, "keep", "another pool", *found)
+    ledger.run(StoreFailureRepository, "drop", "another pool", [("r1", "elsewhere:/s")])
+    add(ledger, "alias", "r1")
+    assert [one.digest for one in ledger.run(StoreFailureRepository, "listed", POOL)] == ["r2"]
+    assert len(ledger.run(StoreFailureRepository, "listed", "another pool")) == 2
+    ledger.run(StoreFailureRepository, "drop", "another pool", [("r1", "h:/s"), ("r2", "h:/s")])
+    assert ledger.run(StoreFailureRepository, "listed", "another pool") == []
+
+    ledger.worker(store="h:/s")
+    with ledger.database.transaction() as connection:
+        command.downgrade(alembic_config(connection), "0014")
+        command.upgrade(alembic_config(connection), "head")
+    assert ledger.run(StoreFailureRepository, "listed", POOL) == []
+    assert ledger.run(WorkerRepository, "get", "w1").store == "host-w1"
 
 
 def test_a_revision_is_pinned_by_its_name_and_by_unfinished_jobs(ledger: Ledger) -> None:

@@ -17,6 +17,7 @@ from db.database import Database
 from db.records import RevisionRow
 from db.repositories.adapters import AdapterRepository
 from db.repositories.jobs import JobRepository
+from db.repositories.terms import TermRepository
 from lorayard.client.guard import IntakeEntry, SubmitGuard
 from lorayard.contract.ids import job_id_for, payload_sha256
 from lorayard.contract.job import JobSpec
@@ -25,6 +26,7 @@ from lorayard.contract.messages import ControlMessage, JobEnvelope, JobReply
 from lorayard.contract.result import JobResult
 from lorayard.contract.states import JobState
 from lorayard.process.stop_request import StopRequest
+from scheduler.leader_context import LeaderContext
 from scheduler.process import Scheduler
 from scheduler.settings import SchedulerSettings
 from tests.polling import eventually
@@ -95,6 +97,13 @@ class PoolRig:
     def scheduler(self, **changes: Any) -> RunningScheduler:
         """Make a scheduler, to be entered."""
         return RunningScheduler(self.settings(**changes))
+
+    def take_office(self) -> LeaderContext:
+        """Begin a term of the test's, with no scheduler beside it."""
+        term = self.database.run(lambda c: TermRepository(c).take(self.pool, "test", 3600.0))
+        assert term is not None
+        ledger = self.database.run(lambda c: TermRepository(c).ledger_id())
+        return LeaderContext(self.pool, term, ledger, self.database, self.redis)
 
     def envelope(self, **fields: Any) -> JobEnvelope:
         """Make a submission; envelope fields and spec fields both go by name."""

@@ -87,6 +87,7 @@ class ScriptedWorker:
         redis_url: str | None = None,
         broker_url: str | None = None,
         unreadable: str | None = None,
+        store: str | None = None,
     ) -> None:
         """`unreadable`: the prompt of a job that this worker cannot read, and so never lists."""
         self._yard = rig
@@ -99,6 +100,7 @@ class ScriptedWorker:
         self._lease_s = lease_s
         self._beat_every_s = beat_every_s
         self._listens, self._obeys = listens, obeys
+        self._store = store
         self._redis = Redis.from_url(self._redis_url, protocol=2, socket_timeout=None)
         self._stopping = threading.Event()
         self._seq = itertools.count()
@@ -120,7 +122,7 @@ class ScriptedWorker:
     def __enter__(self) -> Self:
         self._yard.database.run(
             lambda c: WorkerRepository(c).register(
-                self.incarnation, self._yard.pool, "scripted", self._limits, self._lease_s
+                self.incarnation, self._yard.pool, "scripted", self._limits, self._lease_s, store=self._store
             )
         )
         for thread in self._threads:
@@ -154,6 +156,12 @@ class ScriptedWorker:
         )
         announce(pipeline, [job for job in finished if job.state.is_terminal])
         send(pipeline)
+
+    def commands(self, kind: str) -> list[Command]:
+        """Read what the leader has asked of this worker."""
+        entries: Any = self._redis.xrange(self._yard.keys.commands(self.incarnation))
+        found = [Command.from_entry(fields) for _, fields in entries]
+        return [command for command in found if command.kind == kind]
 
     def run_out(self) -> None:
         """Let the lease end now; for a worker that has died, which renews it no more."""

@@ -9,7 +9,7 @@ from typing import cast
 from db.records import EndedAttempt
 from db.repositories.workers import WorkerRepository
 from lorayard.contract.keys import worker_queue
-from lorayard.contract.messages import AdapterFailure, BatchJob, Command, Residency
+from lorayard.contract.messages import Command, Residency
 from lorayard.contract.states import JobState
 from tests.integration.scheduler.pool_rig import PoolRig
 from tests.integration.scheduler.scripted_worker import LIMITS, ScriptedWorker, hold, succeed
@@ -148,43 +148,6 @@ def test_a_queued_job_expires_when_its_deadline_passes(rig: PoolRig) -> None:
         reply = rig.reply(job_id=job_id)
 
     assert reply.state is JobState.EXPIRED
-
-
-def test_bad_adapter_files_quarantine_the_revision_and_end_its_jobs(rig: PoolRig) -> None:
-    revision = rig.add_adapter("torn")
-    limits = dataclasses.replace(LIMITS, max_num_seqs=1)
-
-    with rig.scheduler(overcommit_s=0.0), ScriptedWorker(rig, hold, limits=limits) as worker:
-        rig.submit(3, adapter="torn")
-        eventually(lambda: len(worker.held) == 1)
-        worker.report(AdapterFailure(revision=revision, code="digest", message="torn", retryable=False))
-        eventually(lambda: rig.counts() == {"leased": 1, "rejected": 2})
-        eventually(lambda: b"quarantined" in cast("bytes", rig.redis.hget(rig.keys.catalogue, "torn")))
-
-    codes = {r.result.error.code for r in rig.replies() if r.result and r.result.error}
-    assert codes == {"adapter_quarantined"}
-
-
-def test_unreadable_adapter_files_cool_down_and_quarantine_after_two_workers(rig: PoolRig) -> None:
-    revision = rig.add_adapter("slow-disk")
-    failure = AdapterFailure(revision=revision, code="io", message="EIO", retryable=True)
-
-    def give_back(job: BatchJob) -> EndedAttempt:
-        return EndedAttempt(job.job_id, job.attempt, JobState.QUEUED)
-
-    with rig.scheduler(), ScriptedWorker(rig, give_back) as one:
-        # A worker must be known before what it says counts.
-        eventually(lambda: (rig.submit(), one.jobs)[1])
-        one.report(failure)
-        eventually(lambda: rig.redis.xlen(rig.keys.worker_events) == 0)
-        (job_id,) = rig.submit(adapter="slow-disk")
-        rig.wait_for(JobState.QUEUED, job_id)
-        with ScriptedWorker(rig, give_back) as two:
-            eventually(lambda: job_id in {job.job_id for job in two.jobs})
-            two.report(failure)
-            rig.wait_for(JobState.REJECTED, job_id)
-
-    assert job_id not in {job.job_id for job in one.jobs}
 
 
 def test_the_leader_tells_a_worker_to_cancel_what_runs_there(rig: PoolRig) -> None:

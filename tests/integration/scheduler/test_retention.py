@@ -12,7 +12,6 @@ import pytest
 
 from db.repositories.adapters import AdapterRepository
 from db.repositories.admission import AdmissionRepository
-from db.repositories.terms import TermRepository
 from lorayard.contract.states import JobState
 from lorayard.server.adapter_store import revision_folder
 from scheduler.adapter_collector import SET_ASIDE, AdapterCollector
@@ -26,18 +25,10 @@ from tests.polling import eventually
 DAY_S = 86_400.0
 
 
-def take_office(rig: PoolRig) -> LeaderContext:
-    """Begin a term of ours, with no scheduler beside it."""
-    term = rig.database.run(lambda c: TermRepository(c).take(rig.pool, "test", 3600.0))
-    assert term is not None
-    ledger = rig.database.run(lambda c: TermRepository(c).ledger_id())
-    return LeaderContext(rig.pool, term, ledger, rig.database, rig.redis)
-
-
 @pytest.fixture
 def context(rig: PoolRig) -> LeaderContext:
     """A term from the beginning of the test on."""
-    return take_office(rig)
+    return rig.take_office()
 
 
 def age(rig: PoolRig, days: float) -> None:
@@ -71,7 +62,7 @@ def test_a_leader_deletes_what_is_old_and_goes_on_serving(rig: PoolRig) -> None:
 
 def test_zero_days_keep_everything_forever(rig: PoolRig, tmp_path: Path) -> None:
     run_jobs(rig, 3)
-    context = take_office(rig)
+    context = rig.take_office()
     age(rig, 10_000)
     unused(rig, tmp_path, "old")
 
@@ -84,7 +75,7 @@ def test_zero_days_keep_everything_forever(rig: PoolRig, tmp_path: Path) -> None
 
 def test_a_successor_goes_on_where_a_leader_was_stopped(rig: PoolRig) -> None:
     run_jobs(rig, 7)
-    context = take_office(rig)
+    context = rig.take_office()
     age(rig, 31)
 
     assert Retention(context, 30 * DAY_S, batch_jobs=3).delete_batch()
@@ -242,3 +233,25 @@ def test_what_a_dead_leader_had_set_aside_is_removed_or_put_back(
     assert not list(tmp_path.glob(f"{SET_ASIDE}*"))
     assert not revision_folder(tmp_path, gone).exists()
     assert revision_folder(tmp_path, needed).exists()
+
+
+@pytest.mark.parametrize("is_mounted_upon", [True, False])
+def test_the_files_of_a_store_that_is_away_are_not_called_collected(
+    rig: PoolRig, context: LeaderContext, tmp_path: Path, is_mounted_upon: bool
+) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    (digest,) = collecting(rig, context, store, "old")
+    store.rename(tmp_path / "elsewhere")
+    if is_mounted_upon:
+        store.mkdir()
+
+    sweep(context, store)
+    assert revision_states(rig)[digest][0] == "collecting"
+
+    if is_mounted_upon:
+        store.rmdir()
+    (tmp_path / "elsewhere").rename(store)
+    sweep(context, store)
+    assert revision_states(rig)[digest][0] == "collected"
+    assert not revision_folder(store, digest).exists()

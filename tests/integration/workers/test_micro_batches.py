@@ -206,28 +206,36 @@ def test_a_prompt_too_long_is_rejected_with_its_code(leader: ScriptedLeader, inc
     assert result.error.code == "invalid_prompt"
 
 
-def test_bad_adapter_files_fail_their_jobs_alone_and_are_told(
+def test_bad_adapter_files_fail_their_jobs_alone_and_jobs_of_a_bad_store_go_back(
     leader: ScriptedLeader, incarnation: str, tmp_path: Path
 ) -> None:
     damaged = _damaged_adapter(leader, tmp_path / "damaged")
-    missing = "sha256:" + "0" * 64
+    missing, other = "sha256:" + "0" * 64, "sha256:" + "1" * 64
+    shutil.copytree(TINY / "adapters" / "upper", leader.store / other.removeprefix("sha256:"))
     good = questions(1)[0]
 
-    on_damaged = leader.admit([good.spec], revision=damaged)
-    on_missing = leader.admit([good.spec], revision=missing)
-    leader.send(incarnation, leader.lease(incarnation, on_damaged + on_missing))
-    results = leader.ended(on_damaged + on_missing)
+    (on_damaged, *gone) = [
+        leader.admit([good.spec], revision=revision)[0] for revision in (damaged, missing, other)
+    ]
+    leader.send(incarnation, leader.lease(incarnation, [on_damaged, *gone]))
+    (result,) = leader.ended([on_damaged])
+    back = {JobAttempt(job_id, 1) for job_id in gone}
+    eventually(lambda: back <= leader.told_ends(incarnation).keys(), what="the end of both attempts")
     (healthy,) = leader.ended(leader.dispatch(incarnation, [good.spec]))
 
-    assert [result.state for result in results] == [JobState.FAILED, JobState.FAILED]
-    codes = [result.error.code for result in results if result.error is not None]
-    assert codes == ["adapter_file", "adapter_not_found"]
+    assert (result.state, result.error and result.error.code) == (JobState.FAILED, "adapter_file")
+    assert leader.states(gone) == ["queued", "queued"]
     assert healthy.output == good.answer
     failures = {
-        failure.revision: failure for event in leader.events(incarnation) for failure in event.failures
+        failure.revision: (failure.code, failure.retryable)
+        for event in leader.events(incarnation)
+        for failure in event.failures
     }
-    assert not failures[damaged].retryable
-    assert failures[missing].code == "adapter_not_found"
+    assert failures == {
+        damaged: ("adapter_file", False),
+        missing: ("adapter_not_found", True),
+        other: ("adapter_digest_mismatch", True),
+    }
 
 
 def test_heartbeats_tell_the_whole_of_residency(leader: ScriptedLeader, incarnation: str) -> None:

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 from db.records import Canary, JobAttempt, WorkerLimits
 from lorayard.contract.messages import EndedJob, HeldJob, Residency
 from lorayard.contract.states import JobState
-from scheduler.worker_state import COOLING_S, Outstanding, WorkerState
+from scheduler.worker_state import Outstanding, WorkerState
 
 LIMITS = WorkerLimits(
     max_num_seqs=8, num_kv_blocks=10, block_size=16, max_model_len=64, max_loras=2, max_lora_rank=8
@@ -129,9 +129,25 @@ def test_older_residency_than_the_last_says_nothing() -> None:
     assert not worker.host
 
 
-def test_a_cooled_adapter_is_tried_here_again_after_its_pause() -> None:
+def test_what_its_store_is_not_asked_for_it_still_runs_from_memory() -> None:
     worker = WorkerState("w", "host", LIMITS)
-    worker.cool("a", 0.0)
+    worker.note_residency(
+        1, [Residency(revision="a", tier="device"), Residency(revision="b", tier="host")], is_whole=True
+    )
 
-    assert "a" in worker.view(COOLING_S - 0.1, max_model_len=64, overcommit_s=0.5).cooling
-    assert "a" not in worker.view(COOLING_S + 0.1, max_model_len=64, overcommit_s=0.5).cooling
+    view = worker.view(0.0, max_model_len=64, overcommit_s=0.5, cooling={"a", "b", "c"})
+
+    assert set(view.cooling) == {"c"}
+
+
+def test_a_load_is_an_adapter_that_was_not_in_memory_before() -> None:
+    worker = WorkerState("w", "host", LIMITS)
+    host, device = Residency(revision="a", tier="host"), Residency(revision="a", tier="device")
+
+    assert worker.note_residency(1, [host], is_whole=False) == set()  # what it had before is not known yet
+    assert worker.note_residency(1, [host], is_whole=True) == set()
+    assert worker.note_residency(2, [device], is_whole=False) == set()
+    assert worker.note_residency(3, [Residency(revision="a", tier="none")], is_whole=False) == set()
+    assert worker.note_residency(4, [host], is_whole=False) == {"a"}
+    assert worker.note_residency(5, [host, Residency(revision="b", tier="host")], is_whole=True) == {"b"}
+    assert worker.note_residency(4, [Residency(revision="c", tier="host")], is_whole=True) == set()

@@ -88,7 +88,13 @@ def test_work_that_was_done_before_the_abort_arrived_counts() -> None:
         ("invalid_prompt", False, JobState.REJECTED, None),
         ("invalid_params", False, JobState.REJECTED, None),
         ("adapter_file", False, JobState.FAILED, False),
+        ("adapter_shape", False, JobState.FAILED, False),
+        ("adapter_rank", False, JobState.FAILED, False),
         ("adapter_io", True, JobState.QUEUED, True),
+        ("adapter_not_found", False, JobState.QUEUED, True),
+        ("adapter_digest_mismatch", False, JobState.QUEUED, True),
+        ("adapter_too_large", False, JobState.QUEUED, True),  # for this worker, by its own limit
+        ("adapter", False, JobState.QUEUED, True),  # nobody knows what it was
         ("all_slots_pinned", False, JobState.QUEUED, None),
         ("non_finite_logits", False, JobState.FAILED, None),
     ],

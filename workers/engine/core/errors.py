@@ -23,7 +23,7 @@ EngineError
     ├── AdapterMatchesNothing
     ├── AdapterTooLarge          does not fit the memory set aside for adapters
     ├── AdapterBaseMismatch
-    ├── AdapterDigestMismatch
+    ├── AdapterDigestMismatch    what is there is not the pinned revision, or not all of it
     ├── AdapterIOError           (retryable)
     ├── AdapterLoadTimeout       (retryable)
     ├── AdapterLoaderDied        (retryable)
@@ -205,7 +205,7 @@ class AdapterBaseMismatch(AdapterError):
 
 
 class AdapterDigestMismatch(AdapterError):
-    """The files on disk are not the revision the request pinned."""
+    """The files on disk are not the revision the request pinned, or not all of it."""
 
     code = "adapter_digest_mismatch"
 
@@ -242,3 +242,20 @@ class AllSlotsPinned(AdapterError, RuntimeError):
     """Every adapter slot is pinned, so none can be given up."""
 
     code = "all_slots_pinned"
+
+
+PROVEN_BY_FILES = frozenset(
+    kind.code
+    for kind in (
+        AdapterFileError,
+        AdapterConfigError,
+        AdapterShapeError,
+        AdapterRankError,
+        AdapterMatchesNothing,
+        AdapterBaseMismatch,
+    )
+)
+"""Codes of what is wrong with a pinned revision wherever it is read, because its files had the digest.
+
+Any other failure to load one is of the place at which it was tried: its files, its memory, its limits.
+"""

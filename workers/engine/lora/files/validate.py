@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from workers.engine.core.errors import (
     AdapterBaseMismatch,
     AdapterConfigError,
     AdapterDigestMismatch,
+    AdapterError,
     AdapterFileError,
     AdapterMatchesNothing,
     AdapterRankError,
@@ -24,7 +26,7 @@ from workers.engine.lora.files.base import (
     BaseDescription,
     ModuleShape,
 )
-from workers.engine.lora.files.digest import digest_of
+from workers.engine.lora.files.digest import adapter_digest, digest_of
 from workers.engine.lora.files.foreign_folders import CONFIG_NAME
 from workers.engine.lora.files.fused_experts import FusedExperts
 from workers.engine.lora.files.limits import largest_files
@@ -109,7 +111,7 @@ def check_adapter(
     called, whatever its own file says; empty if names are not to be compared.
     """
     label = adapter_label(name, path)
-    files = read_files(Path(path), label, max_bytes=largest_files(base))
+    files = _read(Path(path), base, label, revision)
     digest = digest_of(files)
     if revision is not None and digest != revision:
         raise AdapterDigestMismatch(
@@ -137,6 +139,22 @@ def check_adapter(
     warnings += file_notices(Path(path), base, label)
     description = _describe(digest, files, config, ranks, saved, warnings)
     return CheckedAdapter(description, config, pairs, saved, label, fused)
+
+
+def _read(path: Path, base: BaseDescription, label: str, revision: str | None) -> dict[str, bytes]:
+    """Read the files; damaged ones say nothing against a pinned revision, unless they are what was added."""
+    try:
+        return read_files(path, label, max_bytes=largest_files(base))
+    except AdapterFileError as error:
+        if revision is None or _has_digest(path, revision):
+            raise
+        raise AdapterDigestMismatch(f"{error}; it is not revision {revision}, which was asked for") from error
+
+
+def _has_digest(path: Path, revision: str) -> bool:
+    with suppress(AdapterError):
+        return adapter_digest(path) == revision
+    return False
 
 
 def _describe(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.engine.core.errors import AdapterError, AllSlotsPinned
+from workers.engine.core.errors import PROVEN_BY_FILES, AdapterError, AllSlotsPinned
 from workers.engine.core.lora_request import LoRARequest
 from workers.engine.lora.files.adapter_files import stamp
 from workers.engine.lora.loading import Loader, LoadResult
@@ -27,8 +27,11 @@ class _Failure:
 
     @property
     def may_pass(self) -> bool:
-        """Whether the same files may do later."""
-        return self.error.retryable or isinstance(self.error, AllSlotsPinned)
+        """Whether a later attempt may do, though the files look as they did."""
+        if self.error.retryable or isinstance(self.error, AllSlotsPinned):
+            return True
+        # The digest tells a good file from a bad one; what a store shows of it need not change with it.
+        return self.result.request.revision is not None and self.error.code not in PROVEN_BY_FILES
 
 
 @dataclass(frozen=True, slots=True)

@@ -355,6 +355,27 @@ def test_other_files_than_the_pinned_revision_are_refused_with_both_digests(tmp_
     _refused(tmp_path, AdapterDigestMismatch, f"{digest}, but revision sha256:0000", revision="sha256:0000")
 
 
+@pytest.mark.parametrize("damage", ["truncated", "no weights", "no configuration"])
+def test_damaged_files_say_nothing_against_a_pinned_revision(tmp_path: Path, damage: str) -> None:
+    write_adapter(tmp_path)
+    digest = adapter_digest(tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-8])
+    else:
+        (weights if damage == "no weights" else tmp_path / "adapter_config.json").unlink()
+
+    _refused(tmp_path, AdapterDigestMismatch, f"it is not revision {digest}", revision=digest)
+
+
+def test_a_pinned_revision_that_was_damaged_when_it_was_added_is_refused_as_it_is(tmp_path: Path) -> None:
+    write_adapter(tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+
+    _refused(tmp_path, AdapterFileError, "corrupt or truncated", revision=adapter_digest(tmp_path))
+
+
 def test_the_pattern_order_of_the_file_decides_as_in_peft(tmp_path: Path) -> None:
     config = config_of(rank_pattern={"self_attn.q_proj": 8, "q_proj": 5}, lora_alpha=16)
     write_adapter(tmp_path, config=json.loads(json.dumps(config)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -180,6 +181,26 @@ def test_one_that_says_what_its_base_is_called_does_not_share_the_refusal_of_oth
 
     assert acquired(manager, replace(refused, base_model_name="someone/tiny-base")) == 0
     assert manager.stats().failures == 1
+
+
+def test_a_pinned_revision_is_read_again_though_the_files_that_were_wrong_look_as_before(
+    make_manager: MakeManager, make_request: MakeRequest
+) -> None:
+    clock = Clock()
+    manager, request = make_manager(clock=clock), make_request(1)
+    weights = Path(request.lora_path) / "adapter_model.safetensors"
+    content, state = weights.read_bytes(), weights.stat()
+
+    def write(flipped: int) -> None:
+        weights.write_bytes(content[:-1] + bytes([content[-1] ^ flipped]))
+        os.utime(weights, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+    write(flipped=1)
+    assert type(_error_of(manager, request)) is AdapterDigestMismatch
+
+    write(flipped=0)
+    clock.now += RETRY_AFTER_S
+    assert acquired(manager, request) == 0
 
 
 def test_a_refused_adapter_is_tried_again_once_its_files_change(
