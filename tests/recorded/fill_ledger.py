@@ -8,7 +8,7 @@ from uuid import UUID
 
 from cryptography.fernet import Fernet
 
-from db.records import Delivery, EndedAttempt, FinishedJob, JobAttempt, RevisionRow
+from db.records import Delivery, EndedAttempt, FinishedJob, JobAttempt, RejectedEntry, RevisionRow
 from db.repositories.adapters import AdapterRepository
 from db.repositories.admission import AdmissionRepository
 from db.repositories.jobs import JobRepository
@@ -219,12 +219,5 @@ def _leftovers(filler: _Filler) -> None:
     """A wish for a job that never came, an entry that could not be read, a key whose job is gone."""
     ledger = filler.ledger
     ledger.run(JobRepository, "cancel", filler.id())
-    ledger.run(
-        AdmissionRepository,
-        "put_aside",
-        POOL,
-        "lorayard:{pool-1}:jobs:low",
-        "1-0",
-        b'{"v":9,\x00\xff',
-        "bad v",
-    )
+    unreadable = RejectedEntry("lorayard:{pool-1}:jobs:low", "1-0", b'{"v":9,\x00\xff', "bad v")
+    ledger.run(AdmissionRepository, "put_aside", POOL, [unreadable])

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
-from db.records import Admitted
+from db.records import Admitted, RejectedEntry
 from db.repositories.admission import AdmissionRepository
 from db.repositories.backlog import BacklogRepository
 from db.repositories.jobs import JobRepository
@@ -222,11 +222,13 @@ def test_blocks_that_share_names_in_other_orders_do_not_deadlock(ledger: Ledger)
 
 
 def test_an_entry_put_aside_keeps_its_bytes_and_is_kept_once(ledger: Ledger) -> None:
+    entries = [RejectedEntry("jobs:high", f"{n}-0", b"\x00\xff", "not JSON") for n in range(2)]
     for _ in range(2):
-        ledger.run(AdmissionRepository, "put_aside", POOL, "jobs:high", "1-0", b"\x00\xff", "not JSON")
+        ledger.run(AdmissionRepository, "put_aside", POOL, entries)
 
-    assert ledger.sql("SELECT entry_id, body, error FROM intake_rejects") == [
-        ("1-0", b"\x00\xff", "not JSON")
+    assert ledger.sql("SELECT entry_id, body, error FROM intake_rejects ORDER BY entry_id") == [
+        ("0-0", b"\x00\xff", "not JSON"),
+        ("1-0", b"\x00\xff", "not JSON"),
     ]
 
 
