@@ -43,7 +43,9 @@ RELAUNCH_AFTER_S = 1.0
 START_S = 120.0
 ENDED = (0, UNTOLD)
 """Exit statuses of producers that are through."""
-CHILD_MODULES = {"engine": "workers.engine.serving.child", "loader": "workers.engine.lora.loading.process"}
+ENGINE_MODULE = b"workers.engine.serving.child"
+LOADER_COMM = "lorayard-loader"
+"""An engine's loader is a copy of its process, with a name of its own."""
 
 
 class SoakRig:
@@ -208,8 +210,9 @@ class SoakRig:
         """Name the living processes of a kind, with the part that each belongs to."""
         if kind == "producer":
             return [(name, one.pid) for name, one in self.producers.items() if one.poll() is None]
-        if kind in CHILD_MODULES:
-            return [(part, pid) for part in WORKERS for pid in self._children_of(part, CHILD_MODULES[kind])]
+        if kind in ("engine", "loader"):
+            is_loader = kind == "loader"
+            return [(part, pid) for part in WORKERS for pid in self._children_of(part, is_loader=is_loader)]
         names = {"worker": WORKERS, "scheduler": SCHEDULERS, "relay": RELAYS}[kind]
         parts = self.stack.parts
         return [(name, parts[name].child.pid) for name in names if parts[name].alive]
@@ -277,16 +280,17 @@ class SoakRig:
                 cwd=REPOSITORY,
             )
 
-    def _children_of(self, part: str, module: str) -> Iterator[int]:
+    def _children_of(self, part: str, *, is_loader: bool) -> Iterator[int]:
         child = self.stack.parts[part]
         if not child.alive:
             return
         for identity in descendants(child.child.pid):
             try:
                 command = Path(f"/proc/{identity.pid}/cmdline").read_bytes()
+                comm = Path(f"/proc/{identity.pid}/comm").read_text().strip()
             except OSError:
                 continue
-            if module.encode() in command:
+            if ENGINE_MODULE in command and (comm == LOADER_COMM) is is_loader:
                 yield identity.pid
 
     def _write_secrets(self) -> None:

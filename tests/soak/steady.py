@@ -17,8 +17,8 @@ MAX_MB_PER_HOUR = 4.0
 MEASURES = ("pss_mb", "fds", "threads", "maps")
 MIN_SAMPLES = 3
 _NAMES = {
+    "lorayard-loader": "loader",
     "workers.engine.serving.child": "engine",
-    "workers.engine.lora.loading": "loader",
     "workers.engine.structured_output": "grammar check",
     "tests.soak.producer": "producer",
     "workers.webhooks": "relay",
@@ -26,7 +26,7 @@ _NAMES = {
     "flower": "flower",
     "workers": "worker",
 }
-"""What the command line of a process has in it, the most telling first."""
+"""What the name or the command line of a process has in it, the most telling first."""
 
 
 class Slope(NamedTuple):
@@ -73,7 +73,9 @@ class Sampler:
             return {
                 "event": "sample",
                 "pid": int(folder.name),
-                "name": process_name((folder / "cmdline").read_bytes(), environment),
+                "name": process_name(
+                    (folder / "comm").read_bytes() + (folder / "cmdline").read_bytes(), environment
+                ),
                 "pss_mb": int(rollup.split("\nPss:")[1].split()[0]) / 1024,
                 "fds": sum(1 for _ in (folder / "fd").iterdir()),
                 "threads": sum(1 for _ in (folder / "task").iterdir()),

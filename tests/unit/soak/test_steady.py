@@ -51,5 +51,9 @@ def test_processes_are_named_by_what_they_run() -> None:
     assert (
         process_name(b"python\0-c\0from workers.engine.serving.child import main\0", own) == "worker-1 engine"
     )
+    assert (
+        process_name(b"lorayard-loader\npython\0-c\0from workers.engine.serving.child import main\0", own)
+        == "worker-1 loader"
+    )
     assert process_name(b"python\0-m\0workers.webhooks\0", []) == "relay"
     assert process_name(b"python\0-m\0scheduler\0", []) == "scheduler"

@@ -16,6 +16,7 @@ import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any, NoReturn, Self
 
 from workers.engine.core import parent_death
@@ -80,8 +81,10 @@ class ChildProcess:
         self._end = weakref.finalize(self, _end, self._life, os.getpid())
 
     @classmethod
-    def forked(cls, run: Callable[[], None], *, file: int, environment: Mapping[str, str]) -> Self:
+    def forked(cls, run: Callable[[], None], *, name: str, file: int, environment: Mapping[str, str]) -> Self:
         """Run a function in a copy of this process, to which `file` and standard error alone stay open.
+
+        `name`, of 15 characters at most, is what `ps -o comm` and `top` call it: its command line is ours.
 
         For a main thread that has no other beside it and has touched no card: what is imported need not be
         imported again. Raises OSError.
@@ -92,7 +95,7 @@ class ChildProcess:
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
-            _run_copy(run, parent_pid, file, environment)
+            _run_copy(run, parent_pid, name, file, environment)
         child = cls.__new__(cls)
         child._life = _Life(lambda: _Copy(pid))  # noqa: SLF001 - its own class
         child._end = weakref.finalize(child, _end, child._life, parent_pid)  # noqa: SLF001
@@ -196,13 +199,14 @@ class _Copy:
 
 
 def _run_copy(
-    run: Callable[[], None], parent_pid: int, file: int, environment: Mapping[str, str]
+    run: Callable[[], None], parent_pid: int, name: str, file: int, environment: Mapping[str, str]
 ) -> NoReturn:
     """Make of a copied process what a program of its own would be, run it, and end it."""
     status = 1
     try:
         parent_death.die_with_parent(parent_pid)
         os.setpgid(0, 0)
+        Path("/proc/self/comm").write_text(name)
         os.environ.update(environment)
         nothing = os.open(os.devnull, os.O_RDWR)
         os.dup2(nothing, 0)

@@ -12,6 +12,7 @@ from workers.engine.lora.loading import process
 from workers.engine.lora.loading.channel import Channel, channel_pair
 
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", **NO_CARDS}  # one thread is all it may use
+PROCESS_NAME = "lorayard-loader"
 _PROGRAM = """
 from workers.engine.lora.loading.process import main
 main(int(sys.argv[3]))
@@ -34,7 +35,9 @@ def spawned(end: socket.socket) -> ChildProcess:
 def forked(end: socket.socket) -> ChildProcess:
     """Copy this process, as `ChildProcess.forked` allows, to be a loader. Raises OSError."""
     file = end.fileno()
-    return ChildProcess.forked(lambda: process.main(file), file=file, environment=_ENVIRONMENT)
+    return ChildProcess.forked(
+        lambda: process.main(file), name=PROCESS_NAME, file=file, environment=_ENVIRONMENT
+    )
 
 
 class LoaderChild:

@@ -19,7 +19,7 @@ import pytest
 from tests.polling import eventually
 from workers.engine.lora.loading import process as loader_process
 from workers.engine.lora.loading.channel import Channel
-from workers.engine.lora.loading.child import LoaderChild, forked
+from workers.engine.lora.loading.child import PROCESS_NAME, LoaderChild, forked
 
 ROOT = Path(__file__).parents[6]
 
@@ -80,6 +80,7 @@ def test_a_copy_sees_no_card_and_holds_nothing_open_of_its_original(monkeypatch:
     assert (card, threads, where) == (b"", b"1", {0: os.devnull, 1: os.devnull})
     assert len(others - {0, 1, 2}) == 1  # the folder that it was just reading
     assert group == copy.pid != os.getpgrp()
+    assert psutil.Process(copy.pid).name() == PROCESS_NAME
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-7"
     copy.close()
     copy.close()
