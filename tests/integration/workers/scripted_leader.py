@@ -74,6 +74,13 @@ class ScriptedLeader:
         shutil.copytree(folder, self.store / digest.rpartition(":")[2], dirs_exist_ok=True)
         return digest
 
+    def add_damaged(self, folder: Path) -> str:
+        """Add an adapter with weights cut short, made in a new folder, under the digest of what is left."""
+        shutil.copytree(TINY / "adapters" / "upper", folder)
+        weights = folder / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:2000])
+        return self.add_files(folder)
+
     def admit(self, specs: Sequence[JobSpec], revision: str | None = None) -> list[UUID]:
         """Admit jobs, adapters pinned."""
         jobs = [

@@ -209,7 +209,7 @@ def test_a_prompt_too_long_is_rejected_with_its_code(leader: ScriptedLeader, inc
 def test_bad_adapter_files_fail_their_jobs_alone_and_jobs_of_a_bad_store_go_back(
     leader: ScriptedLeader, incarnation: str, tmp_path: Path
 ) -> None:
-    damaged = _damaged_adapter(leader, tmp_path / "damaged")
+    damaged = leader.add_damaged(tmp_path / "damaged")
     missing, other = "sha256:" + "0" * 64, "sha256:" + "1" * 64
     shutil.copytree(TINY / "adapters" / "upper", leader.store / other.removeprefix("sha256:"))
     good = questions(1)[0]
@@ -278,11 +278,3 @@ def _register_another(leader: ScriptedLeader) -> str:
         lambda c: WorkerRepository(c).register(incarnation, leader.pool, "other", limits, 3600.0)
     )
     return incarnation
-
-
-def _damaged_adapter(leader: ScriptedLeader, folder: Path) -> str:
-    """Cut an adapter's weights short and add what is left under the digest that it then has."""
-    shutil.copytree(TINY / "adapters" / "upper", folder)
-    weights = folder / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:2000])
-    return leader.add_files(folder)

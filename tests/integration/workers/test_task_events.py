@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -41,13 +42,13 @@ def test_jobs_and_micro_batches_show_as_tasks_of_one_worker(
 
 
 def test_a_job_that_fails_shows_its_reason(
-    leader: ScriptedLeader, incarnation: str, task_events: TaskEvents
+    leader: ScriptedLeader, incarnation: str, task_events: TaskEvents, tmp_path: Path
 ) -> None:
-    job_ids = leader.admit([questions(1)[0].spec], revision="sha256:" + "1" * 64)
+    job_ids = leader.admit([questions(1)[0].spec], revision=leader.add_damaged(tmp_path / "damaged"))
 
     leader.send(incarnation, leader.lease(incarnation, job_ids))
 
-    assert "adapter_not_found" in task_events.await_event("task-failed", job_ids[0])["exception"]
+    assert "adapter_file" in task_events.await_event("task-failed", job_ids[0])["exception"]
 
 
 def test_a_job_that_expires_shows_as_revoked(
