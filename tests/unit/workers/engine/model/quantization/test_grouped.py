@@ -123,7 +123,10 @@ def test_a_group_size_that_does_not_divide_is_named(
     ("change", "message"),
     [
         (lambda tensors, path: tensors.pop(f"{path}.scales"), "scales' is missing"),
-        (lambda tensors, path: tensors.update({f"{path}.extra": torch.ones(1)}), "tensors without a place in this model: 1"),
+        (
+            lambda tensors, path: tensors.update({f"{path}.extra": torch.ones(1)}),
+            "tensors without a place in this model: 1",
+        ),
         (
             lambda tensors, path: tensors.update({f"{path}.qzeros": torch.zeros(2, 8)}),
             "qzeros' has dtype torch.float32; give int32",
