@@ -35,12 +35,10 @@ PARAMS = (
 # Level, dtype, whether torch's products depend on the number of rows, how weights are quantised.
 ENGINES = [
     ("torch", "float32", False, None),
-    ("torch", "bfloat16", True, None),
-    ("torch", "bfloat16", False, "bitsandbytes"),
+    ("torch", "bfloat16", True, "bitsandbytes"),
     ("avx2", "float32", True, None),
-    ("avx2", "bfloat16", False, None),
-    ("avx2", "float32", False, "int8"),
-    ("avx512_bf16", "float32", False, None),
+    ("avx2", "bfloat16", False, "int8"),
+    ("avx512_bf16", "float32", False, "int8"),
     ("avx512_bf16", "bfloat16", True, None),
 ]
 
@@ -84,20 +82,20 @@ def run(engine: LLMEngine, requests: dict[str, Request], rng: random.Random) -> 
 
 
 def keeps_bits(engine: LLMEngine, loras: list[AnyLoRA | None]) -> bool:
-    """Whether requests have the bits that they have alone in two random mixes of all."""
+    """Whether requests have the bits that they have alone in a random mix of all."""
     rng = random.Random(3)
     requests = {
         f"{number}": Request(STEM[number % 3 :][:length], PARAMS[number % 4], loras[number % len(loras)])
-        for number, length in enumerate((15, 14, 31, 15, 2, 40, 13))
+        for number, length in enumerate((20, 14, 17, 15, 2, 15, 33))
     }
     alone = {name: run(engine, {name: one}, rng)[name] for name, one in requests.items()}
-    mixes = []
-    for _ in range(2):
-        names = rng.sample(list(requests), len(requests))
-        mixes.append(run(engine, {name: requests[name] for name in names}, rng))
-    assert engine.stats().num_preemptions
+    names = rng.sample(list(requests), len(requests))
+    mixed = run(engine, {name: requests[name] for name in names}, rng)
+    stats = engine.stats()
+    assert stats.num_preemptions
+    assert stats.num_prefix_hit_tokens
     engine.close()
-    return mixes == [alone, alone]
+    return mixed == alone
 
 
 @pytest.mark.parametrize(("level", "dtype", "like_amx", "quantization"), ENGINES)
@@ -124,13 +122,7 @@ def test_a_request_has_the_same_bits_alone_and_in_any_company(
 
 @pytest.mark.parametrize(
     ("family", "level", "like_amx"),
-    [
-        ("mixtral", "torch", True),
-        ("mixtral", "avx2", True),
-        ("gemma2", "torch", False),
-        ("gemma2", "avx2", True),
-        ("gpt-oss", "torch", True),
-    ],
+    [("mixtral", "avx2", True), ("gemma2", "avx2", True), ("gpt-oss", "torch", False)],
 )
 def test_experts_caps_sinks_and_windows_keep_the_bits_too(
     tmp_path: Path,
