@@ -13,7 +13,7 @@ from kernels.experts.expert_rows import segments_on_host, sort_on_host
 from kernels.linear.row_tiles import linear_in_tiles, logits_in_tiles, quantized_linear_in_tiles
 from kernels.lora.embedding_lora_add import embedding_lora_add_by_row
 from kernels.lora.reference import lora_add_by_row
-from kernels.ops import Implementation
+from kernels.ops import Implementation, Level
 from kernels.row_by_row import (
     add_rms_norm_by_row,
     choose_experts_by_row,
@@ -29,7 +29,7 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 def _made(name: str, make: Callable[[], Any], dtypes: tuple[torch.dtype, ...] = _DTYPES) -> Implementation:
     """Describe what serves at every level where nothing is compiled; made anew for each engine."""
-    levels = ("avx512_bf16", "avx2", "torch")
+    levels: tuple[Level, ...] = ("avx512_bf16", "avx2", "torch")
     return Implementation(name, lambda _level: make(), ("cpu",), levels, dtypes, is_batch_invariant=True)
 
 

@@ -19,7 +19,7 @@ def gate_by_row(gate: Gate) -> Gate:
 
     def by_row(gate_up: Tensor) -> Tensor:
         # Copies, here and below: torch's loops may treat what is aligned otherwise in another way.
-        rows = [gate(row.clone()) for row in gate_up.split(1)]
+        rows = [gate(row.clone()) for row in _rows(gate_up)]
         return torch.cat(rows) if rows else gate(gate_up)
 
     return by_row
@@ -35,20 +35,20 @@ def add_rms_norm_by_row(residual: Tensor, delta: Tensor | None, weight: Tensor, 
     if delta is not None:
         residual += delta
     out = torch.empty_like(residual)
-    for row, normed in zip(residual.split(1), out.split(1), strict=True):
+    for row, normed in zip(_rows(residual), _rows(out), strict=True):
         normed.copy_(add_rms_norm_reference(row.clone(), None, weight, eps))
     return out
 
 
 def choose_experts_by_row(logits: Tensor, num_chosen: int, normalizes: bool) -> Choice:
     """Compute `choose_experts_reference`."""
-    choices = [choose_experts_reference(row.clone(), num_chosen, normalizes) for row in logits.split(1)]
+    choices = [choose_experts_reference(row.clone(), num_chosen, normalizes) for row in _rows(logits)]
     return Choice(*map(torch.cat, zip(*choices, strict=True)))
 
 
 def combine_experts_by_row(answers: Tensor, places: Tensor, shares: Tensor) -> Tensor:
     """Compute `combine_experts_reference`."""
-    chosen = zip(places.split(shares.shape[1]), shares.split(1), strict=True)
+    chosen = zip(places.view(shares.shape).unbind(), _rows(shares), strict=True)
     return torch.cat([combine_experts_reference(answers, mine, share) for mine, share in chosen])
 
 
@@ -90,7 +90,7 @@ def paged_attention_by_row(
     """Compute `paged_attention_reference`: a row's shapes follow from its position."""
     num_kv_columns = 2 * keys.shape[1] * keys.shape[3]
     out = qkv.new_zeros(qkv.shape[0], qkv.shape[1] - num_kv_columns)
-    for (start, num_rows, first), table in zip(sequence_rows.tolist(), block_tables.split(1), strict=True):
+    for (start, num_rows, first), table in zip(sequence_rows.tolist(), _rows(block_tables), strict=True):
         for number in range(num_rows):
             mine = slice(start + number, start + number + 1)
             out[mine] = paged_attention_reference(
@@ -108,3 +108,7 @@ def paged_attention_by_row(
                 sinks=sinks,
             )
     return out
+
+
+def _rows(x: Tensor) -> tuple[Tensor, ...]:  # [1, width] each
+    return x.unsqueeze(1).unbind()

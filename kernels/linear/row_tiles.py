@@ -69,7 +69,7 @@ class RowTiles:
             torch.equal(self._multiply(x[:TILE].roll(n, 0), weight, bias), first.roll(n, 0)) for n in rolls
         ):
             return (1,)
-        tiled = torch.cat([self._multiply(rows, weight, bias) for rows in x.split(TILE)])
+        tiled = torch.cat([self._multiply(rows, weight, bias) for rows in x.chunk(len(x) // TILE)])
         others = [n for n in _OTHER_SIZES if self._gives(x, tiled, weight, bias, n)]
         return tuple(sorted((TILE, *others)))
 

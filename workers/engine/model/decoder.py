@@ -138,7 +138,7 @@ class Decoder:
         if not self._weights.kernels.batch_invariant:
             return _capped(logits, softcap)
         # MKL's tanh may treat a row otherwise that lies elsewhere; a copy of one row always lies alike.
-        return torch.cat([_capped(row.clone(), softcap) for row in logits.split(1)])
+        return torch.cat([_capped(row.clone(), softcap) for row in logits.unsqueeze(1).unbind()])
 
     def _parts(
         self,

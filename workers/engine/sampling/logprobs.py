@@ -38,5 +38,5 @@ def token_logprobs(
 
 def _log_sums(logits: Tensor) -> Tensor:  # [num_rows, 1]
     """Return log(sum(exp)) of each row; on a CPU row by row, for torch sums a lone row in another order."""
-    rows = logits.split(1) if logits.device.type == "cpu" and len(logits) else (logits,)
+    rows = logits.unsqueeze(1).unbind() if logits.device.type == "cpu" and len(logits) else (logits,)
     return torch.cat([row.logsumexp(dim=-1, keepdim=True) for row in rows])
