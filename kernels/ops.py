@@ -56,6 +56,7 @@ class Implementation:
     devices: tuple[str, ...]
     levels: tuple[Level, ...]
     dtypes: tuple[torch.dtype, ...]
+    is_batch_invariant: bool = False  # a row's bits depend on the row alone
 
     def serves(self, device: str, dtype: torch.dtype, level: Level) -> bool:
         """Tell whether it is meant for these."""
@@ -76,7 +77,7 @@ def _compiled(
     make: Callable[[library.Level], Any],
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16),
 ) -> Implementation:
-    return Implementation("C++", make, ("cpu",), ("avx512_bf16", "avx2"), dtypes)
+    return Implementation("C++", make, ("cpu",), ("avx512_bf16", "avx2"), dtypes, is_batch_invariant=True)
 
 
 def _plain(

@@ -15,6 +15,7 @@ import torch
 from kernels.activations.clamped_swiglu import ClampedGate
 from kernels.activations.swiglu import Gate
 from kernels.attention.paged_attention import PagedAttention, reads_blocks_of
+from kernels.batch_invariant import BATCH_INVARIANT
 from kernels.cpu import library
 from kernels.experts.choose_experts import ChooseExperts
 from kernels.experts.combine_experts import CombineExperts
@@ -68,21 +69,25 @@ class Kernels:
     combine_experts: CombineExperts
     paged_attention: PagedAttention | None  # None: gather the blocks for torch's attention
     draw: Draw  # from float32 logits, whatever the model's dtype
+    batch_invariant: bool = False  # a row's bits depend on the row alone, in every op
 
     def attends_in_place(self, block_size: int) -> bool:
         """Whether attention reads a cache with such blocks where it lies."""
         return self.paged_attention is not None and reads_blocks_of(block_size)
 
 
-def build(device: str, dtype: torch.dtype, level: Level | None = None) -> Kernels:
+def build(
+    device: str, dtype: torch.dtype, level: Level | None = None, *, batch_invariant: bool = False
+) -> Kernels:
     """Resolve every op; MissingKernel names the first that lacks an implementation.
 
     Without `level` it is the best: on a CPU what the processor and the build have, Triton on a GPU.
+    `batch_invariant` takes only what gives a row the same bits in every batch, which a CPU has.
     """
     level = level or default_level(device)
 
     def found(op: str) -> Any:
-        return resolve(op, device, dtype, level)
+        return resolve(op, device, dtype, level, batch_invariant=batch_invariant)
 
     return Kernels(
         device,
@@ -96,7 +101,7 @@ def build(device: str, dtype: torch.dtype, level: Level | None = None) -> Kernel
         logits=found("logits"),
         quantized_linear=found("quantized_linear"),
         lora_add=found("lora_add"),
-        lora_add_float32=resolve("lora_add", device, torch.float32, level),
+        lora_add_float32=resolve("lora_add", device, torch.float32, level, batch_invariant=batch_invariant),
         embedding_lora_add=found("embedding_lora_add"),
         choose_experts=found("choose_experts"),
         sort_by_expert=found("sort_by_expert"),
@@ -105,28 +110,40 @@ def build(device: str, dtype: torch.dtype, level: Level | None = None) -> Kernel
         combine_experts=found("combine_experts"),
         paged_attention=found("paged_attention"),
         draw=found("draw"),
+        batch_invariant=batch_invariant,
     )
 
 
-def resolve(op: str, device: str, dtype: torch.dtype, level: Level) -> Any:
+def resolve(op: str, device: str, dtype: torch.dtype, level: Level, *, batch_invariant: bool = False) -> Any:
     """Return one op's implementation, or None if the engine can do without; else MissingKernel."""
     found = by_name(op)
-    implementation = find(found, device, dtype, level)
+    implementation = find(found, device, dtype, level, batch_invariant=batch_invariant)
     if implementation is not None:
         # Whatever is not compiled takes no notice of the level.
         return implementation.make(level if level in ("avx512_bf16", "avx2") else "torch")
     if found.otherwise is not None:
         return None
-    there = [f"{device}/{level}" for device, level in COLUMNS if find(found, device, dtype, level)]
+    there = [
+        f"{device}/{level}"
+        for device, level in COLUMNS
+        if find(found, device, dtype, level, batch_invariant=batch_invariant)
+    ]
+    kind = "batch-invariant implementation" if batch_invariant else "implementation"
     raise MissingKernel(
-        f"no implementation of {op} for device {device!r}, dtype {_short(dtype)}, level {level!r}; "
+        f"no {kind} of {op} for device {device!r}, dtype {_short(dtype)}, level {level!r}; "
         f"this dtype has it on {', '.join(there) or 'nothing'}"
     )
 
 
-def find(op: Op, device: str, dtype: torch.dtype, level: Level) -> Implementation | None:
+def find(
+    op: Op, device: str, dtype: torch.dtype, level: Level, *, batch_invariant: bool = False
+) -> Implementation | None:
     """Return the implementation that serves, if there is one."""
-    return next((one for one in op.implementations if one.serves(device, dtype, level)), None)
+    candidates = op.implementations
+    if batch_invariant:
+        compiled = (one for one in op.implementations if one.is_batch_invariant)
+        candidates = (*compiled, *BATCH_INVARIANT[op.name])
+    return next((one for one in candidates if one.serves(device, dtype, level)), None)
 
 
 def by_name(name: str) -> Op:

@@ -103,6 +103,7 @@ def _engine_config(settings: WorkerSettings) -> EngineConfig:
         generation_config=settings.generation_config,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         enforce_eager=settings.enforce_eager,
+        batch_invariant=settings.batch_invariant,
         lora_pool_bytes=settings.lora_pool_bytes,
         max_num_seqs=settings.max_num_seqs,
         max_model_len=settings.max_model_len,

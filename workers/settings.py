@@ -33,6 +33,7 @@ class WorkerSettings(BrokerSettings, DatabasePassword):
     kernels: Literal["triton"] | None = None
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1, description="share of the card's memory")
     enforce_eager: bool = False
+    batch_invariant: bool = False
     lora_pool_bytes: int | None = Field(default=None, ge=1, description="of the card's memory, for adapters")
     device_losses: tuple[float, ...] = Field(
         default=(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ class LinearKernel(NamedTuple):
     pack: Callable[[Tensor], Tensor]
     multiply: Callable[[Tensor, Tensor, Tensor | None], Tensor]  # called as `linear_reference`
     unpack: Callable[[Tensor], Tensor]
+    is_packed: bool = False  # the weight lies otherwise than it is given
 
 
 class Linear:
@@ -32,7 +33,8 @@ class Linear:
 
     Whether a row's bits depend on the number of rows is up to the library (`docs/processors.md`). In torch
     2.13 they do not on AMD with AVX2, padded as in `row_padding`, nor in oneDNN's bfloat16 on AVX512-BF16;
-    they do from 16 rows on with AMX, and in MKL's float32 on Intel with AVX512 (2026-11).
+    they do from 16 rows on with AMX, and in MKL's float32 on Intel with AVX512 (2026-11). In tiles
+    (`row_tiles`) they never do.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ PLAIN = LinearKernel("F.linear", _as_it_is, linear_reference, _as_it_is)
 def bfloat16_on_cpu() -> LinearKernel:
     """Return oneDNN's packed product if it has one, else the one that widens the weights as it goes."""
     if can_pack():
-        return LinearKernel("oneDNN, packed", _pack, _multiply_packed, Tensor.to_dense)
+        return LinearKernel("oneDNN, packed", _pack, _multiply_packed, Tensor.to_dense, is_packed=True)
     return LinearKernel("widened", _as_it_is, _multiply_widened, _as_it_is)
 
 
@@ -121,10 +123,19 @@ def _multiply_widened(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # torch 2.13, 2026-11).
     wide_x = padded_rows(x.float())
     out = x.new_empty(x.shape[0], weight.shape[0])
-    # Pieces of one size: the last of unequal ones might be too narrow for a product independent of the batch.
-    num_pieces = -(-weight.shape[0] // _WIDENED_FEATURES)
-    biases = (None,) * num_pieces if bias is None else bias.chunk(num_pieces)
-    for columns, piece, part in zip(out.chunk(num_pieces, 1), weight.chunk(num_pieces), biases, strict=True):
+    for columns, piece, part in pieces_of(out, weight, bias):
         wide = F.linear(wide_x, piece.float(), None if part is None else part.float())
         columns.copy_(wide[: x.shape[0]])
     return out
+
+
+def pieces_of(
+    out: Tensor,  # [num_rows, out_features]
+    weight: Tensor,  # [out_features, in_features]
+    bias: Tensor | None,  # [out_features]
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Cut a product along its outputs, so that a widened piece stays small; yields columns of out, too."""
+    # Pieces of one size: the last of unequal ones might be too narrow for a product independent of the batch.
+    num_pieces = -(-weight.shape[0] // _WIDENED_FEATURES)
+    biases = (None,) * num_pieces if bias is None else bias.chunk(num_pieces)
+    return zip(out.chunk(num_pieces, 1), weight.chunk(num_pieces), biases, strict=True)

@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kernels.cpu import library
-from kernels.linear.linear import Linear
+from kernels.linear.linear import Linear, linear_reference
 from kernels.linear.quantized_weight import QuantizedWeight
 
 _TILE_BYTES = 1 << 20
@@ -110,6 +109,8 @@ def quantized_linear_reference(
     x: Tensor,  # [num_rows, in_features], columns in the codes' order
     weight: QuantizedWeight,
     bias: Tensor | None,  # [out_features]
+    *,
+    multiply: Callable[[Tensor, Tensor, Tensor | None], Tensor] = linear_reference,
 ) -> None:
     """Multiply in plain torch, a tile of the weight's rows at a time."""
     tile = max(1, _TILE_BYTES // (4 * weight.in_features))
@@ -117,4 +118,4 @@ def quantized_linear_reference(
         end = min(start + tile, weight.out_features)
         rows = weight.coded_rows(start, end).to(x.dtype)
         part = None if bias is None else bias[start:end]
-        out[:, first + start : first + end] = F.linear(x, rows, part)
+        out[:, first + start : first + end] = multiply(x, rows, part)

@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels.linear.row_padding import padded_rows
 from kernels.lora.reference import apply_dora
 from kernels.lora.segments import Segments
-from kernels.lora.tables import LoRAModule
+from kernels.lora.tables import LoRAModule, PackedLoRA
 
 EmbeddingLoRAAdd = Callable[[Tensor, Tensor, Segments, LoRAModule], None]
 """Called with embedded [num_rows, hidden_size], token_ids [num_rows] int64, segments and a lookup module.
@@ -57,11 +57,34 @@ def embedding_lora_add_reference(
         for start, end, slot, expert in lora_pass.runs:
             weights = module.weights(slot, expert)
             if weights is not None:
-                (part,), rows = weights.slices, embedded[start:end]
-                scales = lora_pass.scales[start:end, None]
-                delta = (padded_rows(weights.a[token_ids[start:end]]) @ part.b_t)[: end - start]
-                sums = rows.float() + scales * delta.float()
-                rows.copy_(sums if part.dora is None else apply_dora(sums, part.dora, scales))
+                mine = slice(start, end)
+                _add_run(embedded[mine], token_ids[mine], weights, lora_pass.scales[mine, None])
+
+
+def embedding_lora_add_by_row(
+    embedded: Tensor, token_ids: Tensor, segments: Segments, module: LoRAModule
+) -> None:
+    """Compute `embedding_lora_add_reference` one row at a time: its bits cannot depend on the batch."""
+    check(embedded, token_ids, segments, module)
+    for lora_pass in segments.passes:
+        for start, end, slot, expert in lora_pass.runs:
+            weights = module.weights(slot, expert)
+            if weights is not None:
+                for row in range(start, end):
+                    mine = slice(row, row + 1)
+                    _add_run(embedded[mine], token_ids[mine], weights, lora_pass.scales[mine, None])
+
+
+def _add_run(
+    rows: Tensor,  # [run_rows, hidden_size], changed in place
+    token_ids: Tensor,  # [run_rows] int64
+    weights: PackedLoRA,
+    scales: Tensor,  # [run_rows, 1] float32
+) -> None:
+    (part,) = weights.slices
+    delta = (padded_rows(weights.a[token_ids]) @ part.b_t)[: len(rows)]
+    sums = rows.float() + scales * delta.float()
+    rows.copy_(sums if part.dora is None else apply_dora(sums, part.dora, scales))
 
 
 def embedding_lora_add_meta(

@@ -26,6 +26,18 @@ def lora_add_reference(
                 _add_run(out[start:end], x[start:end], weights, lora_pass.scales[start:end, None])
 
 
+def lora_add_by_row(out: Tensor, x: Tensor, segments: Segments, module: LoRAModule) -> None:
+    """Compute `lora_add_reference` one row at a time: its bits cannot depend on the batch."""
+    check(out, x, segments, module)
+    for lora_pass in segments.passes:
+        for start, end, slot, expert in lora_pass.runs:
+            weights = module.weights(slot, expert)
+            if weights is not None:
+                for row in range(start, end):
+                    mine = slice(row, row + 1)
+                    _add_run(out[mine], x[mine].clone(), weights, lora_pass.scales[mine, None])
+
+
 def _add_run(
     out: Tensor,  # [run_rows, out_features], changed in place
     x: Tensor,  # [run_rows, in_features]

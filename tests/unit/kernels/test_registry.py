@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.kernels.__main__ import main as benchmark
 from benchmarks.kernels.cases import CASES
 from kernels import registry
+from kernels.batch_invariant import BATCH_INVARIANT
 from kernels.cpu import library
 from kernels.cpu.library import available_levels
 from kernels.linear.linear import Linear
@@ -55,6 +56,26 @@ def test_a_cpu_has_every_op_at_every_level_or_says_what_it_does_without(
     for op in OPS:
         assert getattr(kernels, op.name) is not None or op.otherwise is not None
     assert kernels.level == level
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("level", available_levels())
+def test_every_op_of_a_cpu_can_be_had_with_bits_that_do_not_depend_on_the_batch(
+    level: Level, dtype: torch.dtype
+) -> None:
+    kernels = build("cpu", dtype, level, batch_invariant=True)
+
+    assert set(BATCH_INVARIANT) == set(NAMES)
+    assert [name for name in NAMES if getattr(kernels, name) is None] == ["grouped_linear"]
+    assert kernels.batch_invariant
+    assert not build("cpu", dtype, level).batch_invariant
+
+
+def test_a_card_has_no_op_whose_bits_do_not_depend_on_the_batch() -> None:
+    with pytest.raises(
+        MissingKernel, match="no batch-invariant implementation of add_rms_norm for device 'cu"
+    ):
+        build("cuda", torch.float32, batch_invariant=True)
 
 
 def test_two_levels_can_be_had_side_by_side() -> None:

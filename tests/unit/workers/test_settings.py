@@ -55,6 +55,15 @@ def test_the_kernels_of_a_card_can_be_asked_for_on_the_cpu(
     assert (config.device, config.kernels) == ("cpu", "triton")
 
 
+def test_a_worker_can_be_told_to_give_a_job_the_same_bits_in_every_batch(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _engine_config(WorkerSettings())
+    set_all(monkeypatch, {"BATCH_INVARIANT": "true"})
+
+    assert (before.batch_invariant, _engine_config(WorkerSettings()).batch_invariant) == (False, True)
+
+
 def test_what_generation_config_json_is_used_for_reaches_the_engine_and_names_the_pool(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +114,7 @@ def test_the_pool_of_a_worker_is_that_of_its_model_and_dtype_whatever_its_device
         ("GPU_MEMORY_UTILIZATION", "1.01", "less than or equal to 1"),
         ("GPU_MEMORY_UTILIZATION", "nan", "less than or equal to 1"),
         ("ENFORCE_EAGER", "perhaps", "should be a valid boolean"),
+        ("BATCH_INVARIANT", "perhaps", "should be a valid boolean"),
         ("LORA_POOL_BYTES", "0", "greater than or equal to 1"),
     ],
 )

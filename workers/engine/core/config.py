@@ -52,6 +52,8 @@ class EngineConfig:
     makes random weights after the checkpoint's config, for measuring: its folder then needs no weights.
     `generation_config` "auto" takes what requests leave unset from the checkpoint's generation_config.json,
     "none" leaves it as vLLM's `SamplingParams` has it; tokens that end a text are read in both cases.
+    `batch_invariant` has a request's tokens and log-probabilities come out with the same bits whatever is
+    computed beside it, at a price (docs/processors.md); a CPU's kernels only.
     """
 
     model: str
@@ -62,6 +64,7 @@ class EngineConfig:
     generation_config: str = "auto"
     gpu_memory_utilization: float = 0.9
     enforce_eager: bool = False
+    batch_invariant: bool = False
     quantization: str | None = None
     quant_storage: str = "keep"
     max_num_seqs: int = 32
@@ -144,6 +147,12 @@ class EngineConfig:
         if self.dtype == "float16" and self.device == "cpu" and self.kernels is None:
             raise ConfigError(
                 "dtype is 'float16', which the CPU's kernels do not have; give bfloat16 or float32"
+            )
+        if self.batch_invariant and (self.device != "cpu" or self.kernels is not None):
+            raise ConfigError(
+                f"batch_invariant is True, device {self.device!r} and kernels {self.kernels!r}: a card's "
+                "kernels give a row other bits in other batches; give device='cpu' without kernels, or leave "
+                "batch_invariant out"
             )
         if self.block_size % 16:
             raise ConfigError(f"block_size is {self.block_size}; give a multiple of 16")

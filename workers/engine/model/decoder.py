@@ -133,7 +133,12 @@ class Decoder:
         if self._config.logits_scaling is not None:
             logits.div_(self._config.logits_scaling)
         softcap = self._config.final_logit_softcapping
-        return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
+        if softcap is None:
+            return logits
+        if not self._weights.kernels.batch_invariant:
+            return _capped(logits, softcap)
+        # MKL's tanh may treat a row otherwise that lies elsewhere; a copy of one row always lies alike.
+        return torch.cat([_capped(row.clone(), softcap) for row in logits.unsqueeze(1).unbind()])
 
     def _parts(
         self,
@@ -176,6 +181,10 @@ class Decoder:
         if step.segments is not None and self._vocabulary is not None:
             self._vocabulary.adapt_embedded(embedded, step.token_ids, step.segments)
         return embedded if self._embedding_scale is None else embedded.mul_(self._embedding_scale)
+
+
+def _capped(logits: Tensor, softcap: float) -> Tensor:  # in place
+    return logits.div_(softcap).tanh_().mul_(softcap)
 
 
 def _embedding_scale(config: ModelConfig, dtype: torch.dtype) -> float | None:

@@ -31,6 +31,12 @@ def token_logprobs(
     own = logits.gather(1, token_ids.unsqueeze(1))  # [num_rows, 1]
     ranks = (logits >= own).sum(dim=-1)
     likeliest, likeliest_ids = logits.topk(min(num_likeliest, logits.shape[1]), dim=-1)
-    values = torch.cat((own, likeliest), dim=1) - logits.logsumexp(dim=-1, keepdim=True)
+    values = torch.cat((own, likeliest), dim=1) - _log_sums(logits)
     ids = torch.cat((token_ids.unsqueeze(1), likeliest_ids), dim=1)
     return TokenLogprobs(ids, values, ranks)
+
+
+def _log_sums(logits: Tensor) -> Tensor:  # [num_rows, 1]
+    """Return log(sum(exp)) of each row; on a CPU row by row, for torch sums a lone row in another order."""
+    rows = logits.unsqueeze(1).unbind() if logits.device.type == "cpu" and len(logits) else (logits,)
+    return torch.cat([row.logsumexp(dim=-1, keepdim=True) for row in rows])

@@ -49,8 +49,16 @@ def open_device(config: EngineConfig, facts: DeviceFacts) -> torch.device:
 def kernels_for(config: EngineConfig, model: ModelConfig, device: torch.device) -> Kernels:
     """Return the kernels of the device; ConfigError for what they do not serve yet."""
     kernels = build(
-        device.type, getattr(torch, config.dtype), "triton" if config.kernels == "triton" else None
+        device.type,
+        getattr(torch, config.dtype),
+        "triton" if config.kernels == "triton" else None,
+        batch_invariant=config.batch_invariant,
     )
+    if config.batch_invariant and not kernels.attends_in_place(config.block_size):
+        raise ConfigError(
+            f"block_size is {config.block_size} and batch_invariant True: attention that does not depend on "
+            "the batch takes 16, 32, 64, 128, 256 or 512"
+        )
     if kernels.level != "triton":
         return kernels
     is_quantized = model.quantization is not None or config.quantization is not None

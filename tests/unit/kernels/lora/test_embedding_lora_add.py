@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from kernels import registry
 from kernels.lora import triton_embedding_add
+from kernels.lora.embedding_lora_add import embedding_lora_add_by_row
 from kernels.lora.segments import Segments, SlotScale
 from kernels.lora.triton_embedding_add import embedding_add_kernel, embedding_lora_add_triton
 from tests.unit.kernels.compiled import ARCHITECTURES, MAX_SHARED_BYTES, Recorder, compile_launch, launch_on
@@ -41,6 +43,25 @@ def test_each_row_gets_its_tokens_product_and_base_rows_keep_their_bits(
     tolerance = 1e-5 if dtype is torch.float32 else 6e-2
     torch.testing.assert_close(case.embedded.double(), exact, atol=tolerance, rtol=tolerance)
     assert torch.equal(case.embedded[[3, 4, 10, 11]], before[[3, 4, 10, 11]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_row_by_row_a_token_gets_the_same_bits_in_every_run(dtype: torch.dtype) -> None:
+    def embed(runs: list[tuple[int, tuple[SlotScale, ...]]], token_ids: Tensor, embedded: Tensor) -> Tensor:
+        case = make_embedding_case(ranks=[4, 3, 0, 20], runs=runs, hidden_size=24, dtype=dtype)
+        embedding_lora_add_by_row(embedded, token_ids, case.segments, case.module)
+        return embedded
+
+    case = make_embedding_case(ranks=[4, 3, 0, 20], runs=RUNS, hidden_size=24, dtype=dtype)
+    exact, before = case.exact(), case.embedded.clone()
+    whole = embed(RUNS, case.token_ids, before.clone())
+
+    tolerance = 1e-5 if dtype is torch.float32 else 6e-2
+    torch.testing.assert_close(whole.double(), exact, atol=tolerance, rtol=tolerance)
+    alone = [(1, RUNS[2][1])]
+    for row in range(5, 9):
+        mine = slice(row, row + 1)
+        assert torch.equal(embed(alone, case.token_ids[mine], before[mine].clone()), whole[mine])
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -30,6 +30,8 @@ from workers.engine.core.errors import ConfigError
             "quantization is 'fp8'; this engine serves None, int8, bitsandbytes, awq, gptq",
         ),
         ({"quant_storage": "drop"}, "quant_storage is 'drop'; this engine serves keep, dequantize"),
+        ({"batch_invariant": True, "device": "cuda:1"}, "batch_invariant is True, device 'cuda:1'"),
+        ({"batch_invariant": True, "kernels": "triton"}, "kernels 'triton': .* or leave batch_invariant out"),
         ({"block_size": 24}, "block_size is 24; give a multiple of 16"),
         ({"max_num_batched_tokens": 8}, "max_num_batched_tokens is 8, below max_num_seqs"),
         ({"max_cpu_loras": 2}, r"max_cpu_loras is 2, below max_loras \(4\); raise it to 4"),
@@ -53,6 +55,7 @@ def test_an_impossible_value_is_named(settings: dict[str, object], message: str)
         ({"num_kv_blocks": 15}, r"15 blocks, one sequence of max_model_len \(256\) needs 16"),
         ({"enable_lora": True, "lora_target_modules": ("c_attn",)}, "'c_attn', which this base lacks"),
         ({"enable_lora": True, "max_cpu_lora_bytes": 999}, r"is 999, but one adapter .* takes \d+ bytes"),
+        ({"batch_invariant": True, "block_size": 48}, "block_size is 48 and batch_invariant True.* takes 16"),
         ({"kv_cache_bytes": 10_000}, "raise num_kv_blocks or kv_cache_bytes, or lower max_model_len"),
     ],
 )
