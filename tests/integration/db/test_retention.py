@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from db.records import DeletedBatch
+from db.records import DeletedBatch, RejectedEntry
 from db.repositories.admission import AdmissionRepository
 from db.repositories.retention import RetentionRepository
 from db.repositories.usage import UsageRepository
@@ -163,8 +163,8 @@ def test_a_name_stays_taken_after_its_job_has_left(ledger: Ledger) -> None:
 
 
 def test_intake_rejects_leave_as_well(ledger: Ledger) -> None:
-    for number in range(3):
-        ledger.run(AdmissionRepository, "put_aside", POOL, "s", f"{number}-0", b"x", "bad")
+    entries = [RejectedEntry("s", f"{number}-0", b"x", "bad") for number in range(3)]
+    ledger.run(AdmissionRepository, "put_aside", POOL, entries)
     ledger.sql("UPDATE intake_rejects SET created_at = now() - interval '31 days' WHERE entry_id <> '2-0'")
 
     deleted = [ledger.run(RetentionRepository, "delete_rejects", POOL, 30 * DAY_S, 1) for _ in range(3)]
