@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.linear.row_padding import padded_rows
-from kernels.lora.reference import apply_dora
+from kernels.lora.reference import adapted_rows, apply_dora
 from kernels.lora.segments import Segments
 from kernels.lora.tables import LoRAModule, PackedLoRA
 
@@ -53,12 +53,8 @@ def embedding_lora_add_reference(
 ) -> None:
     """Compute `EmbeddingLoRAAdd` run by run."""
     check(embedded, token_ids, segments, module)
-    for lora_pass in segments.passes:
-        for start, end, slot, expert in lora_pass.runs:
-            weights = module.weights(slot, expert)
-            if weights is not None:
-                mine = slice(start, end)
-                _add_run(embedded[mine], token_ids[mine], weights, lora_pass.scales[mine, None])
+    for rows, weights, scales in adapted_rows(segments, module):
+        _add_run(embedded[rows], token_ids[rows], weights, scales)
 
 
 def embedding_lora_add_by_row(
@@ -66,13 +62,8 @@ def embedding_lora_add_by_row(
 ) -> None:
     """Compute `embedding_lora_add_reference` one row at a time: its bits cannot depend on the batch."""
     check(embedded, token_ids, segments, module)
-    for lora_pass in segments.passes:
-        for start, end, slot, expert in lora_pass.runs:
-            weights = module.weights(slot, expert)
-            if weights is not None:
-                for row in range(start, end):
-                    mine = slice(row, row + 1)
-                    _add_run(embedded[mine], token_ids[mine], weights, lora_pass.scales[mine, None])
+    for rows, weights, scales in adapted_rows(segments, module, one_by_one=True):
+        _add_run(embedded[rows], token_ids[rows], weights, scales)
 
 
 def _add_run(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,23 +21,30 @@ def lora_add_reference(
 ) -> None:
     """Compute `LoRAAdd`: a shrink, and an expand per sub-module, for each run."""
     check(out, x, segments, module)
-    for lora_pass in segments.passes:
-        for start, end, slot, expert in lora_pass.runs:
-            weights = module.weights(slot, expert)
-            if weights is not None:
-                _add_run(out[start:end], x[start:end], weights, lora_pass.scales[start:end, None])
+    for rows, weights, scales in adapted_rows(segments, module):
+        _add_run(out[rows], x[rows], weights, scales)
 
 
 def lora_add_by_row(out: Tensor, x: Tensor, segments: Segments, module: LoRAModule) -> None:
     """Compute `lora_add_reference` one row at a time: its bits cannot depend on the batch."""
     check(out, x, segments, module)
+    for rows, weights, scales in adapted_rows(segments, module, one_by_one=True):
+        _add_run(out[rows], x[rows].clone(), weights, scales)
+
+
+def adapted_rows(
+    segments: Segments, module: LoRAModule, *, one_by_one: bool = False
+) -> Iterator[tuple[slice, PackedLoRA, Tensor]]:
+    """Yield rows, what is added to them, and their scales [num_rows, 1]: of a run at once or `one_by_one`."""
     for lora_pass in segments.passes:
         for start, end, slot, expert in lora_pass.runs:
             weights = module.weights(slot, expert)
-            if weights is not None:
-                for row in range(start, end):
-                    mine = slice(row, row + 1)
-                    _add_run(out[mine], x[mine].clone(), weights, lora_pass.scales[mine, None])
+            if weights is None:
+                continue
+            step = 1 if one_by_one else max(1, end - start)
+            for first in range(start, end, step):
+                rows = slice(first, first + step)
+                yield rows, weights, lora_pass.scales[rows, None]
 
 
 def _add_run(
