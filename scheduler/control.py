@@ -23,7 +23,6 @@ from scheduler.rejects import Reject, put_aside
 from scheduler.streams import LeaderStreams, StreamEntry
 
 MAX_LOOKUP_OUTPUT_BYTES: Final = 1_000_000
-MAX_COMMANDS: Final = 10_000
 BLOCK_MESSAGES: Final = 100
 
 logger = structlog.get_logger(__name__)
@@ -90,8 +89,7 @@ class Control:
         if self.fleet.find(incarnation) is None:
             return
         command = Command(kind="cancel", term=self.context.term, job_ids=tuple(job_ids))
-        stream = self.context.keys.commands(incarnation)
-        self.context.tell(lambda pipeline: pipeline.xadd(stream, command.to_entry(), maxlen=MAX_COMMANDS))
+        self.context.command_worker(incarnation, command)
 
 
 def _read(entry: StreamEntry) -> ControlMessage | None:

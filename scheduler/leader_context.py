@@ -20,6 +20,7 @@ from db.database import Database
 from db.errors import Deposed, ForeignLedger
 from db.repositories.terms import TermRepository
 from lorayard.contract.keys import PoolKeys
+from lorayard.contract.messages import Command
 from lorayard.server.replies import is_late
 from lorayard.transport.refusals import is_out_of_memory
 from lorayard.transport.server_check import UnusableRedis, look_at
@@ -29,6 +30,9 @@ T = TypeVar("T")
 
 MAX_UNTOLD: Final = 5_000
 """Commands kept while Redis has no room for them, of at most about 10 KB; clients look up what they miss."""
+
+MAX_COMMANDS: Final = 10_000
+"""In the stream of one worker, from which the oldest go first."""
 
 logger = structlog.get_logger(__name__)
 
@@ -103,6 +107,11 @@ class LeaderContext:
         if len(refused) > len(commands):
             logger.warning("leader.redis_full", untold=len(refused))
         self.untold.keep(refused)
+
+    def command_worker(self, incarnation: str, command: Command) -> None:
+        """Send a worker a command; raises as `tell` does."""
+        stream = self.keys.commands(incarnation)
+        self.tell(lambda pipeline: pipeline.xadd(stream, command.to_entry(), maxlen=MAX_COMMANDS))
 
     def script(self, name: str) -> GuardedScript:
         """Prepare a script of this room that begins with `guard.lua`."""

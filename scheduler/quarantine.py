@@ -23,8 +23,6 @@ from scheduler.worker_state import WorkerState
 RETRY_PAUSES: Final = 2
 """In first pauses: what is set aside is tried again each minute."""
 
-MAX_COMMANDS: Final = 10_000
-
 logger = structlog.get_logger(__name__)
 
 
@@ -136,8 +134,7 @@ class Quarantine:
                 term=self._context.term,
                 revisions=(*revisions[first:], *revisions[:first]),
             )
-            stream = self._context.keys.commands(incarnation)
-            self._context.redis.xadd(stream, command.to_entry(), maxlen=MAX_COMMANDS)
+            self._context.command_worker(incarnation, command)
             logger.info("adapters.tried_again", incarnation=incarnation, revisions=len(revisions))
 
     def _cool(self, failure: StoreFailure) -> None:
