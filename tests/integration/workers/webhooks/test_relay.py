@@ -46,6 +46,18 @@ class RelayLife:
     served: bool | None = None
 
 
+class Hold:
+    """Holds a receiver's answers back until they are released."""
+
+    def __init__(self) -> None:
+        self.reached, self.release = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        """Wait, as `before_answer`."""
+        self.reached.set()
+        self.release.wait(30)
+
+
 @pytest.fixture
 def ledger(database_url: str) -> Iterator[Ledger]:
     ledger = Ledger(database_url)
@@ -253,17 +265,13 @@ def test_a_receiver_slower_than_a_lease_is_called_once_though_every_place_is_tak
     ledger: Ledger, relay: Running
 ) -> None:
     secret_of(ledger, "acme")
-    reached, release = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        reached.set()
-        release.wait(30)
+    hold = Hold()
 
     with listening(Receiver(before_answer=hold)) as receiver:
         finish_one(ledger, receiver.url)
         finish_one(ledger, receiver.url)
         with relay(concurrency=1, lease_s=8.0):
-            assert reached.wait(30)
+            assert hold.reached.wait(30)
             leases = "SELECT expires_at FROM webhook_relays ORDER BY expires_at"
             first = ledger.sql(leases)[-1][0]
             with relay(concurrency=1, lease_s=8.0):
@@ -271,7 +279,7 @@ def test_a_receiver_slower_than_a_lease_is_called_once_though_every_place_is_tak
                 eventually(
                     lambda: [at > first for (at,) in ledger.sql(leases)] == [True] * 2, 30.0, "renewals"
                 )
-                release.set()
+                hold.release.set()
                 await_state(ledger, "delivered")
 
     ids = [headers["webhook-id"] for _, headers in receiver.received]
@@ -284,20 +292,16 @@ def test_what_waits_for_a_place_is_given_back_uncounted_by_a_relay_that_leaves(
     ledger: Ledger, relay: Running
 ) -> None:
     secret_of(ledger, "acme")
-    reached, release = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        reached.set()
-        release.wait(30)
+    hold = Hold()
 
     with listening(Receiver(before_answer=hold)) as receiver:
         for _ in range(2):
             finish_one(ledger, receiver.url)
         with relay(concurrency=1):
-            assert reached.wait(30)
+            assert hold.reached.wait(30)
             claimed = "SELECT count(*) FROM webhook_deliveries WHERE relay IS NOT NULL"
             eventually(lambda: ledger.sql(claimed)[0][0] == 2, 30.0, "both claimed")
-            threading.Timer(0.5, release.set).start()
+            threading.Timer(0.5, hold.release.set).start()
 
     assert sorted((row.state, row.tries) for row in deliveries(ledger)) == [("delivered", 1), ("pending", 0)]
     assert ledger.sql(claimed) == [(0,)]
@@ -307,11 +311,7 @@ def test_a_relay_killed_between_send_and_commit_sends_again_under_the_same_id(
     ledger: Ledger, relay: Running, database_url: str, tmp_path: Path
 ) -> None:
     secret = secret_of(ledger, "acme")
-    reached, release = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        reached.set()
-        release.wait(30)
+    hold = Hold()
 
     with listening(Receiver(before_answer=hold)) as receiver:
         finish_one(ledger, receiver.url)
@@ -326,11 +326,11 @@ def test_a_relay_killed_between_send_and_commit_sends_again_under_the_same_id(
                 "LORAYARD_READY_FILE": str(ready),
             },
         )
-        assert reached.wait(30)
+        assert hold.reached.wait(30)
         assert ready.exists()
         process.send_signal(signal.SIGKILL)
         process.wait()
-        release.set()
+        hold.release.set()
         receiver.before_answer = lambda: None
         ledger.sql("UPDATE webhook_relays SET expires_at = now()")
         with relay():
