@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from peft import LoraConfig
 
 from benchmarks.gpu.interpreter import unchecked_integers
@@ -83,8 +82,8 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Count what an engine calls of its kernels, which are those of the triton level."""
     counted: Counter[str] = Counter()
 
-    def counting(device_type: str, dtype: torch.dtype, level: Any) -> Kernels:
-        kernels = build(device_type, dtype, level)
+    def counting(*arguments: Any, **options: Any) -> Kernels:
+        kernels = build(*arguments, **options)
         wrapped: dict[str, Any] = {
             field.name: _counted(counted, field.name, getattr(kernels, field.name))
             for field in fields(kernels)
@@ -128,8 +127,8 @@ def test_questions_to_eight_adapters_on_three_slots_are_answered_right(launches:
 
 
 def test_an_engine_whose_lora_gives_zeros_answers_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(device_type: str, dtype: torch.dtype, level: Any) -> Kernels:
-        return replace(build(device_type, dtype, level), lora_add=lambda out, *_: out.zero_())
+    def broken(*arguments: Any, **options: Any) -> Kernels:
+        return replace(build(*arguments, **options), lora_add=lambda out, *_: out.zero_())
 
     word = short_words("upper", 1)
     monkeypatch.setattr(device, "build", broken)
