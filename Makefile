@@ -6,7 +6,7 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install check-install check test emulated-kernels test-unit-engine test-unit-rest test-stack test-workers test-levels test-kernels coverage demo bench soak up format clean
+.PHONY: help install check-install check test emulated-kernels test-unit-engine test-unit-rest test-stack test-workers test-acceptance test-levels test-kernels coverage demo bench soak up format clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,7 +37,7 @@ check: install ## Lint, types (of the tests too) and the arrows between rooms
 
 # Those that mostly wait come first. WITH=check runs that beside the tests, as CI does.
 test: install ## Run every test on embedded Redis and Postgres
-	$(MAKE) --no-print-directory -j4 --output-sync=target test-stack test-workers test-unit-engine $(WITH) test-unit-rest
+	$(MAKE) --no-print-directory -j5 --output-sync=target test-stack test-workers test-acceptance test-unit-engine $(WITH) test-unit-rest
 
 emulated-kernels: install
 	@$(BIN)/python -m tests.emulated.library
@@ -51,7 +51,10 @@ test-unit-rest: emulated-kernels
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --ignore=tests/unit/workers --ignore=tests/unit/examples
 
 test-stack: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration tests/acceptance --ignore=tests/integration/workers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration --ignore=tests/integration/workers
+
+test-acceptance: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/acceptance
 
 test-workers: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/workers

@@ -29,6 +29,8 @@ def generation(request: Request) -> dict[str, Any]:
         fields["structured_outputs"] = {"choice": ["AB", "ab", "ba", word]}
     elif request.form == "regex":
         fields["structured_outputs"] = {"regex": "[a-z]{2,12}"}
+    elif request.form == "sampled":
+        fields |= {"temperature": 1.0, "seed": request.number}
     return fields
 
 
@@ -40,7 +42,7 @@ def write_expected(path: Path) -> None:
     engine = LLMEngine(
         EngineConfig(
             model=str(MODEL_DIR), dtype="float32", enable_lora=True, max_loras=10, max_lora_rank=16,
-            max_cpu_loras=16, max_num_seqs=32, max_model_len=512, num_threads=1,
+            max_cpu_loras=16, max_num_seqs=32, max_model_len=512, num_threads=1, batch_invariant=True,
         )
     )  # fmt: skip
     adapters = {
@@ -73,7 +75,8 @@ def _params(fields: dict[str, Any]) -> SamplingParams:
     form = fields.get("structured_outputs")
     return SamplingParams(
         max_tokens=fields["max_tokens"],
-        temperature=0.0,
+        temperature=fields.get("temperature", 0.0),
+        seed=fields.get("seed"),
         structured_outputs=StructuredOutputsParams(**form) if form else None,
     )
 

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 FOLDER_VARIABLE = "SOAK_HOOKS"
 FENCING_OFF = "fencing-off"
-"""While a file of this name lies in the folder, workers' results and leases are not fenced."""
+"""While a file of this name lies in the folder, workers' results, leases and arrivals are not fenced."""
 MISSING_NAME = 70
 """Exit status of a process in which a wrapped name is missing."""
 
@@ -251,6 +251,16 @@ def _unfence_lease(module: ModuleType, switch: Path) -> None:
     keeper_class._renew, keeper_class._abort = switched_renew, switched_abort
 
 
+def _unfence_arrivals(module: ModuleType, switch: Path) -> None:
+    """Let jobs run that were leased to another before they were looked at, while the switch is there."""
+    refusal = _method(module, module, "_refusal")
+
+    def switched(*args: Any) -> Any:
+        return None if switch.exists() else refusal(*args)
+
+    vars(module)["_refusal"] = switched
+
+
 def _method(module: ModuleType, owner: Any, name: str) -> Any:
     function = getattr(owner, name, None)
     if function is None:
@@ -263,4 +273,5 @@ def _method(module: ModuleType, owner: Any, name: str) -> Any:
 _UNFENCED: dict[str, Callable[[ModuleType, Path], None]] = {
     "db.repositories.finish": _unfence_finish,
     "workers.lease": _unfence_lease,
+    "workers.arrivals": _unfence_arrivals,
 }

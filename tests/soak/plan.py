@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 from tests.soak.hooks import POINTS
 
-Kind = Literal["plain", "cancel", "deadline", "stream", "same_key", "other_payload", "structured"]
+Kind = Literal["plain", "cancel", "deadline", "stream", "same_key", "other_payload", "structured", "sampled"]
 SHARES: dict[Kind, float] = {
     "cancel": 0.03,
     "deadline": 0.04,
@@ -18,6 +19,7 @@ SHARES: dict[Kind, float] = {
     "same_key": 0.03,
     "other_payload": 0.03,
     "structured": 0.05,
+    "sampled": 0.04,
 }
 """Share of each kind, rounded up; the rest is plain."""
 WEBHOOK_SHARE = 0.3
@@ -39,6 +41,8 @@ FaultKind = Literal[
     "hook", "kill", "stop", "restart_redis", "kill_redis", "restart_postgres", "kill_postgres",
     "slow_postgres", "read_only_postgres", "full_redis", "flush_redis", "rolling_restart",
 ]  # fmt: skip
+QUIET_GAP = 3
+"""Times the usual distance between two faults."""
 KILLED = ("worker", "engine", "scheduler", "loader", "producer", "relay")
 STOPPED = ("worker", "scheduler", "engine", "relay")
 
@@ -50,7 +54,7 @@ class Request:
     name: str
     adapter: str | None
     number: int  # the word's place among the adapter's held-out words
-    form: Literal["prompt", "messages", "choice", "regex"] = "prompt"
+    form: Literal["prompt", "messages", "choice", "regex", "sampled"] = "prompt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,7 @@ def requests() -> tuple[Request, ...]:
     found += [Request(f"{MOVING}-{number}", MOVING, number) for number in range(MOVING_WORDS)]
     found += [Request(f"choice-{name}", name, 1, "choice") for name in ("upper", "sort", None)]
     found += [Request(f"regex-{name}", name, 2, "regex") for name in ("rot13", "vowels", None)]
+    found += [Request(f"sampled-{name}", name, 3, "sampled") for name in ("sort", "rotate", None)]
     return tuple(found)
 
 
@@ -144,9 +149,12 @@ def _jobs(count: int, rng: random.Random) -> Iterator[PlannedJob]:
     rng.shuffle(kinds)
     fixed = [one for one in requests() if one.adapter != MOVING and one.form in ("prompt", "messages")]
     moving = [one for one in requests() if one.adapter == MOVING]
-    structured = [one for one in requests() if one.form in ("choice", "regex")]
+    special: dict[Kind, list[Request]] = {
+        "structured": [one for one in requests() if one.form in ("choice", "regex")],
+        "sampled": [one for one in requests() if one.form == "sampled"],
+    }
     for number, kind in enumerate(kinds):
-        pool = structured if kind == "structured" else fixed
+        pool = special.get(kind, fixed)
         if kind == "plain" and rng.random() < MOVING_SHARE:
             pool = moving
         request = rng.choice(pool)
@@ -178,9 +186,15 @@ def _faults(jobs: int, kills: int, rng: random.Random) -> Iterator[Fault]:
     rng.shuffle(found)
     # Between the first jobs, which warm everything up, and the last, which must still be there to suffer.
     first, last = jobs * 0.05, jobs * 0.9
-    step = (last - first) / max(1, len(found))
-    for place, (kind, target, for_s) in enumerate(found):
+    places = [0, *itertools.accumulate(_gap(*pair) for pair in itertools.pairwise(found))]
+    step = (last - first) / (places[-1] + 1)
+    for place, (kind, target, for_s) in zip(places, found, strict=False):
         yield Fault(int(first + place * step), kind, target, for_s)
+
+
+def _gap(before: tuple[FaultKind, str, float], after: tuple[FaultKind, str, float]) -> int:
+    """How long nothing is done between two faults: longer beside a worker's kill, whose recovery is timed."""
+    return QUIET_GAP if ("kill", "worker") in (before[:2], after[:2]) else 1
 
 
 def _kills(count: int, rng: random.Random) -> list[tuple[FaultKind, str, float]]:

@@ -64,7 +64,11 @@ class SoakRig:
             FOLDER_VARIABLE: str(folder / "hooks"),
             RUN_VARIABLE: self.mark,
         }
-        own = {"LORAYARD_WEBHOOK_TIMEOUT_S": f"{webhook_timeout_s:g}", "OMP_NUM_THREADS": "1"}
+        own = {
+            "LORAYARD_WEBHOOK_TIMEOUT_S": f"{webhook_timeout_s:g}",
+            "LORAYARD_BATCH_INVARIANT": "1",  # sampled answers are compared, too
+            "OMP_NUM_THREADS": "1",
+        }
         self.stack = Stack(
             dataclasses.replace(
                 stack_config(folder / "state"),

@@ -35,6 +35,15 @@ def test_each_hook_point_and_each_restart_comes_five_times_in_a_full_run() -> No
     assert kinds["flush_redis"] == kinds["rolling_restart"] == 1
 
 
+def test_a_killed_worker_has_quiet_before_and_after_it() -> None:
+    faults = make_plan(100_000, 140, seed=1).faults
+    gaps = [(after.at_job - before.at_job, {before, after}) for before, after in pairwise(faults)]
+    beside = [gap for gap, pair in gaps if any((one.kind, one.target) == ("kill", "worker") for one in pair)]
+
+    assert len(beside) >= 20
+    assert min(beside) >= 2.9 * min(gap for gap, _ in gaps)
+
+
 def test_faults_come_in_the_order_of_jobs_and_leave_some_to_suffer_from_the_last() -> None:
     faults = make_plan(1000, 20, seed=1).faults
 

@@ -7,9 +7,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import jinja2
 from jinja2 import Environment, TemplateError, nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError
@@ -30,6 +32,9 @@ from workers.engine.text.template_costs import (
 
 MAX_RENDER_S = 1.0
 MAX_RENDERED_CHARS = 4_000_000
+_TEMPLATE = "<template>"
+_ENDED_IN = (_TEMPLATE, str(Path(jinja2.__file__).parent), str(Path(__file__).parent))
+"""Files in whose frames rendering is ended when its time is over."""
 _MAX_PRODUCT = 100_000
 """What a template may multiply texts, lists and numbers (in bits) to, and the largest exponent."""
 
@@ -39,9 +44,11 @@ def rendered(pieces: Callable[[], Iterable[str]], clock: Callable[[], float] = t
     began_s = clock()
 
     def watch(frame: FrameType, _event: str, _arg: object) -> Any:
-        if clock() - began_s > MAX_RENDER_S:
+        filename = frame.f_code.co_filename
+        # What is raised in a finalizer or in the collector's callbacks is lost, and ends the tracing.
+        if filename.startswith(_ENDED_IN) and clock() - began_s > MAX_RENDER_S:
             raise SecurityError(f"it renders for more than {MAX_RENDER_S:g} s; repair its loops")
-        return watch if frame.f_code.co_filename == "<template>" else None
+        return watch if filename == _TEMPLATE else None
 
     before = sys.gettrace()
     sys.settrace(watch)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2.exceptions import SecurityError
 from transformers import PreTrainedTokenizerFast
 
 from workers.engine.core.errors import CheckpointError, InvalidPrompt
+from workers.engine.text.template_sandbox import rendered, sandbox
 from workers.engine.text.tokenizer import Tokenizer
 
 LLAMA = """{{- bos_token }}
@@ -188,6 +190,25 @@ def test_a_hostile_template_ends_soon(checkpoint: Path, tmp_path: Path, source: 
 
     with pytest.raises(InvalidPrompt, match=reason):
         ours.encode_messages([{"role": "user", "content": "x" * 10_000}])
+
+
+class _Finalized:
+    def __del__(self) -> None:
+        """Be a frame in which nothing can be raised."""
+
+
+def test_a_template_whose_time_ends_in_a_finalizer_ends_after_it() -> None:
+    now = [0.0]
+
+    def run_out() -> str:
+        now[0] = 9.0
+        del (alive := [_Finalized()])[0]
+        return str(alive)
+
+    template = sandbox().from_string("{{ run_out() }}{% for i in range(5) %}{{ i }}{% endfor %}")
+
+    with pytest.raises(SecurityError, match="more than 1 s"):
+        rendered(lambda: template.generate(run_out=run_out), lambda: now[0])
 
 
 BIG = "{% set x = messages[0].content * 9 %}"  # 90,000 characters
