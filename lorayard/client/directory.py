@@ -89,7 +89,9 @@ class PoolDirectory:
             try:
                 return find()
             except (UnknownPool, UnknownAdapter):
-                if self._clock() >= until or self._is_all_published():
+                if self._is_all_published():
+                    return find()  # it may have been published after the look
+                if self._clock() >= until:
                     raise
             self._sleep(_LOOK_EVERY_S)
 

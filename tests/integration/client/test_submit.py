@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lorayard import Client, JobSpec
+from lorayard.client.directory import PoolDirectory
 from lorayard.contract.errors import (
     AdapterQuarantined,
     InvalidJob,
@@ -136,6 +137,22 @@ def test_what_a_flushed_redis_forgot_is_waited_for_until_its_leader_published_it
         republish.join()
 
     assert prompts(pool_url) == ["hello"]
+
+
+def test_what_is_published_between_two_looks_is_found(
+    pool_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_all_published = PoolDirectory._is_all_published
+
+    def publish_and_look(directory: PoolDirectory) -> bool:
+        register_pool(pool_url, adapters=("sql",))
+        return is_all_published(directory)
+
+    monkeypatch.setattr(PoolDirectory, "_is_all_published", publish_and_look)
+    with Client(pool_url) as client:
+        client.submit("select", adapter="sql")
+
+    assert prompts(pool_url) == ["select"]
 
 
 def test_an_adapter_chooses_among_pools(pool_url: str) -> None:

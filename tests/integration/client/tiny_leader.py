@@ -33,9 +33,9 @@ def register_pool(
     info = PoolInfo(pool=pool, model_name=model_name, max_model_len=256, max_prompt_bytes=4096)
     with connect(url) as client:
         client.hset(POOLS_KEY, pool, info.model_dump_json())
-        client.hset(PoolKeys(pool).admission, "catalogue_version", 1)
         for name in adapters:
             put_adapter(url, name, "active", pool)
+        client.hset(PoolKeys(pool).admission, "catalogue_version", 1)
 
 
 def put_adapter(url: str, name: str, state: Any, pool: str = POOL) -> None:
