@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 from pydantic import AfterValidator, ValidationError
@@ -47,12 +48,30 @@ def refuse(program: str, message: str) -> NoReturn:
     raise SystemExit(BAD_ENVIRONMENT)
 
 
-class RefusalSettings(BaseSettings):
-    """What becomes of a service that refuses its other settings."""
+class ServiceSettings(BaseSettings):
+    """What every service is told, before it reads what is its own."""
 
     model_config = SettingsConfigDict(env_prefix="LORAYARD_", extra="ignore", frozen=True)
 
+    ready_file: Path | None = None
     hold_refused: bool = False
+
+
+def withdraw_readiness() -> None:
+    """Remove the ready file that an earlier run left behind: a restarted container keeps its files.
+
+    A service's main module calls this before it imports the rest of the service, which may fail or be
+    killed too. Ends the process with one clear line if the file cannot be removed.
+    """
+    with readable_settings("service"):
+        ready_file = ServiceSettings().ready_file
+    if ready_file is not None:
+        try:
+            ready_file.unlink(missing_ok=True)
+        except OSError as error:
+            refuse(
+                "service", f"LORAYARD_READY_FILE={ready_file} of an earlier run cannot be removed: {error}"
+            )
 
 
 def run_service(main: Callable[[], int]) -> int:
@@ -67,8 +86,8 @@ def run_service(main: Callable[[], int]) -> int:
         if refused.code != BAD_ENVIRONMENT:
             raise
         status = BAD_ENVIRONMENT
-    with readable_settings("LORAYARD_HOLD_REFUSED"):
-        is_held = status == BAD_ENVIRONMENT and RefusalSettings().hold_refused
+    with readable_settings("service"):
+        is_held = status == BAD_ENVIRONMENT and ServiceSettings().hold_refused
     if is_held:
         stop = StopRequest()
         stop.listen()

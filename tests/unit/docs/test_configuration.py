@@ -12,7 +12,7 @@ from db.settings import DatabaseSettings, SecretSettings
 from lorayard.cli.settings import StoreSettings
 from lorayard.client.settings import ClientSettings
 from lorayard.local import StackSettings
-from lorayard.process.environment import RefusalSettings
+from lorayard.process.environment import ServiceSettings
 from scheduler.settings import SchedulerSettings
 from workers.settings import WorkerSettings
 from workers.webhooks.settings import RelaySettings
@@ -21,7 +21,7 @@ DOCUMENT = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
 EDGES = [
     ClientSettings,
     DatabaseSettings,
-    RefusalSettings,
+    ServiceSettings,
     RelaySettings,
     SchedulerSettings,
     SecretSettings,
