@@ -20,6 +20,7 @@ from workers.engine.core.config import EngineConfig
 from workers.engine.core.engine_info import EngineInfo
 from workers.engine.core.errors import ConfigError, DeviceLost, EngineStartError
 from workers.engine.serving.process import EngineProcess
+from workers.foreign_ledger import require_own_pool
 from workers.lost_device import LostDevice
 from workers.registration import device_of
 from workers.service import WorkerEnd, WorkerService
@@ -46,6 +47,7 @@ def main() -> int:
     stop.listen()
     require_usable_redis("workers", settings.redis_url)
     require_usable_ledger("workers", settings.database_url)
+    require_own_pool(settings.redis_url, settings.database_url, settings.pool)
     _reap_leftovers()
     try:
         engine = EngineProcess(_engine_config(settings), log_fields={"process": "engine", **log_fields})
