@@ -12,6 +12,7 @@ import structlog
 
 from db.records import WorkerDevice
 from db.server_check import require_usable_ledger
+from lorayard.contract.pool import model_len
 from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings
 from lorayard.process.logs import configure_logs
 from lorayard.process.server_check import require_usable_redis
@@ -108,7 +109,7 @@ def _engine_config(settings: WorkerSettings) -> EngineConfig:
         batch_invariant=settings.batch_invariant,
         lora_pool_bytes=settings.lora_pool_bytes,
         max_num_seqs=settings.max_num_seqs,
-        max_model_len=settings.max_model_len,
+        max_model_len=model_len(settings.model, settings.max_model_len),
         num_kv_blocks=settings.num_kv_blocks,
         enable_prefix_caching=settings.prefix_cache != "off",
         enable_lora=True,
