@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from lorayard.contract.wording import told
 from lorayard.process.stop_request import StopRequest
+from lorayard.process.variables import unknown_variables
 
 BAD_ENVIRONMENT = 2
 """Exit status of a process that was told nonsense: starting it again would not help."""
@@ -75,11 +77,13 @@ def withdraw_readiness() -> None:
 
 
 def run_service(main: Callable[[], int]) -> int:
-    """Run a service; returns its exit status.
+    """Run a service; returns its exit status. Variables that look like ours and are none are told first.
 
     One that refuses what it was told ends, or stays until told to stop if `LORAYARD_HOLD_REFUSED` is set:
     containers have no restart policy that spares one exit status, and it would begin anew forever.
     """
+    for unknown in unknown_variables(os.environ):
+        print(f"warning: {unknown}", file=sys.stderr)  # noqa: T201 - before there is a log
     try:
         status = main()
     except SystemExit as refused:
