@@ -25,6 +25,10 @@ MAX_LOSSES: Final = 5
 MAX_DEATHS: Final = 3
 DEATHS_WITHOUT_AN_END: Final = 2
 DOUBT_WINDOW: Final = timedelta(minutes=10)
+PROVING_DEATHS: Final = 6
+"""So many deaths in a row, each while the same job ran alone, are the job's fault: by then the pauses between
+canaries, 75 s in all, have given other jobs the time to die there as well, and each that does clears it."""
+
 FIRST_PAUSE_S: Final = 5.0
 """Before the second canary in a row; doubled for each one after it."""
 
@@ -39,6 +43,19 @@ class HostRecord:
     """Deaths that were held against the host since a job last succeeded there."""
     has_ended: bool = False
     """A job has succeeded there since the last death that was held against the host."""
+    lone_job: UUID | None = None
+    """What alone was running at the latest of the deaths `in_a_row`."""
+    lone_deaths: int = 0
+    """So many of them were its alone."""
+
+    def excuses(self, now: datetime, lone_job: UUID | None) -> bool:
+        """Whether a death says nothing of the jobs: the host is in doubt, and not for this one's sake alone.
+
+        `lone_job` alone was running. Of a host that runs nothing else, nobody could ever say that it is
+        sound.
+        """
+        is_proven = self.lone_deaths >= max(PROVING_DEATHS, self.in_a_row) and lone_job == self.lone_job
+        return self.canary(now) is not None and not is_proven
 
     def canary(self, now: datetime) -> Canary | None:
         """Say why the host gets one job at a time, and how long it waits for it; None if it is sound."""
@@ -57,16 +74,23 @@ class HostRecord:
             max(0.0, wait.total_seconds()),
         )
 
-    def after_death(self, now: datetime, *, has_ended: bool, by_suspects: bool) -> HostRecord:
+    def after_death(
+        self, now: datetime, *, has_ended: bool, by_suspects: bool, lone_job: UUID | None = None
+    ) -> HostRecord:
         """Add a death, of an incarnation in which a job `has_ended`, or that suspects alone may have caused.
 
         Suspects explain it if the host has ended jobs: without that, it may be the host that ends engines.
+        `lone_job` alone was running.
         """
         died_at = () if has_ended and self.canary(now) else self.died_at
         in_a_row = 0 if has_ended else self.in_a_row
         if by_suspects and (has_ended or self.has_ended):
-            return HostRecord(died_at, in_a_row, has_ended=True)
-        return HostRecord((*died_at, now)[-MAX_DEATHS:], in_a_row + 1)
+            return HostRecord(died_at, in_a_row, True, self.lone_job, self.lone_deaths)
+        lone_deaths = 0 if lone_job is None else 1
+        if lone_deaths and in_a_row and lone_job == self.lone_job:
+            lone_deaths += self.lone_deaths
+        died_at = (*died_at, now)[-MAX_DEATHS:]
+        return HostRecord(died_at, in_a_row + 1, lone_job=lone_job, lone_deaths=lone_deaths)
 
 
 class HeldJob(NamedTuple):
@@ -98,6 +122,14 @@ def are_suspects(held: Sequence[HeldJob], end: WorkerEnd) -> bool:
     """Whether all that may have ended an engine was suspected of that before, or ran alone."""
     ran = held if end == "vanished" else [job for job in held if job.is_in_step]
     return bool(ran) and (all(job.group is not None for job in ran) or _is_alone(held))
+
+
+def lone_job(held: Sequence[HeldJob], end: WorkerEnd) -> UUID | None:
+    """Name the job that alone was running when its engine or its worker died, if it is known."""
+    if end == "vanished":
+        return held[0].job_id if len(held) == 1 and held[0].is_running else None
+    is_known = end in ("engine_died", "engine_hung") and _is_alone(held)
+    return next(job.job_id for job in held if job.is_in_step) if is_known else None
 
 
 def blame(

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 
+from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings, run_service, withdraw_readiness
+
+if __name__ == "__main__":
+    withdraw_readiness()
+
 from db.errors import DatabaseError
 from db.secrets import SecretBox
 from db.server_check import require_usable_ledger
 from db.settings import SecretSettings
-from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings, run_service
 from lorayard.process.logs import configure_logs
 from lorayard.process.server_check import require_usable_redis
 from lorayard.process.stop_request import StopRequest

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from db.repositories.adapters import AdapterRepository
 from lorayard.process.service_thread import ServiceThread
-from lorayard.server.adapter_store import revision_folder
+from lorayard.server.adapter_store import is_store, revision_folder
 from scheduler.leader_context import LeaderContext
 from scheduler.outages import is_passing
 
@@ -96,9 +96,9 @@ class AdapterCollector:
         self._digests = None
 
     def _collect(self, store: Path, digests: Sequence[str]) -> None:
-        if digests and not any(store.iterdir()):
-            # A folder to mount upon looks like this. Were it believed, files would be forgotten, not gone.
-            logger.warning("adapters.store_is_empty", store=str(store), collecting=len(digests))
+        if digests and not is_store(store):
+            # A folder to mount upon. Were it believed, files would be forgotten, not gone.
+            logger.warning("adapters.not_a_store", store=str(store), collecting=len(digests))
             return
         # What a leader that died had set aside is dealt with like the rest.
         left_over = [path.name.removeprefix(SET_ASIDE) for path in store.glob(f"{SET_ASIDE}*")]

@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from lorayard.contract.pool import GenerationConfigUse, PoolInfo, pool_id
+from lorayard.contract.pool import GenerationConfigUse, PoolInfo, model_len, pool_id
 from lorayard.contract.request import MAX_PROMPT_BYTES
 
-DEFAULT_MODEL_LEN: Final = 2048
 MIN_BYTES_OF_LONGEST_TOKEN: Final = 16
 UNKNOWN_LONGEST_TOKEN: Final = 256
 """Assumed if the vocabulary cannot be read: no common one has a longer token."""
@@ -29,8 +28,7 @@ def describe_pool(
     """
     pool = pool_id(model, dtype, generation_config=generation_config)
     config: dict[str, Any] = json.loads((model / "config.json").read_bytes())
-    positions = int(config.get("max_position_embeddings") or DEFAULT_MODEL_LEN)
-    limit = min(positions, max_model_len or positions)
+    limit = model_len(model, max_model_len)
     return PoolInfo(
         pool=pool,
         model_name=served_model_name or str(config.get("_name_or_path") or model.resolve().name),

@@ -29,12 +29,17 @@ class CommandReader:
         host: EngineHost,
         *,
         on_drain: Callable[[], None],
+        why_foreign: Callable[[], str | None],
+        on_foreign: Callable[[str], None],
         on_broken: OnBroken,
     ) -> None:
+        """`why_foreign` says why no leader speaks to this worker; `on_foreign` is told that, and ends it."""
         self._redis = redis
         self._stream = stream
         self._host = host
         self._on_drain = on_drain
+        self._why_foreign = why_foreign
+        self._on_foreign = on_foreign
         self._term = 0
         self._last_id: bytes | str = "0"
         self._thread = ServiceThread(
@@ -50,6 +55,7 @@ class CommandReader:
         self._thread.close(timeout_s=2.0)
 
     def _read_once(self) -> None:
+        """Read what has come; a pool that another ledger has taken has nothing more to say to this worker."""
         answer: Any = self._redis.xread({self._stream: self._last_id}, count=BATCH, block=BLOCK_MS)
         for entry_id, fields in entries_of(answer):
             self._last_id = entry_id
@@ -60,6 +66,10 @@ class CommandReader:
                 continue
             with self._thread.item(entry_id=entry_id, kind=command.kind):
                 self.obey(command)
+        if (reason := self._why_foreign()) is not None:
+            logger.critical("worker.refused", reason=reason)
+            self._thread.stop()
+            self._on_foreign(reason)
 
     def obey(self, command: Command) -> None:
         """Carry out one command, unless a later leader has spoken since."""

@@ -12,6 +12,7 @@ import structlog
 
 from db.records import WorkerDevice
 from db.server_check import require_usable_ledger
+from lorayard.contract.pool import model_len
 from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings
 from lorayard.process.logs import configure_logs
 from lorayard.process.server_check import require_usable_redis
@@ -20,6 +21,7 @@ from workers.engine.core.config import EngineConfig
 from workers.engine.core.engine_info import EngineInfo
 from workers.engine.core.errors import ConfigError, DeviceLost, EngineStartError
 from workers.engine.serving.process import EngineProcess
+from workers.foreign_ledger import require_own_pool
 from workers.lost_device import LostDevice
 from workers.registration import device_of
 from workers.service import WorkerEnd, WorkerService
@@ -46,6 +48,7 @@ def main() -> int:
     stop.listen()
     require_usable_redis("workers", settings.redis_url)
     require_usable_ledger("workers", settings.database_url)
+    require_own_pool(settings.redis_url, settings.database_url, settings.pool)
     _reap_leftovers()
     try:
         engine = EngineProcess(_engine_config(settings), log_fields={"process": "engine", **log_fields})
@@ -106,7 +109,7 @@ def _engine_config(settings: WorkerSettings) -> EngineConfig:
         batch_invariant=settings.batch_invariant,
         lora_pool_bytes=settings.lora_pool_bytes,
         max_num_seqs=settings.max_num_seqs,
-        max_model_len=settings.max_model_len,
+        max_model_len=model_len(settings.model, settings.max_model_len),
         num_kv_blocks=settings.num_kv_blocks,
         enable_prefix_caching=settings.prefix_cache != "off",
         enable_lora=True,

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
+from uuid import UUID
 
 import structlog
 from sqlalchemy import Connection
@@ -15,6 +16,7 @@ from db.database import Database
 from db.judge import explain
 from db.records import Aborts, JobAttempt, PoolRow, WorkerDevice, WorkerEnd, WorkerLimits
 from db.repositories.pools import PoolRepository
+from db.repositories.terms import TermRepository
 from db.repositories.workers import WorkerRepository
 from lorayard.contract.messages import HeldJob
 from lorayard.contract.pool import TOKENIZER_FILES, tokenizer_digest
@@ -60,13 +62,21 @@ class Registration:
         self._store = store
         self._device = device
         self._pause = threading.Event()
+        self.ledger: UUID | None = None
+        """The id of the ledger that it is entered in, once it is."""
 
     def enter(self, *, unhealthy: str | None = None) -> str | None:
         """Register as ready, or as unhealthy for this reason; once more does nothing.
 
         Returns why the pool does not take this worker, None if it is registered.
         """
-        return self._database.run(lambda connection: self._enter(connection, unhealthy))
+        refusal, self.ledger = self._database.run(
+            lambda connection: (
+                self._enter(connection, unhealthy),
+                TermRepository(connection).ledger_id(),
+            )
+        )
+        return refusal
 
     def _enter(self, connection: Connection, unhealthy: str | None) -> str | None:
         about = self._about

@@ -195,6 +195,7 @@ class WorkerService:
 
 _LAST_WORDS: dict[WorkerEnd, LedgerEnd] = {
     WorkerEnd.DRAINED: "drained",
+    WorkerEnd.REFUSED: "drained",
     WorkerEnd.ENGINE_DIED: "engine_died",
     WorkerEnd.ENGINE_HUNG: "engine_hung",
     WorkerEnd.DEVICE_LOST: "device_lost",

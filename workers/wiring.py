@@ -25,6 +25,7 @@ from workers.engine_status import Capacity, EngineStatus
 from workers.engine_watch import ProgressLimit
 from workers.event_builder import WorkerEventBuilder
 from workers.event_publisher import EventPublisher
+from workers.foreign_ledger import foreign_ledger
 from workers.lease import LeaseKeeper
 from workers.ledger_health import LedgerHealth
 from workers.registration import Registration, device_of, limits_of, pool_of
@@ -78,7 +79,7 @@ class Wiring:
         host = self._host(engine, attempts, committer, publisher, tokens, status, limit, registration)
         lease = self._lease(registration, attempts, host, health)
         celery = self._celery(host, lease, publisher)
-        commands = self._commands(redis, host)
+        commands = self._commands(redis, host, registration)
         return Parts(
             attempts, host, committer, builder, publisher, tokens, registration, lease, commands, celery
         )
@@ -173,12 +174,18 @@ class Wiring:
             on_ready=lease.start,
         )
 
-    def _commands(self, redis: Redis, host: EngineHost) -> CommandReader:
+    def _commands(self, redis: Redis, host: EngineHost, registration: Registration) -> CommandReader:
+        def why_foreign() -> str | None:
+            ours = registration.ledger
+            return None if ours is None else foreign_ledger(redis, self.settings.pool, ours)
+
         return CommandReader(
             redis,
             self.keys.commands(self.incarnation),
             host,
             on_drain=self.service.drain,
+            why_foreign=why_foreign,
+            on_foreign=lambda reason: self.service.end(WorkerEnd.REFUSED, reason),
             on_broken=self.service.give_up,
         )
 

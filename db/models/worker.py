@@ -86,6 +86,8 @@ class WorkerHost(Table):
     died_at: Mapped[list[datetime]] = mapped_column(ARRAY(DateTime(timezone=True)))
     in_a_row: Mapped[int]
     has_ended: Mapped[bool]
+    lone_job: Mapped[UUID | None]
+    lone_deaths: Mapped[int] = mapped_column(server_default=text("0"))
 
 
 class LedgerId(Table):

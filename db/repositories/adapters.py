@@ -134,6 +134,10 @@ _COLLECTED = text("""
     UPDATE adapter_revisions SET state = 'collected' WHERE digest = :digest AND state = 'collecting'
 """)
 
+_HAS_FILES = text("""
+    SELECT EXISTS (SELECT FROM adapter_revisions WHERE pool = :pool AND state <> 'collected')
+""")
+
 
 class AdapterRepository:
     """The catalogue of a pool; each change of it raises the catalogue's version."""
@@ -223,6 +227,10 @@ class AdapterRepository:
         Waits for a collector that has it in hand; `add_revision` has the files put back if it was too late.
         """
         self._connection.execute(_KEEP, {"digests": [digest]})
+
+    def has_files(self, pool: str) -> bool:
+        """Tell whether the pool has revisions whose files are in a store."""
+        return bool(self._connection.execute(_HAS_FILES, {"pool": pool}).scalar_one())
 
     def mark_unused(self, pool: str, unused_for_s: float) -> list[str]:
         """Note what nobody uses; returns what was so for long enough, and is `collecting` from now on."""

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from datetime import datetime
+from uuid import UUID
 
 from sqlalchemy import Connection, text
 
 from db.losses import HostRecord
 
 _ENTER = text("""
-    INSERT INTO worker_hosts (pool, host, died_at, in_a_row, has_ended) VALUES (:pool, :host, '{}', 0, false)
+    INSERT INTO worker_hosts (pool, host, died_at, in_a_row, has_ended, lone_deaths)
+    VALUES (:pool, :host, '{}', 0, false, 0)
     ON CONFLICT (pool, host) DO NOTHING
 """)
 
 _LOCK = text("""
-    SELECT died_at, in_a_row, has_ended FROM worker_hosts WHERE pool = :pool AND host = :host FOR UPDATE
+    SELECT died_at, in_a_row, has_ended, lone_job, lone_deaths
+    FROM worker_hosts WHERE pool = :pool AND host = :host FOR UPDATE
 """)
 
 _WRITE = text("""
-    UPDATE worker_hosts SET died_at = :died_at, in_a_row = :in_a_row, has_ended = :has_ended
+    UPDATE worker_hosts SET died_at = :died_at, in_a_row = :in_a_row, has_ended = :has_ended,
+        lone_job = :lone_job, lone_deaths = :lone_deaths
     WHERE pool = :pool AND host = :host
 """)
 
@@ -47,15 +51,17 @@ class HostRepository:
         name = {"pool": self._pool, "host": host}
         self._connection.execute(_ENTER, name)
         row = self._connection.execute(_LOCK, name).one()
-        return HostRecord(tuple(row.died_at), row.in_a_row, row.has_ended)
+        return HostRecord(tuple(row.died_at), row.in_a_row, row.has_ended, row.lone_job, row.lone_deaths)
 
     def write(self, host: str, record: HostRecord) -> None:
         """Replace what is known of a host, and forget those that nothing has died on for long."""
         name = {"pool": self._pool, "host": host}
-        values: dict[str, list[datetime] | int | bool] = {
+        values: dict[str, list[datetime] | int | bool | UUID | None] = {
             "died_at": list(record.died_at),
             "in_a_row": record.in_a_row,
             "has_ended": record.has_ended,
+            "lone_job": record.lone_job,
+            "lone_deaths": record.lone_deaths,
         }
         self._connection.execute(_WRITE, name | values)
         self._connection.execute(_FORGET, name)

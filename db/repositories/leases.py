@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
-from db.losses import MAX_STRIKES, Blame, HeldJob, are_suspects, blame
+from db.losses import MAX_STRIKES, Blame, HeldJob, are_suspects, blame, lone_job
 from db.records import JobAttempt, LostJobs, Released, WorkerEnd, WorkerRow
 from db.repositories.endings import lock_jobs, write_endings
 from db.repositories.hosts import HostRepository
@@ -171,12 +171,13 @@ class LeaseRepository:
         has_ended = has_ended or lost.succeeded_jobs > 0
         hosts = HostRepository(self._connection, lost.pool)
         record = hosts.lock(lost.host)
-        is_canary = not has_ended and record.canary(lost.lost_at) is not None
         held = self._held(incarnation, lost)
+        alone = lone_job(held, end)
+        is_canary = not has_ended and record.excuses(lost.lost_at, alone)
         blamed = blame(held, end, is_canary=is_canary, is_only_host=not hosts.has_others(lost.host))
         if lost.was != "unhealthy" and end != "drained" and (lost.was != "gone" or lost.ended_by):
             record = record.after_death(
-                lost.lost_at, has_ended=has_ended, by_suspects=are_suspects(held, end)
+                lost.lost_at, has_ended=has_ended, by_suspects=are_suspects(held, end), lone_job=alone
             )
             hosts.write(lost.host, record)
         moved = self._give_back(incarnation, blamed, ended="lost")

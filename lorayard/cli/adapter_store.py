@@ -20,7 +20,7 @@ from lorayard.cli.pools import folder_of, known_pools, listed, told_pool
 from lorayard.cli.settings import StoreSettings
 from lorayard.contract.errors import LorayardError
 from lorayard.contract.job import Name
-from lorayard.server.adapter_store import revision_folder
+from lorayard.server.adapter_store import MARKER, is_store, make_store, revision_folder
 from workers.engine.core.errors import AdapterError, EngineError
 from workers.engine.lora import (
     AdapterDescription,
@@ -46,12 +46,37 @@ class AdapterStore:
         """Where the files of a revision are, or would be."""
         return revision_folder(self._root, digest)
 
+    def open(self, *, may_be_new: bool) -> None:
+        """Make sure that the store is there; one that `may_be_new` is made.
+
+        Raises LorayardError: what is not there may be a file system that is not mounted, and copies that are
+        put under its mount point would be seen by nobody.
+        """
+        if (self._root / MARKER).is_file():
+            return
+        if not may_be_new and not is_store(self._root):
+            raise LorayardError(
+                f"LORAYARD_ADAPTER_STORE={self._root} is not an adapter store (it has no {MARKER}), though "
+                "this pool has adapters in one: mount its file system, or name its folder; --new-store makes "
+                "a new store there"
+            )
+        try:
+            make_store(self._root)
+        except FileNotFoundError as error:
+            raise LorayardError(
+                f"LORAYARD_ADAPTER_STORE={self._root}: there is no folder {self._root.parent} to make it in: "
+                "mount its file system, or create that folder"
+            ) from error
+
     def put(self, source: Path, digest: str) -> Path:
-        """Copy a revision in, unless it is there and sound; readers never see half of one."""
+        """Copy a revision in, unless it is there and sound; readers never see half of one.
+
+        The store must have been opened, and raises FileNotFoundError if it went away since.
+        """
         target = self.path_of(digest)
         if self._is_sound(target, digest):
             return target
-        self._root.mkdir(parents=True, exist_ok=True)
+        (self._root / MARKER).stat()
         incoming = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=self._root))
         try:
             _copy(source, incoming)
@@ -175,11 +200,13 @@ def add_adapters(
     adapters: Sequence[tuple[str, Path]],  # name and folder of each
     *,
     base_name: str | None = None,
+    new_store: bool = False,
 ) -> Iterator[tuple[str, AdapterDescription]]:
     """Check all adapters, then copy each into the store and make it the current revision of its name.
 
-    `base_name` is what their base is called, whatever their own files say. Raises LorayardError for a name,
-    the AdapterError that fits for files, both before anything has changed, and DatabaseUnavailable.
+    `base_name` is what their base is called, whatever their own files say; with `new_store` the store is made
+    although the pool has adapters in one. Raises LorayardError for a name or a store that is not there, the
+    AdapterError that fits for files, both before anything has changed, and DatabaseUnavailable.
     """
     names = [name for name, _ in adapters]
     for name in names:
@@ -187,6 +214,8 @@ def add_adapters(
         if names.count(name) > 1:
             raise LorayardError(f"{name} is given twice; a name has one current revision: leave one out")
     found = _try_all(pool, adapters, base_name)
+    is_first = not database.run(lambda c: AdapterRepository(c).has_files(pool.pool))
+    store.open(may_be_new=new_store or is_first)
     for name, path, description in found:
         _add(database, store, pool.pool, name, path, description)
         yield name, description

@@ -38,6 +38,13 @@ def add(
         str | None,
         typer.Option(help="What their base is called, whatever their own files say: the name of this base."),
     ] = None,
+    new_store: Annotated[
+        bool,
+        typer.Option(
+            "--new-store",
+            help="Make LORAYARD_ADAPTER_STORE a store, although the pool has adapters in another one.",
+        ),
+    ] = False,
     model: _Model = None,
 ) -> None:
     """Check adapters against the base model, keep copies and serve them; a known name gets a new revision.
@@ -51,7 +58,8 @@ def add(
     store = AdapterStore(settings.adapter_store)
     with open_ledger(settings) as database:
         pool = fitting_pool(database, settings, adapters, base_name=base_name)
-        for one, added in add_adapters(database, store, pool, adapters, base_name=base_name):
+        adding = add_adapters(database, store, pool, adapters, base_name=base_name, new_store=new_store)
+        for one, added in adding:
             typer.echo(
                 f"{one}: revision {added.digest}, rank {added.rank}, {counted(added.num_modules, 'module')} "
                 f"({', '.join(added.targets)}), {added.bytes} bytes"

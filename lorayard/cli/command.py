@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ import typer
 from lorayard.cli import adapters, jobs, ledger, submit, up, usage, webhooks, workers
 from lorayard.cli.output import printable
 from lorayard.cli.plain_errors import plain_message
+from lorayard.process.variables import unknown_variables
 
 app = typer.Typer(
     name="lorayard",
@@ -30,6 +32,8 @@ app.add_typer(webhooks.app, name="webhooks")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command with this process's arguments, or those given, and exit with its status."""
+    for unknown in unknown_variables(os.environ):
+        typer.secho(f"warning: {printable(unknown)}", err=True, fg="yellow")
     try:
         app(None if arguments is None else list(arguments))
     except Exception as error:

@@ -15,6 +15,8 @@ from lorayard.contract.errors import IdempotencyConflict, JobFailed, ResultExpir
 from lorayard.contract.result import JobResult
 from lorayard.contract.states import JobState
 
+_NO_VERDICT = "may be another submission's: the ledger has not judged this one"
+
 
 class JobHandle:
     """One job, submitted by this process or another; `Client.submit` and `Client.job` make it."""
@@ -81,10 +83,13 @@ class JobHandle:
         A job that runs again (its worker was lost) starts over: the first piece of the new attempt has
         `is_restart`, and what came before it is void. A job not submitted with `stream=True`, or one whose
         stream has expired, comes in one piece at its end. Raises as `result` does, ResultTimeout after
-        `timeout` seconds; ask again to begin anew from the first token that Redis still has.
+        `timeout` seconds; ask again to begin anew from the first token that Redis still has. Under a key the
+        text begins once the ledger has said that this submission is the job.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         self._session.listen()
+        self._wait(self._has_verdict, timeout, _NO_VERDICT, deadline)
+        self._raise_if_void()
         tokens = TokenStream(self.id, self._session.link)
         with self._session.tracker.awaiting(self._tracked, lambda: None):
             yield from tokens.events(lambda: self.is_settled, deadline)
@@ -92,14 +97,31 @@ class JobHandle:
         yield from tokens.rest(self.result(left))
 
     def status(self) -> JobState:
-        """Ask for the job's state; raises ResultTimeout if no scheduler answers within the timeout."""
-        return self._tracked.result.state if self._tracked.result else self._ask("lookup")
+        """Ask for the job's state; raises ResultTimeout if no scheduler answers within the timeout.
+
+        Also raises IdempotencyConflict, ResultExpired and UnknownJob, as `result` does.
+        """
+        if self._tracked.result is None or not self._has_verdict():
+            self._ask("lookup")
+        # What the ledger has not judged waits in the intake; a state heard by then is another submission's.
+        known = self._tracked.state if self._has_verdict() else None
+        return known or JobState.QUEUED
 
     def cancel(self) -> JobState:
         """Ask for the job's end; returns the state found, the final one if the job has ended.
 
-        A running job ends a moment later: `result(raise_on_failure=False)` waits for that.
+        A running job ends a moment later: `result(raise_on_failure=False)` waits for that. Under a key the
+        job may be another submission's, with another payload: nothing is cancelled before the ledger has
+        said that it is this one's. Raises ResultTimeout if it has not said so within the timeout, and
+        IdempotencyConflict, ResultExpired and UnknownJob, as `result` does.
         """
+        self._wait(self._has_verdict, self._session.timeout_s, _NO_VERDICT)
+        self._raise_if_void()
+        if self._submission_id in self._tracked.unheard:
+            raise ResultTimeout(
+                f"job {self.id} is not cancelled: Redis lost what the ledger said of this submission, so the "
+                "job of its key may be another one's; Client.job(id).cancel() cancels it whosever it is"
+            )
         return self._tracked.result.state if self._tracked.result else self._ask("cancel")
 
     def wait_admitted(self, timeout: float, deadline: float | None = None) -> None:
@@ -112,8 +134,11 @@ class JobHandle:
         self._raise_if_void()
 
     def _is_admitted(self) -> bool:
-        known = self._tracked.state is not None and self._submission_id not in self._tracked.unconfirmed
-        return known or self.is_settled
+        return self.is_settled or (self._tracked.state is not None and self._has_verdict())
+
+    def _has_verdict(self) -> bool:
+        """Tell whether the job of this name is known to be this submission, or to be none."""
+        return self._submission_id not in self._tracked.unconfirmed or self.is_settled
 
     def _ask(self, kind: Literal["cancel", "lookup"]) -> JobState:
         before = self._tracked.replies

@@ -49,6 +49,8 @@ class TrackedJob:
     # first submission may be another client's, which then hears of the end, and not this one.
     has_key: bool = False
     unconfirmed: set[UUID] = field(default_factory=set)
+    # Those of which it seems to have said so, but nobody here has heard it.
+    unheard: set[UUID] = field(default_factory=set)
     # Pace of the lookups. `repair`: ask although other news flows.
     repair: bool = False
     next_lookup_at: float = 0.0
@@ -98,6 +100,7 @@ class TrackedJob:
             return False
         if reply.submission_id is not None:
             self.unconfirmed.discard(reply.submission_id)
+            self.unheard.discard(reply.submission_id)
             if reply.conflict is not None:
                 self.conflicts[reply.submission_id] = reply.conflict
                 return False
@@ -118,6 +121,7 @@ class TrackedJob:
         if not self.unconfirmed:
             self._is_accounted_for()
         elif self.asked_when_gone is not None and self.replies_since_gone >= REPLIES_WITHOUT_CONFLICT:
+            self.unheard |= self.unconfirmed
             self.unconfirmed.clear()
         return bool(self.unconfirmed)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 GenerationConfigUse = Literal["auto", "none"]
 """Whether what a job leaves unset is as the base's generation_config.json says, or as without that file."""
 
+
+DEFAULT_MODEL_LEN: Final = 2048
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -56,6 +59,20 @@ def pool_id(
         digest.update(f"{file.name}\n{file.stat().st_size}\n".encode())
         digest.update(_safetensors_header(file))
     return digest.hexdigest()[:16]
+
+
+def model_len(model_dir: Path, chosen: int | None) -> int:
+    """Tell how many tokens a job of the pool may have, prompt and answer; scheduler and workers both ask.
+
+    That is what the operator chose (an engine refuses what its model was not made for), else what the
+    checkpoint was made for before any scaling of its positions, but at most DEFAULT_MODEL_LEN: each
+    sequence in flight may need so much of the cache. Raises FileNotFoundError if there is no config.json.
+    """
+    if chosen is not None:
+        return chosen
+    config = json.loads(_read_config(model_dir))
+    limits = (config.get("max_position_embeddings"), config.get("original_max_position_embeddings"))
+    return min([DEFAULT_MODEL_LEN, *(int(limit) for limit in limits if limit)])
 
 
 def tokenizer_digest(model_dir: Path) -> str:

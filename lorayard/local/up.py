@@ -27,6 +27,7 @@ from lorayard.process.environment import BAD_ENVIRONMENT
 _POLL_S = 0.25
 # `timeout` and others signal a process and then its whole group: a wish repeated at once is one wish.
 _REPEAT_S = 1.0
+_PIPE_WIDTH = 200
 _SERVERS = frozenset({"redis", "postgres"})
 
 
@@ -91,7 +92,7 @@ def up(settings: StackSettings | None = None, console: Console | None = None) ->
     Return the exit status: 0 after a stop that was asked for, 1 when a server died. Call it from the main
     thread. Raises LocalStackError when the stack cannot start.
     """
-    console = console or Console()
+    console = console or _console()
     config = (settings or StackSettings()).to_config()
     _check_model(config.model)
     switch = _StopSwitch()
@@ -110,6 +111,12 @@ def up(settings: StackSettings | None = None, console: Console | None = None) ->
     finally:
         switch.stopping()
         _stop(stack, console)
+
+
+def _console() -> Console:
+    """Where there is no terminal, rich assumes one of 80 columns."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_PIPE_WIDTH)
 
 
 def _check_model(model: Path | None) -> None:
@@ -147,7 +154,8 @@ def _supervise(stack: Stack, switch: _StopSwitch, console: Console) -> int:
             if delay_s is None:
                 continue
             console.print(f"[bold red]{part.name} died[/]", highlight=False)
-            console.print(str(part.child.failure(f"ended with status {part.child.returncode}")), markup=False)
+            failure = part.child.failure(f"ended with status {part.child.returncode}")
+            console.print(str(failure), markup=False, soft_wrap=True)
             if part.name in _SERVERS:
                 return 1
             if part.name.startswith(WORKER_PREFIX) and part.child.returncode == BAD_ENVIRONMENT:
@@ -162,7 +170,7 @@ def _supervise(stack: Stack, switch: _StopSwitch, console: Console) -> int:
             try:
                 stack.relaunch(name)
             except (LocalStackError, OSError) as error:  # it has not started, and is tried again
-                console.print(str(error), markup=False)
+                console.print(str(error), markup=False, soft_wrap=True)
 
 
 def _show_addresses(stack: Stack, console: Console) -> None:
@@ -175,10 +183,14 @@ def _show_addresses(stack: Stack, console: Console) -> None:
         raise unwritable(stack.config.state_dir, error, "the stack cannot be shown to clients") from error
     table = Table(title="Lorayard is up", title_justify="left", show_header=True)
     for heading in ("part", "pid", "where"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, no_wrap=True)
     for name, child in stack.children.items():
         table.add_row(name, str(child.pid), _where(stack, name))
-    console.print(table)
+    # A terminal that is too narrow wraps lines, which can be copied then; rich would fold words in cells.
+    wide = Console(
+        file=console.file, width=max(console.width, _PIPE_WIDTH), force_terminal=console.is_terminal
+    )
+    wide.print(table)
     console.print(f"logs: {stack.config.state_dir.resolve() / 'logs'}", markup=False, soft_wrap=True)
     console.print(f"in another shell: source {shlex.quote(str(env_file))}", markup=False, soft_wrap=True)
     console.print("Ctrl-C stops it")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 from pydantic import AfterValidator, ValidationError
@@ -14,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from lorayard.contract.wording import told
 from lorayard.process.stop_request import StopRequest
+from lorayard.process.variables import unknown_variables
 
 BAD_ENVIRONMENT = 2
 """Exit status of a process that was told nonsense: starting it again would not help."""
@@ -47,28 +50,48 @@ def refuse(program: str, message: str) -> NoReturn:
     raise SystemExit(BAD_ENVIRONMENT)
 
 
-class RefusalSettings(BaseSettings):
-    """What becomes of a service that refuses its other settings."""
+class ServiceSettings(BaseSettings):
+    """What every service is told, before it reads what is its own."""
 
     model_config = SettingsConfigDict(env_prefix="LORAYARD_", extra="ignore", frozen=True)
 
+    ready_file: Path | None = None
     hold_refused: bool = False
 
 
+def withdraw_readiness() -> None:
+    """Remove the ready file that an earlier run left behind: a restarted container keeps its files.
+
+    A service's main module calls this before it imports the rest of the service, which may fail or be
+    killed too. Ends the process with one clear line if the file cannot be removed.
+    """
+    with readable_settings("service"):
+        ready_file = ServiceSettings().ready_file
+    if ready_file is not None:
+        try:
+            ready_file.unlink(missing_ok=True)
+        except OSError as error:
+            refuse(
+                "service", f"LORAYARD_READY_FILE={ready_file} of an earlier run cannot be removed: {error}"
+            )
+
+
 def run_service(main: Callable[[], int]) -> int:
-    """Run a service; returns its exit status.
+    """Run a service; returns its exit status. Variables that look like ours and are none are told first.
 
     One that refuses what it was told ends, or stays until told to stop if `LORAYARD_HOLD_REFUSED` is set:
     containers have no restart policy that spares one exit status, and it would begin anew forever.
     """
+    for unknown in unknown_variables(os.environ):
+        print(f"warning: {unknown}", file=sys.stderr)  # noqa: T201 - before there is a log
     try:
         status = main()
     except SystemExit as refused:
         if refused.code != BAD_ENVIRONMENT:
             raise
         status = BAD_ENVIRONMENT
-    with readable_settings("LORAYARD_HOLD_REFUSED"):
-        is_held = status == BAD_ENVIRONMENT and RefusalSettings().hold_refused
+    with readable_settings("service"):
+        is_held = status == BAD_ENVIRONMENT and ServiceSettings().hold_refused
     if is_held:
         stop = StopRequest()
         stop.listen()

@@ -31,7 +31,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import RequestHandler
 
 from lorayard.contract.addresses import Password, RedisPassword
-from lorayard.process.environment import readable_settings
+from lorayard.process.environment import readable_settings, run_service
 from lorayard.process.logs import configure_logs, worded
 from lorayard.process.server_check import require_usable_redis
 from lorayard.server.celery_app import make_app
@@ -257,4 +257,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_service(main))

@@ -220,16 +220,16 @@ def record_entry(key: str, body: bytes, names: dict[str, str], to: Recording) ->
     elif key.endswith(":control"):
         to.put("control_message", message["kind"], body)
     elif key.endswith(":completions"):
-        told = [part for part in ("residency", "ended", "held", "failures", "draining") if message[part]]
-        states = sorted({one["state"] for one in message["ended"]})
+        told = [part for part in ("residency", "ended", "held", "failures", "draining") if message.get(part)]
+        states = sorted({one["state"] for one in message.get("ended", ())})
         to.put("worker_event", "_".join(told + states) or "empty", body)
     elif ":cmd:" in key:
         to.put("command", message["kind"], body)
     elif key.startswith("lorayard:reply:"):
-        flags = [flag for flag in ("submission_id", "conflict", "request_id") if message[flag]]
-        to.put("job_reply", "_".join([str(message["state"]), *flags]).lower(), body)
+        flags = [flag for flag in ("submission_id", "conflict", "request_id") if message.get(flag)]
+        to.put("job_reply", "_".join([str(message.get("state")), *flags]).lower(), body)
     elif key.startswith("lorayard:tok:"):
-        to.put("token_entry", "ended" if message["ended"] else "text", body)
+        to.put("token_entry", "ended" if message.get("ended") else "text", body)
 
 
 def drive_stack(to: Recording) -> None:

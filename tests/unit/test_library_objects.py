@@ -221,6 +221,7 @@ def test_the_ledgers_engine() -> None:
     assert database._engine.get_execution_options() == {}
     assert database._engine.dialect._on_connect_isolation_level == "READ COMMITTED"
     assert database._engine._compiled_cache is not None
+    assert [function.__name__ for function in database._engine.dialect.dispatch.do_connect] == ["connect"]
 
 
 async def _webhook_connections() -> Any:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import sys
 
+from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings, run_service, withdraw_readiness
+
+if __name__ == "__main__":
+    withdraw_readiness()
+
 from db import Database, DatabaseSettings
 from db.database import MAX_HOLD_MS
 from db.secrets import SecretBox
 from db.server_check import require_usable_ledger
 from db.settings import SecretSettings
-from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings, run_service
 from lorayard.process.logs import configure_logs
 from lorayard.process.stop_request import StopRequest
 from workers.webhooks.addresses import AddressPolicy

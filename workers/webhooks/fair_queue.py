@@ -19,8 +19,14 @@ SPARE_SHARE: Final = 2
 """One in so many of all places: what a tenant may have; what a destination may have while others wait; and
 what is kept free of those who have more than that, for others who may come at any time."""
 
+PROVEN_PLACES: Final = 2
+"""So many of each eight places are kept for receivers that accepted what they were sent last, one each."""
+
 CROWDED_S: Final = 1.0
 """A delivery is given back for so long when enough others wait for its destination."""
+
+UNPROVEN_CROWDED_S: Final = 5.0
+"""A delivery is given back for so long when enough others wait of which nobody knows how they will fare."""
 
 KNOWN_S: Final = 30.0
 MAX_KNOWN: Final = 4096
@@ -39,6 +45,8 @@ class QueuedDelivery(Generic[T]):
     """Its round: the n-th delivery of each tenant is in the n-th round from now."""
     number: int = 0
     """Its place among those of one round: the order in which they came."""
+    is_proven: bool = False
+    """Whether its receiver did well lately; in its place, whether that is one kept for such receivers."""
 
 
 class GivenBack(NamedTuple, Generic[T]):
@@ -51,12 +59,14 @@ class GivenBack(NamedTuple, Generic[T]):
 @dataclass(slots=True)
 class _Counts:
     total: int = 0
+    unproven: int = 0
     tenants: Counter[str] = field(default_factory=Counter)
     hosts: Counter[str] = field(default_factory=Counter)
     destinations: Counter[str] = field(default_factory=Counter)
 
     def add(self, delivery: QueuedDelivery[T], number: int) -> None:
         self.total += number
+        self.unproven += 0 if delivery.is_proven else number
         _add(self.tenants, (delivery.tenant,), number)
         _add(self.hosts, (delivery.host,), number)
         _add(self.destinations, delivery.destinations, number)
@@ -66,8 +76,10 @@ class FairQueue(Generic[T]):
     """Mutable: the deliveries that wait, the places that others hold, and the standing of receivers.
 
     Of C places a tenant has at most C/4; a destination (an address, a registrable domain) has at most C/8
-    while others wait, and more than that only of the half that is not kept free. Among those who may be sent,
-    the one whose turn has been due the longest comes first.
+    while others wait, and more than that only of the half that is not kept free. The last C/4 are for
+    receivers that accepted what they were sent last, one each: whoever else hangs, each at an address of its
+    own, leaves these their way. Among those who may be sent, the one whose turn has been due the longest
+    comes first.
     """
 
     def __init__(self, num_places: int, max_per_host: int | None = None, hosts: Hosts | None = None) -> None:
@@ -76,6 +88,7 @@ class FairQueue(Generic[T]):
         self._max_per_destination = max(1, num_places // DESTINATION_SHARE)
         self._max_per_host = max_per_host or num_places
         self._num_spare = max(1, num_places // SPARE_SHARE)
+        self._max_unproven = num_places - PROVEN_PLACES * (num_places // DESTINATION_SHARE)
         self._hosts = hosts or Hosts()
         self._queue: list[QueuedDelivery[T]] = []
         self._waiting, self._in_flight = _Counts(), _Counts()
@@ -101,13 +114,25 @@ class FairQueue(Generic[T]):
 
     @property
     def max_claimed(self) -> int:
-        """How many deliveries of one tenant and host are worth claiming at a time."""
-        return self._max_per_destination
+        """How many deliveries of one tenant and host are worth claiming at a time.
+
+        Once places are left for receivers alone that do well, one: theirs are behind those of all others.
+        """
+        return 1 if self._is_full else self._max_per_destination
 
     @property
     def room(self) -> int:
-        """How many deliveries more may wait: twice as many wait as there are places."""
-        return 2 * self._num_places - self._waiting.total
+        """How many deliveries more may wait: twice as many wait as there are places.
+
+        There is room to look for those of receivers that do well even then.
+        """
+        room = 2 * self._num_places - self._waiting.total
+        return max(room, self._num_places // SPARE_SHARE) if self._is_full else room
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether the places that are left are for receivers alone that do well."""
+        return self._in_flight.unproven >= self._max_unproven < self._num_places
 
     def offer(self, delivery: QueuedDelivery[T], now: float) -> float:
         """Let a delivery wait and return 0, or return for how many seconds it is to be given back."""
@@ -119,6 +144,9 @@ class FairQueue(Generic[T]):
             self._waiting.destinations[one] >= 2 * self._max_per_destination for one in delivery.destinations
         ):
             return CROWDED_S
+        delivery.is_proven = self._hosts.is_proven(_receiver(delivery), now)
+        if not delivery.is_proven and self._waiting.unproven >= 2 * self._num_places:
+            return UNPROVEN_CROWDED_S
         if not delivery.turn:
             delivery.turn = max(self._round, self._last_turns.get(delivery.tenant, 0)) + 1
             self._last_turns[delivery.tenant] = delivery.turn
@@ -132,7 +160,7 @@ class FairQueue(Generic[T]):
         for is_spare in (False, True):
             for delivery in self._queue:
                 if self._may_start(delivery, now, is_spare=is_spare):
-                    return self._begin(delivery)
+                    return self._begin(delivery, now)
         return None
 
     def reach(self, delivery: QueuedDelivery[T], addresses: Iterable[str], now: float) -> bool:
@@ -192,8 +220,9 @@ class FairQueue(Generic[T]):
             if until > now and not crowded.isdisjoint(destinations)
         ]
 
-    def _begin(self, delivery: QueuedDelivery[T]) -> QueuedDelivery[T]:
+    def _begin(self, delivery: QueuedDelivery[T], now: float) -> QueuedDelivery[T]:
         self._remove(delivery)
+        delivery.is_proven = self._may_have_kept(delivery, now)
         self._in_flight.add(delivery, 1)
         self._hosts.begin(_receiver(delivery))
         if delivery.turn > self._round:
@@ -206,8 +235,14 @@ class FairQueue(Generic[T]):
         self._waiting.add(delivery, -1)
 
     def _may_start(self, delivery: QueuedDelivery[T], now: float, *, is_spare: bool) -> bool:
+        if self._is_full and not self._may_have_kept(delivery, now):
+            return False
         has_room = self._has_room(delivery, delivery.destinations, is_spare=is_spare)
         return has_room and self._hosts.may_call(_receiver(delivery), now)
+
+    def _may_have_kept(self, delivery: QueuedDelivery[T], now: float) -> bool:
+        receiver = _receiver(delivery)
+        return self._hosts.is_idle(receiver) and self._hosts.is_proven(receiver, now)
 
     def _has_room(self, delivery: QueuedDelivery[T], destinations: frozenset[str], *, is_spare: bool) -> bool:
         busy = self._in_flight

@@ -11,7 +11,7 @@ FIRST_PAUSE_S: Final = 30.0
 MAX_PAUSE_S: Final = 600.0
 
 FORGET_S: Final = 3600.0
-"""A failure counts for so long after the last one: a name that is used once must not be kept forever."""
+"""An answer counts for so long after the last one: a name that is used once must not be kept forever."""
 
 MAX_REMEMBERED: Final = 10_000
 
@@ -37,6 +37,8 @@ class Hosts:
         self._max_remembered = max_remembered
         self._hosts: OrderedDict[Receiver, _Record] = OrderedDict()
         """Those with deliveries in flight or with failures, the last to fail at the end."""
+        self._accepted_at: OrderedDict[Receiver, float] = OrderedDict()
+        """Those whose latest answer was a good one, the last to give it at the end."""
 
     def __len__(self) -> int:
         return len(self._hosts)
@@ -56,8 +58,12 @@ class Hosts:
         """Count an answer: some failures in a row pause a receiver, each further one for twice as long."""
         record = self._hosts.setdefault(receiver, _Record())
         record.failures = 0 if ok else record.failures + 1
+        self._accepted_at.pop(receiver, None)
         if ok:
             record.paused_until = float("-inf")
+            self._accepted_at[receiver] = now
+            if len(self._accepted_at) > self._max_remembered:
+                self._accepted_at.popitem(last=False)
             return
         record.failed_at = now
         if record.failures >= FAILURES_TO_OPEN:
@@ -70,6 +76,15 @@ class Hosts:
         """How long a receiver is still left alone; 0 if it may be called."""
         record = self._hosts.get(receiver)
         return max(0.0, record.paused_until - now) if record else 0.0
+
+    def is_proven(self, receiver: Receiver, now: float) -> bool:
+        """Whether a receiver has accepted what it was sent last, within the past hour."""
+        return self._accepted_at.get(receiver, float("-inf")) > now - FORGET_S
+
+    def is_idle(self, receiver: Receiver) -> bool:
+        """Whether nothing is in flight to a receiver."""
+        record = self._hosts.get(receiver)
+        return record is None or not record.in_flight
 
     def may_call(self, receiver: Receiver, now: float) -> bool:
         """Whether another delivery may begin: a receiver that was paused gets one at a time."""

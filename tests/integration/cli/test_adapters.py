@@ -32,6 +32,11 @@ def changed(tmp_path: Path, **config: Any) -> Path:
     return folder
 
 
+def revisions_in(store: Path) -> list[Path]:
+    """The folders of a store, without its marker."""
+    return [entry for entry in store.iterdir() if entry.is_dir()]
+
+
 def listed(lorayard: Command) -> list[dict[str, Any]]:
     """Read the catalogue through the command."""
     return [json.loads(line) for line in lorayard("adapters", "list", "--json").out.splitlines()]
@@ -44,7 +49,7 @@ def test_an_added_adapter_is_kept_and_listed(lorayard: Command, store: Path) -> 
     assert ran.status == 0, ran.err
     assert f"upper: revision {digest}, rank 4" in ran.out
     assert [(row["name"], row["revision"]) for row in listed(lorayard)] == [("upper", digest)]
-    assert [folder.name for folder in store.iterdir()] == [digest.removeprefix("sha256:")]
+    assert [folder.name for folder in revisions_in(store)] == [digest.removeprefix("sha256:")]
     assert adapter_digest(store / digest.removeprefix("sha256:")) == digest
 
 
@@ -105,7 +110,7 @@ def test_adding_the_same_files_again_changes_nothing(lorayard: Command, store: P
         assert lorayard("adapters", "add", name, str(UPPER)).status == 0
 
     assert [row["name"] for row in listed(lorayard)] == ["alias", "upper"]
-    assert len(list(store.iterdir())) == 1
+    assert len(revisions_in(store)) == 1
 
 
 def test_a_known_name_gets_a_new_revision_and_the_old_files_stay(lorayard: Command, store: Path) -> None:
@@ -113,7 +118,7 @@ def test_a_known_name_gets_a_new_revision_and_the_old_files_stay(lorayard: Comma
     lorayard("adapters", "add", "mine", str(SORT))
 
     assert [row["revision"] for row in listed(lorayard)] == [adapter_digest(SORT)]
-    assert len(list(store.iterdir())) == 2
+    assert len(revisions_in(store)) == 2
 
 
 def test_a_removed_adapter_is_not_listed_and_keeps_its_files(lorayard: Command, store: Path) -> None:
@@ -121,7 +126,7 @@ def test_a_removed_adapter_is_not_listed_and_keeps_its_files(lorayard: Command, 
 
     assert lorayard("adapters", "remove", "upper").out == "upper is removed\n"
     assert "has no adapters: `lorayard adapters add NAME PATH` adds one" in lorayard("adapters", "list").out
-    assert len(list(store.iterdir())) == 1
+    assert len(revisions_in(store)) == 1
 
 
 def test_removing_what_is_not_there_names_it(lorayard: Command) -> None:
@@ -134,7 +139,7 @@ def test_removing_what_is_not_there_names_it(lorayard: Command) -> None:
 def test_behaviour_10_a_name_like_a_path_reaches_no_file(lorayard: Command, store: Path) -> None:
     assert lorayard("adapters", "add", "a/../../../etc", str(UPPER)).status == 0
 
-    assert [folder.name for folder in store.iterdir()] == [adapter_digest(UPPER).removeprefix("sha256:")]
+    assert [folder.name for folder in revisions_in(store)] == [adapter_digest(UPPER).removeprefix("sha256:")]
     assert {entry.name for entry in store.parent.iterdir()} == {store.name}
 
 
@@ -277,28 +282,51 @@ def test_only_the_files_of_the_adapter_are_kept(tmp_path: Path, lorayard: Comman
 
     lorayard("adapters", "add", "mine", str(folder))
 
-    kept = {file.name for revision in store.iterdir() for file in revision.iterdir()}
+    kept = {file.name for revision in revisions_in(store) for file in revision.iterdir()}
     assert kept == {"adapter_config.json", "adapter_model.safetensors"}
 
 
 def test_a_damaged_copy_in_the_store_is_mended(lorayard: Command, store: Path) -> None:
     lorayard("adapters", "add", "upper", str(UPPER))
-    revision = next(store.iterdir())
+    (revision,) = revisions_in(store)
     (revision / "adapter_model.safetensors").unlink()
 
     lorayard("adapters", "add", "upper", str(UPPER))
 
     assert adapter_digest(revision) == adapter_digest(UPPER)
-    assert list(store.iterdir()) == [revision]
+    assert revisions_in(store) == [revision]
 
 
 def test_files_that_change_while_they_are_copied_are_refused(tmp_path: Path) -> None:
     store = AdapterStore(tmp_path / "store")
+    store.open(may_be_new=True)
 
     with pytest.raises(LorayardError, match="changed while it was copied"):
         store.put(UPPER, adapter_digest(SORT))
 
-    assert list((tmp_path / "store").iterdir()) == []
+    assert revisions_in(tmp_path / "store") == []
+
+
+def test_a_store_that_is_not_mounted_is_refused_and_not_made(lorayard: Command, store: Path) -> None:
+    lorayard("adapters", "add", "upper", str(UPPER))
+    store.rename(store.parent / "elsewhere")
+
+    for mount_point in (None, store):
+        if mount_point:
+            (mount_point / "lost+found").mkdir(parents=True)
+        ran = lorayard("adapters", "add", "sort", str(SORT))
+        assert ran.status == 1
+        assert (
+            f"LORAYARD_ADAPTER_STORE={store} is not an adapter store (it has no .lorayard-store)" in ran.err
+        )
+        assert "--new-store makes a new store there" in ran.err
+    assert [entry.name for entry in store.iterdir()] == ["lost+found"]
+    assert [row["name"] for row in listed(lorayard)] == ["upper"]
+
+    assert lorayard("adapters", "add", "--new-store", "sort", str(SORT)).status == 0
+    assert [folder.name for folder in store.glob("[0-9a-f]*")] == [
+        adapter_digest(SORT).removeprefix("sha256:")
+    ]
 
 
 def test_a_ledger_that_is_not_there_is_told_in_one_line(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lorayard import Client, JobState, as_completed
-from lorayard.contract.errors import UnknownJob
+from lorayard.contract.errors import ResultTimeout, UnknownJob
 from lorayard.contract.keys import reply_key
 from tests.integration.client.tiny_leader import KEYS, TinyLeader, connect, never_end, register_pool
 from tests.polling import eventually
@@ -149,6 +149,16 @@ def test_a_lost_confirmation_of_a_key_delays_the_result_only(client: Client, poo
 
     assert result.output == "HELLO"
     assert len(leader.lookups) >= 2
+
+
+def test_a_submission_whose_confirmation_was_lost_cancels_nothing(client: Client, pool_url: str) -> None:
+    with TinyLeader(pool_url, never_end, announces=False) as leader:
+        handle = client.submit("hello", idempotency_key="k")
+        with pytest.raises(ResultTimeout, match="is not cancelled: Redis lost what the ledger said"):
+            handle.cancel()
+        assert leader.results == {}
+
+        assert client.job(handle.id).cancel() is JobState.CANCELLED
 
 
 def test_unreadable_replies_are_passed_over(client: Client, pool_url: str) -> None:

@@ -159,6 +159,41 @@ def test_the_same_key_with_another_payload_is_a_conflict(client: Client, pool_ur
         assert first.result(WAIT_S).output == "HELLO"
 
 
+def test_a_handle_in_conflict_cancels_and_tells_nothing_of_the_first_job(
+    client: Client, pool_url: str
+) -> None:
+    with TinyLeader(pool_url, never_end) as leader:
+        first = client.submit("hello", idempotency_key="k1", stream=True)
+        # Nothing is heard before one of these asks.
+        for ask in (JobHandle.cancel, JobHandle.status, lambda handle: next(handle.stream(WAIT_S))):
+            with Client(pool_url) as other:
+                second = other.submit("other", idempotency_key="k1", stream=True)
+                with pytest.raises(IdempotencyConflict, match=f"job {second.id}: the key was used"):
+                    ask(second)
+
+        assert leader.results == {}
+        assert first.status() is JobState.QUEUED
+
+
+def test_a_repeat_cancels_the_job_that_it_repeats(client: Client, pool_url: str) -> None:
+    with TinyLeader(pool_url, never_end), Client(pool_url) as other:
+        first = client.submit("hello", idempotency_key="k1")
+        other.submit("hello", idempotency_key="k1").cancel()
+
+        assert first.result(WAIT_S, raise_on_failure=False).state is JobState.CANCELLED
+
+
+def test_a_cancel_under_a_key_that_nobody_judges_sends_nothing(pool_url: str) -> None:
+    with Client(pool_url, timeout_s=0.2) as client:
+        handle = client.submit("hello", idempotency_key="k1")
+        with pytest.raises(ResultTimeout, match=f"job {handle.id} may be another submission's"):
+            handle.cancel()
+
+    with TinyLeader(pool_url, never_end) as leader, Client(pool_url) as client:
+        assert client.job(handle.id).status() is JobState.QUEUED
+        assert leader.results == {}
+
+
 def test_the_ledger_receipt_of_a_conflict_is_the_conflict(client: Client, pool_url: str) -> None:
     with TinyLeader(pool_url):
         client.submit("hello", idempotency_key="k1").result(WAIT_S)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -13,7 +16,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from db import Database
-from db.database import parse_url
+from db.bounded_connection import BoundedConnection
+from db.database import ANSWER_GRACE_S, parse_url
 from db.errors import DatabaseUnavailable
 from tests.integration.db.ledger import Ledger
 
@@ -102,6 +106,66 @@ def test_a_killed_connection_is_unavailable_once_and_replaced(ledger: Ledger) ->
         ledger.database.run(work)
 
     ledger.database.run(ask)
+
+
+@contextmanager
+def hanging(pid: int) -> Iterator[None]:
+    """Stop one process of the server: its kernel goes on acknowledging, but nobody answers."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def raw(connection: Connection) -> BoundedConnection:
+    driven = connection.connection.driver_connection
+    assert isinstance(driven, BoundedConnection)
+    return driven
+
+
+def test_a_server_that_hangs_in_a_statement_is_given_up_and_another_connection_made(
+    database_url: str,
+) -> None:
+    database = Database(database_url, pool_size=1, statement_timeout_ms=30_000)
+
+    def hang(connection: Connection) -> None:
+        driven = raw(connection)
+        assert driven.answer_s == 35.0
+        assert driven.prepare_threshold is None  # or poolers older than pgbouncer 1.21 would lose statements
+        with hanging(driven.info.backend_pid):
+            driven.answer_s = 0.1
+            ask(connection)
+
+    with pytest.raises(DatabaseUnavailable, match=r"no answer within 0\.1 s"):
+        database.run(hang)
+
+    database.run(ask)
+    database.dispose()
+
+
+def test_a_server_that_hangs_is_noticed_by_a_shorter_wait_before_a_transaction(database_url: str) -> None:
+    database = Database(database_url, pool_size=1)
+    used = database.run(raw)
+    assert used.answer_s == ANSWER_GRACE_S
+
+    with hanging(used.info.backend_pid):
+        used.answer_s = 0.1
+        assert database.run(raw) is not used
+
+    assert used.closed
+    database.dispose()
+
+
+def test_a_host_that_hangs_is_passed_over_for_one_that_takes_writes(database_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        one_host = changed(database_url, drivername="postgresql")
+        url = one_host.replace("@", f"@127.0.0.1:{silent.getsockname()[1]},")
+        database = Database(url, pool_size=1)
+
+        database.run(ask)
+
+        database.dispose()
 
 
 def test_a_statement_that_runs_too_long_is_ended_and_postgres_not_called_away(database_url: str) -> None:

@@ -129,6 +129,7 @@ def test_strikes_outlast_the_suspicions_that_go_with_their_columns(ledger: Ledge
     ledger.run(WorkerRepository, "say_end", "w1", "engine_died", [JobAttempt(job_id, 1)])
     ledger.run(WorkerRepository, "set_state", "w1", "gone")
     ledger.run(LeaseRepository, "lose_worker", "w1")
+    assert ledger.sql("SELECT lone_job, lone_deaths FROM worker_hosts") == [(job_id, 1)]
 
     with ledger.database.transaction() as connection:
         command.downgrade(alembic_config(connection), "0010")

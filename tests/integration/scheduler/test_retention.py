@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from db.repositories.adapters import AdapterRepository
 from db.repositories.admission import AdmissionRepository
 from lorayard.contract.states import JobState
-from lorayard.server.adapter_store import revision_folder
+from lorayard.server.adapter_store import make_store, revision_folder
 from scheduler.adapter_collector import SET_ASIDE, AdapterCollector
 from scheduler.leader_context import LeaderContext
 from scheduler.retention import Retention
@@ -98,6 +99,7 @@ def test_a_successor_goes_on_where_a_leader_was_stopped(rig: PoolRig) -> None:
 def unused(rig: PoolRig, store: Path, name: str) -> str:
     """Add an adapter with files and remove its name again; returns its revision."""
     digest = rig.add_adapter(name)
+    make_store(store)
     folder = revision_folder(store, digest)
     folder.mkdir()
     (folder / "adapter_model.safetensors").write_bytes(b"weights")
@@ -244,13 +246,13 @@ def test_the_files_of_a_store_that_is_away_are_not_called_collected(
     (digest,) = collecting(rig, context, store, "old")
     store.rename(tmp_path / "elsewhere")
     if is_mounted_upon:
-        store.mkdir()
+        (store / "lost+found").mkdir(parents=True)
 
     sweep(context, store)
     assert revision_states(rig)[digest][0] == "collecting"
 
     if is_mounted_upon:
-        store.rmdir()
+        shutil.rmtree(store)
     (tmp_path / "elsewhere").rename(store)
     sweep(context, store)
     assert revision_states(rig)[digest][0] == "collected"

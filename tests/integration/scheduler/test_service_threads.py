@@ -12,7 +12,7 @@ import pytest
 from db.repositories.adapters import AdapterRepository
 from lorayard.contract.states import JobState
 from lorayard.process.service_thread import ServiceThread
-from lorayard.server.adapter_store import revision_folder
+from lorayard.server.adapter_store import make_store, revision_folder
 from scheduler.control import Control
 from scheduler.housekeeping import Housekeeping
 from scheduler.leader import Leader
@@ -89,6 +89,7 @@ def test_adapter_files_are_removed_although_their_thread_failed_once(
     rig: PoolRig, fault: Callable[..., Fault], tmp_path: Path
 ) -> None:
     digest = rig.add_adapter("old")
+    make_store(tmp_path)
     folder = revision_folder(tmp_path, digest)
     folder.mkdir()
     rig.database.run(lambda c: AdapterRepository(c).remove(rig.pool, "old"))

@@ -128,6 +128,9 @@ def test_a_worker_with_another_tokenizer_than_its_pools_others_is_refused_by_nam
     said = [json.loads(line) for line in another.log_path.read_text().splitlines() if line.startswith("{")]
     (refused,) = [line["reason"] for line in said if line["event"] == "worker.refused"]
     assert f"the tokenizer in {other} (tokenizer.json" in refused
+    assert [line["reason"] for line in said if line["event"] == "worker.gone"] == [
+        "its pool does not take it"
+    ]
     (warned,) = [line for line in said if line["event"] == "generation_config.not_applied"]
     assert (warned["process"], warned["worker"], warned["parameters"]) == (
         "engine",

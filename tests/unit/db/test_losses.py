@@ -12,7 +12,7 @@ from uuid import UUID
 
 import pytest
 
-from db.losses import MAX_LOSSES, Blame, HeldJob, HostRecord, are_suspects, blame
+from db.losses import MAX_LOSSES, Blame, HeldJob, HostRecord, are_suspects, blame, lone_job
 from db.records import WorkerEnd
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -179,12 +179,15 @@ class OneHost:
 
     guilty: set[UUID]
     waiting: list[HeldJob]
+    end: WorkerEnd = "engine_died"
     broken: bool = False
     record: HostRecord = field(default_factory=HostRecord)
     dead: list[UUID] = field(default_factory=list)
     struck: set[UUID] = field(default_factory=set)
     deaths: int = 0
     now_s: float = 0.0
+    paused_s: float = 0.0
+    """Beside `now_s`, in which no doubt ends by its age."""
     has_ended: bool = False
 
     def run(self, max_deaths: int = 100) -> None:
@@ -209,13 +212,21 @@ class OneHost:
         return batch[:1] if self._canary() else batch[:32]
 
     def _die(self, batch: list[HeldJob]) -> None:
+        canary = None if self.has_ended else self.record.canary(at(self.now_s))
         self.deaths += 1
         self.now_s += 5.0
-        held = [one._replace(is_running=True, is_in_step=True) for one in batch]
-        blamed = judge(held, is_canary=self._canary())
+        self.paused_s += canary.wait_s if canary else 0.0
+        is_known = self.end != "vanished"
+        held = [one._replace(is_running=True, is_in_step=is_known) for one in batch]
+        alone = lone_job(held, self.end)
+        is_excused = not self.has_ended and self.record.excuses(at(self.now_s), alone)
+        blamed = judge(held, self.end, is_canary=is_excused)
         struck = {one.job_id for one in blamed if one.is_struck}
         self.record = self.record.after_death(
-            at(self.now_s), has_ended=self.has_ended, by_suspects=are_suspects(held, "engine_died")
+            at(self.now_s),
+            has_ended=self.has_ended,
+            by_suspects=are_suspects(held, self.end),
+            lone_job=alone,
         )
         self.has_ended = False
         self.struck |= struck
@@ -227,6 +238,7 @@ class OneHost:
             else one._replace(
                 attempt=one.attempt + 1,
                 strikes=one.strikes if verdict.strikes is None else verdict.strikes,
+                losses=one.losses if verdict.losses is None else verdict.losses,
                 group=verdict.group or one.group,
             )
             for one in self.waiting
@@ -276,3 +288,58 @@ def test_a_broken_host_strikes_none_of_many_jobs_however_often_it_dies() -> None
 
     assert (host.dead, host.struck, len(host.waiting)) == ([], set(), 32)
     assert host.deaths == 20
+
+
+@pytest.mark.parametrize(("end", "minutes"), [("engine_died", 3), ("engine_hung", 3), ("vanished", 7)])
+def test_a_job_that_alone_has_ever_run_on_the_only_host_is_dead_within_minutes(
+    end: WorkerEnd, minutes: float
+) -> None:
+    host = OneHost({UUID(int=0)}, [job(0)], end)
+
+    host.run()
+
+    assert host.dead == [UUID(int=0)]
+    assert host.now_s + host.paused_s <= minutes * 60
+
+
+@pytest.mark.parametrize("num_jobs", [2, 3, 8])
+@pytest.mark.parametrize("end", ["engine_died", "vanished"])
+@pytest.mark.parametrize("arrives_after", [0, 1, 5])
+def test_a_broken_host_strikes_nobody_for_what_it_does_in_doubt_once_two_jobs_have_died_there(
+    num_jobs: int, end: WorkerEnd, arrives_after: int
+) -> None:
+    host = OneHost(set(), [job(0)], end, broken=True)
+    host.run(max_deaths=arrives_after)
+    struck = {one.job_id: one.strikes for one in host.waiting}
+    host.waiting += [job(number) for number in range(1, num_jobs)]
+
+    host.run(max_deaths=arrives_after + 12)
+
+    assert host.dead == []
+    in_doubt = {one.job_id: one.strikes for one in host.waiting}
+    before_doubt = 2 - min(arrives_after, 2)
+    assert sum(in_doubt.values()) - sum(struck.values()) <= before_doubt
+
+
+def test_one_death_of_another_clears_a_job_that_was_alone_in_all_the_others() -> None:
+    record = HostRecord()
+    for number in range(8):
+        record = record.after_death(
+            at(number), has_ended=False, by_suspects=True, lone_job=UUID(int=number // 7)
+        )
+    assert record.excuses(at(9.0), UUID(int=0))
+    assert record.excuses(at(9.0), UUID(int=1))
+
+    for number in range(20):
+        record = record.after_death(at(number), has_ended=False, by_suspects=True, lone_job=UUID(int=1))
+    assert record.excuses(at(21.0), UUID(int=1))  # not all of the row were its own
+
+
+def test_a_death_that_an_earlier_release_counted_proves_nothing() -> None:
+    proven = HostRecord((at(0.0),), 6, lone_job=UUID(int=1), lone_deaths=6)
+    counted_elsewhere = HostRecord((at(0.0),), 7, lone_job=UUID(int=1), lone_deaths=6)
+
+    assert not proven.excuses(at(1.0), UUID(int=1))
+    assert proven.excuses(at(1.0), UUID(int=2))
+    assert proven.excuses(at(1.0), None)
+    assert counted_elsewhere.excuses(at(1.0), UUID(int=1))

@@ -207,10 +207,16 @@ def test_every_long_running_service_has_a_health_check(services: dict[str, Any])
 def test_a_service_of_ours_whose_settings_are_refused_stays_but_the_migration_ends(
     services: dict[str, Any],
 ) -> None:
-    assert {services[name]["environment"]["LORAYARD_HOLD_REFUSED"] for name in ("scheduler", "worker")} == {
-        "true"
-    }
+    ours = ("scheduler", "worker", "webhooks", "flower")
+    assert {services[name]["environment"]["LORAYARD_HOLD_REFUSED"] for name in ours} == {"true"}
     assert services["migrate"]["command"] == ["python", "-m", "db.migrate"]  # which asks for no such thing
+
+
+def test_a_ready_file_is_gone_whenever_its_container_starts(services: dict[str, Any]) -> None:
+    for name in ("scheduler", "worker", "webhooks"):
+        ready_file = Path(services[name]["environment"]["LORAYARD_READY_FILE"])
+        assert str(ready_file.parent) in services[name]["tmpfs"], name
+        assert services[name]["healthcheck"]["test"] == ["CMD", "test", "-f", str(ready_file)], name
 
 
 def test_redis_keeps_an_append_only_file_on_a_volume(services: dict[str, Any]) -> None:
@@ -252,7 +258,16 @@ def test_the_overlay_changes_nothing_but_the_workers(
         assert {name: environment[name] for name in environment if name not in told} == (
             services["worker"]["environment"]
         )
-    for key in ("command", "image", "healthcheck", "volumes", "stop_grace_period", "shm_size", "restart"):
+    for key in (
+        "command",
+        "image",
+        "healthcheck",
+        "volumes",
+        "tmpfs",
+        "stop_grace_period",
+        "shm_size",
+        "restart",
+    ):
         assert worker[key] == other[key] == services["worker"][key], key
     for own in (worker, other):
         assert own["depends_on"]["migrate"]["condition"] == "service_completed_successfully"

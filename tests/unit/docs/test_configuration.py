@@ -9,10 +9,14 @@ from pydantic import AliasChoices
 from pydantic_settings import BaseSettings
 
 from db.settings import DatabaseSettings, SecretSettings
+from kernels import dependent_launch
+from kernels.cpu.library import LEVEL_VARIABLE
 from lorayard.cli.settings import StoreSettings
 from lorayard.client.settings import ClientSettings
 from lorayard.local import StackSettings
-from lorayard.process.environment import RefusalSettings
+from lorayard.process.environment import ServiceSettings
+from lorayard.process.variables import KNOWN
+from lorayard.server.flower import FlowerSettings
 from scheduler.settings import SchedulerSettings
 from workers.settings import WorkerSettings
 from workers.webhooks.settings import RelaySettings
@@ -21,7 +25,8 @@ DOCUMENT = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
 EDGES = [
     ClientSettings,
     DatabaseSettings,
-    RefusalSettings,
+    FlowerSettings,
+    ServiceSettings,
     RelaySettings,
     SchedulerSettings,
     SecretSettings,
@@ -47,3 +52,10 @@ def test_every_variable_is_documented(settings: type[BaseSettings]) -> None:
     missing = {name for name in variables(settings) if f"`{name}`" not in DOCUMENT}
 
     assert not missing
+
+
+def test_every_variable_is_known_so_that_others_are_told() -> None:
+    read = {name for settings in EDGES for name in variables(settings) if name.startswith("LORAYARD_")}
+    told = {"LORAYARD_MODEL_DIR", "LORAYARD_FLOWER_URL", LEVEL_VARIABLE, dependent_launch.VARIABLE}
+
+    assert read | told == KNOWN

@@ -19,12 +19,28 @@ def checkpoint(folder: Path, vocabulary: Any = None, **config: Any) -> Path:
     return folder
 
 
-def test_the_shorter_of_the_models_and_the_operators_limit_counts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        ({"max_position_embeddings": 1024}, 1024),
+        ({"max_position_embeddings": 131_072}, 2048),
+        ({"max_position_embeddings": 131_072, "original_max_position_embeddings": 512}, 512),
+        ({}, 2048),
+    ],
+)
+def test_without_a_choice_of_the_operators_the_models_own_limit_counts_up_to_a_default(
+    config: dict[str, int], limit: int, tmp_path: Path
+) -> None:
+    assert describe_pool(checkpoint(tmp_path, **config), "float32", None).max_model_len == limit
+
+
+def test_the_operators_choice_counts_which_a_worker_refuses_if_the_model_cannot_have_it(
+    tmp_path: Path,
+) -> None:
     model = checkpoint(tmp_path, max_position_embeddings=1024)
 
-    assert describe_pool(model, "float32", None).max_model_len == 1024
     assert describe_pool(model, "float32", 256).max_model_len == 256
-    assert describe_pool(model, "float32", 4096).max_model_len == 1024
+    assert describe_pool(model, "float32", 4096).max_model_len == 4096  # its positions may be scaled
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lorayard.process.environment import BAD_ENVIRONMENT
+from scheduler.checkpoint import describe_pool
 from workers.engine.core.engine_info import EngineInfo
 from workers.engine.core.sampling_defaults import SamplingDefaults
 from workers.launch import _engine_config, _told_of
@@ -20,12 +22,29 @@ BASE = Path(__file__).parents[3] / "examples" / "tiny" / "base"
 
 def test_the_engine_serves_the_model_under_the_name_that_the_worker_is_told() -> None:
     settings = WorkerSettings(
-        model=Path("/model"), adapter_store=Path("/store"), served_model_name="someone/base"
+        model=Path("/model"),
+        adapter_store=Path("/store"),
+        served_model_name="someone/base",
+        max_model_len=64,
     )
 
     config = _engine_config(settings)
 
     assert (config.model, config.served_model_name) == ("/model", "someone/base")
+
+
+@pytest.mark.parametrize("chosen", [None, 40])
+@pytest.mark.parametrize("positions", [None, 100, 131_072])
+def test_workers_take_jobs_as_long_as_the_scheduler_admits(
+    chosen: int | None, positions: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": positions}))
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    settings = WorkerSettings(model=tmp_path, adapter_store=tmp_path, max_model_len=chosen)
+
+    admitted = describe_pool(tmp_path, settings.dtype, chosen).max_model_len
+
+    assert _engine_config(settings).max_model_len == admitted == min(chosen or 2048, positions or 2048)
 
 
 def test_the_log_tells_of_the_models_defaults_those_that_jobs_get() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from lorayard.cli.adapter_store import AdapterStore
+from lorayard.contract.errors import LorayardError
+from lorayard.server.adapter_store import MARKER
 from tests.unit.workers.engine.lora.adapter_writer import write_adapter
 from workers.engine.lora import adapter_digest
 
@@ -46,11 +48,17 @@ def damage(target: Path) -> None:
     (target / "adapter_config.json").write_text("{")
 
 
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    AdapterStore(tmp_path / "store").open(may_be_new=True)
+    return tmp_path / "store"
+
+
 @pytest.mark.parametrize(("was_damaged", "has_looked"), [(False, False), (True, False), (True, True)])
 def test_another_who_puts_the_same_revision_in_between_is_welcome(
-    source: Path, tmp_path: Path, was_damaged: bool, has_looked: bool
+    source: Path, root: Path, was_damaged: bool, has_looked: bool
 ) -> None:
-    root, digest = tmp_path / "store", adapter_digest(source)
+    digest = adapter_digest(source)
     store = RacingStore(root, lambda _: AdapterStore(root).put(source, digest), has_looked=has_looked)
     if was_damaged:
         damage(store.path_of(digest))
@@ -58,17 +66,44 @@ def test_another_who_puts_the_same_revision_in_between_is_welcome(
     placed = store.put(source, digest)
 
     assert adapter_digest(placed) == digest
-    assert list(root.iterdir()) == [placed]
+    assert {*root.iterdir()} == {placed, root / MARKER}
 
 
 def test_a_damaged_revision_that_another_has_just_moved_away_is_replaced(
-    source: Path, tmp_path: Path
+    source: Path, root: Path, tmp_path: Path
 ) -> None:
-    root, digest = tmp_path / "store", adapter_digest(source)
+    digest = adapter_digest(source)
     store = RacingStore(root, lambda target: target.rename(tmp_path / "moved"), has_looked=True)
     damage(store.path_of(digest))
 
     placed = store.put(source, digest)
 
     assert adapter_digest(placed) == digest
-    assert list(root.iterdir()) == [placed]
+    assert {*root.iterdir()} == {placed, root / MARKER}
+
+
+def test_a_store_of_a_release_without_markers_is_known_by_its_revisions(root: Path, source: Path) -> None:
+    AdapterStore(root).put(source, adapter_digest(source))
+    (root / MARKER).unlink()
+
+    AdapterStore(root).open(may_be_new=False)
+
+    assert (root / MARKER).is_file()
+
+
+def test_the_first_store_of_a_pool_is_not_made_where_its_parent_is_missing(tmp_path: Path) -> None:
+    root = tmp_path / "mnt" / "store"
+
+    with pytest.raises(LorayardError, match=f"there is no folder {tmp_path / 'mnt'} to make it in"):
+        AdapterStore(root).open(may_be_new=True)
+
+
+def test_a_store_that_goes_away_while_adapters_are_added_is_not_made_anew(root: Path, source: Path) -> None:
+    store = AdapterStore(root)
+    store.open(may_be_new=False)
+    (root / MARKER).unlink()  # as of a file system that is no longer mounted
+
+    with pytest.raises(FileNotFoundError):
+        store.put(source, adapter_digest(source))
+
+    assert not any(root.iterdir())

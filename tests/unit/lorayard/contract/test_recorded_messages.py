@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from pydantic import BaseModel
@@ -27,6 +28,7 @@ from lorayard.contract.messages import (
 from lorayard.contract.pool import PoolInfo
 from lorayard.contract.reading import read_request
 from lorayard.webhooks import WebhookEvent
+from tests.recorded.record_messages import Recording, record_entry
 
 RECORDED = Path(__file__).parents[3] / "recorded" / "messages" / "v0_1"
 
@@ -127,3 +129,20 @@ def test_every_shape_of_job_went_to_a_worker() -> None:
     }
 
     assert {name for name, job_id in submitted.items() if job_id not in jobs} <= never_leased
+
+
+def test_a_message_is_recorded_though_its_writer_left_out_what_was_not_set(tmp_path: Path) -> None:
+    job_id = uuid4()
+    written: list[tuple[str, WireMessage]] = [
+        ("lorayard:{p}:completions", WorkerEvent(incarnation="w", free_seqs=1, free_kv_blocks=2)),
+        ("lorayard:reply:c", JobReply(job_id=job_id, state=None)),
+        ("lorayard:tok:j", TokenEntry(attempt=1)),
+        ("lorayard:{p}:control", ControlMessage(kind="lookup", job_id=job_id)),
+        ("lorayard:{p}:cmd:w", Command(kind="drain", term=1)),
+    ]
+    recording = Recording(tmp_path)
+
+    for key, message in written:
+        record_entry(key, message.to_body(), {}, recording)
+
+    assert {file.stem for file in tmp_path.rglob("*.json")} == {"empty", "none", "text", "lookup", "drain"}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pydantic_settings import BaseSettings
 
-from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings
+from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings, withdraw_readiness
 
 
 @pytest.mark.parametrize(
@@ -20,17 +22,51 @@ from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings
         ("workers.webhooks", "LORAYARD_DATABASE_URL"),
     ],
 )
-def test_a_missing_variable_is_one_line(module: str, missing: str) -> None:
+def test_a_missing_variable_is_one_line_and_an_earlier_run_is_not_taken_for_ready(
+    module: str, missing: str, tmp_path: Path
+) -> None:
     bare = {name: value for name, value in os.environ.items() if not name.startswith("LORAYARD_")}
+    ready_file = tmp_path / "ready"
+    ready_file.touch()
 
     run = subprocess.run(
-        [sys.executable, "-m", module], env=bare, capture_output=True, text=True, check=False
+        [sys.executable, "-m", module],
+        env=bare | {"LORAYARD_READY_FILE": str(ready_file)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
+    assert not ready_file.exists()
     assert run.returncode == BAD_ENVIRONMENT
     assert missing in run.stderr
     assert "not set" in run.stderr
     assert len(run.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("module", ["scheduler", "workers", "workers.webhooks"])
+def test_a_service_withdraws_its_readiness_before_it_imports_what_may_fail(module: str) -> None:
+    main = Path(__file__).parents[4] / module.replace(".", "/") / "__main__.py"
+    statements = ast.parse(main.read_text()).body
+    withdraws = next(i for i, one in enumerate(statements) if "withdraw_readiness()" in ast.unparse(one))
+
+    before = {ast.unparse(one) for one in statements[:withdraws] if "import" in ast.unparse(one)}
+    ours = {line for line in before if not line.startswith("import ")} - {
+        "from __future__ import annotations"
+    }
+    assert {line.split()[1] for line in ours} == {"lorayard.process.environment"}
+
+
+def test_a_ready_file_that_cannot_be_removed_ends_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LORAYARD_READY_FILE", str(tmp_path))  # a folder
+
+    with pytest.raises(SystemExit) as ended:
+        withdraw_readiness()
+
+    assert ended.value.code == BAD_ENVIRONMENT
+    assert f"LORAYARD_READY_FILE={tmp_path} of an earlier run cannot be removed" in capsys.readouterr().err
 
 
 def test_a_service_that_is_refused_in_a_container_stays_until_it_is_stopped() -> None:

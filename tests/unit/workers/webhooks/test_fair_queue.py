@@ -11,8 +11,8 @@ from itertools import count
 
 import pytest
 
-from workers.webhooks.fair_queue import CROWDED_S, KNOWN_S, FairQueue, QueuedDelivery
-from workers.webhooks.hosts import FAILURES_TO_OPEN, FIRST_PAUSE_S
+from workers.webhooks.fair_queue import CROWDED_S, KNOWN_S, UNPROVEN_CROWDED_S, FairQueue, QueuedDelivery
+from workers.webhooks.hosts import FAILURES_TO_OPEN, FIRST_PAUSE_S, FORGET_S
 
 C = 64
 HANGS_S = 15.0
@@ -34,14 +34,22 @@ def started(
     return begun
 
 
+def prove(queue: FairQueue[str], *receivers: tuple[str, str], now: float = 0.0) -> None:
+    """Have receivers accept a delivery."""
+    for tenant, host in receivers:
+        (one,) = started(queue, delivery(tenant, host), now=now)
+        queue.end(one, now, ok=True)
+
+
 def test_all_places_can_be_taken_and_no_more() -> None:
     queue: FairQueue[str] = FairQueue(C)
+    prove(queue, *((f"t{n}", f"h{n}.example") for n in range(C // 4)))
 
     begun = started(queue, *(delivery(f"t{n}", f"h{n}.example") for n in range(C + 5)))
 
     assert len(begun) == queue.num_in_flight == C
     assert queue.num_waiting == 5
-    queue.end(begun[0], 0.0, ok=True)
+    queue.end(begun[-1], 0.0, ok=True)
     assert len(started(queue)) == 1
 
 
@@ -65,6 +73,23 @@ def test_a_destination_has_an_eighth_while_others_wait_and_half_of_all_if_nobody
     for n in range(2 * C):
         begun += len(started(alone, delivery(f"t{n}", "one.example"))) if alone.num_waiting < C // 8 else 0
     assert begun == C // 2
+
+
+def test_the_last_quarter_is_for_receivers_that_did_well_lately_one_place_each() -> None:
+    queue: FairQueue[str] = FairQueue(C)
+    prove(queue, ("good", "good.example"), ("bad", "bad.example"), ("old", "old.example"))
+    (failed,) = started(queue, delivery("bad", "bad.example"))
+    queue.end(failed, 0.0, ok=False)
+    begun = started(queue, *(delivery(f"t{n}", f"h{n}.example") for n in range(C)))
+    assert len(begun) == C - C // 4
+
+    late = FORGET_S - 1.0
+    prove(queue, ("good", "good.example"), now=late)
+    names = ["bad", "good", "good", "new", "old"]
+    waiting = [delivery(name, f"{name}.example") for name in names]
+    assert [one.tenant for one in started(queue, *waiting, now=FORGET_S)] == ["good"]
+    queue.end(begun[0], FORGET_S, ok=True)
+    assert len(started(queue, now=FORGET_S)) == 1
 
 
 def test_one_host_has_no_more_than_it_was_given() -> None:
@@ -103,7 +128,7 @@ def test_tenants_take_turns_at_a_destination_whatever_else_they_send() -> None:
 
 def test_a_tenant_with_many_waiting_comes_after_one_with_few() -> None:
     queue: FairQueue[str] = FairQueue(4)  # one place for a tenant
-    for n in range(10):
+    for n in range(7):
         queue.offer(delivery("many", f"m{n}.example"), 0.0)
     queue.offer(delivery("few", "f.example"), 0.0)
 
@@ -166,6 +191,21 @@ def test_not_more_wait_for_a_destination_than_can_soon_be_sent() -> None:
     assert queue.offer(delivery("late", "two.example"), 0.0) == 0.0
 
 
+def test_what_nobody_knows_leaves_room_to_claim_what_is_for_receivers_that_do_well() -> None:
+    queue: FairQueue[str] = FairQueue(C)
+    prove(queue, ("good", "good.example"))
+    assert len(started(queue, *(delivery(f"t{n}", f"h{n}.example") for n in range(C)))) == C - C // 4
+    for n in range(C, C - C // 4 + 2 * C - 1):
+        assert queue.offer(delivery(f"t{n}", f"h{n}.example"), 0.0) == 0.0
+    assert queue.room == C // 2
+    assert queue.offer(delivery("last", "last.example"), 0.0) == 0.0
+
+    assert queue.room == C // 2
+    assert queue.offer(delivery("late", "late.example"), 0.0) == UNPROVEN_CROWDED_S
+    assert [one.tenant for one in started(queue, delivery("good", "good.example"))] == ["good"]
+    assert started(queue, delivery("good", "good.example")) == []  # one place each
+
+
 def test_no_count_is_left_when_all_is_over() -> None:
     queue: FairQueue[str] = FairQueue(8)
     for n in range(16):
@@ -176,7 +216,8 @@ def test_no_count_is_left_when_all_is_over() -> None:
     queue.take_all()
 
     for counts in (queue._waiting, queue._in_flight):
-        assert (counts.total, counts.tenants, counts.hosts, counts.destinations) == (0, {}, {}, {})
+        named = (counts.tenants, counts.hosts, counts.destinations)
+        assert (counts.total, counts.unproven, named) == (0, 0, ({}, {}, {}))
     assert not any(record.in_flight for record in queue._hosts._hosts.values())
 
 
@@ -333,3 +374,31 @@ def test_a_healthy_receiver_of_another_tenant_waits_a_second_at_most(harm: Calla
 
     assert len(world.waits) >= 38
     assert sorted(world.waits)[int(len(world.waits) * 0.99)] <= 1.0
+
+
+def hang_on_addresses_of_their_own(world: World, num_tenants: int) -> None:
+    for n in range(num_tenants):
+        for _ in range(10):
+            world.add(f"t{n:04}", f"hook.hang{n}.example")
+
+
+def test_a_receiver_that_did_well_waits_a_second_at_most_whoever_hangs() -> None:
+    world = World()
+    world.run(until=6.0)
+    hang_on_addresses_of_their_own(world, 150)
+
+    world.run(until=30.0)
+
+    assert len(world.waits) >= 40
+    assert max(world.waits) <= 1.0
+
+
+def test_a_receiver_that_nobody_knows_waits_for_the_others_first_tries_and_never_again() -> None:
+    world = World()
+    hang_on_addresses_of_their_own(world, 100)
+
+    world.run(until=60.0)
+
+    assert HANGS_S / 2 < world.waits[0] <= 100 / (C - C // 4) * HANGS_S + HANGS_S
+    assert len(world.waits) >= 20
+    assert max(world.waits[1:]) <= 1.0
