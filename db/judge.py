@@ -9,7 +9,6 @@ import psycopg
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 
 from db.errors import DatabaseUnavailable
-from db.models import Table
 
 
 class Fault(Enum):
@@ -117,6 +116,9 @@ def _is_of_a_later_column(error: DBAPIError) -> bool:
     """Whether a null is missing in a column that this release has never heard of, and never fills."""
     if not isinstance(error.orig, psycopg.Error):
         return False
+    # Nothing else at run time asks for the models, which bring SQLAlchemy's ORM: 12 MB in each process.
+    from db.models import Table
+
     told = error.orig.diag
     table = Table.metadata.tables.get(told.table_name or "")
     return table is not None and told.column_name is not None and told.column_name not in table.columns

@@ -1,26 +1,36 @@
-"""What producers and receivers hold in hand: the client, its types and errors, and webhook verification."""
+"""What producers and receivers hold in hand: the client, its types and errors, and webhook verification.
 
-from lorayard.client import Client, JobHandle, StreamEvent, as_completed
-from lorayard.contract.errors import (
-    AdapterQuarantined,
-    IdempotencyConflict,
-    InvalidJob,
-    InvalidSignature,
-    JobFailed,
-    LorayardError,
-    QueueFull,
-    ResultExpired,
-    ResultTimeout,
-    Unavailable,
-    UnknownAdapter,
-    UnknownJob,
-    UnknownPool,
-)
-from lorayard.contract.job import JobSpec
-from lorayard.contract.request import GenerationRequest, Message
-from lorayard.contract.result import JobError, JobResult
-from lorayard.contract.states import JobState
-from lorayard.contract.structured_outputs import StructuredOutputs
+Each is imported when it is first asked for: scheduler, workers, relay and Flower, which need a module or two
+of this package, hold no client in memory.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lorayard.client import Client, JobHandle, StreamEvent, as_completed
+    from lorayard.contract.errors import (
+        AdapterQuarantined,
+        IdempotencyConflict,
+        InvalidJob,
+        InvalidSignature,
+        JobFailed,
+        LorayardError,
+        QueueFull,
+        ResultExpired,
+        ResultTimeout,
+        Unavailable,
+        UnknownAdapter,
+        UnknownJob,
+        UnknownPool,
+    )
+    from lorayard.contract.job import JobSpec
+    from lorayard.contract.request import GenerationRequest, Message
+    from lorayard.contract.result import JobError, JobResult
+    from lorayard.contract.states import JobState
+    from lorayard.contract.structured_outputs import StructuredOutputs
 
 __all__ = [
     "AdapterQuarantined",
@@ -48,3 +58,42 @@ __all__ = [
     "UnknownPool",
     "as_completed",
 ]
+
+_MODULE_OF = {
+    "AdapterQuarantined": "lorayard.contract.errors",
+    "Client": "lorayard.client",
+    "GenerationRequest": "lorayard.contract.request",
+    "IdempotencyConflict": "lorayard.contract.errors",
+    "InvalidJob": "lorayard.contract.errors",
+    "InvalidSignature": "lorayard.contract.errors",
+    "JobError": "lorayard.contract.result",
+    "JobFailed": "lorayard.contract.errors",
+    "JobHandle": "lorayard.client",
+    "JobResult": "lorayard.contract.result",
+    "JobSpec": "lorayard.contract.job",
+    "JobState": "lorayard.contract.states",
+    "LorayardError": "lorayard.contract.errors",
+    "Message": "lorayard.contract.request",
+    "QueueFull": "lorayard.contract.errors",
+    "ResultExpired": "lorayard.contract.errors",
+    "ResultTimeout": "lorayard.contract.errors",
+    "StreamEvent": "lorayard.client",
+    "StructuredOutputs": "lorayard.contract.structured_outputs",
+    "Unavailable": "lorayard.contract.errors",
+    "UnknownAdapter": "lorayard.contract.errors",
+    "UnknownJob": "lorayard.contract.errors",
+    "UnknownPool": "lorayard.contract.errors",
+    "as_completed": "lorayard.client",
+}
+
+if not TYPE_CHECKING:  # mypy would take every name for one of ours
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value = getattr(import_module(_MODULE_OF[name]), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

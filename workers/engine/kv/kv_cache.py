@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
@@ -123,7 +125,10 @@ class BlockAllocator:
 
 
 class KVCache:
-    """Keys and values of every layer, [num_layers, num_blocks, num_kv_heads, block_size, head_dim] each."""
+    """Keys and values of every layer, [num_layers, num_blocks, num_kv_heads, block_size, head_dim] each.
+
+    On the CPU a block that was never written takes no memory.
+    """
 
     def __init__(
         self,
@@ -137,8 +142,8 @@ class KVCache:
         device: torch.device,
     ) -> None:
         shape = (num_layers, num_blocks, num_kv_heads, block_size, head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys = _zeros(shape, dtype, device)
+        self.values = _zeros(shape, dtype, device)
         self.layers: tuple[tuple[Tensor, Tensor], ...] = tuple(zip(self.keys, self.values, strict=True))
 
     def zero(
@@ -152,3 +157,15 @@ class KVCache:
         """
         self.keys.index_fill_(1, blocks, 0)
         self.values.index_fill_(1, blocks, 0)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Make a tensor of zeros; on the CPU of pages that the kernel gives when they are first written.
+
+    `torch.zeros` writes them all, which a worker that serves little would hold for nothing.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -151,3 +153,27 @@ def test_clearing_touches_the_named_blocks_of_every_layer_only() -> None:
     assert cache.values[:, [1, 3]].eq(0).all()
     assert cache.keys[:, [0, 2]].isnan().all()
     assert cache.values[:, [0, 2]].eq(1).all()
+
+
+def test_blocks_that_were_never_written_take_no_memory() -> None:
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    before = resident_bytes()
+    cache = KVCache(
+        num_layers=2,
+        num_blocks=1024,
+        num_kv_heads=4,
+        block_size=16,
+        head_dim=64,
+        dtype=torch.bfloat16,
+        device=torch.device("cpu"),
+    )
+    assert cache.keys.nbytes + cache.values.nbytes == 1 << 25
+
+    cache.keys[1, 3] = 1.0
+
+    assert cache.keys[1, 3].eq(1).all()
+    assert cache.keys[1, 4].eq(0).all()
+    assert cache.values[0, 1].eq(0).all()
+    assert resident_bytes() - before < 1 << 23
