@@ -1,0 +1,82 @@
+"""Earliest deadline first by one who knows how long each job will take."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+from benchmarks.policies.rivals.room import Room
+from benchmarks.policies.rivals.rule import Rule
+from benchmarks.policies.seat import Dispatch, Setting
+from benchmarks.policies.workload import Job
+from scheduler.policies import WorkerView
+
+
+class ClairvoyantEdf(Rule):
+    """The earliest deadline that can still be kept, on the worker where its adapter is nearest.
+
+    A job is passed over for good once a full batch of the worker would end it too late. One without a slot
+    waits, others go first.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        pool, hardware = setting.pool, setting.hardware
+        mean_rank = sum(pool.ranks) / len(pool.ranks)
+        self._step_s = hardware.step_time_s(pool.max_num_seqs, pool.slots, round(pool.slots * mean_rank))
+        self._heap: list[tuple[float, int, Job]] = []
+        self._waiting: dict[int, Job] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, job: Job, now: float) -> None:  # noqa: ARG002
+        """Let a job wait, in the order of deadlines; one without comes last."""
+        deadline = float("inf") if job.deadline_at is None else job.deadline_at
+        heapq.heappush(self._heap, (deadline, job.number, job))
+        self._waiting[job.number] = job
+
+    def remove(self, job: Job) -> None:
+        """Forget a job, one that was passed over for good included."""
+        self._waiting.pop(job.number, None)
+
+    def plan(self, views: Sequence[WorkerView], now: float) -> list[Dispatch]:
+        """Fill the workers' running capacity: what waits on a worker waits in no order of deadlines."""
+        rooms = [Room(view) for view in views]
+        for room in rooms:
+            room.free_seqs = max(0, room.view.capacity.max_num_seqs - room.view.num_outstanding)
+        if any(room.free_seqs > 0 for room in rooms):
+            self.fill(rooms, now)
+        return [Dispatch(room.view.incarnation, room.placed) for room in rooms if room.placed]
+
+    def fill(self, rooms: list[Room], now: float) -> None:
+        """Place by deadline."""
+        aside: list[tuple[float, int, Job]] = []
+        while self._heap and any(room.free_seqs > 0 for room in rooms):
+            entry = heapq.heappop(self._heap)
+            deadline, number, job = entry
+            if number not in self._waiting:
+                continue
+            if now + self._duration_s(job) > deadline:
+                continue  # it stays among the waiting until it expires
+            able = [room for room in rooms if room.has_place(job) and room.has_slot(job)]
+            if not able:
+                aside.append(entry)
+                continue
+            min(able, key=lambda room: (_tier(room, job), -room.free_seqs)).place(job)
+            del self._waiting[number]
+        for entry in aside:
+            heapq.heappush(self._heap, entry)
+
+    def _duration_s(self, job: Job) -> float:
+        hardware = self.setting.hardware
+        steps_s = self._step_s * job.output_tokens
+        return hardware.dispatch_s + hardware.prompt_token_s * job.prompt_tokens + steps_s
+
+
+def _tier(room: Room, job: Job) -> int:
+    """Tell how near the job's adapter is: outstanding or in a slot, in the host cache, or neither."""
+    name = job.adapter.name
+    if name in room.revisions or name in room.view.device:
+        return 0
+    return 1 if name in room.view.host else 2
