@@ -53,24 +53,14 @@ class Matrix:
     """How much of each workload one seed runs."""
 
     pool: Pool = Pool()
-    standing_jobs: int = 12_000
+    standing_jobs: int = 4_500
     """Ended in a run with a standing backlog, of which the first third warms up."""
-    arriving_jobs: int = 5_000
+    arriving_jobs: int = 2_000
     """Of a run with arrivals."""
-    slo_trials: int = 7
+    slo_trials: int = 6
     """Runs of FIFO that look for its load."""
     flood_jobs: int = 20_000
     """Of the tenant that floods."""
-
-
-FULL: Final = Matrix(
-    pool=Pool(num_workers=1_000, num_adapters=10_000),
-    standing_jobs=1_000_000,
-    arriving_jobs=1_000_000,
-    slo_trials=0,
-    flood_jobs=1_000_000,
-)
-"""What `--full` goes up to."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ def header(job: Job, now: float) -> PendingJob:
         "waiting_since": now,
         "tenant": job.tenant,
         "deadline_at": job.deadline_at,
+        "adapter_bytes": job.adapter.size,
     }
     return PendingJob(**{name: known[name] for name in _HEADER})
 
@@ -37,6 +38,9 @@ _HEADER = tuple(field.name for field in fields(PendingJob) if field.name not in 
 
 class Ours:
     """Mutable: the backlog of a leader."""
+
+    is_timed = True
+    grouping_window_s = 0.0
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting

@@ -1,4 +1,4 @@
-"""A simulated worker's adapters: slots, host cache, and the loads between them, each channel one at a time."""
+"""A simulated worker's adapters: slots, host cache, and loads, one at a time on each channel."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ class Residency:
     dropped goes first, and what is wanted later than an arrival stays only if nothing else can go.
     """
 
-    def __init__(self, pool: Pool, hardware: Hardware, at: Schedule, on_ready: Callable[[float], None]) -> None:
+    def __init__(
+        self, pool: Pool, hardware: Hardware, at: Schedule, on_ready: Callable[[float], None]
+    ) -> None:
         self._pool, self._hardware, self._at, self._on_ready = pool, hardware, at, on_ready
         self.slots: dict[str, Adapter] = {}
         """Resident adapters, the least recently used first."""
         self.host: dict[str, Adapter] = {}
         self.uses: dict[str, int] = {}
         """Jobs here, waiting or running, by adapter."""
+        self.warm_host: tuple[Adapter, ...] = ()
+        self.warm_slots: tuple[Adapter, ...] = ()
         self.slot_bytes = 0
         self.store_bytes = 0
         self._loads: deque[Adapter] = deque()
@@ -41,6 +45,7 @@ class Residency:
         """Start with adapters in place."""
         self.host.update((adapter.name, adapter) for adapter in host)
         self.slots.update((adapter.name, adapter) for adapter in slots)
+        self.warm_host, self.warm_slots = tuple(self.host.values()), tuple(self.slots.values())
 
     def use(self, adapter: Adapter, now: float) -> None:
         """Note that a job wants an adapter, and begin to bring it."""
@@ -139,7 +144,7 @@ class Residency:
         self._on_ready(now)
 
     def _victim(self, tier: dict[str, Adapter]) -> str | None:
-        """Choose who leaves: what a hint gives up, then the least recently used, then what is wanted latest."""
+        """Choose who leaves: what a hint gives up, the least recently used, what is wanted latest."""
         copying = self._copying and self._copying.name
         idle = [name for name in tier if name not in self.uses and name != copying]
         for name in idle:

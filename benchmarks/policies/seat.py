@@ -38,6 +38,11 @@ class Setting(NamedTuple):
 class Policy(Protocol):
     """Mutable: the jobs that wait, and the rule by which workers get them; times are the simulator's."""
 
+    is_timed: bool
+    """What it plans may change by time alone, so that it is asked again while nothing happens."""
+    grouping_window_s: float
+    """For so long may jobs of one adapter go before those of a tenant who has had less."""
+
     def __len__(self) -> int:
         """Count the waiting jobs."""
 

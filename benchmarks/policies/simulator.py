@@ -1,4 +1,4 @@
-"""A discrete-event simulation of a pool: a leader with a policy, and workers who tell it late what they did."""
+"""A discrete-event simulation of a pool: a leader with a policy, workers who tell it late what they did."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Simulator:
         *,
         replenish: Callable[[float], Job] | None = None,
     ) -> None:
-        """`adapters` are warm on the workers in turn, as far as they go. `replenish` keeps the backlog full."""
+        """`adapters` are warm on the workers in turn, as far as they fit; `replenish` keeps the backlog."""
         self.pool = pool
         self.hardware = hardware
         self.now = 0.0
@@ -124,9 +124,13 @@ class Simulator:
         self.policy = self.policy.succeed(self.now)
 
     def _warm(self) -> None:
-        """Give workers the adapters in turn, so that the pool's hosts hold as many as they can, each once."""
+        """Give workers the adapters in turn, so that the pool's hosts hold as many as they can, each once.
+
+        With slots for all, every worker has all.
+        """
+        adapters = list(self._adapters.values())
         for index, worker in enumerate(self.workers):
-            own = list(self._adapters.values())[index :: len(self.workers)] if self._adapters else []
+            own = adapters if self.pool.slots >= len(adapters) else adapters[index :: len(self.workers)]
             worker.residency.warm(reversed(own[: self.pool.host_adapters]), reversed(own[: self.pool.slots]))
 
     def _admit(self, job: Job, now: float) -> None:
@@ -157,7 +161,7 @@ class Simulator:
             return  # an earlier one was asked for since
         self._round_at = float("inf")
         self._expire(now)
-        if not len(self.policy):
+        if not len(self.policy) or not any(map(self._has_room, self._state.values())):
             return
         views = self.views()
         began = time.process_time()
@@ -170,7 +174,7 @@ class Simulator:
             self._hint(now)
         if planned:
             self._wake(now + self.hardware.turn_s)
-        elif len(self.policy) and any(self._has_room(view) for view in views):
+        elif self.policy.is_timed:
             self._wake(now + WAITING_TURN_S)
 
     def _dispatch(self, state: Outstanding, jobs: list[Job], now: float) -> None:
@@ -205,11 +209,10 @@ class Simulator:
 
     def _view(self, state: Outstanding) -> WorkerView:
         residency = state.worker.residency
-        rate = state.rate.per_s(self.now)
         return WorkerView(
             incarnation=state.worker.name,
             capacity=self._capacity,
-            target_seqs=target_seqs(self.pool.max_num_seqs, rate, OVERCOMMIT_S),
+            target_seqs=self._target(state),
             num_outstanding=state.num_jobs,
             outstanding_tokens=state.num_tokens,
             outstanding_revisions=dict(state.revisions),
@@ -218,5 +221,8 @@ class Simulator:
             host=dict.fromkeys(residency.host),
         )
 
-    def _has_room(self, view: WorkerView) -> bool:
-        return view.num_outstanding < low_water(view.capacity.max_num_seqs, view.target_seqs)
+    def _target(self, state: Outstanding) -> int:
+        return target_seqs(self.pool.max_num_seqs, state.rate.per_s(self.now), OVERCOMMIT_S)
+
+    def _has_room(self, state: Outstanding) -> bool:
+        return state.num_jobs < low_water(self.pool.max_num_seqs, self._target(state))

@@ -68,8 +68,8 @@ class DLoRA(EngineRule):
         }
         in_credit = [name for name in engine.in_credit if queue.num_of(name)]
         if in_credit:
-            self._take(queue, room, sorted(in_credit, key=lambda name: -engine.credit[name]))
-            self._take(queue, room, list(queue.lanes))
+            queue.take_in_turn(sorted(in_credit, key=lambda name: -engine.credit[name]), room)
+            queue.take_in_turn(room.lanes(queue.lanes.keys()), room)
             self._pay(engine, room.placed, fifo, self._cost)
             return
         merged = self._merged(engine, queue, len(fifo))
@@ -77,11 +77,11 @@ class DLoRA(EngineRule):
         engine.num_unmerged += len(fifo)
         if merged is None:
             self._set_mode(engine, None)
-            self._take(queue, room, list(queue.lanes))
+            queue.take_in_turn(room.lanes(queue.lanes.keys()), room)
             self._pay(engine, room.placed, fifo, self._cost)
         else:
             self._set_mode(engine, merged)
-            self._take(queue, room, [merged])
+            queue.take_in_turn([merged], room)
             self._pay(engine, room.placed, fifo, self._cost / SPEED_RATE)
 
     def _merged(self, engine: Engine, queue: WaitingList, num_fifo: int) -> str | None:
@@ -94,23 +94,16 @@ class DLoRA(EngineRule):
             return longest
         return None
 
-    def _take(self, queue: WaitingList, room: Room, names: list[str]) -> None:
-        def visit(job: Job) -> bool | None:
-            if not room.has_place(job):
-                return None
-            if not room.has_slot(job):
-                return False
-            room.place(job)
-            return True
-
-        queue.scan(names, visit)
-
     def _set_mode(self, engine: Engine, merged: str | None) -> None:
         """Go over to another mode, and move its threshold by what either mode would have done."""
         if merged == engine.merged:
             return
-        merged_rate = engine.num_merged / (MERGED_S * engine.num_rounds + SWITCH_S * (engine.merged is not None))
-        mixed_rate = engine.num_unmerged / (UNMERGED_S * engine.num_rounds + SWITCH_S * (engine.merged is None))
+        merged_rate = engine.num_merged / (
+            MERGED_S * engine.num_rounds + SWITCH_S * (engine.merged is not None)
+        )
+        mixed_rate = engine.num_unmerged / (
+            UNMERGED_S * engine.num_rounds + SWITCH_S * (engine.merged is None)
+        )
         if engine.merged is not None:
             if merged_rate < mixed_rate:
                 engine.merge_right *= MULTIPLY

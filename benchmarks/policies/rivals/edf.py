@@ -6,13 +6,13 @@ import heapq
 from collections.abc import Sequence
 
 from benchmarks.policies.rivals.room import Room
-from benchmarks.policies.rivals.rule import Rule
+from benchmarks.policies.rivals.rule import PoolRule
 from benchmarks.policies.seat import Dispatch, Setting
 from benchmarks.policies.workload import Job
 from scheduler.policies import WorkerView
 
 
-class ClairvoyantEdf(Rule):
+class ClairvoyantEdf(PoolRule):
     """The earliest deadline that can still be kept, on the worker where its adapter is nearest.
 
     A job is passed over for good once a full batch of the worker would end it too late. One without a slot
@@ -25,20 +25,11 @@ class ClairvoyantEdf(Rule):
         mean_rank = sum(pool.ranks) / len(pool.ranks)
         self._step_s = hardware.step_time_s(pool.max_num_seqs, pool.slots, round(pool.slots * mean_rank))
         self._heap: list[tuple[float, int, Job]] = []
-        self._waiting: dict[int, Job] = {}
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def add(self, job: Job, now: float) -> None:  # noqa: ARG002
-        """Let a job wait, in the order of deadlines; one without comes last."""
+    def enqueue(self, job: Job) -> None:
+        """Put a job in the order of deadlines; one without comes last."""
         deadline = float("inf") if job.deadline_at is None else job.deadline_at
         heapq.heappush(self._heap, (deadline, job.number, job))
-        self._waiting[job.number] = job
-
-    def remove(self, job: Job) -> None:
-        """Forget a job, one that was passed over for good included."""
-        self._waiting.pop(job.number, None)
 
     def plan(self, views: Sequence[WorkerView], now: float) -> list[Dispatch]:
         """Fill the workers' running capacity: what waits on a worker waits in no order of deadlines."""
@@ -55,7 +46,7 @@ class ClairvoyantEdf(Rule):
         while self._heap and any(room.free_seqs > 0 for room in rooms):
             entry = heapq.heappop(self._heap)
             deadline, number, job = entry
-            if number not in self._waiting:
+            if number not in self.waiting:
                 continue
             if now + self._duration_s(job) > deadline:
                 continue  # it stays among the waiting until it expires
@@ -64,7 +55,7 @@ class ClairvoyantEdf(Rule):
                 aside.append(entry)
                 continue
             min(able, key=lambda room: (_tier(room, job), -room.free_seqs)).place(job)
-            del self._waiting[number]
+            del self.waiting[number]
         for entry in aside:
             heapq.heappush(self._heap, entry)
 

@@ -2,43 +2,46 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from benchmarks.policies.rivals.room import Room
-from benchmarks.policies.rivals.rule import EngineRule, Rule
+from benchmarks.policies.rivals.rule import EngineRule, PoolRule
 from benchmarks.policies.rivals.waiting import WaitingList
+from benchmarks.policies.seat import Setting
 from benchmarks.policies.workload import Job
 
 
-class Fifo(Rule):
+class Fifo(PoolRule):
     """The oldest job goes to the worker with most room that has a slot for it; until then all others wait."""
 
-    def fill(self, rooms: list[Room], now: float) -> None:  # noqa: ARG002
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self._order: deque[Job] = deque()
+
+    def enqueue(self, job: Job) -> None:
+        """Put a job at the end."""
+        self._order.append(job)
+
+    def fill(self, rooms: list[Room], now: float) -> None:  # noqa: ARG002 - no rule but age
         """Place from the head on."""
-
-        def visit(job: Job) -> bool | None:
-            able = [room for room in rooms if room.has_place(job) and room.has_slot(job)]
-            if not able:
-                return None
-            max(able, key=lambda room: room.free_seqs).place(job)
-            return True
-
-        self.waiting.scan(list(self.waiting.lanes), visit)
+        order = self._order
+        while order:
+            job = order[0]
+            if job.number in self.waiting:
+                able = [room for room in rooms if room.has_place(job) and room.has_slot(job)]
+                if not able:
+                    return
+                max(able, key=lambda room: room.free_seqs).place(job)
+                del self.waiting[job.number]
+            order.popleft()
 
 
 class FifoLru(EngineRule):
-    """vLLM (v1, `max_loras`): the waiting are scanned in order, those whose adapter would be one too many skipped.
+    """vLLM (v1, `max_loras`): waiting jobs are scanned in order, those with an adapter too many passed over.
 
     A job that finds no blocks ends the scan. Slots and host cache evict the least recently used.
     """
 
     def choose(self, queue: WaitingList, room: Room) -> None:
         """Scan once."""
-
-        def visit(job: Job) -> bool | None:
-            if not room.has_place(job):
-                return None
-            if not room.has_slot(job):
-                return False
-            room.place(job)
-            return True
-
-        queue.scan(list(queue.lanes), visit)
+        queue.take_in_turn(room.lanes(queue.lanes.keys()), room)

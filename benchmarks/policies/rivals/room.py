@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from benchmarks.policies.workload import Job
 from scheduler.policies import WorkerView, low_water
 
@@ -18,6 +20,11 @@ class Room:
         self.free_seqs = 0 if is_fed else view.target_seqs - view.num_outstanding
         lead = max(1.0, view.target_seqs / capacity.max_num_seqs)
         self.free_tokens = int(capacity.kv_tokens * lead) - view.outstanding_tokens
+
+    def lanes(self, queued: Collection[str]) -> Collection[str]:
+        """Return the adapters among those queued that may find a slot here."""
+        is_full = len(self.revisions) >= self.view.capacity.max_loras
+        return list(self.revisions) if is_full else queued
 
     def has_slot(self, job: Job) -> bool:
         """Whether the job's adapter is outstanding here, or one more may be."""

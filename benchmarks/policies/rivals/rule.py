@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Self
 
 from benchmarks.policies.rivals.room import Room
 from benchmarks.policies.rivals.waiting import WaitingList
@@ -11,23 +13,22 @@ from benchmarks.policies.workload import Job
 from scheduler.policies import WorkerView
 
 
-class Rule:
-    """Mutable: one list of waiting jobs for the whole pool."""
+class Rule(ABC):
+    """Mutable: waiting jobs, and the rule by which room is filled. A new leader goes on."""
+
+    is_timed = False
+    grouping_window_s = 0.0
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self.waiting = WaitingList()
 
+    @abstractmethod
     def __len__(self) -> int:
-        return len(self.waiting)
+        """Count the waiting jobs."""
 
-    def add(self, job: Job, now: float) -> None:  # noqa: ARG002 - what the seat hands over
-        """Let a job wait."""
-        self.waiting.add(job)
-
-    def remove(self, job: Job) -> None:
-        """Forget a waiting job."""
-        self.waiting.remove(job)
+    @abstractmethod
+    def fill(self, rooms: list[Room], now: float) -> None:
+        """Place what the rule chooses."""
 
     def plan(self, views: Sequence[WorkerView], now: float) -> list[Dispatch]:
         """Fill the workers' room by the rule."""
@@ -36,14 +37,10 @@ class Rule:
             self.fill(rooms, now)
         return [Dispatch(room.view.incarnation, room.placed) for room in rooms if room.placed]
 
-    def fill(self, rooms: list[Room], now: float) -> None:
-        """Place what the rule chooses."""
-        raise NotImplementedError
-
-    def ended(self, worker: str, jobs: Sequence[Job], now: float) -> None:
+    def ended(self, worker: str, jobs: Sequence[Job], now: float) -> None:  # noqa: B027 - most have no use
         """Learn nothing."""
 
-    def hints(self, views: Sequence[WorkerView], now: float) -> Sequence[Hint]:  # noqa: ARG002
+    def hints(self, views: Sequence[WorkerView], now: float) -> Sequence[Hint]:  # noqa: ARG002 - the seat's
         """Hint at nothing."""
         return ()
 
@@ -55,12 +52,33 @@ class Rule:
         """Predict nothing."""
         return None
 
-    def succeed(self, now: float) -> Rule:  # noqa: ARG002
-        """Hand over the list."""
-        successor = type(self)(self.setting)
-        for job in self.waiting:
-            successor.waiting.add(job)
-        return successor
+    def succeed(self, now: float) -> Self:  # noqa: ARG002
+        """Hand everything over."""
+        return self
+
+
+class PoolRule(Rule):
+    """Mutable: one order of waiting jobs for the whole pool."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.waiting: dict[int, Job] = {}
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+    def add(self, job: Job, now: float) -> None:  # noqa: ARG002
+        """Let a job wait."""
+        self.waiting[job.number] = job
+        self.enqueue(job)
+
+    @abstractmethod
+    def enqueue(self, job: Job) -> None:
+        """Put a job where the order has it; one that is no longer waiting is passed over later."""
+
+    def remove(self, job: Job) -> None:
+        """Forget a waiting job."""
+        del self.waiting[job.number]
 
 
 class EngineRule(Rule):
@@ -96,16 +114,12 @@ class EngineRule(Rule):
             if room.free_seqs > 0 and len(queue):
                 self.choose(queue, room)
 
+    @abstractmethod
     def choose(self, queue: WaitingList, room: Room) -> None:
         """Place jobs of one engine's queue."""
-        raise NotImplementedError
 
     def ended(self, worker: str, jobs: Sequence[Job], now: float) -> None:  # noqa: ARG002
         """Count them off."""
         self._num_jobs[worker] -= len(jobs)
         for job in jobs:
             self._worker_of.pop(job.number, None)
-
-    def succeed(self, now: float) -> EngineRule:  # noqa: ARG002
-        """Go on: engines outlive a leader."""
-        return self

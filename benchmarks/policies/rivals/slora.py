@@ -7,7 +7,6 @@ from typing import Final
 from benchmarks.policies.rivals.room import Room
 from benchmarks.policies.rivals.rule import EngineRule
 from benchmarks.policies.rivals.waiting import WaitingList
-from benchmarks.policies.workload import Job
 
 NUM_ADAPTERS: Final = 8
 """D: the paper's best of 1 to 32."""
@@ -21,13 +20,6 @@ class SLoRA(EngineRule):
 
     def choose(self, queue: WaitingList, room: Room) -> None:
         """Do one pass, or both."""
-
-        def visit(job: Job) -> bool | None:
-            if not (room.has_place(job) and room.has_slot(job)):
-                return None
-            room.place(job)
-            return True
-
         if len(room.view.outstanding_revisions) >= NUM_ADAPTERS:
-            queue.scan(list(room.view.outstanding_revisions), visit)
-        queue.scan(list(queue.lanes), visit)
+            queue.take_in_turn(room.view.outstanding_revisions, room, passes_over=False)
+        queue.take_in_turn(queue.lanes, room, passes_over=False)

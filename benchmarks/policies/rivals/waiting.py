@@ -1,11 +1,12 @@
-"""Waiting jobs in the order of their arrival, by adapter: what a scan of one list finds, without the scan."""
+"""One engine's waiting jobs by adapter, in order: what a scan of one list finds, without the scan."""
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
+from benchmarks.policies.rivals.room import Room
 from benchmarks.policies.workload import Job
 
 
@@ -14,69 +15,65 @@ class WaitingList:
 
     def __init__(self) -> None:
         self.lanes: dict[str, deque[tuple[int, Job]]] = {}
-        """By adapter; each job with its place in the whole list."""
+        """By adapter, none of them empty; each job with its place in the whole list."""
         self.count = 0
-        self._gone: set[int] = set()
         self._num_added = 0
 
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[Job]:
-        """Iterate over all jobs in order."""
-        pairs = sorted(pair for name in self.lanes for pair in self._live(name))
-        return (job for _, job in pairs)
-
     def add(self, job: Job) -> None:
         """Append a job."""
         self._num_added += 1
-        self.lanes.setdefault(job.adapter.name, deque()).append((self._num_added, job))
         self.count += 1
+        name = job.adapter.name
+        if name in self.lanes:
+            self.lanes[name].append((self._num_added, job))
+        else:
+            self.lanes[name] = deque([(self._num_added, job)])
 
     def remove(self, job: Job) -> None:
         """Forget a job, wherever it stands."""
-        self._gone.add(job.number)
+        lane = self.lanes[job.adapter.name]
+        lane.remove(next(entry for entry in lane if entry[1] is job))
+        self._close_if_empty(job.adapter.name)
         self.count -= 1
 
     def num_of(self, name: str) -> int:
         """Count an adapter's jobs."""
-        return sum(1 for _ in self._live(name)) if self._gone else len(self.lanes.get(name, ()))
+        return len(self.lanes.get(name, ()))
 
     def first(self, count: int) -> list[Job]:
         """List the oldest jobs."""
-        heads = (self._live(name) for name in self.lanes)
-        return [job for _, (_, job) in zip(range(count), heapq.merge(*heads), strict=False)]
+        heads: Iterator[tuple[int, Job]] = heapq.merge(*self.lanes.values(), key=lambda entry: entry[0])
+        return [job for _, (_, job) in zip(range(count), heads, strict=False)]
 
-    def scan(self, names: Iterable[str], visit: Callable[[Job], bool | None]) -> None:
-        """Visit jobs of some adapters, oldest first. True takes the job; False passes over its adapter.
+    def take_in_turn(self, names: Iterable[str], room: Room, *, passes_over: bool = True) -> None:
+        """Place jobs of some adapters, oldest first, until one finds no sequence or tokens.
 
-        None ends the scan.
+        One that finds no slot is passed over, or ends the scan as well.
         """
-        heap = [(lane[0][0], name) for name in names if (lane := self._lane(name))]
+        heap = [(self.lanes[name][0][0], name) for name in names if name in self.lanes]
         heapq.heapify(heap)
         while heap:
-            _, name = heap[0]
+            name = heap[0][1]
             lane = self.lanes[name]
-            taken = visit(lane[0][1])
-            if taken is None:
+            job = lane[0][1]
+            if not room.has_place(job):
                 return
-            if taken:
+            if room.has_slot(job):
+                room.place(job)
                 lane.popleft()
                 self.count -= 1
-            if taken and (rest := self._lane(name)):
-                heapq.heapreplace(heap, (rest[0][0], name))
-            else:
-                heapq.heappop(heap)
+                if not self._close_if_empty(name):
+                    heapq.heapreplace(heap, (lane[0][0], name))
+                    continue
+            elif not passes_over:
+                return
+            heapq.heappop(heap)
 
-    def _live(self, name: str) -> Iterator[tuple[int, Job]]:
-        return (pair for pair in self.lanes.get(name, ()) if pair[1].number not in self._gone)
-
-    def _lane(self, name: str) -> deque[tuple[int, Job]] | None:
-        """Return an adapter's lane with a job that waits at its head; None if it has none."""
-        lane = self.lanes.get(name)
-        while lane:
-            if lane[0][1].number not in self._gone:
-                return lane
-            self._gone.discard(lane.popleft()[1].number)
-        self.lanes.pop(name, None)
-        return None
+    def _close_if_empty(self, name: str) -> bool:
+        if self.lanes[name]:
+            return False
+        del self.lanes[name]
+        return True
