@@ -10,8 +10,7 @@ from benchmarks.policies.rivals.slora import NUM_ADAPTERS, SLoRA
 from benchmarks.policies.seat import Policy
 from benchmarks.policies.workload import Job
 from scheduler.policies import WorkerView
-
-from .making import SIZE, adapter, job, pool, setting, simulate, view
+from tests.unit.benchmarks.policies.making import SIZE, adapter, job, pool, setting, simulate, view
 
 
 def chosen(policy: Policy, jobs: list[Job], shown: WorkerView) -> list[int]:

@@ -14,8 +14,7 @@ from benchmarks.policies.rivals.fifo import Fifo
 from benchmarks.policies.scenarios import RIVALS
 from benchmarks.policies.simulator import Simulator
 from benchmarks.policies.workload import Population
-
-from .making import SIZE, TOY, job, pool, simulate
+from tests.unit.benchmarks.policies.making import SIZE, TOY, job, pool, simulate
 
 POLICIES = {"ours": Ours, "EDF": ClairvoyantEdf, **RIVALS}
 SMALL = Pool(num_workers=3, max_num_seqs=4, kv_tokens=3_000, slots=2, host_adapters=3, num_adapters=12)
