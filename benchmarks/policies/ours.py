@@ -40,7 +40,7 @@ class Ours:
     """Mutable: the backlog of a leader."""
 
     is_timed = True
-    grouping_window_s = 0.0
+    grouping_window = 0.0
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
@@ -66,6 +66,10 @@ class Ours:
             Dispatch(batch.incarnation, [self._jobs.pop(one.job_id)[0] for one in batch.jobs])
             for batch in plan(self._backlog, views, now)
         ]
+
+    def take_refused(self) -> Sequence[Job]:
+        """Refuse nothing: no policy does yet."""
+        return ()
 
     def ended(self, worker: str, jobs: Sequence[Job], now: float) -> None:
         """Tell nothing: nothing is learned from ends yet."""

@@ -40,8 +40,8 @@ class Policy(Protocol):
 
     is_timed: bool
     """What it plans may change by time alone, so that it is asked again while nothing happens."""
-    grouping_window_s: float
-    """For so long may jobs of one adapter go before those of a tenant who has had less."""
+    grouping_window: float
+    """How much more service one tenant may get than another for the sake of adapters, in weighted tokens."""
 
     def __len__(self) -> int:
         """Count the waiting jobs."""
@@ -54,6 +54,9 @@ class Policy(Protocol):
 
     def plan(self, views: Sequence[WorkerView], now: float) -> list[Dispatch]:
         """Take out what is dispatched now."""
+
+    def take_refused(self) -> Sequence[Job]:
+        """Return the waiting jobs that were given up since the last call: their deadlines cannot be kept."""
 
     def ended(self, worker: str, jobs: Sequence[Job], now: float) -> None:
         """Hear which jobs a worker has done with; `is_expired` those that it never began."""

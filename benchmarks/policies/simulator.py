@@ -167,6 +167,9 @@ class Simulator:
         began = time.process_time()
         planned = self.policy.plan(views, now)
         self.plan_s += time.process_time() - began
+        for job in self.policy.take_refused():
+            job.is_expired = True
+            self.ended.append(job)
         for worker, jobs in planned:
             self._dispatch(self._state[worker], jobs, now)
         if now >= self._hint_at:

@@ -33,7 +33,7 @@ def service_gap(seed: int, matrix: Matrix, *, has_change: bool) -> Found:
     """Keep jobs of two tenants waiting, four times as long the one's: how far apart does service drift?
 
     The bound is VTC's for two clients that are backlogged all the time, on as many engines as there are
-    workers, and what one grouping window serves.
+    workers, and one grouping window.
     """
     goal = goals.SERVICE_GAP_AFTER_CHANGE if has_change else goals.SERVICE_GAP
     policies: dict[str, MakePolicy] = {OURS: Ours} if has_change else {OURS: Ours, **RIVALS}
@@ -80,8 +80,7 @@ def _drift(
             simulator.change_leader()
             change_after = math.inf
     most = max(goals.PROMPT_WEIGHT * MAX_TOKENS, goals.OUTPUT_WEIGHT * pool.kv_tokens)
-    per_s = sum(served.values()) / simulator.now
-    bound = 2 * most * pool.num_workers + per_s * simulator.policy.grouping_window_s
+    bound = 2 * most * pool.num_workers + simulator.policy.grouping_window
     return simulator, max(differences) - min(differences), bound
 
 

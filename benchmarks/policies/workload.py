@@ -50,6 +50,7 @@ class Job:
     """When its first forward pass began."""
     ended_at: float | None = None
     is_expired: bool = False
+    """It was refused, or its deadline passed before its first token."""
     worker: int = -1
     finish_step: int = 0
 

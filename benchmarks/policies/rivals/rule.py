@@ -17,7 +17,7 @@ class Rule(ABC):
     """Mutable: waiting jobs, and the rule by which room is filled. A new leader goes on."""
 
     is_timed = False
-    grouping_window_s = 0.0
+    grouping_window = 0.0
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -36,6 +36,10 @@ class Rule(ABC):
         if any(room.free_seqs > 0 for room in rooms):
             self.fill(rooms, now)
         return [Dispatch(room.view.incarnation, room.placed) for room in rooms if room.placed]
+
+    def take_refused(self) -> Sequence[Job]:
+        """Refuse nothing."""
+        return ()
 
     def ended(self, worker: str, jobs: Sequence[Job], now: float) -> None:  # noqa: B027 - most have no use
         """Learn nothing."""
