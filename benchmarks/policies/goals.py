@@ -35,10 +35,11 @@ class Pool:
     max_num_seqs: int = 32
     kv_tokens: int = 24_576
     max_model_len: int = 1024
-    slots: int = 8
-    host_adapters: int = 32
+    slots: int = 16
+    """More than S-LoRA's D, or its rule would be vLLM's."""
+    host_adapters: int = 64
     """Adapters that a worker's host cache holds, those in slots included."""
-    num_adapters: int = 128
+    num_adapters: int = 256
     """Four times the slots of all workers."""
     ranks: tuple[int, ...] = (8, 16, 32, 64)
 
