@@ -1,4 +1,4 @@
-"""Our policy in the leader's seat: the one place that calls `scheduler.policies`."""
+"""Our policy as the simulator asks it: the one place that calls `scheduler.policies`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 from uuid import UUID
 
-from benchmarks.policies.seat import Dispatch, Hint, Setting
+from benchmarks.policies.policy import Dispatch, Hint, Setting
 from benchmarks.policies.workload import Job
 from scheduler.policies import Backlog, PendingJob, WorkerView, plan
 

@@ -13,11 +13,11 @@ from benchmarks.policies.goals import Matrix, Pool
 from benchmarks.policies.hardware import Hardware
 from benchmarks.policies.measures import Figure, Found, Loads, Measured, loads, measure, ratio, share
 from benchmarks.policies.ours import Ours
+from benchmarks.policies.policy import Policy, Setting
 from benchmarks.policies.rivals.dlora import DLoRA
 from benchmarks.policies.rivals.edf import ClairvoyantEdf
 from benchmarks.policies.rivals.fifo import Fifo, FifoLru
 from benchmarks.policies.rivals.slora import SLoRA
-from benchmarks.policies.seat import Policy, Setting
 from benchmarks.policies.simulator import Simulator
 from benchmarks.policies.workload import Job, Population
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from benchmarks.policies.goals import Pool
 from benchmarks.policies.hardware import Hardware
-from benchmarks.policies.seat import Policy, Setting
+from benchmarks.policies.policy import Policy, Setting
 from benchmarks.policies.worker import Worker
 from benchmarks.policies.workload import Adapter, Job
 from scheduler.policies import ServiceRate, WorkerCapacity, WorkerView, low_water, target_seqs

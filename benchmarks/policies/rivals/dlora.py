@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from benchmarks.policies.rivals.room import Room
+from benchmarks.policies.policy import Setting
+from benchmarks.policies.rivals.budget import Budget
 from benchmarks.policies.rivals.rule import EngineRule
 from benchmarks.policies.rivals.waiting import WaitingList
-from benchmarks.policies.seat import Setting
 from benchmarks.policies.workload import Job
 
 MERGED_S: Final = 0.015
@@ -56,10 +56,10 @@ class DLoRA(EngineRule):
             for name in setting.workers
         }
 
-    def choose(self, queue: WaitingList, room: Room) -> None:
+    def choose(self, queue: WaitingList, budget: Budget) -> None:
         """Choose for one engine's free places."""
-        engine = self.engines[room.view.incarnation]
-        fifo = queue.first(room.free_seqs)
+        engine = self.engines[budget.view.incarnation]
+        fifo = queue.first(budget.free_seqs)
         engine.num_rounds += 1
         engine.in_credit = {
             name
@@ -68,21 +68,21 @@ class DLoRA(EngineRule):
         }
         in_credit = [name for name in engine.in_credit if queue.num_of(name)]
         if in_credit:
-            queue.take_in_turn(sorted(in_credit, key=lambda name: -engine.credit[name]), room)
-            queue.take_in_turn(room.lanes(queue.lanes.keys()), room)
-            self._pay(engine, room.placed, fifo, self._cost)
+            queue.take_in_turn(sorted(in_credit, key=lambda name: -engine.credit[name]), budget)
+            queue.take_in_turn(budget.lanes(queue.lanes.keys()), budget)
+            self._pay(engine, budget.placed, fifo, self._cost)
             return
         merged = self._merged(engine, queue, len(fifo))
         engine.num_merged += min(queue.num_of(merged) if merged else 0, len(fifo))
         engine.num_unmerged += len(fifo)
         if merged is None:
             self._set_mode(engine, None)
-            queue.take_in_turn(room.lanes(queue.lanes.keys()), room)
-            self._pay(engine, room.placed, fifo, self._cost)
+            queue.take_in_turn(budget.lanes(queue.lanes.keys()), budget)
+            self._pay(engine, budget.placed, fifo, self._cost)
         else:
             self._set_mode(engine, merged)
-            queue.take_in_turn([merged], room)
-            self._pay(engine, room.placed, fifo, self._cost / SPEED_RATE)
+            queue.take_in_turn([merged], budget)
+            self._pay(engine, budget.placed, fifo, self._cost / SPEED_RATE)
 
     def _merged(self, engine: Engine, queue: WaitingList, num_fifo: int) -> str | None:
         """Choose the adapter to serve alone; None to mix."""

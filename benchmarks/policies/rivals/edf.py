@@ -5,9 +5,9 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
-from benchmarks.policies.rivals.room import Room
+from benchmarks.policies.policy import Dispatch, Setting
+from benchmarks.policies.rivals.budget import Budget
 from benchmarks.policies.rivals.rule import PoolRule
-from benchmarks.policies.seat import Dispatch, Setting
 from benchmarks.policies.workload import Job
 from scheduler.policies import WorkerView
 
@@ -33,28 +33,28 @@ class ClairvoyantEdf(PoolRule):
 
     def plan(self, views: Sequence[WorkerView], now: float) -> list[Dispatch]:
         """Fill the workers' running capacity: what waits on a worker waits in no order of deadlines."""
-        rooms = [Room(view) for view in views]
-        for room in rooms:
-            room.free_seqs = max(0, room.view.capacity.max_num_seqs - room.view.num_outstanding)
-        if any(room.free_seqs > 0 for room in rooms):
-            self.fill(rooms, now)
-        return [Dispatch(room.view.incarnation, room.placed) for room in rooms if room.placed]
+        budgets = [Budget(view) for view in views]
+        for budget in budgets:
+            budget.free_seqs = max(0, budget.view.capacity.max_num_seqs - budget.view.num_outstanding)
+        if any(budget.free_seqs > 0 for budget in budgets):
+            self.fill(budgets, now)
+        return [Dispatch(budget.view.incarnation, budget.placed) for budget in budgets if budget.placed]
 
-    def fill(self, rooms: list[Room], now: float) -> None:
+    def fill(self, budgets: list[Budget], now: float) -> None:
         """Place by deadline."""
         aside: list[tuple[float, int, Job]] = []
-        while self._heap and any(room.free_seqs > 0 for room in rooms):
+        while self._heap and any(budget.free_seqs > 0 for budget in budgets):
             entry = heapq.heappop(self._heap)
             deadline, number, job = entry
             if number not in self.waiting:
                 continue
             if now + self._duration_s(job) > deadline:
                 continue  # it stays among the waiting until it expires
-            able = [room for room in rooms if room.has_place(job) and room.has_slot(job)]
+            able = [budget for budget in budgets if budget.has_place(job) and budget.has_slot(job)]
             if not able:
                 aside.append(entry)
                 continue
-            min(able, key=lambda room: (_tier(room, job), -room.free_seqs)).place(job)
+            min(able, key=lambda budget: (_tier(budget, job), -budget.free_seqs)).place(job)
             del self.waiting[number]
         for entry in aside:
             heapq.heappush(self._heap, entry)
@@ -65,9 +65,9 @@ class ClairvoyantEdf(PoolRule):
         return hardware.dispatch_s + hardware.prompt_token_s * job.prompt_tokens + steps_s
 
 
-def _tier(room: Room, job: Job) -> int:
+def _tier(budget: Budget, job: Job) -> int:
     """Tell how near the job's adapter is: outstanding or in a slot, in the host cache, or neither."""
     name = job.adapter.name
-    if name in room.revisions or name in room.view.device:
+    if name in budget.revisions or name in budget.view.device:
         return 0
-    return 1 if name in room.view.host else 2
+    return 1 if name in budget.view.host else 2

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 
-from benchmarks.policies.rivals.room import Room
+from benchmarks.policies.policy import Setting
+from benchmarks.policies.rivals.budget import Budget
 from benchmarks.policies.rivals.rule import EngineRule, PoolRule
 from benchmarks.policies.rivals.waiting import WaitingList
-from benchmarks.policies.seat import Setting
 from benchmarks.policies.workload import Job
 
 
@@ -22,16 +22,16 @@ class Fifo(PoolRule):
         """Put a job at the end."""
         self._order.append(job)
 
-    def fill(self, rooms: list[Room], now: float) -> None:  # noqa: ARG002 - no rule but age
+    def fill(self, budgets: list[Budget], now: float) -> None:  # noqa: ARG002 - no rule but age
         """Place from the head on."""
         order = self._order
         while order:
             job = order[0]
             if job.number in self.waiting:
-                able = [room for room in rooms if room.has_place(job) and room.has_slot(job)]
+                able = [budget for budget in budgets if budget.has_place(job) and budget.has_slot(job)]
                 if not able:
                     return
-                max(able, key=lambda room: room.free_seqs).place(job)
+                max(able, key=lambda budget: budget.free_seqs).place(job)
                 del self.waiting[job.number]
             order.popleft()
 
@@ -42,6 +42,6 @@ class FifoLru(EngineRule):
     A job that finds no blocks ends the scan. Slots and host cache evict the least recently used.
     """
 
-    def choose(self, queue: WaitingList, room: Room) -> None:
+    def choose(self, queue: WaitingList, budget: Budget) -> None:
         """Scan once."""
-        queue.take_in_turn(room.lanes(queue.lanes.keys()), room)
+        queue.take_in_turn(budget.lanes(queue.lanes.keys()), budget)

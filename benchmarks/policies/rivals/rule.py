@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Self
 
-from benchmarks.policies.rivals.room import Room
+from benchmarks.policies.policy import Dispatch, Hint, Setting
+from benchmarks.policies.rivals.budget import Budget
 from benchmarks.policies.rivals.waiting import WaitingList
-from benchmarks.policies.seat import Dispatch, Hint, Setting
 from benchmarks.policies.workload import Job
 from scheduler.policies import WorkerView
 
@@ -27,15 +27,15 @@ class Rule(ABC):
         """Count the waiting jobs."""
 
     @abstractmethod
-    def fill(self, rooms: list[Room], now: float) -> None:
+    def fill(self, budgets: list[Budget], now: float) -> None:
         """Place what the rule chooses."""
 
     def plan(self, views: Sequence[WorkerView], now: float) -> list[Dispatch]:
         """Fill the workers' room by the rule."""
-        rooms = [Room(view) for view in views]
-        if any(room.free_seqs > 0 for room in rooms):
-            self.fill(rooms, now)
-        return [Dispatch(room.view.incarnation, room.placed) for room in rooms if room.placed]
+        budgets = [Budget(view) for view in views]
+        if any(budget.free_seqs > 0 for budget in budgets):
+            self.fill(budgets, now)
+        return [Dispatch(budget.view.incarnation, budget.placed) for budget in budgets if budget.placed]
 
     def take_refused(self) -> Sequence[Job]:
         """Refuse nothing."""
@@ -44,7 +44,7 @@ class Rule(ABC):
     def ended(self, worker: str, jobs: Sequence[Job], now: float) -> None:  # noqa: B027 - most have no use
         """Learn nothing."""
 
-    def hints(self, views: Sequence[WorkerView], now: float) -> Sequence[Hint]:  # noqa: ARG002 - the seat's
+    def hints(self, views: Sequence[WorkerView], now: float) -> Sequence[Hint]:  # noqa: ARG002 - what all are asked
         """Hint at nothing."""
         return ()
 
@@ -111,15 +111,15 @@ class EngineRule(Rule):
         self._num_jobs[name] -= 1
         self.queues[name].remove(job)
 
-    def fill(self, rooms: list[Room], now: float) -> None:  # noqa: ARG002
+    def fill(self, budgets: list[Budget], now: float) -> None:  # noqa: ARG002
         """Let each engine fill its own room."""
-        for room in rooms:
-            queue = self.queues[room.view.incarnation]
-            if room.free_seqs > 0 and len(queue):
-                self.choose(queue, room)
+        for budget in budgets:
+            queue = self.queues[budget.view.incarnation]
+            if budget.free_seqs > 0 and len(queue):
+                self.choose(queue, budget)
 
     @abstractmethod
-    def choose(self, queue: WaitingList, room: Room) -> None:
+    def choose(self, queue: WaitingList, budget: Budget) -> None:
         """Place jobs of one engine's queue."""
 
     def ended(self, worker: str, jobs: Sequence[Job], now: float) -> None:  # noqa: ARG002

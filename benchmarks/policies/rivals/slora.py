@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from benchmarks.policies.rivals.room import Room
+from benchmarks.policies.rivals.budget import Budget
 from benchmarks.policies.rivals.rule import EngineRule
 from benchmarks.policies.rivals.waiting import WaitingList
 
@@ -18,8 +18,8 @@ class SLoRA(EngineRule):
     What room these leave is filled first in, first out; each pass ends with the first job that does not fit.
     """
 
-    def choose(self, queue: WaitingList, room: Room) -> None:
+    def choose(self, queue: WaitingList, budget: Budget) -> None:
         """Do one pass, or both."""
-        if len(room.view.outstanding_revisions) >= NUM_ADAPTERS:
-            queue.take_in_turn(room.view.outstanding_revisions, room, passes_over=False)
-        queue.take_in_turn(queue.lanes, room, passes_over=False)
+        if len(budget.view.outstanding_revisions) >= NUM_ADAPTERS:
+            queue.take_in_turn(budget.view.outstanding_revisions, budget, passes_over=False)
+        queue.take_in_turn(queue.lanes, budget, passes_over=False)

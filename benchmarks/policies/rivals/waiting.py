@@ -6,7 +6,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-from benchmarks.policies.rivals.room import Room
+from benchmarks.policies.rivals.budget import Budget
 from benchmarks.policies.workload import Job
 
 
@@ -48,7 +48,7 @@ class WaitingList:
         heads: Iterator[tuple[int, Job]] = heapq.merge(*self.lanes.values(), key=lambda entry: entry[0])
         return [job for _, (_, job) in zip(range(count), heads, strict=False)]
 
-    def take_in_turn(self, names: Iterable[str], room: Room, *, passes_over: bool = True) -> None:
+    def take_in_turn(self, names: Iterable[str], budget: Budget, *, passes_over: bool = True) -> None:
         """Place jobs of some adapters, oldest first, until one finds no sequence or tokens.
 
         One that finds no slot is passed over, or ends the scan as well.
@@ -59,10 +59,10 @@ class WaitingList:
             name = heap[0][1]
             lane = self.lanes[name]
             job = lane[0][1]
-            if not room.has_place(job):
+            if not budget.has_place(job):
                 return
-            if room.has_slot(job):
-                room.place(job)
+            if budget.has_slot(job):
+                budget.place(job)
                 lane.popleft()
                 self.count -= 1
                 if not self._close_if_empty(name):

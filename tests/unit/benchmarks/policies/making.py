@@ -7,7 +7,7 @@ from uuid import UUID
 
 from benchmarks.policies.goals import Pool
 from benchmarks.policies.hardware import Hardware
-from benchmarks.policies.seat import Policy, Setting
+from benchmarks.policies.policy import Policy, Setting
 from benchmarks.policies.simulator import Simulator
 from benchmarks.policies.workload import Adapter, Job
 from scheduler.policies import WorkerCapacity, WorkerView

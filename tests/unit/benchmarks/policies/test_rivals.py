@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from benchmarks.policies.belady import least_bytes
+from benchmarks.policies.policy import Policy
 from benchmarks.policies.rivals.dlora import SPEED_RATE, DLoRA
 from benchmarks.policies.rivals.edf import ClairvoyantEdf
 from benchmarks.policies.rivals.fifo import Fifo, FifoLru
 from benchmarks.policies.rivals.slora import NUM_ADAPTERS, SLoRA
-from benchmarks.policies.seat import Policy
 from benchmarks.policies.workload import Job
 from scheduler.policies import WorkerView
 from tests.unit.benchmarks.policies.making import SIZE, adapter, job, pool, setting, simulate, view

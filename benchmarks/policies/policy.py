@@ -1,4 +1,4 @@
-"""The leader's seat: what a policy is asked by the simulator, ours and its rivals alike."""
+"""What a policy is asked by the simulated leader, ours and its rivals alike."""
 
 from __future__ import annotations
 

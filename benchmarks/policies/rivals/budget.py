@@ -8,7 +8,7 @@ from benchmarks.policies.workload import Job
 from scheduler.policies import WorkerView, low_water
 
 
-class Room:
+class Budget:
     """Mutable: free sequences, tokens and slots, and what was placed."""
 
     def __init__(self, view: WorkerView) -> None:
