@@ -6,10 +6,10 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 
 import psutil
-import torch
 
 _ISA_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
@@ -22,7 +22,7 @@ def describe_run(versions: list[str], *, num_threads: int) -> dict[str, str]:
         "machine": _machine(),
         "threads": str(num_threads),
         "versions": "; ".join(
-            ["Python " + platform.python_version(), f"torch {torch.__version__}", *versions]
+            ["Python " + platform.python_version(), f"torch {metadata.version('torch')}", *versions]
         ),
         "load before and after": "",
     }

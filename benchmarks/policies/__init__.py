@@ -1,0 +1,1 @@
+"""What policies promise: a simulator that drives their code, rivals beside it, and goals set beforehand."""
