@@ -100,6 +100,10 @@ class Backlog:
         self.take(job.job_id)
         self.fairness.charge(job)
 
+    def has_tenant(self, tenant: str) -> bool:
+        """Whether a tenant has jobs waiting that are no suspects."""
+        return tenant in self._tenants
+
     def tenant_of(self, lane: Lane) -> TenantQueue:
         """Find the tenant of a lane that holds jobs."""
         return self._tenants[lane.name.tenant]

@@ -118,12 +118,17 @@ class Fairness:
         if (charge := self._charges.pop(job_id, None)) is not None:
             charge.share.in_flight -= charge.cost
 
-    def settle(self, job_id: UUID, prompt_tokens: int, completion_tokens: int) -> None:
-        """Replace the charge of a job that has ended by what it came to, and learn from that."""
-        if (charge := self._charges.pop(job_id, None)) is not None:
-            charge.share.in_flight -= charge.cost
-            charge.share.service += service_cost(prompt_tokens, completion_tokens)
-            self.lengths.learn(charge.job, prompt_tokens, completion_tokens)
+    def settle(self, job_id: UUID, prompt_tokens: int | None, completion_tokens: int | None) -> None:
+        """Replace the charge of a job that has ended by what it came to, if known, and learn from that."""
+        if (charge := self._charges.pop(job_id, None)) is None:
+            return
+        share = charge.share
+        share.in_flight -= charge.cost
+        if prompt_tokens is None or completion_tokens is None:
+            share.service += charge.cost
+            return
+        share.service += service_cost(prompt_tokens, completion_tokens)
+        self.lengths.learn(charge.job, prompt_tokens, completion_tokens)
 
     def keep_charges(self, is_in_flight: Callable[[UUID], bool]) -> None:
         """Undo the charges of jobs that nobody has any more: their end was not heard of."""
@@ -131,13 +136,13 @@ class Fairness:
             self.take_back(job_id)
 
     def reweigh(self, weights: Mapping[str, float]) -> None:
-        """Take over the tenants' weights."""
-        for tenant, weight in weights.items():
-            share = self._shares.get(tenant)
-            if share is not None and share.weight != weight:
+        """Take over the tenants' weights; who is not named has 1."""
+        self._weights = dict(weights)
+        for tenant, share in self._shares.items():
+            weight = self._weights.get(tenant, 1.0)
+            if share.weight != weight:
                 share.reweigh(weight)
                 self._changed.add(tenant)
-        self._weights = dict(weights)
 
     def restore(
         self, standings: Mapping[str, Standing], leased: Iterable[PendingJob], waiting: Iterable[str]
@@ -154,10 +159,15 @@ class Fairness:
         self._time = min(present) if present else max(known, default=float("-inf"))
         self.reweigh(self._weights)
 
-    def take_changed(self) -> dict[str, Standing]:
-        """Return lifts and weights that the ledger has not yet, and count them as written."""
-        changed, self._changed = self._changed, set()
-        return {tenant: self.standing(tenant) for tenant in changed}
+    def changed(self) -> dict[str, Standing]:
+        """Show the lifts and weights that the ledger has not yet."""
+        return {tenant: self.standing(tenant) for tenant in self._changed}
+
+    def note_written(self, written: Mapping[str, Standing]) -> None:
+        """Note that the ledger has lifts and weights."""
+        self._changed -= {
+            tenant for tenant, one in written.items() if (one.lift, one.weight) == self.standing(tenant)[::2]
+        }
 
     def standing(self, tenant: str) -> Standing:
         """Show a counter without what is in flight."""

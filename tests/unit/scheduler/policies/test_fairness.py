@@ -133,7 +133,7 @@ def test_who_was_idle_has_saved_up_no_more_than_a_window() -> None:
 
     assert set(rounds[0]) == {"idle"}
     assert rounds[-1].count("busy") == rounds[-1].count("idle") == 4
-    assert fairness.take_changed()["idle"].lift > 0
+    assert fairness.changed()["idle"].lift > 0
 
 
 def test_a_tenant_that_no_worker_could_serve_does_not_catch_up_when_one_can() -> None:
@@ -175,8 +175,13 @@ def test_the_weight_counts_from_when_it_is_changed() -> None:
     fairness.reweigh({"p": 9.0})
 
     assert fairness.share("p").counter == pytest.approx(910.0)
-    assert fairness.take_changed() == {"p": Standing(lift=810.0, service=900.0, weight=9.0)}
-    assert fairness.take_changed() == {}
+    changed = fairness.changed()
+    assert changed == {"p": Standing(lift=810.0, service=900.0, weight=9.0)}
+    fairness.reweigh({"p": 3.0})
+    fairness.note_written(changed)
+    assert fairness.changed() == {"p": Standing(lift=610.0, service=900.0, weight=3.0)}
+    fairness.note_written(fairness.changed())
+    assert fairness.changed() == {}
 
 
 def test_a_job_that_comes_back_is_not_charged_and_one_that_ends_at_what_it_came_to() -> None:
