@@ -20,6 +20,7 @@ class Catalogue:
         self._pool = pool
         self._entries: dict[str, CatalogueEntry] = {}
         self._ranks: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}
         self.version = -1
         self.quarantined: frozenset[str] = frozenset()
 
@@ -32,6 +33,7 @@ class Catalogue:
         entries = adapters.catalogue(self._pool)
         self._entries = {entry.name: entry for entry in entries}
         self._ranks.update((entry.revision, entry.rank) for entry in entries)
+        self._sizes.update(adapters.sizes(self._pool))
         self.quarantined = frozenset(e.revision for e in entries if e.state == "quarantined")
         self.version = version
         return True
@@ -44,6 +46,10 @@ class Catalogue:
     def rank(self, revision: str | None) -> int:
         """Tell a revision's rank; 0 for the base model, and for one that no name stands for any more."""
         return self._ranks.get(revision, 0) if revision is not None else 0
+
+    def num_bytes(self, revision: str | None) -> int:
+        """Tell a revision's size; 0 as with `rank`."""
+        return self._sizes.get(revision, 0) if revision is not None else 0
 
     def resolve(self, name: str | None) -> tuple[str | None, JobError | None]:
         """Find the revision to pin, or the reason to reject the job."""

@@ -21,7 +21,7 @@ from lorayard.contract.tasks import PING, RUN_MICRO_BATCH
 from scheduler.deliveries import Deliveries
 from scheduler.fleet import Fleet
 from scheduler.leader_context import LeaderContext
-from scheduler.policies import PendingJob, PlannedBatch
+from scheduler.policies import OutputLengths, PendingJob, PlannedBatch
 from scheduler.worker_state import Outstanding
 
 MAX_MESSAGE_BYTES: Final = 4_000_000
@@ -45,11 +45,19 @@ class Dispatcher:
     """The leases and messages of one term; raises kombu's errors, DatabaseUnavailable and Deposed."""
 
     def __init__(
-        self, context: LeaderContext, app: Celery, deliveries: Deliveries, *, max_model_len: int
+        self,
+        context: LeaderContext,
+        app: Celery,
+        deliveries: Deliveries,
+        lengths: OutputLengths,
+        *,
+        max_model_len: int,
     ) -> None:
+        """`lengths` tell how many tokens jobs will hold; what a round was planned by is counted here, too."""
         self._context = context
         self._app = app
         self._deliveries = deliveries
+        self._lengths = lengths
         self._max_model_len = max_model_len
         self._messages = itertools.count()
 
@@ -109,7 +117,7 @@ class Dispatcher:
                 worker.give(job.job_id, self._outstanding(headers[job.job_id], job, number, now))
 
     def _outstanding(self, header: PendingJob, job: BatchJob, message: int, now: float) -> Outstanding:
-        tokens = min(header.prompt_tokens + header.max_tokens, self._max_model_len)
+        tokens = min(header.prompt_tokens + self._lengths.at_most(header), self._max_model_len)
         patience_s = self._deliveries.patience_s(job.job_id)
         return Outstanding(
             job.attempt, job.revision, tokens, header.group is not None, now, message, patience_s

@@ -38,6 +38,11 @@ class Endings:
                 self.context.transact(lambda c: JobRepository(c).fail_queued(put_aside, "internal", message))
             )
 
+    def end_hopeless(self) -> None:
+        """End the jobs whose first token cannot come in time; those whose deadline has passed are reaped."""
+        if hopeless := [job.job_id for job in self.queue.backlog.take_hopeless()]:
+            self.follow(self.context.transact(lambda c: JobRepository(c).expire_infeasible(hopeless)))
+
     def follow(self, finished: Sequence[FinishedJob]) -> None:
         """Take ended jobs out of the backlog and tell of them; one that cannot be told of is looked up."""
         ended = [job for job in finished if job.state.is_terminal]
@@ -46,6 +51,7 @@ class Endings:
     def _tell(self, ended: Sequence[FinishedJob]) -> None:
         for job in ended:
             self.queue.backlog.take(job.job_id)
+            self.queue.fairness.settle(job.job_id, job.result.prompt_tokens, job.result.completion_tokens)
             self.deliveries.arrived([job.job_id])
             logger.info(
                 "job.ended",

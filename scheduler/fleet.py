@@ -11,7 +11,7 @@ import structlog
 
 from db.records import LeasedRow, WorkerRow
 from scheduler.item_failures import ItemFailures
-from scheduler.policies import WorkerView
+from scheduler.policies import FleetOutlook, WorkerView
 from scheduler.store_failures import StoreFailures
 from scheduler.worker_state import Outstanding, WorkerState
 
@@ -25,9 +25,16 @@ class Fleet:
     """Mutable: the workers of one term."""
 
     def __init__(
-        self, items: ItemFailures, failures: StoreFailures, *, max_model_len: int, overcommit_s: float
+        self,
+        items: ItemFailures,
+        failures: StoreFailures,
+        *,
+        max_model_len: int,
+        overcommit_s: float,
+        max_workers: int | None = None,
     ) -> None:
         """`failures` is what the workers' stores could not give, which they are not asked for."""
+        self._max_workers = max_workers
         self._items = items
         self._failures = failures
         self._max_model_len = max_model_len
@@ -123,6 +130,15 @@ class Fleet:
         """Whether a job was sent to a worker that has not listed it yet."""
         found = (worker.outstanding.get(job_id) for worker in self._workers.values())
         return any(job is not None and not job.was_listed for job in found)
+
+    def outlook(self) -> FleetOutlook:
+        """Tell what a job with a deadline can hope for: the fastest start that a worker has shown lately."""
+        starts = [one.fastest_start_s for one in self.ready() if one.fastest_start_s is not None]
+        return FleetOutlook(min(starts, default=0.0), len(self.ready()), self._max_workers)
+
+    def outstanding_jobs(self) -> set[UUID]:
+        """Name the jobs in all workers' hands."""
+        return {job_id for worker in self._workers.values() for job_id in worker.outstanding}
 
     def drop(self, incarnation: str) -> WorkerState | None:
         """Forget a worker that has left or is lost."""

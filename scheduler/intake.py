@@ -27,6 +27,7 @@ from scheduler.catalogue import Catalogue
 from scheduler.flower_reporter import FlowerReporter
 from scheduler.leader_context import LeaderContext
 from scheduler.rejects import Reject, put_aside
+from scheduler.shares import Shares
 from scheduler.streams import BLOCK_JOBS, LeaderStreams, StreamEntry
 from scheduler.tenancy import Tenancy
 
@@ -62,6 +63,7 @@ class Intake:
     tenancy: Tenancy
     limits: PoolInfo
     flower: FlowerReporter
+    shares: Shares
 
     def admit(self, entries: Sequence[StreamEntry]) -> int:
         """Admit what can be admitted, put aside the rest, then acknowledge; returns how many jobs are new."""
@@ -79,6 +81,7 @@ class Intake:
     def _admit_block(self, entries: Sequence[StreamEntry]) -> int:
         offers = self._readable(entries)
         verdicts = self._commit(offers, self._now_ms())
+        self.shares.confirm()
         self._announce(verdicts)
         self.streams.acknowledge(entries)
         self._show(verdicts)
@@ -137,6 +140,8 @@ class Intake:
             for offer in offers
         ]
         admitted = AdmissionRepository(connection).admit(self.context.pool, jobs)
+        new = {job.spec.tenant for job, one in zip(jobs, admitted, strict=True) if one.outcome == "new"}
+        self.shares.arrive(connection, new)
         to_tell = [a.job_id for a in admitted if a.outcome == "repeat" or (a.state and a.state.is_terminal)]
         known = {job.job_id: job for job in fetch_finished(connection, to_tell)}
         return [

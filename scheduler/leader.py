@@ -31,6 +31,7 @@ from scheduler.reaper import Reaper
 from scheduler.retention import Retention
 from scheduler.revokes import RevokeNode
 from scheduler.rounds import Rounds
+from scheduler.shares import Shares
 from scheduler.streams import LeaderStreams, StreamBatch
 from scheduler.term import TermKeeper
 from scheduler.worker_events import WorkerEvents
@@ -60,6 +61,7 @@ class PeriodicTasks:
     publish: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5))
     reclaim: PeriodicTask = field(default_factory=lambda: PeriodicTask(2.0))
     publish_pool: PeriodicTask = field(default_factory=lambda: PeriodicTask(5.0))
+    shares: PeriodicTask = field(default_factory=lambda: PeriodicTask(5.0))
     forget_departed: PeriodicTask = field(default_factory=lambda: PeriodicTask(5.0))
     verify: PeriodicTask = field(default_factory=lambda: PeriodicTask(10.0))
     fold_usage: PeriodicTask = field(default_factory=lambda: PeriodicTask(60.0))
@@ -83,6 +85,7 @@ class Leader:
     intake: Intake
     control: Control
     events: WorkerEvents
+    shares: Shares
     rounds: Rounds
     endings: Endings
     reaper: Reaper
@@ -145,6 +148,7 @@ class Leader:
         )
         self.fleet.rebuild(ready, leased, self.clock())
         self.queue.restart()
+        self.context.transact(lambda connection: self.shares.restore(connection, leased))
         self.periodic = PeriodicTasks()
         # A Redis that was flushed has forgotten them, and clients look for them now.
         self._part("publish", self.publisher.publish, is_own=False)
@@ -167,6 +171,7 @@ class Leader:
         if self.clock() >= self.dispatch_from:
             self._part("dispatch", self._dispatch)
         self._part("endings", self.endings.end_put_aside)
+        self._part("endings", self.endings.end_hopeless)
         self._recurring(self.clock())
         if self.failure is not None:
             raise self.failure
@@ -209,6 +214,8 @@ class Leader:
             self._part("publish", self.publisher.publish, is_own=False)
         if self.periodic.publish_pool.is_due(now):
             self._part("publish_pool", self.publisher.publish_pool, is_own=False)
+        if self.periodic.shares.is_due(now):
+            self._part("shares", self._refresh_shares)
         if self.periodic.forget_departed.is_due(now):
             self._part("forget_departed", self.reaper.forget_departed)
         if self.periodic.verify.is_due(now):
@@ -219,6 +226,10 @@ class Leader:
             self._part("retention", lambda: self._delete_old(now), is_own=False)
         if self.periodic.collection.is_due(now):
             self._part("collection", self.collector.sweep, is_own=False)
+
+    def _refresh_shares(self) -> None:
+        self.shares.refresh()
+        self.queue.backlog.outlook = self.fleet.outlook()
 
     def _fold_usage(self) -> None:
         if self.housekeeping.fold_usage():

@@ -46,6 +46,7 @@ from scheduler.retention import Retention
 from scheduler.revokes import RevokeNode
 from scheduler.rounds import Rounds
 from scheduler.settings import SchedulerSettings
+from scheduler.shares import Shares
 from scheduler.store_failures import StoreFailures
 from scheduler.streams import LeaderStreams
 from scheduler.tenancy import Tenancy
@@ -171,13 +172,26 @@ class Scheduler:
         streams = LeaderStreams(context)
         catalogue = Catalogue(info.pool)
         failures = StoreFailures(settings.adapter_pause_s)
-        fleet = Fleet(items, failures, max_model_len=info.max_model_len, overcommit_s=settings.overcommit_s)
+        fleet = Fleet(
+            items,
+            failures,
+            max_model_len=info.max_model_len,
+            overcommit_s=settings.overcommit_s,
+            max_workers=settings.max_workers,
+        )
         bound_s = settings.starvation_s
         retention_s = settings.retention_days * 86_400
-        policy = PolicyConfig(starvation_s=(bound_s / 2, bound_s, bound_s * 3))
+        policy = PolicyConfig(
+            policy=settings.policy,
+            starvation_s=(bound_s / 2, bound_s, bound_s * 3),
+            grouping_window=settings.grouping_window,
+        )
         queue = QueueFeed(context, catalogue, clock, policy)
+        shares = Shares(context, queue, fleet)
         deliveries = Deliveries()
-        dispatcher = Dispatcher(context, self._app, deliveries, max_model_len=info.max_model_len)
+        dispatcher = Dispatcher(
+            context, self._app, deliveries, queue.fairness.lengths, max_model_len=info.max_model_len
+        )
         endings = Endings(context, queue, self._flower, deliveries)
         quarantine = Quarantine(context, catalogue, fleet, failures, endings, clock)
         events = WorkerEvents(
@@ -189,9 +203,10 @@ class Scheduler:
             streams=streams,
             queue=queue,
             fleet=fleet,
-            intake=Intake(context, streams, catalogue, self._tenancy, info, self._flower),
+            intake=Intake(context, streams, catalogue, self._tenancy, info, self._flower, shares),
             control=Control(context, streams, fleet, endings),
             events=events,
+            shares=shares,
             rounds=Rounds(items, queue, fleet, dispatcher),
             endings=endings,
             reaper=Reaper(

@@ -15,7 +15,7 @@ from db.repositories.jobs import JobRepository
 from lorayard.contract.job import PRIORITIES
 from scheduler.catalogue import Catalogue
 from scheduler.leader_context import LeaderContext
-from scheduler.policies import Backlog, PendingJob, PolicyConfig
+from scheduler.policies import Backlog, Fairness, PendingJob, PolicyConfig
 
 WINDOW_JOBS: Final = 2000
 MAX_JOBS_IN_MEMORY: Final = 200_000
@@ -48,12 +48,15 @@ class QueueFeed:
         self._is_short = False
         self.has_more = True
         """The ledger may hold queued jobs beyond the cursor."""
-        self.backlog = Backlog(self._policy)
+        self.fairness = Fairness(window=self._policy.grouping_window)
+        self.backlog = Backlog(self._policy, self.fairness)
 
     def restart(self) -> None:
         """Forget everything and read the ledger from the start."""
         self._cursor, self._is_short, self.has_more = 0, False, True
-        self.backlog = Backlog(self._policy)
+        outlook = self.backlog.outlook
+        self.backlog = Backlog(self._policy, self.fairness)
+        self.backlog.outlook = outlook
 
     def fill(self) -> None:
         """Read the next window of queued jobs, if there may be one and there is room."""
@@ -146,4 +149,7 @@ class QueueFeed:
             attempt=row.attempt,
             group=row.group,
             request_bytes=row.request_bytes,
+            tenant=row.tenant,
+            deadline_at=None if row.deadline_in_s is None else now + row.deadline_in_s,
+            adapter_bytes=self._catalogue.num_bytes(row.revision),
         )

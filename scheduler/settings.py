@@ -10,6 +10,7 @@ from pydantic import Field
 from lorayard.contract.addresses import DatabasePassword, RedisPassword, SecretServerUrl
 from lorayard.contract.pool import GenerationConfigUse
 from lorayard.transport.redis_url import RedisUrl
+from scheduler.policies import PolicyName
 from scheduler.store_failures import FIRST_PAUSE_S
 
 
@@ -27,6 +28,15 @@ class SchedulerSettings(RedisPassword, DatabasePassword):
     ready_file: Path | None = None
     term_ttl_s: float = Field(default=5.0, gt=0, description="a silent leader is replaced after so long")
     worker_lease_s: float = Field(default=10.0, gt=0, description="what workers renew their leases for")
+    policy: PolicyName = Field(default="fair", description="who goes first: fair, grouped or fifo")
+    grouping_window: float = Field(
+        default=8192.0,
+        gt=0,
+        description="tokens' cost one tenant may run ahead, so that adapters stay loaded",
+    )
+    max_workers: int | None = Field(
+        default=None, ge=1, description="so many workers will there be at most; unset: no limit is known"
+    )
     overcommit_s: float = Field(default=0.5, ge=0, description="work a worker has ahead of it")
     starvation_s: float = Field(
         default=10.0, gt=0, description="a normal job waits no longer for a slot; high half of it, low thrice"

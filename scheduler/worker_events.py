@@ -77,6 +77,7 @@ class WorkerEvents:
         now = self.clock()
         worker.is_draining = event.draining
         worker.end(event.ended, now)
+        self._settle(event)
         self.deliveries.arrived(job.job_id for job in event.ended)
         loaded = worker.note_residency(
             event.residency_epoch, event.residency, is_whole=event.held is not None
@@ -92,6 +93,12 @@ class WorkerEvents:
             if let_go:
                 self._release(worker, let_go)
             self.judge_hearing(worker)
+
+    def _settle(self, event: WorkerEvent) -> None:
+        """Set the tenants' charges right; of a job that came back, the queue undoes it."""
+        for job in event.ended:
+            if job.state.is_terminal:
+                self.queue.fairness.settle(job.job_id, job.prompt_tokens, job.completion_tokens)
 
     def judge_hearing(self, worker: WorkerState) -> None:
         """Take back what has not arrived at a worker; one that seems deaf is pinged until it answers."""

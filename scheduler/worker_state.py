@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
@@ -18,6 +18,9 @@ from scheduler.hearing import Hearing, Missing, Unlisted
 from scheduler.policies import ServiceRate, WorkerCapacity, WorkerView, target_seqs
 
 MISSES: Final = 2
+
+START_GROWTH: Final = 1.01
+"""The fastest start is forgotten by so much with each job that was slower."""
 
 logger = structlog.get_logger(__name__)
 
@@ -60,6 +63,8 @@ class WorkerState:
     residency_epoch: int = 0
     knows_residency: bool = False
     """It has told the whole of it once: from then on what is new there was loaded."""
+    fastest_start_s: float | None = None
+    """From dispatch to a first token, at the least; None until a job has ended here."""
     rate: ServiceRate = field(default_factory=ServiceRate)
     hearing: Hearing = field(default_factory=Hearing)
     _revisions: Counter[str] = field(default_factory=Counter)
@@ -100,9 +105,23 @@ class WorkerState:
         for job in ended:
             if (held := self.outstanding.get(job.job_id)) and held.attempt == job.attempt:
                 self.hearing.heard(held.message)
+        self._learn_start(ended, now)
         num_ended = sum(self.take_back(JobAttempt(job.job_id, job.attempt)) for job in ended)
         self.has_ended |= any(job.state is JobState.SUCCEEDED for job in ended)
         self.rate.observe(num_ended, now)
+
+    def _learn_start(self, ended: Sequence[EndedJob], now: float) -> None:
+        """Note how soon after its dispatch a job was done: its first token cannot have come later.
+
+        The fastest counts, and is forgotten a little with each job, should the worker have become slower.
+        """
+        for job in ended:
+            held = self.outstanding.get(job.job_id)
+            if held is None or held.attempt != job.attempt or held.is_excused or not job.completion_tokens:
+                continue
+            start_s = (now - held.dispatched_at) / job.completion_tokens
+            before = self.fastest_start_s
+            self.fastest_start_s = start_s if before is None else min(start_s, before * START_GROWTH)
 
     def reconcile(self, held: Iterable[HeldJob], now: float) -> list[JobAttempt]:
         """Compare with the worker's own list; returns what it held before and has let go of."""

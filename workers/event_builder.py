@@ -74,4 +74,13 @@ class WorkerEventBuilder:
 
 def ended_jobs(finished: Sequence[FinishedJob]) -> tuple[EndedJob, ...]:
     """Name the jobs this worker holds no longer."""
-    return tuple(EndedJob(job_id=job.job_id, attempt=job.attempt, state=job.state) for job in finished)
+    return tuple(
+        EndedJob(
+            job_id=job.job_id,
+            attempt=job.attempt,
+            state=job.state,
+            prompt_tokens=job.result.prompt_tokens,
+            completion_tokens=job.result.completion_tokens,
+        )
+        for job in finished
+    )

@@ -4,7 +4,7 @@ from db.models.adapter import Adapter, AdapterRevision, Catalogue, StoreFailure
 from db.models.job import Attempt, Cancellation, IntakeReject, Job, JobInput, JobKey, JobOutput
 from db.models.pool import Pool
 from db.models.table import Table
-from db.models.tenant import Tenant
+from db.models.tenant import Tenant, TenantService
 from db.models.usage import AdapterUsage, UsageDelta
 from db.models.webhook import WebhookDelivery, WebhookRelay
 from db.models.worker import LedgerId, SchedulerTerm, Worker, WorkerHost, WorkerLease
@@ -27,6 +27,7 @@ __all__ = [
     "WebhookDelivery",
     "WebhookRelay",
     "Tenant",
+    "TenantService",
     "Worker",
     "WorkerHost",
     "WorkerLease",

@@ -1,10 +1,10 @@
-"""Tenants: their share and the secrets that sign their webhooks."""
+"""Tenants: their share, what they were served, and the secrets that sign their webhooks."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, func, text
+from sqlalchemy import BigInteger, CheckConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from db.models.table import Table
@@ -27,3 +27,22 @@ class Tenant(Table):
             "secret_previous IS NULL OR secret_current IS NOT NULL", name="previous_needs_current"
         ),
     )
+
+
+class TenantService(Table):
+    """What a tenant was served in a pool, as far as usage is folded, and what its counter is lifted by.
+
+    Folding adds to it in the statement that adds to the hourly sums, so it is never behind them. `weight` is
+    the one under which `lift` holds.
+    """
+
+    __tablename__ = "tenant_service"
+
+    pool: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    completion_tokens: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    lift: Mapped[float] = mapped_column(server_default=text("0"))
+    weight: Mapped[float] = mapped_column(server_default=text("1"))
+
+    __table_args__ = (CheckConstraint("weight > 0", name="weight"),)

@@ -15,7 +15,7 @@ from db.records.jobs import (
 )
 from db.records.leases import LostJobs, Released
 from db.records.pools import PoolRow
-from db.records.tenants import TenantRow
+from db.records.tenants import TenantRow, TenantServiceRow
 from db.records.usage import UsageRow
 from db.records.webhooks import Delivery, DeliveryRow
 from db.records.workers import (
@@ -55,6 +55,7 @@ __all__ = [
     "Delivery",
     "DeliveryRow",
     "TenantRow",
+    "TenantServiceRow",
     "PoolRow",
     "RejectedEntry",
 ]

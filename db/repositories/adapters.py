@@ -60,6 +60,12 @@ _CATALOGUE = text("""
     WHERE a.pool = :pool ORDER BY a.name
 """)
 
+_SIZES = text("""
+    SELECT r.digest, r.bytes
+    FROM adapters a JOIN adapter_revisions r ON r.pool = a.pool AND r.digest = a.current_revision
+    WHERE a.pool = :pool
+""")
+
 _LISTED = text("""
     SELECT a.pool, p.model_name, p.model_path, a.name, a.current_revision AS revision, r.rank, r.bytes,
         r.state, r.warnings, r.reason
@@ -200,6 +206,11 @@ class AdapterRepository:
             CatalogueEntry(name=row.name, revision=row.revision, rank=row.rank, state=row.state)
             for row in rows
         ]
+
+    def sizes(self, pool: str) -> dict[str, int]:
+        """Tell the bytes of the revisions that names stand for."""
+        rows = self._connection.execute(_SIZES, {"pool": pool})
+        return {row.digest: row.bytes for row in rows}
 
     def listed(self, pool: str | None) -> list[ListedAdapter]:
         """List the names of a pool, or of all, that are not removed, with rank, size and state."""

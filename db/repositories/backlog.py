@@ -37,6 +37,8 @@ _PENDING = text(f"""
     WHERE j.job_id = ANY(CAST(:ids AS uuid[])) AND j.state = 'queued' ORDER BY j.admit_seq
 """)  # noqa: S608
 
+_TENANTS = text("SELECT DISTINCT tenant FROM jobs WHERE pool = :pool AND state = 'queued' ORDER BY tenant")
+
 _LEASED = text(f"""
     SELECT job_id, attempt, incarnation, revision, tenant, adapter, est_prompt_tokens, max_tokens,
         {_GROUP} AS suspect_group, extract(epoch FROM now() - leased_at)::float8 AS leased_s
@@ -58,6 +60,10 @@ class BacklogRepository:
     def pending(self, job_ids: Sequence[UUID]) -> list[PendingRow]:
         """Read which of some jobs are queued: a requeued one keeps its `admit_seq`, behind any cursor."""
         return [_to_pending(row) for row in self._connection.execute(_PENDING, {"ids": list(job_ids)})]
+
+    def waiting_tenants(self, pool: str) -> list[str]:
+        """List the tenants with queued jobs."""
+        return list(self._connection.execute(_TENANTS, {"pool": pool}).scalars())
 
     def leased(self, pool: str) -> list[LeasedRow]:
         """Read the jobs in workers' hands."""

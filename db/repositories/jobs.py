@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
 from db.records import CancelOutcome, FinishedJob, JobStatus
 from db.repositories.endings import write_endings
@@ -36,6 +37,20 @@ _EXPIRE = text("""
     SET state = 'expired', ended_at = now(), error_code = 'deadline_passed',
         queue_ms = 1000 * extract(epoch FROM now() - submitted_at)::float8
     FROM due WHERE j.job_id = due.job_id AND j.state = 'queued'
+    RETURNING j.job_id, extract(epoch FROM deadline_at - submitted_at)::float8 AS deadline_s
+""")
+
+_EXPIRE_INFEASIBLE = text("""
+    WITH hopeless AS MATERIALIZED (
+        SELECT job_id FROM jobs
+        WHERE job_id = ANY(CAST(:ids AS uuid[])) AND state = 'queued' AND deadline_at IS NOT NULL
+        ORDER BY job_id FOR UPDATE
+    )
+    UPDATE jobs j
+    SET state = 'expired', ended_at = now(),
+        error_code = CASE WHEN deadline_at <= now() THEN 'deadline_passed' ELSE 'deadline_infeasible' END,
+        queue_ms = 1000 * extract(epoch FROM now() - submitted_at)::float8
+    FROM hopeless WHERE j.job_id = hopeless.job_id
     RETURNING j.job_id, extract(epoch FROM deadline_at - submitted_at)::float8 AS deadline_s
 """)
 
@@ -115,7 +130,13 @@ class JobRepository:
 
     def expire_due(self, pool: str, limit: int) -> list[FinishedJob]:
         """End queued jobs whose deadline has passed, the longest overdue first."""
-        rows = self._connection.execute(_EXPIRE, {"pool": pool, "limit": limit}).all()
+        return self._expired(self._connection.execute(_EXPIRE, {"pool": pool, "limit": limit}).all())
+
+    def expire_infeasible(self, job_ids: Collection[UUID]) -> list[FinishedJob]:
+        """End queued jobs that can have no token before their deadline; others are passed over."""
+        return self._expired(self._connection.execute(_EXPIRE_INFEASIBLE, {"ids": list(job_ids)}).all())
+
+    def _expired(self, rows: Sequence[Row[Any]]) -> list[FinishedJob]:
         messages = [
             f"no token within {row.deadline_s:g} s of submission: allow more time or add workers"
             for row in rows

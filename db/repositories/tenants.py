@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from sqlalchemy import Connection, text
 
-from db.records import TenantRow
+from db.records import TenantRow, TenantServiceRow
 
 _COLUMNS = "name, weight, secret_current IS NOT NULL AS has_secret, secret_previous IS NOT NULL AS rotating"
 
@@ -22,6 +22,29 @@ _INSERT = text("""
 """)
 
 _SET_WEIGHT = text("UPDATE tenants SET weight = :weight WHERE name = :name RETURNING name")
+
+_WEIGHTS = text("SELECT name, weight FROM tenants WHERE weight <> 1")
+
+# Usage that is not folded yet counts as well, so that the sum is what was committed.
+_SERVICE = text("""
+    SELECT tenant, CAST(sum(prompt_tokens) AS bigint) AS prompt_tokens,
+        CAST(sum(completion_tokens) AS bigint) AS completion_tokens, sum(lift) AS lift, max(weight) AS weight
+    FROM (
+        SELECT tenant, prompt_tokens, completion_tokens, lift, weight FROM tenant_service WHERE pool = :pool
+        UNION ALL
+        SELECT tenant, prompt_tokens, completion_tokens, 0, NULL FROM usage_deltas WHERE pool = :pool
+    ) AS served
+    GROUP BY tenant ORDER BY tenant
+""")
+
+_LIFT = text("""
+    INSERT INTO tenant_service (pool, tenant, lift, weight)
+    SELECT :pool, t.* FROM unnest(
+        CAST(:tenants AS text[]), CAST(:lifts AS float8[]), CAST(:weights AS float8[])
+    ) AS t(tenant, lift, weight)
+    ORDER BY tenant
+    ON CONFLICT (pool, tenant) DO UPDATE SET lift = excluded.lift, weight = excluded.weight
+""")
 
 _ROTATE = text("""
     UPDATE tenants SET secret_previous = secret_current, secret_current = :secret
@@ -84,6 +107,35 @@ class TenantRepository:
         return (
             self._connection.execute(_SET_WEIGHT, {"name": name, "weight": weight}).one_or_none() is not None
         )
+
+    def weights(self) -> dict[str, float]:
+        """Read the weights that are not 1."""
+        return {row.name: row.weight for row in self._connection.execute(_WEIGHTS)}
+
+    def service(self, pool: str) -> list[TenantServiceRow]:
+        """Read what tenants were served in a pool, by all usage that is committed."""
+        return [
+            TenantServiceRow(
+                row.tenant,
+                row.prompt_tokens,
+                row.completion_tokens,
+                row.lift,
+                1.0 if row.weight is None else row.weight,
+            )
+            for row in self._connection.execute(_SERVICE, {"pool": pool})
+        ]
+
+    def lift(self, pool: str, lifts: Mapping[str, tuple[float, float]]) -> None:
+        """Write what tenants' counters are lifted by, and the weights under which that holds."""
+        if not lifts:
+            return
+        values = {
+            "pool": pool,
+            "tenants": list(lifts),
+            "lifts": [lift for lift, _ in lifts.values()],
+            "weights": [weight for _, weight in lifts.values()],
+        }
+        self._connection.execute(_LIFT, values)
 
     def set_webhook_secret(self, name: str, ciphertext: bytes) -> bool:
         """Make a secret the current one; the one before stays valid beside it. False: no such tenant."""

@@ -41,6 +41,13 @@ _FOLD = text(f"""
         SELECT pool, adapter, tenant, date_trunc('hour', created_at), {_SUMS}
         FROM folded GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
         ON CONFLICT (pool, adapter, tenant, hour) DO UPDATE SET {_ADDED}
+    ), served AS (
+        INSERT INTO tenant_service AS s (pool, tenant, prompt_tokens, completion_tokens)
+        SELECT pool, tenant, sum(prompt_tokens), sum(completion_tokens)
+        FROM folded GROUP BY 1, 2 ORDER BY 1, 2
+        ON CONFLICT (pool, tenant) DO UPDATE SET
+            prompt_tokens = s.prompt_tokens + excluded.prompt_tokens,
+            completion_tokens = s.completion_tokens + excluded.completion_tokens
     )
     SELECT count(*) FROM folded
 """)  # noqa: S608

@@ -198,6 +198,8 @@ class EndedJob(BaseModel):
     job_id: UUID
     attempt: int
     state: JobState
+    prompt_tokens: int | None = Field(default=None, description="as committed; None: not told")
+    completion_tokens: int | None = None
 
 
 class AdapterFailure(BaseModel):

@@ -1,10 +1,14 @@
-"""The first policy: jobs grouped by adapter, resident adapters first, oldest first, nobody starved.
+"""Groups jobs by adapter inside what fairness allows: resident adapters first, nobody starved.
 
 One round goes through the backlog in this order, and stops when no worker has room:
 
 1. suspects, each group by itself on an empty worker;
-2. jobs that waited longer than their class may, the longest overdue first, whatever their adapter;
-3. for each class: lanes whose adapter is on a device, then in a host cache, then the others by age.
+2. while there is room, those tenants that are less than one window ahead of who got the least. Of their jobs
+   a. those that waited longer than their class may, or whose deadline presses, whatever their adapter;
+   b. for each class: lanes whose adapter is on a device, then in a host cache, then the most worth loading.
+
+A tenant none of whose jobs finds room is passed over; one that has fallen back by a window has a
+slot come free. The policy `grouped` is the same with all jobs as one tenant's, and deadlines only obeyed.
 
 A worker whose host is in doubt takes part with one job. It gets a suspect only after all else, and only one
 that no other worker could run.
@@ -12,122 +16,293 @@ that no other worker could run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Final
 
-from scheduler.policies.backlog import NUM_CLASSES, Backlog
+from scheduler.policies.backlog import Backlog
+from scheduler.policies.keyed_queue import KeyedQueue
 from scheduler.policies.lane import Lane
+from scheduler.policies.placement import best_worker, is_spread
+from scheduler.policies.suspect_turns import plan_lone_suspects, plan_suspects
+from scheduler.policies.tenant_queue import NUM_CLASSES, TenantQueue
 from scheduler.policies.types import PendingJob, PlannedBatch, Revision, WorkerView
-from scheduler.policies.worker_budget import AdapterTier, WorkerBudget, best_worker
+from scheduler.policies.worker_budget import AdapterTier, WorkerBudget
+
+MAX_BLOCKED: Final = 8
+"""Lanes of one resident adapter that find no room before others are looked at: mostly all will find none."""
 
 
-def plan(backlog: Backlog, views: Sequence[WorkerView], now: float) -> list[PlannedBatch]:
+def plan_coalesced(backlog: Backlog, views: Sequence[WorkerView], now: float) -> list[PlannedBatch]:
     """Take jobs out of the backlog for every worker with room; at most one micro-batch each.
 
     `now` is the monotonic clock that the jobs' `waiting_since` was read from.
     """
     if not len(backlog):
         return []
-    workers = [WorkerBudget(view, backlog.config.max_batch_jobs) for view in views]
+    lengths = backlog.fairness.lengths
+    workers = [WorkerBudget(view, backlog.config.max_batch_jobs, lengths) for view in views]
     if not any(worker.is_open for worker in workers):
         return []
     sound = [worker for worker in workers if not worker.view.is_canary]
-    _plan_suspects(backlog, sound)
-    _plan_overdue(backlog, workers, now)
-    for priority in range(NUM_CLASSES):
-        _plan_resident(backlog, workers, priority, AdapterTier.DEVICE)
-        _plan_resident(backlog, workers, priority, AdapterTier.HOST)
-        _plan_cold(backlog, workers, priority)
-    _plan_lone_suspects(backlog, [worker for worker in workers if worker.view.is_canary], sound)
+    plan_suspects(backlog, sound)
+    _Round(backlog, workers, now).plan()
+    plan_lone_suspects(backlog, [worker for worker in workers if worker.view.is_canary], sound)
     return [worker.batch() for worker in workers if worker.planned]
 
 
-def _plan_suspects(backlog: Backlog, workers: Sequence[WorkerBudget]) -> None:
-    """Give each group of suspects a worker of its own, on at most half of the workers at a time."""
-    budget = max(1, len(workers) // 2) - sum(worker.view.runs_alone for worker in workers)
-    for group in backlog.suspects.in_order():
-        if budget <= 0:
-            return
-        able = [worker for worker in workers if not worker.closed and worker.admits(group[0])]
-        worker = min(
-            able, key=lambda worker: (worker.view.num_outstanding, worker.view.incarnation), default=None
-        )
-        if worker is None:
-            continue
-        budget -= 1
-        if worker.is_empty:
-            _place_suspects(backlog, worker, group)
-        worker.closed = True
-        if not worker.planned:
-            return  # it drains now; next round, or the one after, it is empty
+LanesOf = Callable[[TenantQueue], KeyedQueue[Lane]]
 
 
-def _place_suspects(backlog: Backlog, worker: WorkerBudget, group: Sequence[PendingJob]) -> None:
-    """Place what fits of a group; the rest of it runs after these."""
-    for job in group:
-        if worker.fits(job):
-            backlog.take(job.job_id)
+class _Round:
+    """Mutable: what one round has left of the workers, and whom it has passed over."""
+
+    def __init__(self, backlog: Backlog, workers: Sequence[WorkerBudget], now: float) -> None:
+        self._backlog = backlog
+        self._workers = workers
+        self._open = [worker for worker in workers if worker.is_open]
+        self._now = now
+        self._limit = 0.0
+
+    def plan(self) -> None:
+        """Serve tenants until no worker has room, or nobody finds any."""
+        backlog, aside = self._backlog, list[TenantQueue]()
+        num_held_up = 0
+        while self._has_room() and num_held_up < backlog.config.max_set_aside:
+            tenant = backlog.by_rank.first()
+            if tenant is None:
+                break
+            rank = tenant.share.rank
+            is_alone = len(backlog.by_rank) == 1
+            self._limit = float("inf") if is_alone else rank + backlog.config.grouping_window
+            if self._serve_window():
+                backlog.fairness.serve(rank)
+                continue
+            backlog.by_rank.set_aside(tenant)
+            aside.append(tenant)
+            num_held_up += self._hold_up(tenant)
+        for tenant in aside:
+            backlog.by_rank.push(tenant)
+
+    def _serve_window(self) -> int:
+        """Give those within the window one look each; returns how many jobs found room."""
+        placed = self._serve_due(self._backlog.by_deadline, lambda tenant: tenant.dated)
+        if any(self._backlog.may_switch(worker.view.incarnation, self._now) for worker in self._open):
+            placed += self._serve_due(self._backlog.by_due, lambda tenant: tenant.due)
+        for priority in range(NUM_CLASSES):
+            placed += self._serve_resident(priority, AdapterTier.DEVICE)
+            placed += self._serve_resident(priority, AdapterTier.HOST)
+            placed += self._serve_cold(priority)
+        return placed
+
+    def _serve_due(self, tenants: KeyedQueue[TenantQueue], lanes_of: LanesOf) -> int:
+        """Give lanes with due jobs their turns; if one finds no room, make some before others get it."""
+        limit, aside = self._backlog.config.max_set_aside, list[TenantQueue]()
+        placed = num_held_up = 0
+        while self._has_room() and num_held_up < limit and len(aside) < limit:
+            tenant = tenants.first()
+            lane = tenant and lanes_of(tenant).first()
+            if tenant is None or lane is None or not self._is_next(tenant, lane):
+                break
+            if self._is_within(tenant):
+                found, held_up = self._serve_due_of(tenant, lanes_of(tenant))
+                placed, num_held_up = placed + found, num_held_up + held_up
+            tenants.set_aside(tenant)
+            aside.append(tenant)
+        for tenant in aside:
+            tenants.push(tenant)
+        return placed
+
+    def _serve_due_of(self, tenant: TenantQueue, lanes: KeyedQueue[Lane]) -> tuple[int, int]:
+        """Serve a tenant's due lanes; returns how many jobs found room, and how many lanes did not."""
+        aside: list[Lane] = []
+        placed = num_held_up = 0
+        while (
+            self._has_room() and num_held_up < self._backlog.config.max_set_aside and self._is_within(tenant)
+        ):
+            lane = lanes.first()
+            if lane is None or not self._is_next(tenant, lane):
+                break
+            if found := self._take_turn(lane):
+                placed += found
+                continue
+            if job := lane.head():
+                self._make_room(job, self._able_to_switch(lane))
+                num_held_up += self._is_admitted(job)
+            lanes.set_aside(lane)
+            aside.append(lane)
+        for lane in aside:
+            lanes.push(lane)
+        return placed, num_held_up
+
+    def _is_next(self, tenant: TenantQueue, lane: Lane) -> bool:
+        """Whether the first lane of a queue of due ones has its turn now."""
+        if lane.name.has_deadlines:
+            return self._backlog.is_due(lane, self._now)
+        due_at = tenant.due_at(lane)
+        return due_at is not None and due_at <= self._now
+
+    def _take_turn(self, lane: Lane) -> int:
+        """Place a few overdue jobs of a lane; returns how many."""
+        left = self._backlog.config.turn_jobs if not lane.name.has_deadlines else len(self._backlog)
+
+        def choose(job: PendingJob) -> WorkerBudget | None:
+            nonlocal left
+            left -= 1
+            is_next = left >= 0 and self._backlog.is_due(lane, self._now)
+            return best_worker(self._able_to_switch(lane), job) if is_next else None
+
+        cold = [worker for worker in self._open if worker.tier(lane.name.revision) is AdapterTier.COLD]
+        placed = self._drain(lane, choose)
+        if placed:
+            self._backlog.end_turn(lane, self._now)
+        for worker in cold:
+            if lane.name.revision in worker.revisions:
+                self._backlog.note_switch(worker.view.incarnation, self._now)
+        return placed
+
+    def _able_to_switch(self, lane: Lane) -> list[WorkerBudget]:
+        """List who may run an overdue job: who has its adapter, or loaded none for such a job lately.
+
+        A deadline that presses does not wait for that.
+        """
+        if lane.name.has_deadlines:
+            return self._open
+        revision, may_switch = lane.name.revision, self._backlog.may_switch
+        return [
+            worker
+            for worker in self._open
+            if worker.tier(revision) is not AdapterTier.COLD or may_switch(worker.view.incarnation, self._now)
+        ]
+
+    def _serve_resident(self, priority: int, tier: AdapterTier) -> int:
+        """Fill workers with jobs whose adapter they have at hand, lanes with the oldest head first."""
+        queues = [
+            queue
+            for revision in self._at_hand(tier)
+            if (queue := self._backlog.with_adapter(priority, revision)) is not None
+        ]
+        placed = 0
+        for queue in sorted(queues, key=_head_order):
+            placed += self._serve_holders(queue, tier)
+        return placed
+
+    def _serve_holders(self, queue: KeyedQueue[Lane], tier: AdapterTier) -> int:
+        """Drain the lanes of one adapter, of the tenant that got the least first."""
+        aside: list[Lane] = []
+        placed = 0
+        while len(aside) < MAX_BLOCKED and (lane := queue.first()) is not None:
+            if not self._is_within(self._backlog.tenant_of(lane)):
+                break
+            placed += self._drain(lane, lambda job: best_worker(self._open, job, tier))
+            if lane.num_jobs and self._is_within(self._backlog.tenant_of(lane)):
+                queue.set_aside(lane)
+                aside.append(lane)
+        for lane in aside:
+            self._backlog.requeue(lane)
+        return placed
+
+    def _at_hand(self, tier: AdapterTier) -> set[Revision]:
+        names: set[Revision] = {None} if tier is AdapterTier.DEVICE else set()
+        for worker in self._open:
+            if worker.is_open:
+                at_device = [*worker.revisions, *worker.view.device]
+                names.update(worker.view.host if tier is AdapterTier.HOST else at_device)
+        return names
+
+    def _serve_cold(self, priority: int) -> int:
+        """Bring in adapters that no worker has, for who got the least; then spread those that one has."""
+        backlog, aside = self._backlog, list[TenantQueue]()
+        tenants = backlog.by_class[priority]
+        lanes: list[Lane] = []
+        spread: list[Lane] = []
+        placed = 0
+        while self._takes_another_adapter() and len(aside) < backlog.config.max_set_aside:
+            tenant = tenants.first()
+            if tenant is None or not self._is_within(tenant):
+                break
+            placed += self._bring_in(tenant, priority, lanes, spread)
+            tenants.set_aside(tenant)
+            aside.append(tenant)
+        for lane in spread:
+            placed += self._drain(lane, lambda job: best_worker(self._open, job))
+        for lane in lanes:
+            backlog.requeue(lane)
+        for tenant in aside:
+            backlog.requeue_tenant(tenant)
+        return placed
+
+    def _bring_in(self, tenant: TenantQueue, priority: int, aside: list[Lane], spread: list[Lane]) -> int:
+        """Place a tenant's jobs of a class on workers that load their adapters."""
+        placed = num_held_up = 0
+        while (
+            self._takes_another_adapter()
+            and self._is_within(tenant)
+            and num_held_up < self._backlog.config.max_set_aside
+            and (lane := tenant.first_of(priority)) is not None
+        ):
+            if is_spread(self._workers, lane.name.revision, lane.num_jobs):
+                placed += self._drain(lane, lambda job: best_worker(self._open, job))
+            else:
+                spread.append(lane)
+            if job := lane.head():
+                num_held_up += self._is_admitted(job)
+                tenant.set_aside(lane)
+                aside.append(lane)
+        return placed
+
+    def _drain(self, lane: Lane, choose: Callable[[PendingJob], WorkerBudget | None]) -> int:
+        """Place jobs from the head of a lane until one finds no room; returns how many."""
+        backlog, placed = self._backlog, 0
+        backlog.discard_hopeless(lane, self._now)
+        while (job := lane.head()) and self._is_within(backlog.tenant_of(lane)) and (worker := choose(job)):
+            backlog.plan(job)
             worker.place(job)
+            placed += 1
+            backlog.discard_hopeless(lane, self._now)
+        return placed
 
+    def _is_within(self, tenant: TenantQueue) -> bool:
+        return tenant.share.rank < self._limit
 
-def _plan_lone_suspects(
-    backlog: Backlog, canaries: Sequence[WorkerBudget], sound: Sequence[WorkerBudget]
-) -> None:
-    """Give each worker in doubt that got nothing else one suspect that no other could run."""
-    for worker in canaries:
-        for job in [job for group in backlog.suspects.in_order() for job in group]:
-            if worker.is_empty and worker.fits(job) and not _is_admitted(sound, job):
-                _place_suspects(backlog, worker, [job])
+    def _hold_up(self, tenant: TenantQueue) -> bool:
+        """Make room for a tenant that has fallen back by a window; returns whether it waits for room."""
+        lane = tenant.dated.first() or tenant.due.first()
+        job = lane and lane.head()
+        if job is None:
+            return False
+        following = self._backlog.by_rank.first()
+        if following is not None and following.share.rank >= self._limit:
+            self._make_room(job, self._open)
+        return self._is_admitted(job)
 
+    def _make_room(self, job: PendingJob, workers: Sequence[WorkerBudget]) -> None:
+        """Choose one worker that will run the job, and stop feeding what stands in its way there.
 
-def _plan_overdue(backlog: Backlog, workers: Sequence[WorkerBudget], now: float) -> None:
-    """Give lanes with overdue jobs their turns; if one finds no room, make some before others get it."""
-    aside: list[Lane] = []
-    num_held_up = 0
-    while any(worker.is_open for worker in workers) and num_held_up < backlog.config.max_set_aside:
-        found = backlog.by_due.first()
-        if found is None or found[0].at > now:
-            break
-        lane = found[1]
-        if _take_turn(backlog, workers, lane, now):
-            continue
-        if job := lane.head():
-            _make_room(workers, job)
-            num_held_up += _is_admitted(workers, job)
-        backlog.by_due.set_aside(lane)
-        aside.append(lane)
-    for lane in aside:
-        backlog.by_due.push(lane)
+        Slots are missing: the adapter with the fewest jobs outstanding gets no more, so its slot comes free.
+        Tokens are missing: nobody gets any until the job fits. Each worker makes room for one job at a time.
+        """
+        able = [
+            worker for worker in workers if worker.is_open and worker.barred is None and worker.admits(job)
+        ]
+        blocked = next((worker for worker in able if worker.has_slot(job.revision)), None)
+        if blocked is not None:
+            blocked.closed = True
+            return
+        chosen = min(able, key=_jobs_of_victim, default=None)
+        if chosen is not None:
+            chosen.barred = chosen.victim()
 
+    def _is_admitted(self, job: PendingJob) -> bool:
+        """Whether a job waits for room; one that no worker here could ever run must not hold up others."""
+        return any(worker.admits(job) for worker in self._workers)
 
-def _take_turn(backlog: Backlog, workers: Sequence[WorkerBudget], lane: Lane, now: float) -> bool:
-    """Place a few overdue jobs of a lane; False if not even the first finds room."""
-    left = backlog.config.turn_jobs
+    def _has_room(self) -> bool:
+        return any(worker.is_open for worker in self._open)
 
-    def choose(job: PendingJob) -> WorkerBudget | None:
-        nonlocal left
-        left -= 1
-        return best_worker(workers, job) if left >= 0 and backlog.is_overdue(job, now) else None
-
-    placed = _drain(backlog, lane, choose)
-    if placed:
-        backlog.end_turn(lane, now)
-    return placed > 0
-
-
-def _make_room(workers: Sequence[WorkerBudget], job: PendingJob) -> None:
-    """Choose one worker that will run the overdue job, and stop feeding what stands in its way there.
-
-    Slots are missing: the adapter with the fewest jobs outstanding gets no more, so its slot comes free.
-    Tokens are missing: nobody gets any until the job fits. Each worker makes room for one job at a time.
-    """
-    able = [worker for worker in workers if worker.is_open and worker.barred is None and worker.admits(job)]
-    blocked = next((worker for worker in able if worker.has_slot(job.revision)), None)
-    if blocked is not None:
-        blocked.closed = True
-        return
-    chosen = min(able, key=_jobs_of_victim, default=None)
-    if chosen is not None:
-        chosen.barred = chosen.victim()
+    def _takes_another_adapter(self) -> bool:
+        return any(
+            worker.is_open and len(worker.revisions) < worker.view.capacity.max_loras for worker in self._open
+        )
 
 
 def _jobs_of_victim(worker: WorkerBudget) -> tuple[int, str]:
@@ -135,65 +310,7 @@ def _jobs_of_victim(worker: WorkerBudget) -> tuple[int, str]:
     return (worker.revisions[victim] if victim else 0, worker.view.incarnation)
 
 
-def _plan_resident(
-    backlog: Backlog, workers: Sequence[WorkerBudget], priority: int, tier: AdapterTier
-) -> None:
-    """Fill workers with jobs whose adapter they have at hand, lanes with the oldest head first."""
-    lanes = [lane for name in _at_hand(workers, tier) if (lane := backlog.lane(priority, name))]
-    for lane in sorted(lanes, key=_head_order):
-        _drain(backlog, lane, lambda job: best_worker(workers, job, tier))
-
-
-def _at_hand(workers: Iterable[WorkerBudget], tier: AdapterTier) -> set[Revision]:
-    names: set[Revision] = {None} if tier is AdapterTier.DEVICE else set()
-    for worker in workers:
-        if worker.is_open:
-            names.update(
-                worker.view.host if tier is AdapterTier.HOST else [*worker.revisions, *worker.view.device]
-            )
-    return names
-
-
-def _plan_cold(backlog: Backlog, workers: Sequence[WorkerBudget], priority: int) -> None:
-    """Bring in adapters that no worker has, the one whose job waited longest first."""
-    aside: list[Lane] = []
-    num_held_up = 0
-    while _takes_another_adapter(workers) and num_held_up < backlog.config.max_set_aside:
-        found = backlog.by_age[priority].first()
-        if found is None:
-            break
-        lane = found[1]
-        _drain(backlog, lane, lambda job: best_worker(workers, job))
-        if job := lane.head():
-            num_held_up += _is_admitted(workers, job)
-            backlog.by_age[priority].set_aside(lane)
-            aside.append(lane)
-    for lane in aside:
-        backlog.by_age[priority].push(lane)
-
-
-def _is_admitted(workers: Iterable[WorkerBudget], job: PendingJob) -> bool:
-    """Whether a job waits for room; one that no worker here could ever run must not hold up the others."""
-    return any(worker.admits(job) for worker in workers)
-
-
-def _takes_another_adapter(workers: Iterable[WorkerBudget]) -> bool:
-    return any(
-        worker.is_open and len(worker.revisions) < worker.view.capacity.max_loras for worker in workers
-    )
-
-
-def _drain(backlog: Backlog, lane: Lane, choose: Callable[[PendingJob], WorkerBudget | None]) -> int:
-    """Place the jobs of a lane, oldest first, until one finds no room; answer how many."""
-    placed = 0
-    while (job := lane.head()) and (worker := choose(job)):
-        backlog.take(job.job_id)
-        worker.place(job)
-        placed += 1
-    return placed
-
-
-def _head_order(lane: Lane) -> tuple[float, int, str]:
-    head = lane.head()
-    assert head is not None, "a lane in the index holds a job"
-    return (*head.order, lane.name.revision or "")
+def _head_order(queue: KeyedQueue[Lane]) -> tuple[float, int]:
+    lane = queue.first()
+    head = lane and lane.head()
+    return head.order if head is not None else (float("inf"), 0)

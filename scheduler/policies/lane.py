@@ -1,90 +1,68 @@
-"""Lanes of the backlog: the waiting jobs of one class and revision, oldest first."""
+"""Lanes of the backlog: waiting jobs of one tenant, class and revision, the one whose turn is next ahead."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import NamedTuple
 from uuid import UUID
 
 from scheduler.policies.types import JobOrder, PendingJob, Revision
 
 
-class LaneKey(NamedTuple):
-    """By time; the head's admission sequence settles ties."""
-
-    at: float
-    admit_seq: int
-
-
 class LaneName(NamedTuple):
     """Which jobs share a lane."""
 
+    tenant: str
     priority: int
     revision: Revision
+    has_deadlines: bool = False
 
 
 class Lane:
-    """Mutable: a heap whose removed jobs stay until they surface."""
+    """Mutable: a heap whose removed jobs stay until they surface, or until they are half of it."""
 
-    def __init__(self, name: LaneName) -> None:
+    __slots__ = ("_heap", "_pushes", "_waiting", "name", "num_jobs", "turn_at")
+
+    def __init__(self, name: LaneName, waiting: Mapping[UUID, PendingJob]) -> None:
+        """`waiting` has all jobs of the backlog: those that it has not are gone from here, too."""
         self.name = name
         self.turn_at = float("-inf")
         """Before this, the lane has had its share of turns for the overdue."""
-        self._heap: list[tuple[JobOrder, int, PendingJob]] = []
-        self._live: dict[UUID, PendingJob] = {}
+        self.num_jobs = 0
+        self._waiting = waiting
+        self._heap: list[tuple[float, int, int, PendingJob]] = []
         self._pushes = itertools.count()
 
-    def __len__(self) -> int:
-        return len(self._live)
-
     def push(self, job: PendingJob) -> None:
-        """Put a job in its place."""
-        self._live[job.job_id] = job
+        """Put a job in its place: by deadline if the lane has deadlines, else by age."""
+        at = job.deadline_at if self.name.has_deadlines else None
         # The count keeps two entries of one job, gone and come back, from being compared further.
-        heapq.heappush(self._heap, (job.order, next(self._pushes), job))
+        entry = (job.waiting_since if at is None else at, job.admit_seq, next(self._pushes), job)
+        heapq.heappush(self._heap, entry)
+        self.num_jobs += 1
 
-    def remove(self, job: PendingJob) -> None:
-        """Take a job out, wherever it stands."""
-        self._live.pop(job.job_id, None)
+    def forget_one(self) -> None:
+        """Note that one of its jobs no longer waits."""
+        self.num_jobs -= 1
+        if len(self._heap) > 2 * self.num_jobs + 64:
+            self._heap = [entry for entry in self._heap if self._is_waiting(entry[3])]
+            heapq.heapify(self._heap)
 
     def head(self) -> PendingJob | None:
-        """Show the oldest job."""
+        """Show the job whose turn is next."""
         while self._heap:
-            job = self._heap[0][2]
-            if self._live.get(job.job_id) is job:
+            job = self._heap[0][3]
+            if self._is_waiting(job):
                 return job
             heapq.heappop(self._heap)
         return None
 
+    def head_order(self) -> JobOrder | None:
+        """Tell since when the head has waited; None without one."""
+        head = self.head()
+        return head and head.order
 
-class LaneQueue:
-    """Mutable: lanes by a key that only grows while a head stays; stale entries stay until they surface."""
-
-    def __init__(self, key: Callable[[Lane, PendingJob], LaneKey]) -> None:
-        self._key = key
-        self._heap: list[tuple[LaneKey, int, Lane]] = []
-        self._pushes = itertools.count()
-
-    def push(self, lane: Lane) -> None:
-        """Note that a lane may have another key than before; an empty one is passed over."""
-        head = lane.head()
-        if head is not None:
-            heapq.heappush(self._heap, (self._key(lane, head), next(self._pushes), lane))
-
-    def first(self) -> tuple[LaneKey, Lane] | None:
-        """Show the lane with the smallest key."""
-        while self._heap:
-            key, _, lane = self._heap[0]
-            head = lane.head()
-            if head is not None and key == self._key(lane, head):
-                return key, lane
-            heapq.heappop(self._heap)
-        return None
-
-    def set_aside(self, lane: Lane) -> None:
-        """Pass a lane over until it is pushed again; it must be the first."""
-        assert self._heap[0][2] is lane, "only the first lane can be set aside"
-        while self._heap and self._heap[0][2] is lane:
-            heapq.heappop(self._heap)
+    def _is_waiting(self, job: PendingJob) -> bool:
+        return self._waiting.get(job.job_id) is job

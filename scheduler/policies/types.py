@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 Revision = str | None
@@ -37,6 +37,10 @@ class PendingJob:
     group: UUID | None = None
     """Set for suspects, which may have ended an engine: those of one group run with no other jobs."""
     request_bytes: int = 0
+    tenant: str = ""
+    deadline_at: float | None = None
+    """Monotonic seconds of this process; its first token is due by then."""
+    adapter_bytes: int = 0
 
     @property
     def order(self) -> JobOrder:
@@ -88,11 +92,37 @@ class PlannedBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyConfig:
-    """The knobs of the first policy; durations in seconds."""
+class AdapterPlan:
+    """What one worker should do with its adapters until the next plan; a guess, never a promise."""
 
+    incarnation: str
+    prefetch: tuple[str, ...] = ()
+    """Revisions that it will need, the next one first, with those that it has already: it keeps these."""
+    drop: tuple[str, ...] = ()
+    """Revisions to let go of, so that those it has not yet find room; the most dispensable first."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterDemand:
+    """The jobs that wait for one adapter."""
+
+    revision: str
+    num_jobs: int
+    rank: int
+    num_bytes: int
+
+
+PolicyName = Literal["fair", "grouped", "fifo"]
+"""`scheduler.policies.registry` says what each is."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyConfig:
+    """The knobs of the policies; durations in seconds."""
+
+    policy: PolicyName = "fair"
     starvation_s: tuple[float, float, float] = (5.0, 10.0, 30.0)
-    """For each class: a job that waited longer goes before any residency or class preference."""
+    """For each class: a job that waited longer goes before its tenant's other classes and residents."""
     turn_jobs: int = 4
     """Overdue jobs that one lane may place at its turn."""
     turns_per_bound: int = 8
@@ -100,6 +130,16 @@ class PolicyConfig:
 
     So a lane that floods cannot keep a starving one waiting, however old its own jobs have become.
     """
+    switches_per_bound: int = 8
+    """A worker loads an adapter for the sake of an overdue job so often within the bound of normal jobs.
+
+    When all jobs are overdue, as under a standing backlog, they would otherwise undo all grouping.
+    """
+    grouping_window: float = 8192.0
+    """How far one tenant may run ahead of another so that adapters are loaded less often.
+
+    In the cost of tokens (`scheduler.policies.fairness`), for a tenant of weight 1.
+    """
     max_batch_jobs: int = 128
     max_set_aside: int = 64
-    """Overdue lanes that find no room before a round stops to look for more."""
+    """Lanes and tenants that find no room before a round stops to look for more."""

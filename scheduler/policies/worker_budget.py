@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from enum import IntEnum
 
+from scheduler.policies.output_length import OutputLengths
 from scheduler.policies.overcommit import low_water
 from scheduler.policies.types import PendingJob, PlannedBatch, Revision, WorkerView
 
@@ -20,8 +20,10 @@ class AdapterTier(IntEnum):
 class WorkerBudget:
     """Mutable: one worker's free sequences, tokens and slots, and what the round has planned there."""
 
-    def __init__(self, view: WorkerView, max_batch_jobs: int) -> None:
+    def __init__(self, view: WorkerView, max_batch_jobs: int, lengths: OutputLengths | None = None) -> None:
+        """`lengths` tell how many tokens jobs will hold, if that has been learned."""
         self.view = view
+        self._lengths = lengths
         self.planned: list[PendingJob] = []
         self.revisions = dict(view.outstanding_revisions)
         self.barred: str | None = None
@@ -77,7 +79,8 @@ class WorkerBudget:
 
     def tokens(self, job: PendingJob) -> int:
         """Estimate what the job will hold in the KV cache at its end."""
-        return min(job.prompt_tokens + job.max_tokens, self.view.capacity.max_model_len)
+        output = job.max_tokens if self._lengths is None else self._lengths.at_most(job)
+        return min(job.prompt_tokens + output, self.view.capacity.max_model_len)
 
     def tier(self, revision: Revision) -> AdapterTier:
         """Tell how near an adapter is; what was dispatched counts as on the device."""
@@ -100,15 +103,3 @@ class WorkerBudget:
     def batch(self) -> PlannedBatch:
         """Say what was planned here."""
         return PlannedBatch(self.view.incarnation, tuple(self.planned))
-
-
-def best_worker(
-    workers: Iterable[WorkerBudget], job: PendingJob, worst_tier: AdapterTier = AdapterTier.COLD
-) -> WorkerBudget | None:
-    """Choose the worker for a job: its adapter nearest, then the most room, then by name."""
-    fitting = [worker for worker in workers if worker.tier(job.revision) <= worst_tier and worker.fits(job)]
-    return min(
-        fitting,
-        key=lambda worker: (worker.tier(job.revision), -worker.free_seqs, worker.view.incarnation),
-        default=None,
-    )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
-from scheduler.policies import Backlog, PendingJob, plan
+from scheduler.policies import PendingJob, plan
+from scheduler.policies.lane import Lane
 from tests.unit.scheduler.policies.making import CAPACITY, backlog_of, job, numbers, worker
 
 
@@ -232,25 +231,27 @@ def test_a_worker_with_work_ahead_is_not_fed_after_every_end() -> None:
     assert len(batch.jobs) == 11
 
 
-def test_ten_thousand_waiting_jobs_of_a_thousand_adapters_are_planned_from_without_walking_them() -> None:
-    backlog = backlog_of(*(job(n, f"adapter{n % 1000}", since=n / 1000) for n in range(10_000)))
-    looks = _count_looks(backlog)
+@pytest.mark.parametrize("now", [0.0, 1_000.0], ids=["grouped", "overdue"])
+def test_a_round_looks_no_further_because_more_jobs_of_more_adapters_wait(
+    now: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    head = Lane.head
+    roomy = replace(CAPACITY, max_loras=8)
 
-    batches = plan(backlog, [worker(f"w{n}") for n in range(4)], 1_000.0)
+    def counted(lane: Lane) -> PendingJob | None:
+        looks[-1] += 1
+        return head(lane)
 
-    assert sum(len(batch.jobs) for batch in batches) == 32
-    assert looks.total() < 500
+    for num_jobs in (1_000, 5_000):
+        backlog = backlog_of(
+            *(job(n, f"adapter{n % (num_jobs // 10)}", since=n / 1e6) for n in range(num_jobs))
+        )
+        looks.append(0)
+        with monkeypatch.context() as patch:
+            patch.setattr(Lane, "head", counted)
+            batches = plan(backlog, [worker(f"w{n}", roomy) for n in range(4)], now)
+        assert sum(len(batch.jobs) for batch in batches) == 32
 
-
-def _count_looks(backlog: Backlog) -> Counter[str]:
-    """Count how often a round asks which lane is next."""
-    looks: Counter[str] = Counter()
-    for queue in (backlog.by_due, *backlog.by_age):
-        first = queue.first
-
-        def counted(first: Callable[[], object] = first) -> object:
-            looks["first"] += 1
-            return first()
-
-        queue.first = counted  # type: ignore[method-assign,assignment]
-    return looks
+    few, many = looks
+    assert many <= few * 1.1

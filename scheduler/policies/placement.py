@@ -1,0 +1,46 @@
+"""Chooses a worker for a job: residency first, then what the adapter costs there, then room.
+
+The cost is that of CaraServe (Li et al., "CaraServe: CPU-Assisted and Rank-Aware LoRA Serving", 2024): an
+adapter that is new to a running batch slows down every job in it by its bytes, one that is there already by
+nothing. It goes to more workers than those that have it only when more jobs wait for it than they can run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from scheduler.policies.types import PendingJob, Revision
+from scheduler.policies.worker_budget import AdapterTier, WorkerBudget
+
+
+def best_worker(
+    workers: Iterable[WorkerBudget], job: PendingJob, worst_tier: AdapterTier = AdapterTier.COLD
+) -> WorkerBudget | None:
+    """Choose a worker: the adapter nearest, then the least slowed down, then the most room, then by name."""
+    best: WorkerBudget | None = None
+    best_key: tuple[int, int, int, str] | None = None
+    for worker in workers:
+        tier = worker.tier(job.revision)
+        if tier > worst_tier or (best_key is not None and tier > best_key[0]) or not worker.fits(job):
+            continue
+        key = (tier, _slow_down(worker, job), -worker.free_seqs, worker.view.incarnation)
+        if best_key is None or key < best_key:
+            best, best_key = worker, key
+    return best
+
+
+def is_spread(workers: Sequence[WorkerBudget], revision: Revision, num_jobs: int) -> bool:
+    """Whether one more worker should get an adapter: none has it, or more jobs wait than its holders run."""
+    holders = [worker for worker in workers if worker.tier(revision) is not AdapterTier.COLD]
+    return not holders or num_jobs > sum(worker.view.capacity.max_num_seqs for worker in holders)
+
+
+def _slow_down(worker: WorkerBudget, job: PendingJob) -> int:
+    """Tell how many more bytes of adapters all jobs of the worker read in each step, with the job.
+
+    In powers of two: less than twice the bytes is no difference worth an uneven load.
+    """
+    if job.revision is None or job.revision in worker.revisions:
+        return 0
+    size = job.adapter_bytes or job.rank
+    return (size * (worker.view.num_outstanding + len(worker.planned) + 1)).bit_length()

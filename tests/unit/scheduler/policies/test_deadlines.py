@@ -1,0 +1,81 @@
+"""Jobs with deadlines: the earliest first when it presses, and none that cannot be met."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from scheduler.policies import FleetOutlook, PendingJob, PlannedBatch, PolicyConfig, plan
+from scheduler.policies.backlog import Backlog
+from scheduler.policies.deadlines import is_hopeless, presses
+from tests.unit.scheduler.policies.making import CAPACITY, backlog_of, job, numbers, worker
+
+ONE = replace(CAPACITY, max_num_seqs=1)
+
+
+def first(*jobs: PendingJob, now: float, resident: tuple[str, ...] = ()) -> int:
+    [batch] = plan(backlog_of(*jobs), [worker(capacity=ONE, device=resident)], now)
+    return numbers(batch)[0]
+
+
+def test_a_deadline_presses_after_a_quarter_of_its_time() -> None:
+    dated = job(1, since=10.0, deadline=18.0)
+
+    assert [presses(dated, now) for now in (11.9, 12.0)] == [False, True]
+    assert not presses(job(1), 1e9)
+
+
+def test_one_that_presses_goes_before_residents_and_classes_and_before_that_it_is_grouped() -> None:
+    dated = job(1, "cold", priority=2, since=0.0, deadline=8.0)
+    others = [job(2, "hot", priority=0, since=0.0), job(3, "hot", priority=0, since=0.0, deadline=100.0)]
+
+    assert first(dated, *others, now=1.0, resident=("hot",)) == 2
+    assert first(dated, *others, now=2.0, resident=("hot",)) == 1
+
+
+def test_of_those_that_press_the_earliest_deadline_goes_first() -> None:
+    jobs = [job(1, "a", deadline=9.0), job(2, "b", deadline=7.0), job(3, "a", deadline=8.0)]
+
+    assert first(*jobs, now=4.0) == 2
+
+
+def test_what_cannot_have_its_first_token_in_time_is_not_planned_but_named() -> None:
+    late, tight, fine = job(1, deadline=3.0), job(2, deadline=5.0), job(3, deadline=9.0)
+    backlog = backlog_of(late, tight, fine)
+    backlog.outlook = FleetOutlook(first_token_s=2.0, num_workers=1, max_workers=1)
+
+    [batch] = plan(backlog, [worker()], 4.0)
+
+    assert numbers(batch) == [3]
+    assert backlog.take_hopeless() == [late, tight]
+    assert backlog.take_hopeless() == []
+    assert not len(backlog)
+
+
+@pytest.mark.parametrize(
+    ("outlook", "refused"),
+    [
+        (FleetOutlook(first_token_s=3.0, num_workers=2, max_workers=2), True),
+        (FleetOutlook(first_token_s=3.0, num_workers=1, max_workers=2), False),
+        (FleetOutlook(first_token_s=3.0, num_workers=1, max_workers=None), False),
+        (FleetOutlook(first_token_s=3.0, num_workers=1, max_workers=2, worker_start_s=20.0), True),
+        (FleetOutlook(first_token_s=1.0, num_workers=2, max_workers=2), False),
+    ],
+    ids=["full fleet", "may grow", "no limit", "grows too late", "in time"],
+)
+def test_nothing_is_refused_while_the_fleet_may_grow_in_time(outlook: FleetOutlook, refused: bool) -> None:
+    assert is_hopeless(job(1, deadline=2.0), 0.0, outlook) is refused
+    assert is_hopeless(job(1, deadline=2.0), 2.0, outlook)
+    assert not is_hopeless(job(1), 0.0, outlook)
+
+
+def test_deadlines_of_one_tenant_do_not_go_before_anothers_share() -> None:
+    flood = [job(n, tenant="flood", deadline=4.0) for n in range(1, 20)]
+    backlog = Backlog(PolicyConfig(grouping_window=240.0))
+    for one in [*flood, job(99, priority=2, tenant="other")]:
+        backlog.add(one)
+
+    batches: list[PlannedBatch] = plan(backlog, [worker()], 2.0) + plan(backlog, [worker()], 2.0)
+
+    assert 99 in [one.admit_seq for batch in batches for one in batch.jobs]
