@@ -177,7 +177,13 @@ class Scheduler:
         policy = PolicyConfig(starvation_s=(bound_s / 2, bound_s, bound_s * 3))
         queue = QueueFeed(context, catalogue, clock, policy)
         deliveries = Deliveries()
-        dispatcher = Dispatcher(context, self._app, deliveries, max_model_len=info.max_model_len)
+        dispatcher = Dispatcher(
+            context,
+            self._app,
+            deliveries,
+            max_model_len=info.max_model_len,
+            max_batch_jobs=settings.max_batch_jobs,
+        )
         endings = Endings(context, queue, self._flower, deliveries)
         quarantine = Quarantine(context, catalogue, fleet, failures, endings, clock)
         events = WorkerEvents(

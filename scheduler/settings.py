@@ -28,6 +28,7 @@ class SchedulerSettings(RedisPassword, DatabasePassword):
     term_ttl_s: float = Field(default=5.0, gt=0, description="a silent leader is replaced after so long")
     worker_lease_s: float = Field(default=10.0, gt=0, description="what workers renew their leases for")
     overcommit_s: float = Field(default=0.5, ge=0, description="work a worker has ahead of it")
+    max_batch_jobs: int = Field(default=128, ge=1, description="jobs in one micro-batch")
     starvation_s: float = Field(
         default=10.0, gt=0, description="a normal job waits no longer for a slot; high half of it, low thrice"
     )
