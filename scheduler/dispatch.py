@@ -52,13 +52,18 @@ class Dispatcher:
         lengths: OutputLengths,
         *,
         max_model_len: int,
+        max_batch_jobs: int,
     ) -> None:
-        """`lengths` tell how many tokens jobs will hold; what a round was planned by is counted here, too."""
+        """A micro-batch, which is one Celery message, carries at most `max_batch_jobs`.
+
+        `lengths` tell how many tokens jobs will hold; what a round was planned by is counted here, too.
+        """
         self._context = context
         self._app = app
         self._deliveries = deliveries
         self._lengths = lengths
         self._max_model_len = max_model_len
+        self._max_batch_jobs = max_batch_jobs
         self._messages = itertools.count()
 
     def dispatch(self, planned: Sequence[PlannedBatch], fleet: Fleet, now: float) -> Dispatched:
@@ -125,7 +130,7 @@ class Dispatcher:
 
     def _batches(self, plan: PlannedBatch, jobs: Sequence[BatchJob]) -> Iterator[MicroBatch]:
         sizes = {header.job_id: header.request_bytes for header in plan.jobs}
-        for part in _parts(jobs, sizes, self._deliveries.goes_alone):
+        for part in _parts(jobs, sizes, self._deliveries.goes_alone, self._max_batch_jobs):
             yield MicroBatch(
                 batch_id=uuid7(),
                 pool=self._context.pool,
@@ -189,12 +194,14 @@ def _direct(name: str) -> Queue:
 
 
 def _parts(
-    jobs: Sequence[BatchJob], sizes: Mapping[UUID, int], goes_alone: Callable[[UUID], bool]
+    jobs: Sequence[BatchJob], sizes: Mapping[UUID, int], goes_alone: Callable[[UUID], bool], max_jobs: int
 ) -> Iterator[list[BatchJob]]:
-    """Cut jobs into messages by the bytes of their requests; the last ones carry one job each."""
+    """Cut jobs into messages by number and by the bytes of their requests; the last ones carry one each."""
     alone = [job for job in jobs if goes_alone(job.job_id)]
     together = [job for job in jobs if not goes_alone(job.job_id)] if alone else jobs
-    yield from _cut(together, lambda job: sizes[job.job_id], MAX_MESSAGE_BYTES)
+    for start in range(0, len(together), max_jobs):
+        part = together[start : start + max_jobs]
+        yield from _cut(part, lambda job: sizes[job.job_id], MAX_MESSAGE_BYTES)
     yield from ([job] for job in alone)
 
 

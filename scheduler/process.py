@@ -190,7 +190,12 @@ class Scheduler:
         shares = Shares(context, queue, fleet)
         deliveries = Deliveries()
         dispatcher = Dispatcher(
-            context, self._app, deliveries, queue.fairness.lengths, max_model_len=info.max_model_len
+            context,
+            self._app,
+            deliveries,
+            queue.fairness.lengths,
+            max_model_len=info.max_model_len,
+            max_batch_jobs=settings.max_batch_jobs,
         )
         endings = Endings(context, queue, self._flower, deliveries)
         quarantine = Quarantine(context, catalogue, fleet, failures, endings, clock)

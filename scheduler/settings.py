@@ -38,6 +38,7 @@ class SchedulerSettings(RedisPassword, DatabasePassword):
         default=None, ge=1, description="so many workers will there be at most; unset: no limit is known"
     )
     overcommit_s: float = Field(default=0.5, ge=0, description="work a worker has ahead of it")
+    max_batch_jobs: int = Field(default=128, ge=1, description="jobs in one micro-batch")
     starvation_s: float = Field(
         default=10.0, gt=0, description="a normal job waits no longer for a slot; high half of it, low thrice"
     )

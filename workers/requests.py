@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import threading
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, Final
 from uuid import UUID
 
 from db.records import JobAttempt
@@ -17,6 +19,8 @@ from workers.engine.core.lora_request import LoRARequest
 from workers.engine.core.sampling_params import RequestOutputKind, SamplingParams
 from workers.engine.core.structured_outputs import StructuredOutputsParams
 from workers.engine.serving.process import AddRequest
+
+MAX_SHARED_PARAMS: Final = 256
 
 
 def request_id(key: JobAttempt) -> str:
@@ -31,22 +35,29 @@ def parse_request_id(text: str) -> JobAttempt:
 
 
 class AdapterIds:
-    """Gives each revision the integer by which the engine's interface knows it, the same for life."""
+    """Gives each revision the integer by which the engine's interface knows it, the same for life.
+
+    What asks for a revision is one object, made once, so that one message to the engine has it once.
+    """
 
     def __init__(self, store: Path) -> None:
         self._store = store
         self._lock = threading.Lock()
         self._ids: dict[str, int] = {}
+        self._requests: dict[tuple[str, str], LoRARequest] = {}
         self._next = itertools.count(1)
 
     def request(self, revision: str, name: str | None = None) -> LoRARequest:
         """Ask for one revision: its folder in the store, and the digest its files must have."""
         with self._lock:
-            number = self._ids.setdefault(revision, 0) or next(self._next)
-            self._ids[revision] = number
+            key = (revision, name or revision)
+            return self._requests.get(key) or self._requests.setdefault(key, self._new_request(*key))
+
+    def _new_request(self, revision: str, name: str) -> LoRARequest:
+        number = self._ids.get(revision) or self._ids.setdefault(revision, next(self._next))
         folder = revision_folder(self._store, revision)
         # The base's name was compared when the revision was added, where --base-name can overrule it.
-        return LoRARequest(name or revision, number, str(folder), revision=revision, base_model_name="")
+        return LoRARequest(name, number, str(folder), revision=revision, base_model_name="")
 
 
 def add_request(job: BatchJob, adapters: AdapterIds, *, caches_by_tenant: bool = False) -> AddRequest:
@@ -71,18 +82,30 @@ NOT_SAMPLING = frozenset({"prompt", "messages", "adapter_scale", "stream"})
 
 
 def sampling_params(request: GenerationRequest) -> SamplingParams:
-    """Hand a request's fields to the engine by name; the defaults are the request's, not the engine's."""
+    """Hand a request's fields to the engine by name; the defaults are the request's, not the engine's.
+
+    Requests that ask for the same get the same object, which was checked once.
+    """
     fields = {name: value for name, value in request if name not in NOT_SAMPLING}
     if request.structured_outputs is not None:
         fields["structured_outputs"] = StructuredOutputsParams(**request.structured_outputs.forms())
-    kind = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
-    return SamplingParams(**fields, output_kind=kind)
+    fields["output_kind"] = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
+    try:
+        return _shared_params(*fields.items())
+    except TypeError:  # a list or a dict among them: what could be changed is shared with nobody
+        return SamplingParams(**fields)
+
+
+@lru_cache(MAX_SHARED_PARAMS)
+def _shared_params(*fields: tuple[str, Any]) -> SamplingParams:
+    return SamplingParams(**dict(fields))
 
 
 def _lora(job: BatchJob, request: GenerationRequest, adapters: AdapterIds) -> LoRARequest | None:
     if job.revision is None:
         return None
-    return replace(adapters.request(job.revision, job.adapter), scale=request.adapter_scale)
+    lora = adapters.request(job.revision, job.adapter)
+    return lora if request.adapter_scale == 1.0 else replace(lora, scale=request.adapter_scale)
 
 
 def _messages(request: GenerationRequest) -> list[dict[str, str]] | None:

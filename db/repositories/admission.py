@@ -10,6 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from db.arrays import array_literal
 from db.records import Admitted, NewJob, RejectedEntry
 from db.repositories.adapters import AdapterRepository
 from db.repositories.endings import write_endings
@@ -132,7 +133,8 @@ class AdmissionRepository:
     def put_aside(self, pool: str, entries: Sequence[RejectedEntry]) -> None:
         """Keep stream entries that cannot be admitted; the same entry again changes nothing."""
         if entries:
-            columns = _columns([entry._asdict() for entry in entries])
+            rows = [entry._asdict() for entry in entries]
+            columns = {name: [row[name] for row in rows] for name in rows[0]}
             self._connection.execute(_PUT_ASIDE, {"pool": pool} | columns)
 
     def _take_names(self, pool: str, jobs: Sequence[NewJob]) -> list[NewJob]:
@@ -140,10 +142,14 @@ class AdmissionRepository:
         unkeyed = [job.job_id for job in jobs if not job.has_key]
         new_ids: set[UUID] = set()
         if keyed:
-            named = {"ids": [job.job_id for job in keyed], "sha256": [job.payload_sha256 for job in keyed]}
+            named = {
+                "ids": array_literal(job.job_id for job in keyed),
+                "sha256": array_literal(job.payload_sha256 for job in keyed),
+            }
             new_ids |= set(self._connection.execute(_KEYS, named | {"pool": pool}).scalars())
         if unkeyed:
-            new_ids |= set(unkeyed) - set(self._connection.execute(_TAKEN, {"ids": unkeyed}).scalars())
+            taken = self._connection.execute(_TAKEN, {"ids": array_literal(unkeyed)})
+            new_ids |= set(unkeyed) - set(taken.scalars())
         return [job for job in jobs if job.job_id in new_ids]
 
     def _insert(self, pool: str, jobs: Sequence[NewJob]) -> dict[UUID, JobState]:
@@ -191,9 +197,9 @@ def _is_repeat(job: NewJob, first: _Known) -> bool:
     return is_same_payload(first.payload_sha256, job.payload_sha256, spec, job.model)
 
 
-def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Turn rows into the arrays that unnest() takes."""
-    return {name: [row[name] for row in rows] for name in rows[0]}
+    return {name: array_literal(row[name] for row in rows) for name in rows[0]}
 
 
 def _job_row(job: NewJob, request: str) -> dict[str, Any]:

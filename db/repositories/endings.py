@@ -7,6 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from db.arrays import array_literal
 from db.records import FinishedJob
 from db.repositories.results import fetch_finished
 
@@ -32,7 +33,7 @@ def lock_jobs(connection: Connection, job_ids: Collection[UUID]) -> None:
 
     The statement after this one has a fresh snapshot, so it cannot miss a cancel that held the row.
     """
-    connection.execute(_LOCK, {"ids": sorted(job_ids)})
+    connection.execute(_LOCK, {"ids": array_literal(sorted(job_ids))})
 
 
 def write_endings(
@@ -52,4 +53,4 @@ def write_endings(
 
 def write_outbox(connection: Connection, job_ids: Sequence[UUID]) -> None:
     """Write the webhooks that ended jobs asked for; others among the ids are passed over."""
-    connection.execute(_OUTBOX, {"ids": list(job_ids)})
+    connection.execute(_OUTBOX, {"ids": array_literal(job_ids)})

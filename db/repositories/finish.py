@@ -6,13 +6,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, Final
+from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
+from db.arrays import array_literal
 from db.errors import UnknownWorker
 from db.records import EndedAttempt, FinishedJob
 from db.repositories.endings import lock_jobs, write_outbox
-from db.repositories.results import fetch_finished, fetch_just_finished
+from db.repositories.results import fetch_finished
+from lorayard.contract.result import JobResult
 from lorayard.contract.states import TRANSITIONS, JobState
 
 FINISH_STATES: Final = TRANSITIONS[JobState.LEASED] - {JobState.DEAD}
@@ -21,7 +24,7 @@ FINISH_STATES: Final = TRANSITIONS[JobState.LEASED] - {JobState.DEAD}
 _OPEN_GROUP = text("""
     UPDATE workers SET commit_seq = :seq
     WHERE incarnation = :incarnation AND commit_seq < :seq
-    RETURNING pool
+    RETURNING pool, hostname
 """)
 
 _WRITTEN_BEFORE = text("""
@@ -67,7 +70,8 @@ _FINISH = text("""
         FROM ended e
         WHERE j.job_id = e.job_id AND j.attempt = e.attempt
             AND j.state = 'leased' AND j.incarnation = :incarnation
-        RETURNING j.job_id, j.attempt, j.state
+        RETURNING j.job_id, j.attempt, j.state, j.tenant, j.adapter, j.revision, j.reply_to, j.stream,
+            j.has_callback
     ), outputs AS (
         INSERT INTO job_outputs (job_id, output, error_message, sampling)
         SELECT e.job_id, e.output, e.error_message, CAST(e.sampling AS json)
@@ -109,7 +113,10 @@ _FINISH = text("""
             sum(load_ms), sum(hits), sum(evictions), sum(failures), sum(wasted_device_ms)
         FROM parts GROUP BY tenant, adapter
     )
-    SELECT job_id, attempt, state FROM done
+    SELECT d.*, i.metadata, r.warnings
+    FROM done d
+    LEFT JOIN job_inputs i ON i.job_id = d.job_id
+    LEFT JOIN adapter_revisions r ON r.pool = :pool AND r.digest = d.revision
 """)
 
 
@@ -128,22 +135,22 @@ class FinishRepository:
         """
         reports = list({(report.job_id, report.attempt): report for report in reversed(ended)}.values())[::-1]
         _check(reports)
-        pool = self._connection.execute(_OPEN_GROUP, {"incarnation": incarnation, "seq": seq}).scalar()
-        if pool is None:
+        opened = self._connection.execute(_OPEN_GROUP, {"incarnation": incarnation, "seq": seq}).one_or_none()
+        if opened is None:
             return self.read_back(incarnation, reports)
         if not reports:
             return []
         lock_jobs(self._connection, {report.job_id for report in reports})
-        values = {"incarnation": incarnation, "seq": seq, "pool": pool}
-        moved = self._connection.execute(_FINISH, values | _columns(reports))
-        states = {(row.job_id, row.attempt): JobState(row.state) for row in moved}
-        outputs = {
-            report.job_id: report.output if states[report.job_id, report.attempt].is_terminal else None
+        values = {"incarnation": incarnation, "seq": seq, "pool": opened.pool}
+        rows = self._connection.execute(_FINISH, values | _columns(reports)).all()
+        if with_callback := [row.job_id for row in rows if row.has_callback]:
+            write_outbox(self._connection, with_callback)
+        moved = {(row.job_id, row.attempt): row for row in rows}
+        return [
+            _finished(moved[report.job_id, report.attempt], report, opened.hostname)
             for report in reports
-            if (report.job_id, report.attempt) in states
-        }
-        write_outbox(self._connection, list(outputs))
-        return fetch_just_finished(self._connection, outputs)
+            if (report.job_id, report.attempt) in moved
+        ]
 
     def read_back(self, incarnation: str, reports: Sequence[EndedAttempt]) -> list[FinishedJob]:
         """Read those that the ledger has as ended by this incarnation at this attempt already."""
@@ -155,12 +162,50 @@ class FinishRepository:
             _WRITTEN_BEFORE,
             {
                 "incarnation": incarnation,
-                "ids": [report.job_id for report in reports],
-                "attempts": [report.attempt for report in reports],
+                "ids": array_literal(report.job_id for report in reports),
+                "attempts": array_literal(report.attempt for report in reports),
             },
         )
         written = set(before.scalars())
         return fetch_finished(self._connection, [r.job_id for r in reports if r.job_id in written])
+
+
+def _finished(row: Row[Any], report: EndedAttempt, hostname: str) -> FinishedJob:
+    """Tell of a job what reading it anew would tell: the row as it is now, and what was reported of it."""
+    state = JobState(row.state)
+    result = JobResult.model_construct(
+        job_id=row.job_id,
+        state=state,
+        tenant=row.tenant,
+        adapter=row.adapter,
+        revision=row.revision,
+        attempt=row.attempt,
+        metadata=row.metadata or {},
+        warnings=tuple(row.warnings or ()),
+        **_outcome(report, hostname) if state.is_terminal else _NO_OUTCOME,
+    )
+    return FinishedJob(row.job_id, row.attempt, state, result, row.reply_to, row.stream)
+
+
+def _outcome(report: EndedAttempt, hostname: str) -> dict[str, Any]:
+    return {
+        "output": report.output,
+        "finish_reason": report.finish_reason,
+        "sampling": None if report.sampling is None else dict(report.sampling),
+        "prompt_tokens": report.prompt_tokens,
+        "completion_tokens": report.completion_tokens,
+        "worker": hostname,
+        "queue_ms": report.queue_ms,
+        "run_ms": report.run_ms,
+        "error": report.error,
+    }
+
+
+_NO_OUTCOME: Final = dict.fromkeys(_outcome(EndedAttempt(UUID(int=0), 0, JobState.QUEUED), ""), None) | {
+    "prompt_tokens": 0,
+    "completion_tokens": 0,
+}
+"""Of a job that went back."""
 
 
 def _check(reports: Sequence[EndedAttempt]) -> None:
@@ -175,13 +220,15 @@ def _check(reports: Sequence[EndedAttempt]) -> None:
 _RENDERED = ("error", "sampling", "state")
 
 
-def _columns(reports: Sequence[EndedAttempt]) -> dict[str, list[Any]]:
+def _columns(reports: Sequence[EndedAttempt]) -> dict[str, str]:
     """Turn reports into the arrays that unnest() takes."""
     names = [field.name for field in fields(EndedAttempt) if field.name not in _RENDERED]
-    columns = {name: [getattr(report, name) for report in reports] for name in names}
+    columns = {name: array_literal(getattr(report, name) for report in reports) for name in names}
     return columns | {
-        "state": [report.state.value for report in reports],
-        "sampling": [report.sampling and json.dumps(dict(report.sampling)) for report in reports],
-        "error_code": [report.error.code if report.error else None for report in reports],
-        "error_message": [report.error.message if report.error else None for report in reports],
+        "state": array_literal(report.state.value for report in reports),
+        "sampling": array_literal(
+            None if report.sampling is None else json.dumps(dict(report.sampling)) for report in reports
+        ),
+        "error_code": array_literal(report.error.code if report.error else None for report in reports),
+        "error_message": array_literal(report.error.message if report.error else None for report in reports),
     }

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
+from db.arrays import array_literal
 from db.losses import MAX_STRIKES, Blame, HeldJob, are_suspects, blame, lone_job
 from db.records import JobAttempt, LostJobs, Released, WorkerEnd, WorkerRow
 from db.repositories.endings import lock_jobs, write_endings
@@ -146,7 +147,7 @@ class LeaseRepository:
         worker = {"incarnation": incarnation, "pool": pool}
         if not job_ids or self._connection.execute(_WORKER_IS_READY, worker).one_or_none() is None:
             return []
-        rows = self._connection.execute(_LEASE, worker | {"ids": list(job_ids)})
+        rows = self._connection.execute(_LEASE, worker | {"ids": array_literal(job_ids)})
         place = {job_id: number for number, job_id in enumerate(job_ids)}
         return sorted((_to_batch_job(row) for row in rows), key=lambda job: place[job.job_id])
 

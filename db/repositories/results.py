@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -13,13 +12,12 @@ from db.records import FinishedJob
 from lorayard.contract.result import JobError, JobResult
 from lorayard.contract.states import JobState
 
-_SHORT_COLUMNS = """
+RESULT_COLUMNS = """
     j.job_id, j.state, j.tenant, j.adapter, j.revision, j.finish_reason, j.prompt_tokens,
     j.completion_tokens, j.attempt, coalesce(w.hostname, j.incarnation) AS worker, j.queue_ms, j.run_ms,
-    j.error_code, o.error_message, o.sampling, i.metadata, j.reply_to, j.ended_at, j.stream, r.warnings
+    j.error_code, o.output, o.error_message, o.sampling, i.metadata, j.reply_to, j.ended_at, j.stream,
+    r.warnings
 """
-
-RESULT_COLUMNS = f"{_SHORT_COLUMNS}, o.output"
 
 RESULT_TABLES = """
     jobs j
@@ -33,28 +31,11 @@ _BY_IDS = text(
     f"SELECT {RESULT_COLUMNS} FROM {RESULT_TABLES} WHERE j.job_id = ANY(CAST(:ids AS uuid[]))"  # noqa: S608
 )
 
-_SHORT_BY_IDS = text(
-    f"SELECT {_SHORT_COLUMNS}, NULL AS output FROM {RESULT_TABLES}"  # noqa: S608
-    " WHERE j.job_id = ANY(CAST(:ids AS uuid[]))"
-)
-
 
 def fetch_finished(connection: Connection, job_ids: Sequence[UUID]) -> list[FinishedJob]:
     """Read jobs as they stand in this transaction, in the order asked for; unknown ids are left out."""
     rows = {row.job_id: row for row in fetch_rows(connection, job_ids)}
     return [to_finished(rows[job_id]) for job_id in job_ids if job_id in rows]
-
-
-def fetch_just_finished(connection: Connection, outputs: Mapping[UUID, str | None]) -> list[FinishedJob]:
-    """Read jobs that this transaction has moved, in the order given, with the outputs that it has written."""
-    if not outputs:
-        return []
-    rows = {row.job_id: row for row in connection.execute(_SHORT_BY_IDS, {"ids": list(outputs)})}
-    return [_with_output(to_finished(rows[job_id]), output) for job_id, output in outputs.items()]
-
-
-def _with_output(job: FinishedJob, output: str | None) -> FinishedJob:
-    return replace(job, result=job.result.model_copy(update={"output": output}))
 
 
 def fetch_rows(connection: Connection, job_ids: Iterable[UUID]) -> Sequence[Row[Any]]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, text
 
+from db.arrays import array_literal
 from db.losses import HostRecord
 from db.records import Aborts, Canary, JobAttempt, WorkerDevice, WorkerEnd, WorkerLimits, WorkerRow
 from lorayard.contract.messages import HeldJob
@@ -153,8 +154,8 @@ class WorkerRepository:
             _HELD,
             {
                 "incarnation": incarnation,
-                "ids": [job.job_id for job in held],
-                "attempts": [job.attempt for job in held],
+                "ids": array_literal(job.job_id for job in held),
+                "attempts": array_literal(job.attempt for job in held),
             },
         ).all()
         return Aborts(

@@ -23,11 +23,11 @@ def leased() -> BatchJob:
     )
 
 
-def parts(*sizes: int) -> list[list[int]]:
+def parts(*sizes: int, max_jobs: int = 128) -> list[list[int]]:
     """Cut jobs of these sizes into messages; returns the sizes in each."""
     jobs = {job.job_id: (job, size) for size in sizes for job in [leased()]}
     size_of = {job_id: size for job_id, (_, size) in jobs.items()}
-    cut = _parts([job for job, _ in jobs.values()], size_of, lambda _: False)
+    cut = _parts([job for job, _ in jobs.values()], size_of, lambda _: False, max_jobs)
     return [[size_of[job.job_id] for job in part] for part in cut]
 
 
@@ -36,6 +36,11 @@ def test_small_jobs_go_out_in_one_message_and_large_ones_in_several() -> None:
 
     third = MAX_MESSAGE_BYTES // 3
     assert parts(*[third] * 7) == [[third] * 3, [third] * 3, [third]]
+
+
+def test_a_message_carries_no_more_jobs_than_a_micro_batch_may() -> None:
+    assert parts(1, 2, 3, 4, 5, max_jobs=2) == [[1, 2], [3, 4], [5]]
+    assert parts(1, 2, max_jobs=1) == [[1], [2]]
 
 
 def test_a_job_above_the_limit_goes_out_alone_and_nothing_makes_no_message() -> None:
@@ -49,7 +54,7 @@ def test_a_job_whose_message_was_lost_goes_out_alone_after_the_others() -> None:
     jobs = [leased() for _ in range(4)]
     lost = {jobs[0].job_id, jobs[2].job_id}
 
-    cut = list(_parts(jobs, dict.fromkeys((job.job_id for job in jobs), 1), lost.__contains__))
+    cut = list(_parts(jobs, dict.fromkeys((job.job_id for job in jobs), 1), lost.__contains__, 128))
 
     assert cut == [[jobs[1], jobs[3]], [jobs[0]], [jobs[2]]]
 

@@ -31,8 +31,8 @@ class ScriptedEngine:
         self.given_up = reason
         return EngineHung(None, reason)
 
-    def send(self, command: Any) -> None:
-        self.commands.append(command)
+    def send(self, *commands: Any) -> None:
+        self.commands += commands
 
     def receive(self, timeout_s: float) -> EngineEvents | None:
         try:

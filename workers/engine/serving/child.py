@@ -22,6 +22,7 @@ from workers.engine.serving.log_lines import log_as_json
 from workers.engine.serving.messages import (
     AbortRequest,
     AddRequest,
+    Command,
     DropAdapter,
     EngineEvents,
     PlanResidency,
@@ -152,12 +153,15 @@ class EngineServer:
         timeout_s = self._patience_s()
         if timeout_s != 0.0:
             self._board.enter(Phase.WAITING)
-        for _ in range(_MAX_COMMANDS_PER_STEP):
+        num_taken = 0
+        while num_taken < _MAX_COMMANDS_PER_STEP:
             if self._is_stopped or not self._connection.poll(timeout_s):
                 return
-            command = self._connection.recv()
-            self._board.take(command.request_id if isinstance(command, AddRequest) else None)
-            self._obey[type(command)](command)
+            commands: tuple[Command, ...] = self._connection.recv()
+            for command in commands:
+                self._board.take(command.request_id if isinstance(command, AddRequest) else None)
+                self._obey[type(command)](command)
+            num_taken += len(commands)
             timeout_s = 0.0
 
     def _patience_s(self) -> float | None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 
 from workers.engine.core.child_process import ChildProcess
 from workers.engine.core.config import EngineConfig
@@ -137,12 +138,16 @@ class EngineProcess:
             self._child.kill()
             raise
 
-    def send(self, command: Command) -> None:
-        """Give the child a command; raises `EngineDied` when it is gone."""
+    def send(self, *commands: Command) -> None:
+        """Give the child commands, in one message; raises `EngineDied` when it is gone.
+
+        Of commands that cannot be pickled it raises what pickle does, and nothing was sent.
+        """
+        message = ForkingPickler.dumps(commands)
         try:
             with self._send_lock:
-                self._num_sent += 1
-                self._connection.send(command)
+                self._num_sent += len(commands)
+                self._connection.send_bytes(message)
         except OSError as error:
             raise self._died() from error
 
@@ -191,7 +196,7 @@ class EngineProcess:
             poll.register(self._connection, select.POLLOUT)
             if not poll.poll(timeout_s * 1000.0):
                 return False
-            self._connection.send(Stop())
+            self._connection.send((Stop(),))
         except (OSError, ValueError):
             return True  # it is gone, or going
         finally:

@@ -250,8 +250,7 @@ def test_commands_about_adapters_do_not_end_an_engine_without_lora(
 ) -> None:
     engine = make_engine()
     ours, theirs = Pipe()
-    for command in (PrefetchAdapter(adapters["mlp"]), DropAdapter(adapters["mlp"]), Stop()):
-        ours.send(command)
+    ours.send((PrefetchAdapter(adapters["mlp"]), DropAdapter(adapters["mlp"]), Stop()))
 
     EngineServer(engine, theirs).run()
 
