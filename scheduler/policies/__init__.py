@@ -2,10 +2,21 @@
 
 from scheduler.policies.backlog import Backlog
 from scheduler.policies.coalescer import plan
+from scheduler.policies.lookahead import lookahead
 from scheduler.policies.overcommit import ServiceRate, low_water, target_seqs
-from scheduler.policies.types import PendingJob, PlannedBatch, PolicyConfig, WorkerCapacity, WorkerView
+from scheduler.policies.types import (
+    AdapterDemand,
+    AdapterPlan,
+    PendingJob,
+    PlannedBatch,
+    PolicyConfig,
+    WorkerCapacity,
+    WorkerView,
+)
 
 __all__ = [
+    "AdapterDemand",
+    "AdapterPlan",
     "Backlog",
     "PendingJob",
     "PlannedBatch",
@@ -13,6 +24,7 @@ __all__ = [
     "ServiceRate",
     "WorkerCapacity",
     "WorkerView",
+    "lookahead",
     "low_water",
     "plan",
     "target_seqs",

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from scheduler.policies.lane import Lane, LaneKey, LaneName, LaneQueue
 from scheduler.policies.suspects import SuspectGroups
-from scheduler.policies.types import PendingJob, PolicyConfig, Revision
+from scheduler.policies.types import AdapterDemand, PendingJob, PolicyConfig, Revision
 
 NUM_CLASSES = 3
 
@@ -83,6 +83,23 @@ class Backlog:
         """Note that a lane has had a turn for its overdue jobs, so that others come before its next one."""
         lane.turn_at = now + self.config.starvation_s[lane.name.priority] / self.config.turns_per_bound
         self.by_due.push(lane)
+
+    def demand(self, limit: int) -> list[AdapterDemand]:
+        """List the adapters that jobs wait for, the one whose turn comes first ahead; at most so many."""
+        heads = [
+            (lane.name.priority, *head.order, lane) for lane in self._lanes.values() if (head := lane.head())
+        ]
+        found: dict[str, AdapterDemand] = {}
+        for *_, lane in sorted(heads, key=lambda entry: entry[:3]):
+            head = lane.head()
+            if head is None or head.revision is None:
+                continue
+            before = found.get(head.revision)
+            if before is None and len(found) == limit:
+                continue
+            num_jobs = len(lane) + (before.num_jobs if before else 0)
+            found[head.revision] = AdapterDemand(head.revision, num_jobs, head.rank, head.adapter_bytes)
+        return list(found.values())
 
     def _due(self, lane: Lane, head: PendingJob) -> LaneKey:
         due_at = head.waiting_since + self.config.starvation_s[head.priority]

@@ -37,6 +37,10 @@ class PendingJob:
     group: UUID | None = None
     """Set for suspects, which may have ended an engine: those of one group run with no other jobs."""
     request_bytes: int = 0
+    tenant: str = ""
+    deadline_at: float | None = None
+    """Monotonic seconds of this process; its first token is due by then."""
+    adapter_bytes: int = 0
 
     @property
     def order(self) -> JobOrder:
@@ -85,6 +89,27 @@ class PlannedBatch:
 
     incarnation: str
     jobs: tuple[PendingJob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPlan:
+    """What one worker should do with its adapters until the next plan; a guess, never a promise."""
+
+    incarnation: str
+    prefetch: tuple[str, ...] = ()
+    """Revisions that it will need, the next one first, with those that it has already: it keeps these."""
+    drop: tuple[str, ...] = ()
+    """Revisions to let go of, so that those it has not yet find room; the most dispensable first."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterDemand:
+    """The jobs that wait for one adapter."""
+
+    revision: str
+    num_jobs: int
+    rank: int
+    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,9 @@ def job(
     max_tokens: int = 10,
     group: int | None = None,
     attempt: int = 0,
+    tenant: str = "t",
+    deadline: float | None = None,
+    adapter_bytes: int = 0,
 ) -> PendingJob:
     return PendingJob(
         job_id=UUID(int=number),
@@ -34,6 +37,9 @@ def job(
         waiting_since=since,
         group=None if group is None else UUID(int=group),
         attempt=attempt,
+        tenant=tenant,
+        deadline_at=deadline,
+        adapter_bytes=adapter_bytes,
     )
 
 
