@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,3 +14,11 @@ class TenantRow:
     weight: float
     has_secret: bool
     rotating: bool
+
+
+class TenantQuota(NamedTuple):
+    """What a tenant may have queued in each pool, and submit there; None is no limit."""
+
+    tenant: str
+    max_queued_jobs: int | None = None
+    max_tokens_per_s: float | None = None
