@@ -4,6 +4,7 @@ from scheduler.policies.backlog import Backlog
 from scheduler.policies.coalescer import plan
 from scheduler.policies.lookahead import lookahead
 from scheduler.policies.overcommit import ServiceRate, low_water, target_seqs
+from scheduler.policies.pace import JobPace
 from scheduler.policies.types import (
     AdapterDemand,
     AdapterPlan,
@@ -18,6 +19,7 @@ __all__ = [
     "AdapterDemand",
     "AdapterPlan",
     "Backlog",
+    "JobPace",
     "PendingJob",
     "PlannedBatch",
     "PolicyConfig",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from scheduler.policies.lane import Lane, LaneKey, LaneName, LaneQueue
+from scheduler.policies.queue_order import QueueOrder
 from scheduler.policies.suspects import SuspectGroups
 from scheduler.policies.types import AdapterDemand, PendingJob, PolicyConfig, Revision
 
@@ -22,6 +23,7 @@ class Backlog:
         self._jobs: dict[UUID, PendingJob] = {}
         self._lanes: dict[LaneName, Lane] = {}
         self.suspects = SuspectGroups()
+        self.order = QueueOrder()
         self.by_age = tuple(LaneQueue(lambda _, head: LaneKey(*head.order)) for _ in range(NUM_CLASSES))
         """One queue for each class, the lane with the oldest head first."""
         self.by_due = LaneQueue(self._due)
@@ -37,11 +39,16 @@ class Backlog:
         """List all that wait; for who looks into a failure, not for the loop."""
         return list(self._jobs.values())
 
+    def get(self, job_id: UUID) -> PendingJob | None:
+        """Find a waiting job."""
+        return self._jobs.get(job_id)
+
     def add(self, job: PendingJob) -> bool:
         """Let a job wait; False if it waits already."""
         if job.job_id in self._jobs:
             return False
         self._jobs[job.job_id] = job
+        self.order.add(job)
         if job.group is not None:
             self.suspects.add(job)
             return True
@@ -59,6 +66,7 @@ class Backlog:
         job = self._jobs.pop(job_id, None)
         if job is None:
             return None
+        self.order.remove(job)
         if job.group is not None:
             self.suspects.remove(job)
             return job
