@@ -1,4 +1,4 @@
-"""Tenants: their share, what they were served, and the secrets that sign their webhooks."""
+"""Tenants: their share, their quotas, what they were served, and the secrets that sign their webhooks."""
 
 from __future__ import annotations
 
@@ -46,3 +46,21 @@ class TenantService(Table):
     weight: Mapped[float] = mapped_column(server_default=text("1"))
 
     __table_args__ = (CheckConstraint("weight > 0", name="weight"),)
+
+
+class TenantQuota(Table):
+    """What a tenant may have queued in each pool, and submit there; None is no limit."""
+
+    __tablename__ = "tenant_quotas"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    max_queued_jobs: Mapped[int | None]
+    max_tokens_per_s: Mapped[float | None]
+
+    __table_args__ = (
+        CheckConstraint("max_queued_jobs >= 0", name="max_queued_jobs"),
+        CheckConstraint("max_tokens_per_s > 0", name="max_tokens_per_s"),
+        CheckConstraint(
+            "max_queued_jobs IS NOT NULL OR max_tokens_per_s IS NOT NULL", name="limits_something"
+        ),
+    )

@@ -1,7 +1,7 @@
 """What leaves the ledger: frozen values, never a row that still hangs on a session."""
 
 from db.records.adapters import ListedAdapter, RevisionRow, StoreFailureRow
-from db.records.backlog import LeasedRow, PendingRow
+from db.records.backlog import LeasedRow, PendingRow, QueuedGroup
 from db.records.jobs import (
     Admitted,
     CancelOutcome,
@@ -14,8 +14,9 @@ from db.records.jobs import (
     RejectedEntry,
 )
 from db.records.leases import LostJobs, Released
+from db.records.pauses import EVERY_POOL, PauseKind, PauseRow
 from db.records.pools import PoolRow
-from db.records.tenants import TenantRow, TenantServiceRow
+from db.records.tenants import TenantQuota, TenantRow, TenantServiceRow
 from db.records.usage import UsageRow
 from db.records.webhooks import Delivery, DeliveryRow
 from db.records.workers import (
@@ -56,6 +57,11 @@ __all__ = [
     "DeliveryRow",
     "TenantRow",
     "TenantServiceRow",
+    "TenantQuota",
+    "EVERY_POOL",
+    "PauseKind",
+    "PauseRow",
+    "QueuedGroup",
     "PoolRow",
     "RejectedEntry",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 from lorayard.contract.job import Priority
@@ -43,3 +44,15 @@ class LeasedRow:
     max_tokens: int
     group: UUID | None
     leased_s: float
+
+
+class QueuedGroup(NamedTuple):
+    """The unfinished jobs of one pool, tenant and adapter, as people look at the queue."""
+
+    pool: str
+    tenant: str
+    adapter: str | None
+    queued: int
+    leased: int
+    oldest_s: float | None
+    """How long the first of the queued has waited; None if none are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +25,11 @@ class TenantServiceRow:
     completion_tokens: int
     lift: float
     weight: float
+
+
+class TenantQuota(NamedTuple):
+    """What a tenant may have queued in each pool, and submit there; None is no limit."""
+
+    tenant: str
+    max_queued_jobs: int | None = None
+    max_tokens_per_s: float | None = None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
-from db.records import LeasedRow, PendingRow
+from db.records import LeasedRow, PendingRow, QueuedGroup
 from lorayard.contract.job import PRIORITIES
 
 # A scheduler of the release before strikes a job and knows of no groups.
@@ -44,6 +44,19 @@ _LEASED = text(f"""
         {_GROUP} AS suspect_group, extract(epoch FROM now() - leased_at)::float8 AS leased_s
     FROM jobs j WHERE pool = :pool AND state = 'leased' ORDER BY admit_seq
 """)  # noqa: S608
+
+_OF_TENANTS = text("""
+    SELECT tenant, count(*) AS jobs FROM jobs
+    WHERE pool = :pool AND state = 'queued' AND tenant = ANY(CAST(:tenants AS text[])) GROUP BY tenant
+""")
+
+_GROUPS = text("""
+    SELECT pool, tenant, adapter, count(*) FILTER (WHERE state = 'queued') AS queued,
+        count(*) FILTER (WHERE state = 'leased') AS leased,
+        extract(epoch FROM now() - min(submitted_at) FILTER (WHERE state = 'queued'))::float8 AS oldest_s
+    FROM jobs WHERE state = 'queued' OR state = 'leased'
+    GROUP BY pool, tenant, adapter ORDER BY pool, tenant, adapter NULLS FIRST
+""")
 
 
 class BacklogRepository:
@@ -83,6 +96,15 @@ class BacklogRepository:
             )
             for row in rows
         ]
+
+    def queued_of(self, pool: str, tenants: Collection[str]) -> dict[str, int]:
+        """Count the queued jobs of some tenants; those without any are left out."""
+        found = self._connection.execute(_OF_TENANTS, {"pool": pool, "tenants": sorted(tenants)})
+        return {row.tenant: row.jobs for row in found}
+
+    def groups(self) -> list[QueuedGroup]:
+        """Count the unfinished jobs of all pools by tenant and adapter; reads all of them, for people."""
+        return [QueuedGroup(*row) for row in self._connection.execute(_GROUPS)]
 
 
 def _to_pending(row: Row[Any]) -> PendingRow:

@@ -130,6 +130,12 @@ _READY_WORKERS = text(f"""
     ORDER BY w.incarnation
 """)  # noqa: S608
 
+_DRAINING_WORKERS = text(f"""
+    SELECT w.incarnation FROM {WORKERS_AND_LEASES}
+    WHERE w.pool = :pool AND w.state = 'draining' AND NOT l.lost AND l.expires_at > now()
+    ORDER BY w.incarnation
+""")  # noqa: S608
+
 
 class LeaseRepository:
     """Who holds which job; used by the leader, and by a worker that lets go."""
@@ -191,6 +197,10 @@ class LeaseRepository:
     def ready_workers(self, pool: str) -> list[WorkerRow]:
         """List the workers that may be given jobs."""
         return [to_worker(row) for row in self._connection.execute(_READY_WORKERS, {"pool": pool})]
+
+    def draining_workers(self, pool: str) -> list[str]:
+        """Name the workers that are leaving, by their own will or because somebody wants them to."""
+        return list(self._connection.execute(_DRAINING_WORKERS, {"pool": pool}).scalars())
 
     def _held(self, incarnation: str, lost: Row[Any]) -> list[HeldJob]:
         """List what a worker held, with what it said of it last."""

@@ -1,4 +1,4 @@
-"""Tenants: who may submit, with what share, and with which secrets their webhooks are signed."""
+"""Tenants: who may submit, with what share and quota, and with which secrets their webhooks are signed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from sqlalchemy import Connection, text
 
-from db.records import TenantRow, TenantServiceRow
+from db.records import TenantQuota, TenantRow, TenantServiceRow
 
 _COLUMNS = "name, weight, secret_current IS NOT NULL AS has_secret, secret_previous IS NOT NULL AS rotating"
 
@@ -63,6 +63,17 @@ _DROP_PREVIOUS = text("""
 _SECRETS = text("""
     SELECT name, secret_current, secret_previous FROM tenants WHERE name = ANY(CAST(:names AS text[]))
 """)
+
+_QUOTAS = text("SELECT tenant, max_queued_jobs, max_tokens_per_s FROM tenant_quotas ORDER BY tenant")
+
+_SET_QUOTA = text("""
+    INSERT INTO tenant_quotas (tenant, max_queued_jobs, max_tokens_per_s)
+    VALUES (:tenant, :max_queued_jobs, :max_tokens_per_s)
+    ON CONFLICT (tenant) DO UPDATE SET
+        max_queued_jobs = excluded.max_queued_jobs, max_tokens_per_s = excluded.max_tokens_per_s
+""")
+
+_DROP_QUOTA = text("DELETE FROM tenant_quotas WHERE tenant = :tenant")
 
 
 class TenantRepository:
@@ -136,6 +147,15 @@ class TenantRepository:
             "weights": [weight for _, weight in lifts.values()],
         }
         self._connection.execute(_LIFT, values)
+
+    def quotas(self) -> list[TenantQuota]:
+        """List the tenants that have a quota."""
+        return [TenantQuota(*row) for row in self._connection.execute(_QUOTAS)]
+
+    def set_quota(self, quota: TenantQuota) -> None:
+        """Set what a tenant may have queued and submit; one without any limit is forgotten."""
+        is_limited = quota.max_queued_jobs is not None or quota.max_tokens_per_s is not None
+        self._connection.execute(_SET_QUOTA if is_limited else _DROP_QUOTA, quota._asdict())
 
     def set_webhook_secret(self, name: str, ciphertext: bytes) -> bool:
         """Make a secret the current one; the one before stays valid beside it. False: no such tenant."""

@@ -6,6 +6,7 @@ from scheduler.policies.fairness import Fairness, Standing, service_cost
 from scheduler.policies.lookahead import lookahead
 from scheduler.policies.output_length import OutputLengths
 from scheduler.policies.overcommit import ServiceRate, low_water, target_seqs
+from scheduler.policies.pace import JobPace
 from scheduler.policies.registry import POLICIES, plan
 from scheduler.policies.types import (
     AdapterDemand,
@@ -25,6 +26,7 @@ __all__ = [
     "Backlog",
     "Fairness",
     "FleetOutlook",
+    "JobPace",
     "OutputLengths",
     "PendingJob",
     "PlannedBatch",

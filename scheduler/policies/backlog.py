@@ -10,6 +10,7 @@ from scheduler.policies.deadlines import FleetOutlook, is_hopeless, presses
 from scheduler.policies.fairness import Fairness
 from scheduler.policies.keyed_queue import Key, KeyedQueue
 from scheduler.policies.lane import Lane, LaneName
+from scheduler.policies.queue_order import QueueOrder
 from scheduler.policies.suspects import SuspectGroups
 from scheduler.policies.tenant_queue import NUM_CLASSES, TenantQueue
 from scheduler.policies.types import AdapterDemand, PendingJob, PolicyConfig, Revision
@@ -36,6 +37,7 @@ class Backlog:
         self._hopeless: list[PendingJob] = []
         self._switch_from: dict[str, float] = {}
         self.suspects = SuspectGroups()
+        self.order = QueueOrder()
         self.by_rank: KeyedQueue[TenantQueue] = KeyedQueue(_rank)
         """All tenants with lanes, who got the least by its weight ahead."""
         self.by_class = tuple(KeyedQueue(_rank_in(priority)) for priority in range(NUM_CLASSES))
@@ -57,12 +59,17 @@ class Backlog:
         """List all that wait; for who looks into a failure, not for the loop."""
         return list(self._jobs.values())
 
+    def get(self, job_id: UUID) -> PendingJob | None:
+        """Find a waiting job."""
+        return self._jobs.get(job_id)
+
     def add(self, job: PendingJob) -> bool:
         """Let a job wait; False if it waits already."""
         if job.job_id in self._jobs:
             return False
         self.fairness.take_back(job.job_id)
         self._jobs[job.job_id] = job
+        self.order.add(job)
         if job.group is not None:
             self.suspects.add(job)
             return True
@@ -81,6 +88,7 @@ class Backlog:
         job = self._jobs.get(job_id)
         if job is None:
             return None
+        self.order.remove(job)
         if job.group is not None:
             del self._jobs[job_id]
             self.suspects.remove(job)

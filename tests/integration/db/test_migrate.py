@@ -145,6 +145,17 @@ def test_strikes_outlast_the_suspicions_that_go_with_their_columns(ledger: Ledge
     assert ledger.sql("SELECT * FROM worker_hosts") == []
 
 
+def test_pauses_and_quotas_go_with_their_tables(ledger: Ledger) -> None:
+    ledger.sql("INSERT INTO pauses (kind, pool, name) VALUES ('tenant', '*', 'acme')")
+    ledger.sql("INSERT INTO tenant_quotas (tenant, max_queued_jobs) VALUES ('acme', 5)")
+
+    with ledger.database.transaction() as connection:
+        command.downgrade(alembic_config(connection), "0015")
+        command.upgrade(alembic_config(connection), "head")
+
+    assert not ledger.sql("SELECT 1 FROM pauses UNION ALL SELECT 1 FROM tenant_quotas")
+
+
 def test_a_schema_that_stays_locked_is_an_error_that_says_so(
     empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

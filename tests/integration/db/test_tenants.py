@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+from db.records import EVERY_POOL, TenantQuota
+from db.repositories.backlog import BacklogRepository
+from db.repositories.pauses import PauseRepository
 from db.repositories.tenants import TenantRepository
 from db.secrets import SecretBox, new_key
-from tests.integration.db.ledger import Ledger
+from tests.integration.db.ledger import POOL, Ledger
 
 
 def test_ensuring_enters_only_the_missing_each_with_a_secret(ledger: Ledger) -> None:
@@ -61,3 +64,44 @@ def test_a_tenants_weight_can_be_set(ledger: Ledger) -> None:
 
     assert ledger.run(TenantRepository, "set_weight", "a", 2.5)
     assert ledger.run(TenantRepository, "get", "a").weight == 2.5
+
+
+def test_a_quota_is_kept_until_it_limits_nothing(ledger: Ledger) -> None:
+    ledger.run(TenantRepository, "set_quota", TenantQuota("a", 5, 2.5))
+    ledger.run(TenantRepository, "set_quota", TenantQuota("b", None, 1.0))
+    ledger.run(TenantRepository, "set_quota", TenantQuota("a", 0))
+    assert ledger.run(TenantRepository, "quotas") == [TenantQuota("a", 0), TenantQuota("b", None, 1.0)]
+
+    ledger.run(TenantRepository, "set_quota", TenantQuota("a"))
+    assert ledger.run(TenantRepository, "quotas") == [TenantQuota("b", None, 1.0)]
+
+
+def test_a_leader_is_told_of_pauses_in_its_pool_and_of_tenants_everywhere(ledger: Ledger) -> None:
+    for kind, pool, name in (
+        ("pool", POOL, POOL),
+        ("pool", "another", "another"),
+        ("tenant", EVERY_POOL, "a"),
+        ("adapter", POOL, "x"),
+    ):
+        assert ledger.run(PauseRepository, "pause", kind, pool, name)
+    assert not ledger.run(PauseRepository, "pause", "adapter", POOL, "x")
+
+    told = {(row.kind, row.name) for row in ledger.run(PauseRepository, "of_pool", POOL)}
+    assert told == {("pool", POOL), ("tenant", "a"), ("adapter", "x")}
+    assert ledger.run(PauseRepository, "resume", "adapter", POOL, "x")
+    assert not ledger.run(PauseRepository, "resume", "adapter", POOL, "x")
+    assert len(ledger.run(PauseRepository, "all")) == 3
+
+
+def test_queued_jobs_are_counted_by_tenant(ledger: Ledger) -> None:
+    ledger.worker()
+    ledger.leased(tenant="a")
+    ledger.admitted(2, tenant="a")
+    ledger.admitted(1, tenant="b")
+
+    assert ledger.run(BacklogRepository, "queued_of", POOL, ["a", "c"]) == {"a": 2}
+    groups = ledger.run(BacklogRepository, "groups")
+    assert [(one.pool, one.tenant, one.queued, one.leased) for one in groups] == [
+        (POOL, "a", 2, 1),
+        (POOL, "b", 1, 0),
+    ]
