@@ -88,8 +88,7 @@ class JobHandle:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         self._session.listen()
-        self._wait(self._has_verdict, timeout, _NO_VERDICT, deadline)
-        self._raise_if_void()
+        self._await_verdict(timeout, deadline)
         tokens = TokenStream(self.id, self._session.link)
         with self._session.tracker.awaiting(self._tracked, lambda: None):
             yield from tokens.events(lambda: self.is_settled, deadline)
@@ -115,8 +114,7 @@ class JobHandle:
         said that it is this one's. Raises ResultTimeout if it has not said so within the timeout, and
         IdempotencyConflict, ResultExpired and UnknownJob, as `result` does.
         """
-        self._wait(self._has_verdict, self._session.timeout_s, _NO_VERDICT)
-        self._raise_if_void()
+        self._await_verdict(self._session.timeout_s)
         if self._submission_id in self._tracked.unheard:
             raise ResultTimeout(
                 f"job {self.id} is not cancelled: Redis lost what the ledger said of this submission, so the "
@@ -135,6 +133,12 @@ class JobHandle:
 
     def _is_admitted(self) -> bool:
         return self.is_settled or (self._tracked.state is not None and self._has_verdict())
+
+    def _await_verdict(self, timeout: float | None, deadline: float | None = None) -> None:
+        """Wait until this submission is known to be the job; raises IdempotencyConflict if it is not."""
+        self._wait(self._has_verdict, timeout, _NO_VERDICT, deadline)
+        if self._submission_id in self._tracked.conflicts:
+            self._raise_if_void()
 
     def _has_verdict(self) -> bool:
         """Tell whether the job of this name is known to be this submission, or to be none."""

@@ -14,7 +14,7 @@ import pytest
 from db.repositories.adapters import AdapterRepository
 from db.repositories.admission import AdmissionRepository
 from lorayard.contract.states import JobState
-from lorayard.server.adapter_store import make_store, revision_folder
+from lorayard.server.adapter_store import MARKER, make_store, revision_folder
 from scheduler.adapter_collector import SET_ASIDE, AdapterCollector
 from scheduler.leader_context import LeaderContext
 from scheduler.retention import Retention
@@ -154,7 +154,8 @@ def test_files_leave_one_sweep_after_their_revision_was_unused_for_long_enough(
     sweep(context, tmp_path)
 
     assert revision_states(rig)[digest][0] == "collected"
-    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("ready")] == ["used"]
+    left = {path.name for path in tmp_path.iterdir() if not path.name.startswith("ready")}
+    assert left == {"used", MARKER}
     assert revision_states(rig)[used] == ("active", False)
 
 

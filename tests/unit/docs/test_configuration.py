@@ -22,7 +22,7 @@ from workers.settings import WorkerSettings
 from workers.webhooks.settings import RelaySettings
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
-EDGES = [
+EDGES: list[type[BaseSettings]] = [
     ClientSettings,
     DatabaseSettings,
     FlowerSettings,
