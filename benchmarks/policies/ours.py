@@ -9,7 +9,7 @@ from uuid import UUID
 
 from benchmarks.policies.policy import Dispatch, Hint, Setting
 from benchmarks.policies.workload import Job
-from scheduler.policies import Backlog, PendingJob, WorkerView, plan
+from scheduler.policies import Backlog, PendingJob, ServiceRate, WorkerView, plan
 
 _LEFT_AT_DEFAULT = {"attempt", "group", "request_bytes"}
 """Of a job's header: of jobs that come back, of suspects, of messages."""
@@ -46,6 +46,7 @@ class Ours:
         self._setting = setting
         self._backlog = Backlog()
         self._jobs: dict[UUID, tuple[Job, float]] = {}
+        self._rate = ServiceRate()
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -71,8 +72,9 @@ class Ours:
         """Refuse nothing: no policy does yet."""
         return ()
 
-    def ended(self, worker: str, jobs: Sequence[Job], now: float) -> None:
-        """Tell nothing: nothing is learned from ends yet."""
+    def ended(self, worker: str, jobs: Sequence[Job], now: float) -> None:  # noqa: ARG002 - nothing else is learned
+        """Count them."""
+        self._rate.observe(len(jobs), now)
 
     def hints(self, views: Sequence[WorkerView], now: float) -> Sequence[Hint]:  # noqa: ARG002
         """Hint at nothing: there is no look-ahead yet."""
@@ -83,12 +85,14 @@ class Ours:
         return None
 
     def retry_after_s(self, num_jobs: int, views: Sequence[WorkerView], now: float) -> float | None:  # noqa: ARG002
-        """Predict nothing: no policy does yet."""
-        return None
+        """Divide by the rate of ends, as `scheduler.admission_publisher` does."""
+        rate = self._rate.per_s(now)
+        return num_jobs / rate if rate > 0 else None
 
     def succeed(self, now: float) -> Ours:  # noqa: ARG002
         """Read the waiting jobs anew, as a new leader does from the ledger."""
         successor = Ours(self._setting)
         for job, since in sorted(self._jobs.values(), key=lambda pair: pair[0].number):
             successor.add(job, since)
+        successor._rate = self._rate
         return successor

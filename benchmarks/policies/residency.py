@@ -111,16 +111,24 @@ class Residency:
     def _end_load(self, now: float) -> None:
         adapter, self._loading = self._loading, None
         assert adapter is not None, "one load at a time"
-        if len(self.host) >= self._pool.host_adapters:
-            victim = self._victim(self.host)
-            assert victim is not None, "the host holds more than the jobs here can want"
-            del self.host[victim]
-            self.slots.pop(victim, None)
-        self.host[adapter.name] = adapter
-        if adapter.name in self.uses:
-            self._copies.append(adapter)
-            self._copy_next(now)
+        if self._make_place(adapter):
+            self.host[adapter.name] = adapter
+            if adapter.name in self.uses:
+                self._copies.append(adapter)
+                self._copy_next(now)
         self._load_next(now)
+
+    def _make_place(self, adapter: Adapter) -> bool:
+        """Have one leave a full host; False if jobs want all of them, and the arrival was only hinted at."""
+        if len(self.host) < self._pool.host_adapters:
+            return True
+        victim = self._victim(self.host)
+        if victim is None:
+            assert adapter.name not in self.uses, "the host is full of more than the jobs here can want"
+            return False
+        del self.host[victim]
+        self.slots.pop(victim, None)
+        return True
 
     def _copy_next(self, now: float) -> None:
         while self._copying is None and self._copies:
@@ -138,15 +146,15 @@ class Residency:
     def _end_copy(self, now: float) -> None:
         adapter, self._copying = self._copying, None
         assert adapter is not None, "one copy at a time"
-        self.slots[adapter.name] = adapter
+        if adapter.name in self.host:  # else it left while it was copied
+            self.slots[adapter.name] = adapter
         assert len(self.slots) <= self._pool.slots, "more adapters than slots"
         self._copy_next(now)
         self._on_ready(now)
 
     def _victim(self, tier: dict[str, Adapter]) -> str | None:
         """Choose who leaves: what a hint gives up, the least recently used, what is wanted latest."""
-        copying = self._copying and self._copying.name
-        idle = [name for name in tier if name not in self.uses and name != copying]
+        idle = [name for name in tier if name not in self.uses]
         for name in idle:
             if name in self._expendable:
                 return name

@@ -63,7 +63,8 @@ def quiet(seed: int, matrix: Matrix, skew: float) -> Found:
     case = f"a = {skew}"
     spent: dict[str, Loads] = {}
     measured = []
-    for name, make in {OURS: Ours, "FIFO + LRU": FifoLru}.items():
+    policies: dict[str, MakePolicy] = {OURS: Ours, "FIFO + LRU": FifoLru}
+    for name, make in policies.items():
         simulator = arrive(seed, matrix, skew, goals.QUIET_LOAD, 1.0, make)
         spent[name] = loads(simulator)
         measured.append(measure(f"load {goals.QUIET_LOAD}, {case}", name, simulator, simulator.jobs))
@@ -107,7 +108,8 @@ def slo(seed: int, matrix: Matrix, cv: float) -> Found:
         low, high = (load, high) if fifo > goals.SLO_SHARE_OF_FIFO else (low, load)
     measured = []
     shares: dict[str, float] = {}
-    for name, make in {OURS: Ours, "FIFO": Fifo}.items():
+    policies: dict[str, MakePolicy] = {OURS: Ours, "FIFO": Fifo}
+    for name, make in policies.items():
         simulator = arrive(seed, matrix, MIDDLE_SKEW, load, cv, make)
         shares[name] = _slo_share(simulator)
         row = measure(f"SLO at FIFO's half, cv {cv:g}", name, simulator, simulator.jobs)

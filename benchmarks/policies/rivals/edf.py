@@ -15,15 +15,13 @@ from scheduler.policies import WorkerView
 class ClairvoyantEdf(PoolRule):
     """The earliest deadline that can still be kept, on the worker where its adapter is nearest.
 
-    A job is passed over for good once a full batch of the worker would end it too late. One without a slot
-    waits, others go first.
+    A job is passed over for good once the batch of the emptiest worker would end it too late. One without a
+    slot waits, others go first.
     """
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        pool, hardware = setting.pool, setting.hardware
-        mean_rank = sum(pool.ranks) / len(pool.ranks)
-        self._step_s = hardware.step_time_s(pool.max_num_seqs, pool.slots, round(pool.slots * mean_rank))
+        self._mean_rank = sum(setting.pool.ranks) / len(setting.pool.ranks)
         self._heap: list[tuple[float, int, Job]] = []
 
     def enqueue(self, job: Job) -> None:
@@ -48,7 +46,7 @@ class ClairvoyantEdf(PoolRule):
             deadline, number, job = entry
             if number not in self.waiting:
                 continue
-            if now + self._duration_s(job) > deadline:
+            if now + self._duration_s(job, budgets) > deadline:
                 continue  # it stays among the waiting until it expires
             able = [budget for budget in budgets if budget.has_place(job) and budget.has_slot(job)]
             if not able:
@@ -59,10 +57,14 @@ class ClairvoyantEdf(PoolRule):
         for entry in aside:
             heapq.heappush(self._heap, entry)
 
-    def _duration_s(self, job: Job) -> float:
-        hardware = self.setting.hardware
-        steps_s = self._step_s * job.output_tokens
-        return hardware.dispatch_s + hardware.prompt_token_s * job.prompt_tokens + steps_s
+    def _duration_s(self, job: Job, budgets: list[Budget]) -> float:
+        """Tell how long a job takes beside what the emptiest worker runs, if each has its own adapter."""
+        pool, hardware = self.setting.pool, self.setting.hardware
+        num_rows = pool.max_num_seqs - max(budget.free_seqs for budget in budgets) + 1
+        num_adapters = min(num_rows, pool.slots)
+        step_s = hardware.step_time_s(num_rows, num_adapters, round(num_adapters * self._mean_rank))
+        prompt_s = hardware.prompt_token_s * job.prompt_tokens
+        return hardware.dispatch_s + prompt_s + step_s * job.output_tokens
 
 
 def _tier(budget: Budget, job: Job) -> int:

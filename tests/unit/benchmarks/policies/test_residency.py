@@ -81,6 +81,32 @@ def test_what_a_job_waits_for_is_loaded_before_what_is_hinted_at(clock: Clock) -
     assert list(residency.host) == ["d", "f", "e"]
 
 
+def test_what_was_loaded_on_a_hint_is_let_go_if_jobs_want_all_the_rest(clock: Clock) -> None:
+    residency = warm(clock, "ab", "ab")
+
+    residency.follow([adapter("c")], [], 0.0)
+    residency.use(adapter("a"), 1.0)
+    residency.use(adapter("b"), 1.0)
+    clock.run()
+
+    assert sorted(residency.host) == ["a", "b"]
+    assert residency.store_bytes == adapter("c").size
+
+
+def test_what_leaves_the_host_while_it_is_copied_gets_no_slot(clock: Clock) -> None:
+    residency = warm(clock, "ab", "a")
+
+    residency.use(adapter("c"), 0.0)
+    residency.release(adapter("c"))
+    residency.use(adapter("b"), 9.5)  # copied until 11.5
+    residency.release(adapter("b"))
+    residency.follow([], ["b"], 9.5)
+    clock.run()
+
+    assert list(residency.host) == ["a", "c"]
+    assert list(residency.slots) == []
+
+
 def test_what_jobs_want_stays(clock: Clock) -> None:
     residency = warm(clock, "ab", "ab")
 

@@ -11,12 +11,13 @@ from benchmarks.policies.hardware import Hardware
 from benchmarks.policies.ours import Ours
 from benchmarks.policies.rivals.edf import ClairvoyantEdf
 from benchmarks.policies.rivals.fifo import Fifo
-from benchmarks.policies.scenarios import RIVALS
+from benchmarks.policies.scenarios import RIVALS, MakePolicy
 from benchmarks.policies.simulator import Simulator
 from benchmarks.policies.workload import Population
-from tests.unit.benchmarks.policies.making import SIZE, TOY, job, pool, simulate
+from scheduler.policies.overcommit import RATE_MEMORY_S
+from tests.unit.benchmarks.policies.making import SIZE, TOY, job, pool, setting, simulate
 
-POLICIES = {"ours": Ours, "EDF": ClairvoyantEdf, **RIVALS}
+POLICIES: dict[str, MakePolicy] = {"ours": Ours, "EDF": ClairvoyantEdf, **RIVALS}
 SMALL = Pool(num_workers=3, max_num_seqs=4, kv_tokens=3_000, slots=2, host_adapters=3, num_adapters=12)
 
 
@@ -124,6 +125,14 @@ def test_the_same_seed_gives_the_same_run() -> None:
         runs.append([(one.number, one.worker, one.started_at, one.ended_at) for one in simulator.ended])
 
     assert runs[0] == runs[1]
+
+
+def test_retry_after_is_the_queue_by_the_rate_of_ends() -> None:
+    policy = Ours(setting())
+    policy.ended("worker-0000", [job(number, "a", 1) for number in range(10)], 5.0)
+
+    assert policy.retry_after_s(20, [], 5.0) == pytest.approx(20 / (10 / RATE_MEMORY_S))
+    assert Ours(setting()).retry_after_s(20, [], 5.0) is None
 
 
 def test_a_new_leader_goes_on_with_what_waits() -> None:
