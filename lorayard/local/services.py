@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from lorayard.local.child import ChildSpec
 from lorayard.local.config import StackConfig
 from lorayard.local.part import Part, Server, Spawn
 from lorayard.local.ports import LOOPBACK
+from workers.engine.core.processors import num_processors
 
 _PYTHON = (sys.executable, "-m")
 MIGRATE = (*_PYTHON, "db.migrate")
@@ -205,4 +205,4 @@ def worker_name(number: int) -> str:
 
 def _threads_per_worker(num_workers: int) -> str:
     """Share the cores out: torch would start one thread a core in each worker, and they would thrash."""
-    return str(max(1, len(os.sched_getaffinity(0)) // max(1, num_workers)))
+    return str(max(1, num_processors() // max(1, num_workers)))

@@ -15,6 +15,7 @@ from workers.engine.core.config import EngineConfig
 from workers.engine.core.device_facts import DeviceFacts, device_facts
 from workers.engine.core.engine_info import EngineInfo
 from workers.engine.core.errors import ConfigError
+from workers.engine.core.processors import num_processors
 from workers.engine.core.sampling_defaults import SamplingDefaults
 from workers.engine.kv.kv_cache import BlockAllocator, KVCache
 from workers.engine.kv.prefix_cache import PrefixCache
@@ -35,6 +36,7 @@ from workers.engine.model.weights import DecoderWeights, load_weights, random_we
 from workers.engine.scheduling.batching import Batcher
 from workers.engine.scheduling.step_builder import StepBuilder
 from workers.engine.scheduling.step_layout import StepLayout
+from workers.engine.serving.compute_threads import ComputeThreads
 from workers.engine.serving.device import kernels_for, measure, open_device, pool_bytes
 from workers.engine.serving.device_executor import DeviceExecutor
 from workers.engine.serving.executor import Executor, LocalExecutor
@@ -75,8 +77,7 @@ def assemble(
     `look_ahead` is the executor's; a GPU's always looks ahead. `loader_child` has been started already.
     `on_compiling` is told when all is loaded.
     """
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
+    torch.set_num_threads(config.num_threads or min(torch.get_num_threads(), num_processors()))
     facts = device_facts(config.device)
     device = open_device(config, facts)
     folder = Path(config.model)
@@ -122,7 +123,9 @@ def assemble(
             windows=model.windows,
             layout=layout,
         ),
-        executor=LocalExecutor(decoder, cache, kernels.draw, look_ahead=look_ahead)
+        executor=LocalExecutor(
+            decoder, cache, kernels.draw, look_ahead=look_ahead, threads=_compute_threads(config)
+        )
         if layout is None
         else _device_executor(config, decoder, cache, kernels.draw, layout, device),
         input_processor=InputProcessor(
@@ -165,6 +168,11 @@ def _weights(
         kernels=kernels,
         device=device,
     )
+
+
+def _compute_threads(config: EngineConfig) -> ComputeThreads | None:
+    """Let the number of threads follow the machine, unless bits must not: libraries choose sums by it."""
+    return None if config.batch_invariant else ComputeThreads(torch.get_num_threads())
 
 
 def _layout(config: EngineConfig, max_model_len: int, device: torch.device) -> StepLayout:

@@ -14,6 +14,7 @@ from workers.engine.kv.kv_cache import KVCache
 from workers.engine.model.decoder import Decoder, HiddenStates
 from workers.engine.sampling.logprobs import TokenLogprobs, token_logprobs
 from workers.engine.sampling.sampler import ChosenTokens, choose
+from workers.engine.serving.compute_threads import ComputeThreads
 
 
 class InFlightStep(Protocol):
@@ -57,16 +58,30 @@ class LocalExecutor:
 
     num_replayed_steps = 0
 
-    def __init__(self, decoder: Decoder, cache: KVCache, draw: Draw, *, look_ahead: int = 0) -> None:
-        """`look_ahead` 1 is for tests: this device computes while the host waits, so it gains nothing."""
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        draw: Draw,
+        *,
+        look_ahead: int = 0,
+        threads: ComputeThreads | None = None,
+    ) -> None:
+        """`look_ahead` 1 is for tests: this device computes while the host waits, so it gains nothing.
+
+        Without `threads` their number stays as it is.
+        """
         self._decoder = decoder
         self._cache = cache
         self._draw = draw
         self.look_ahead = look_ahead
+        self._threads = threads
         self._latest: ChosenTokens | None = None
 
     def forward(self, step: ForwardInput) -> HiddenStates:
         """Run the layers."""
+        if self._threads is not None:
+            self._threads.adjust()
         with torch.inference_mode():
             if step.fresh_blocks is not None:
                 self._cache.zero(step.fresh_blocks)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from lorayard.local.config import StackConfig
 from lorayard.local.services import Addresses, client_environment, service_environment
+from workers.engine.core.processors import num_processors
 
 _ADDRESSES = Addresses("redis://r", "postgresql+psycopg://p", Path("/store"), "key")
 
@@ -16,7 +16,7 @@ def config(**options: object) -> StackConfig:
 
 
 def test_cores_are_shared_out_among_the_workers() -> None:
-    cores = len(os.sched_getaffinity(0))
+    cores = num_processors()
 
     assert service_environment(config(num_workers=1), _ADDRESSES)["OMP_NUM_THREADS"] == str(cores)
     assert service_environment(config(num_workers=4 * cores), _ADDRESSES)["OMP_NUM_THREADS"] == "1"
