@@ -11,7 +11,7 @@ from typing import Any, Final, Self, TypeVar
 
 import psycopg
 from psycopg.conninfo import make_conninfo
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, TextClause, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -105,10 +105,28 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """Open one transaction that commits at the end of the block; raises DatabaseUnavailable."""
+        with self._judged(), self._engine.begin() as connection:
+            connection.execute(self._settings)
+            yield connection
+
+    def look(self, statement: TextClause) -> Any:
+        """Return the one value that a statement without parameters reads; raises DatabaseUnavailable.
+
+        For whoever looks every moment: it goes out together with the settings, as one message and so as one
+        transaction, and takes two trips to the server where `run` takes five.
+        """
+        with self._judged(), self._engine.connect() as connection:
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+            cursor = connection.exec_driver_sql(f"{self._settings.text}; {statement.text}").cursor
+            assert cursor is not None, "a statement that reads has a cursor"
+            cursor.nextset()
+            (value,) = cursor.fetchone()
+            return value
+
+    @contextmanager
+    def _judged(self) -> Iterator[None]:
         try:
-            with self._engine.begin() as connection:
-                connection.execute(self._settings)
-                yield connection
+            yield
         except PoolTimeout as error:
             raise DatabaseUnavailable(
                 f"no connection to {self.safe_url} came free: raise LORAYARD_DATABASE_POOL_SIZE"

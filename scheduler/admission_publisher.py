@@ -44,6 +44,11 @@ class AdmissionPublisher:
         self._mirror = context.script("mirror_catalogue")
         self._pool = context.script("publish_pool")
 
+    @property
+    def catalogue_version(self) -> int:
+        """The version of the catalogue that the ledger had at the last look."""
+        return self._catalogue.version
+
     def publish(self) -> None:
         """Publish the figures, and the catalogue if Redis has another version of it than the ledger.
 

@@ -43,6 +43,11 @@ class Fleet:
         self.has_strangers = False
         """Somebody unknown has reported: look into the ledger soon."""
 
+    @property
+    def has_outstanding(self) -> bool:
+        """Whether any worker has a job in hand or on its way."""
+        return any(worker.outstanding for worker in self._workers.values())
+
     def __len__(self) -> int:
         return len(self._workers)
 

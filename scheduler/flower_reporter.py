@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from functools import partial
 from typing import Final
@@ -22,7 +23,8 @@ class FlowerReporter:
     def __init__(self, events: JobEvents) -> None:
         self._events = events
         self._notes = FlowerNotes(events)
-        self._thread = ServiceThread("flower", self._step, on_broken=None)
+        self._is_added = threading.Event()
+        self._thread = ServiceThread("flower", self._step, on_broken=None, wake=self._is_added.set)
 
     def start(self) -> None:
         """Begin to show."""
@@ -37,14 +39,19 @@ class FlowerReporter:
     def admitted(self, job_id: UUID, adapter: str | None, tenant: str) -> None:
         """A job is in the ledger."""
         self._notes.add(job_id, partial(self._events.sent, job_id, adapter, tenant), is_first=True)
+        self._is_added.set()
 
     def ended(self, finished: Iterable[FinishedJob]) -> None:
         """Jobs have ended without a worker."""
         for job in finished:
             self._notes.add(job.job_id, partial(self._show_end, job))
+            self._is_added.set()
 
     def _step(self) -> None:
+        """Wait for notes, let more gather for a moment, and show them."""
+        self._is_added.wait()
         if not self._thread.stopping.wait(TICK_S):
+            self._is_added.clear()
             self._notes.show(self._thread.item)
 
     def _show_end(self, job: FinishedJob) -> None:

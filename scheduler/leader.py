@@ -36,9 +36,13 @@ from scheduler.streams import LeaderStreams, StreamBatch
 from scheduler.term import TermKeeper
 from scheduler.worker_events import WorkerEvents
 
-IDLE_BLOCK_MS: Final = 50
+IDLE_BLOCK_MS: Final = 500
+BUSY_BLOCK_MS: Final = 50
 WAITING_BLOCK_MS: Final = 20
-"""How long a read may wait; anything that arrives ends it at once."""
+"""How long a read may wait; anything that arrives ends it at once, a wish to stop does not."""
+
+IDLE_PERIOD_S: Final = 1.0
+"""Of what recurs for the sake of jobs while none is queued or in a worker's hand."""
 
 RETENTION_PAUSE_S: Final = 1.0
 """Between two batches of deletions, so that the loop is the jobs' for nearly all of its time."""
@@ -56,9 +60,9 @@ logger = structlog.get_logger(__name__)
 class PeriodicTasks:
     """Mutable: what recurs in the loop."""
 
-    hearing: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5))
-    reap: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.25))
-    publish: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5))
+    hearing: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5, IDLE_PERIOD_S))
+    reap: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.25, IDLE_PERIOD_S))
+    publish: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5, IDLE_PERIOD_S))
     reclaim: PeriodicTask = field(default_factory=lambda: PeriodicTask(2.0))
     publish_pool: PeriodicTask = field(default_factory=lambda: PeriodicTask(5.0))
     shares: PeriodicTask = field(default_factory=lambda: PeriodicTask(5.0))
@@ -155,16 +159,27 @@ class Leader:
         self._part("publish_pool", self.publisher.publish_pool, is_own=False)
         logger.info("leader.recovered", term=self.context.term, workers=len(ready), leased=len(leased))
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no job is queued, being handed out, or in a worker's hand."""
+        return not (
+            self.queue.has_more
+            or len(self.queue.backlog)
+            or self.has_dispatched
+            or self.fleet.has_strangers
+            or self.fleet.has_outstanding
+        )
+
     def turn(self) -> None:
         """Read, admit, listen, answer, dispatch, and do what is due; raises what went wrong at the end."""
         now = self.clock()
         self.failure = None
-        if self.periodic.reap.is_due(now) or self.fleet.has_strangers:
-            self._part("reaper", self.reaper.reap)
+        if self.periodic.reap.is_due(now, is_idle=self.is_idle) or self.fleet.has_strangers:
+            self._part("reaper", self._reap)
         if self.periodic.reclaim.is_due(now):
             self._deal_with(self.streams.reclaim())
         self._deal_with(self.streams.read(self._block_ms()))
-        if self.periodic.hearing.is_due(self.clock()):
+        if self.periodic.hearing.is_due(self.clock(), is_idle=self.is_idle):
             self._part("hearing", self._judge_hearing)
         self._part("revokes", lambda: self.control.revoke(self.rounds.batches.jobs_of(self.revokes.take())))
         self._part("queue", self.queue.fill)
@@ -200,6 +215,12 @@ class Leader:
         before, self.queue.has_more = self.queue.has_more, True  # some may be in, should the rest fail
         self.queue.has_more = self.intake.admit(batch.jobs) > 0 or before
 
+    def _reap(self) -> None:
+        version = self.publisher.catalogue_version
+        self.reaper.reap()
+        if version != self.publisher.catalogue_version:
+            self.periodic.publish.hasten()  # clients refuse adapters that they do not find in Redis
+
     def _dispatch(self) -> None:
         self.has_dispatched = False
         self.has_dispatched = self.rounds.run(self.clock())
@@ -210,7 +231,7 @@ class Leader:
             self.context.items.attempt("worker_hearing", worker.incarnation, judge)
 
     def _recurring(self, now: float) -> None:
-        if self.periodic.publish.is_due(now):
+        if self.periodic.publish.is_due(now, is_idle=self.is_idle):
             self._part("publish", self.publisher.publish, is_own=False)
         if self.periodic.publish_pool.is_due(now):
             self._part("publish_pool", self.publisher.publish_pool, is_own=False)
@@ -242,7 +263,9 @@ class Leader:
     def _block_ms(self) -> int | None:
         if self.queue.has_more or self.has_dispatched:
             return None
-        return WAITING_BLOCK_MS if len(self.queue.backlog) else IDLE_BLOCK_MS
+        if self.is_idle:
+            return IDLE_BLOCK_MS
+        return WAITING_BLOCK_MS if len(self.queue.backlog) else BUSY_BLOCK_MS
 
     def _note_failure(self, error: Exception) -> None:
         if is_ledger_outage(error) and fault_of(error) is Fault.SERVER:

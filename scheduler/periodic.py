@@ -4,15 +4,16 @@ from __future__ import annotations
 
 
 class PeriodicTask:
-    """Mutable: due at once, then each time the period has passed."""
+    """Mutable: due at once, then each time the period has passed; later if the loop has nothing to do."""
 
-    def __init__(self, period_s: float) -> None:
+    def __init__(self, period_s: float, idle_period_s: float | None = None) -> None:
         self._period_s = period_s
+        self._idle_extra_s = 0.0 if idle_period_s is None else idle_period_s - period_s
         self._next_at = float("-inf")
 
-    def is_due(self, now: float) -> bool:
+    def is_due(self, now: float, *, is_idle: bool = False) -> bool:
         """Tell whether it is time, and begin the next period if so."""
-        if now < self._next_at:
+        if now < self._next_at + (self._idle_extra_s if is_idle else 0.0):
             return False
         self._next_at = now + self._period_s
         return True

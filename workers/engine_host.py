@@ -28,7 +28,7 @@ from workers.engine.serving.process import (
 )
 from workers.engine_status import Capacity, EngineStatus
 from workers.engine_watch import EngineWatch, ProgressLimit
-from workers.feeder import Feeder
+from workers.feeder import Command, Feeder
 from workers.outcomes import (
     Outcome,
     outcome_broken,
@@ -39,8 +39,6 @@ from workers.outcomes import (
 )
 from workers.requests import AdapterIds, add_request, parse_request_id, request_id
 from workers.token_writer import Piece
-
-RECEIVE_S = 0.05
 
 logger = structlog.get_logger(__name__)
 
@@ -67,6 +65,10 @@ class JobWatcher(Protocol):
 
     def started(self, job: BatchJob) -> None:
         """The engine has begun a job."""
+        ...
+
+    def residency_changed(self) -> None:
+        """The engine has other adapters at hand than before."""
         ...
 
 
@@ -102,12 +104,12 @@ class EngineHost:
         self._on_text = on_text
         self._caches_by_tenant = caches_by_tenant
         self._feeder = Feeder(
-            engine.send, lambda: sink.has_room, on_unsent=self._end_unsent, on_broken=on_broken
+            self._send, lambda: sink.has_room, on_unsent=self._end_unsent, on_broken=on_broken
         )
         self._watch = EngineWatch(engine, limit, self, on_hung=self._lose, on_broken=on_broken)
         self._arrivals = Arrivals(ask_aborts, self._on_checked, on_broken=on_broken)
         self._refusing = False
-        self._pump = ServiceThread("engine-pump", self._pump_once, on_broken=on_broken)
+        self._pump = ServiceThread("engine-pump", self._pump_once, on_broken=on_broken, wake=engine.interrupt)
 
     def start(self) -> None:
         """Begin to check what comes, to feed the engine, to hear from it and to watch it."""
@@ -134,6 +136,7 @@ class EngineHost:
         They run once the ledger has said that they are leased to this worker; else they are dropped.
         """
         taken = self._attempts.take(task_id, jobs, time.monotonic())
+        self._watch.rouse()
         if self._refusing:
             for held in taken:
                 self._end(held, outcome_unrun)
@@ -239,6 +242,10 @@ class EngineHost:
         if self._attempts.end(held.key) is not None:
             self._sink.put(judge(held, time.monotonic()))
 
+    def _send(self, command: AddRequest | Command) -> None:
+        self._engine.send(command)
+        self._watch.rouse()
+
     def _end_unsent(self, request: AddRequest, error: Exception) -> None:
         held = self._attempts.get(parse_request_id(request.request_id))
         if held is not None:
@@ -246,7 +253,7 @@ class EngineHost:
 
     def _pump_once(self) -> None:
         try:
-            events = self._engine.receive(RECEIVE_S)
+            events = self._engine.receive(None)
         except EngineDied as error:
             if not self._pump.stopping.is_set():
                 self._pump.stop()
@@ -285,6 +292,8 @@ class EngineHost:
             events.epoch,
             [Residency(revision=change.revision, tier=change.tier) for change in events.residency],
         )
+        if events.residency:
+            self._watcher.residency_changed()
 
     def _finish(self, output: RequestOutput, now: float) -> None:
         held = self._attempts.end(parse_request_id(output.request_id))
@@ -306,6 +315,11 @@ class EngineHost:
             self._on_text(Piece(held.key, held.num_streamed_tokens, held.num_streamed_chars, text))
         held.num_streamed_tokens += delta.num_tokens
         held.num_streamed_chars += len(delta.text)
+
+    @property
+    def are_held(self) -> bool:
+        """Whether any attempt is in hand."""
+        return len(self._attempts) > 0
 
     def stop_overdue(self, now: float) -> None:
         """Stop what has missed its deadline or was revoked in Flower."""

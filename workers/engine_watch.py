@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -49,17 +50,21 @@ class ProgressLimit:
         self._max_look_s = max_look_s
         self._looked_at: float | None = None
         self.progress = Progress()
+        self.is_idle = False
+        """At the last look it had nothing to do."""
         self.stuck_s = 0.0
         """For so long it has not moved although it had something to do."""
 
     def look(self, progress: Progress, num_sent: int, now: float) -> None:
         """Take in what the engine says, and how many commands it was sent, at a monotonic time."""
-        passed_s = 0.0 if self._looked_at is None else min(now - self._looked_at, self._max_look_s)
+        passed_s = 0.0
+        if self._looked_at is not None and not self.is_idle:
+            passed_s = min(now - self._looked_at, self._max_look_s)
         self._looked_at = now
-        is_idle = progress.phase is Phase.WAITING and progress.num_taken >= num_sent
+        self.is_idle = progress.phase is Phase.WAITING and progress.num_taken >= num_sent
         has_moved = progress.num_moves != self.progress.num_moves
         self.progress = progress
-        self.stuck_s = 0.0 if is_idle or has_moved else self.stuck_s + passed_s
+        self.stuck_s = 0.0 if self.is_idle or has_moved else self.stuck_s + passed_s
 
     @property
     def limit_s(self) -> float:
@@ -87,6 +92,11 @@ class ProgressLimit:
 class Jobs(Protocol):
     """The attempts in the engine's hands."""
 
+    @property
+    def are_held(self) -> bool:
+        """Whether there are any."""
+        ...
+
     def stop_overdue(self, now: float) -> None:
         """Stop what has missed its deadline or was revoked."""
         ...
@@ -97,7 +107,10 @@ class Jobs(Protocol):
 
 
 class EngineWatch:
-    """A thread of its own: the one that listens to the engine may be in the middle of a torn message."""
+    """A thread of its own: the one that listens to the engine may be in the middle of a torn message.
+
+    It sleeps while the engine has nothing to do and no attempt is held, until it is roused.
+    """
 
     def __init__(
         self,
@@ -114,7 +127,10 @@ class EngineWatch:
         self._jobs = jobs
         self._on_hung = on_hung
         self._clock = clock
-        self._thread = ServiceThread("engine-watch", self._step, on_broken=on_broken)
+        self.may_sleep = False
+        """Nothing is to be looked at until it is roused."""
+        self._roused = threading.Event()
+        self._thread = ServiceThread("engine-watch", self._step, on_broken=on_broken, wake=self.rouse)
 
     def start(self) -> None:
         """Begin to watch."""
@@ -124,9 +140,18 @@ class EngineWatch:
         """Stop watching."""
         self._thread.close()
 
+    def rouse(self) -> None:
+        """Have it look: the engine was given something, or an attempt is held."""
+        if not self._roused.is_set():
+            self._roused.set()
+
     def _step(self) -> None:
-        if not self._thread.stopping.wait(LOOK_EVERY_S):
-            self.look(self._clock())
+        if self.may_sleep:
+            self._roused.wait()
+        if self._thread.stopping.wait(LOOK_EVERY_S):
+            return
+        self._roused.clear()  # before the look: what comes during it is looked at as well
+        self.look(self._clock())
 
     def look(self, now: float) -> None:
         """Look once at the engine, at its jobs' deadlines and at what was revoked."""
@@ -141,3 +166,4 @@ class EngineWatch:
             reason = f"no progress for {waited}, in {limit.progress}"
             logger.critical("engine.hung", reason=reason, pid=self._engine.pid)
             self._on_hung(self._engine.give_up(reason))
+        self.may_sleep = limit.is_idle and not self._jobs.are_held

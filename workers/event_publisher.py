@@ -77,6 +77,10 @@ class EventPublisher:
         """Show a job in Flower as started."""
         self._note(job.job_id, lambda: self._flower.started(job.job_id))
 
+    def residency_changed(self) -> None:
+        """Tell of adapters that came and went, with what else there is to tell within `TICK_S`."""
+        self._rouse()
+
     def committed(self, finished: Sequence[FinishedJob], failures: Sequence[AdapterFailure]) -> None:
         """Tell of ends that are in the ledger; only of those."""
         for job in finished:
@@ -105,7 +109,8 @@ class EventPublisher:
 
     def _step(self) -> None:
         with self._wake:
-            self._wake.wait_for(lambda: self._untold or self._notes or self._thread.stopping.is_set(), TICK_S)
+            self._wake.wait_for(lambda: self._must_tell or self._builder.status.has_news)
+            self._wake.wait_for(lambda: self._must_tell, TICK_S)
             if self._thread.stopping.is_set():
                 return
             update, self._untold = self._untold, WorkerUpdate()
@@ -118,6 +123,10 @@ class EventPublisher:
             self._put_back(None if told else update)
         if not told:
             self._thread.stopping.wait(RETRY_S)
+
+    @property
+    def _must_tell(self) -> bool:
+        return bool(self._untold or self._notes or self._thread.stopping.is_set())
 
     def _put_back(self, untold: WorkerUpdate | None) -> None:
         with self._wake:

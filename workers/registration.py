@@ -64,6 +64,8 @@ class Registration:
         self._pause = threading.Event()
         self.ledger: UUID | None = None
         """The id of the ledger that it is entered in, once it is."""
+        self._reported: tuple[frozenset[JobAttempt], int] | None = None
+        """What the ledger has of the latest report: what runs, and how many jobs have succeeded."""
 
     def enter(self, *, unhealthy: str | None = None) -> str | None:
         """Register as ready, or as unhealthy for this reason; once more does nothing.
@@ -105,12 +107,17 @@ class Registration:
         return self._with(lambda workers: workers.renew(self._incarnation, self.lease_s))
 
     def aborts(self, held: Sequence[HeldJob]) -> Aborts:
-        """Ask what to abort of the jobs in hand."""
+        """Ask what to abort of the jobs in hand; of none, nobody need be asked."""
+        if not held:
+            return Aborts()
         return self._with(lambda workers: workers.aborts(self._incarnation, held))
 
     def report(self, held: Sequence[HeldJob], succeeded: int) -> None:
-        """Say what is on the device, and how many jobs have succeeded here."""
-        self._with(lambda workers: workers.report(self._incarnation, held, succeeded))
+        """Say what is on the device and how many jobs have succeeded here, unless that was said last."""
+        report = frozenset(JobAttempt(job.job_id, job.attempt) for job in held if job.running), succeeded
+        if report != self._reported:
+            self._with(lambda workers: workers.report(self._incarnation, held, succeeded))
+            self._reported = report
 
     def say_draining(self) -> bool:
         """Have the leader send nothing more; False when the ledger could not be told in time."""

@@ -19,6 +19,11 @@ MAX_TENANTS: Final = 1000
 
 MAX_ERROR_CHARS: Final = 2000
 
+HAS_UNCLAIMED = text("""
+    SELECT EXISTS (SELECT FROM webhook_deliveries WHERE state = 'pending' AND relay IS NULL)
+""")
+"""Whether any webhook waits for a relay, due or not: for `Database.look`."""
+
 # From one tenant to the next by the index: however many webhooks of one tenant wait, they cost nothing here.
 _TENANTS = text("""
     WITH RECURSIVE turn AS (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-
-import httpx
 
 from lorayard.local.cards import HIDDEN, VISIBLE
 from lorayard.local.child import ChildSpec
@@ -102,7 +103,7 @@ class FlowerServer(Server):
 
     def is_ready(self) -> bool:
         """Tell whether Flower's health check succeeds."""
-        return answers_healthcheck(self.url)
+        return answers_healthcheck(self.port)
 
     def _spec(self) -> ChildSpec:
         own = {
@@ -114,14 +115,14 @@ class FlowerServer(Server):
         return ChildSpec(name=self.name, argv=FLOWER, log_path=self._log_path, env={**self._env, **own})
 
 
-def answers_healthcheck(url: str) -> bool:
-    """Whether the Flower at `url` serves."""
-    try:
-        # No proxy that the environment names can lie between two processes of one machine.
-        with httpx.Client(trust_env=False, timeout=2.0) as client:
-            return client.get(f"{url}/healthcheck").status_code == httpx.codes.OK
-    except httpx.HTTPError:
-        return False
+def answers_healthcheck(port: int) -> bool:
+    """Whether a Flower serves on a port of this machine, which it says to anybody."""
+    with closing(HTTPConnection(LOOPBACK, port, timeout=2.0)) as connection:
+        try:
+            connection.request("GET", "/healthcheck")
+            return connection.getresponse().status == HTTPStatus.OK
+        except (OSError, HTTPException):
+            return False
 
 
 def client_environment(config: StackConfig, addresses: Addresses) -> dict[str, str]:

@@ -35,6 +35,11 @@ class Backoff:
         history.due_at_s = now_s + delay_s
         return delay_s
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether any restart is planned."""
+        return any(history.due_at_s is not None for history in self._histories.values())
+
     def forget(self, name: str) -> None:
         """Plan no restart of it."""
         self._histories.pop(name, None)

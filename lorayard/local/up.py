@@ -8,6 +8,8 @@ import select
 import shlex
 import signal
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Literal
@@ -24,7 +26,9 @@ from lorayard.local.state import unwritable
 from lorayard.local.supervision import Backoff
 from lorayard.process.environment import BAD_ENVIRONMENT
 
-_POLL_S = 0.25
+_RESTART_LOOK_S = 0.25
+"""How often it is looked whether what died may be started again."""
+
 # `timeout` and others signal a process and then its whole group: a wish repeated at once is one wish.
 _REPEAT_S = 1.0
 _PIPE_WIDTH = 200
@@ -62,16 +66,19 @@ class _StopSwitch:
         if self._phase != "killing":
             self._phase = "stopping"
 
-    def pause(self, seconds: float) -> None:
-        """Wait; raises `_BreakOff` if a wish came that must not wait for what is going on."""
-        if not self._has_new_wish(seconds) or self._phase in ("running", "killing"):
+    def pause(self, seconds: float | None, until: Sequence[int] = ()) -> None:
+        """Wait for so long, None for ever, or until one of these files is readable.
+
+        Raises `_BreakOff` if a wish came that must not wait for what is going on.
+        """
+        if not self._has_new_wish(seconds, until) or self._phase in ("running", "killing"):
             return
         # A start that is broken off is followed by an orderly stop, and that by force.
         self._phase = "stopping" if self._phase == "starting" else "killing"
         raise _BreakOff
 
-    def _has_new_wish(self, seconds: float) -> bool:
-        if not select.select([self._reader], [], [], seconds)[0]:
+    def _has_new_wish(self, seconds: float | None, until: Sequence[int]) -> bool:
+        if self._reader not in select.select([self._reader, *until], [], [], seconds)[0]:
             return False
         os.read(self._reader, 4096)
         now_s = time.monotonic()
@@ -144,7 +151,7 @@ def _supervise(stack: Stack, switch: _StopSwitch, console: Console) -> int:
     """
     backoff, hopeless = Backoff(), set[str]()
     while True:
-        switch.pause(_POLL_S)
+        _await_news(stack, switch, backoff, hopeless)
         if switch.requested:
             return 0
         for part in stack.ended():
@@ -171,6 +178,27 @@ def _supervise(stack: Stack, switch: _StopSwitch, console: Console) -> int:
                 stack.relaunch(name)
             except (LocalStackError, OSError) as error:  # it has not started, and is tried again
                 console.print(str(error), markup=False, soft_wrap=True)
+
+
+def _await_news(stack: Stack, switch: _StopSwitch, backoff: Backoff, hopeless: set[str]) -> None:
+    """Return on a wish to stop, when a process has ended, and now and then while a restart is planned."""
+    with _ends_of(stack) as ends:  # before the look at who has ended: whoever does so later ends the wait
+        seconds = _RESTART_LOOK_S if backoff.is_waiting else None
+        if seconds is None and any(part.name not in hopeless for part in stack.ended()):
+            seconds = 0.0
+        switch.pause(seconds, ends)
+
+
+@contextmanager
+def _ends_of(stack: Stack) -> Iterator[list[int]]:
+    """Open a file for each process that runs, which becomes readable when that ends."""
+    with ExitStack() as files:
+        ends = []
+        for child in stack.children.values():
+            if child.alive:  # and so not reaped yet: its id is no other's
+                ends.append(os.pidfd_open(child.pid))
+                files.callback(os.close, ends[-1])
+        yield ends
 
 
 def _show_addresses(stack: Stack, console: Console) -> None:

@@ -15,7 +15,7 @@ from db import Database
 from db.judge import is_ledger_outage
 from db.records import Delivery
 from db.repositories.tenants import TenantRepository
-from db.repositories.webhooks import MAX_TENANTS, WebhookRepository
+from db.repositories.webhooks import HAS_UNCLAIMED, MAX_TENANTS, WebhookRepository
 from workers.webhooks.schedule import DeliveryAttempt, DeliveryVerdict
 
 T = TypeVar("T")
@@ -50,6 +50,8 @@ class Outbox:
         self._lease_s = lease_s
         self._lease_thread = ThreadPoolExecutor(1, "webhook-lease")
         self._ledger_threads = ThreadPoolExecutor(LEDGER_THREADS, "webhook-ledger")
+        self._found_nothing = False
+        """Whether the last claim was in vain."""
 
     async def renew(self) -> int:
         """Hold on to what is claimed; returns how many deliveries of relays that are gone came free."""
@@ -79,7 +81,13 @@ class Outbox:
         exclude_hosts: Sequence[str] = (),
         held: Sequence[UUID] | None = None,
     ) -> Claimed:
-        """Claim what is due, tenants in turn; given `held`, what is ours and not among it is freed before."""
+        """Claim what is due, tenants in turn; given `held`, what is ours and not among it is freed before.
+
+        After a claim that found nothing, a cheap look comes before the next one.
+        """
+        if self._found_nothing and held is None and not await self._has_unclaimed():
+            return Claimed([], {}, "")
+        self._found_nothing = False
 
         def claim(connection: Connection) -> Claimed:
             webhooks = WebhookRepository(connection)
@@ -94,7 +102,9 @@ class Outbox:
                 return Claimed(deliveries, secrets, max(names, key=seen.index))
             return Claimed(deliveries, secrets, seen[-1] if len(seen) >= MAX_TENANTS else "")
 
-        return await self._in_ledger(claim)
+        claimed = await self._in_ledger(claim)
+        self._found_nothing = not (claimed.deliveries or claimed.after)
+        return claimed
 
     async def finish(
         self, delivery: Delivery, verdict: DeliveryVerdict, attempt: DeliveryAttempt, patience_s: float
@@ -132,6 +142,13 @@ class Outbox:
             return WebhookRepository(connection).release(claims)
 
         await self._in_ledger(release)
+
+    async def _has_unclaimed(self) -> bool:
+        return bool(
+            await asyncio.get_running_loop().run_in_executor(
+                self._ledger_threads, self._database.look, HAS_UNCLAIMED
+            )
+        )
 
     async def _in_ledger(self, work: Callable[[Connection], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(

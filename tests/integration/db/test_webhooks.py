@@ -5,8 +5,13 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID, uuid4
 
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from db import Database
 from db.repositories.jobs import JobRepository
-from db.repositories.webhooks import WebhookRepository
+from db.repositories.webhooks import HAS_UNCLAIMED, WebhookRepository
 from lorayard.contract.states import JobState
 from tests.integration.db.ledger import RELAY, Ledger, ended
 
@@ -178,3 +183,21 @@ def test_jobs_without_a_callback_have_no_webhook(ledger: Ledger) -> None:
 
     assert ledger.state(job.job_id) == JobState.SUCCEEDED
     assert ledger.claim() == []
+
+
+def test_a_look_tells_whether_any_webhook_waits_and_does_not_wait_for_a_lock(
+    ledger: Ledger, database_url: str
+) -> None:
+    database = Database(database_url, lock_timeout_ms=50)
+    before = database.look(HAS_UNCLAIMED)
+    outbox(ledger)
+    waiting = database.look(HAS_UNCLAIMED)
+    ledger.claim()
+
+    with ledger.database.transaction() as other:
+        other.execute(text("LOCK TABLE webhook_deliveries"))
+        with pytest.raises(DBAPIError, match="LockNotAvailable"):
+            database.look(HAS_UNCLAIMED)
+
+    assert (before, waiting, database.look(HAS_UNCLAIMED)) == (False, True, False)
+    database.dispose()

@@ -17,7 +17,7 @@ class ScriptedEngine:
 
     def __init__(self) -> None:
         self.commands: list[Any] = []
-        self.events: queue.Queue[EngineEvents | EngineDied] = queue.Queue()
+        self.events: queue.Queue[EngineEvents | EngineDied | None] = queue.Queue()
         self.stopped = False
         self.pid = 0
         self.word = Progress(phase=Phase.WAITING)
@@ -34,7 +34,10 @@ class ScriptedEngine:
     def send(self, *commands: Any) -> None:
         self.commands += commands
 
-    def receive(self, timeout_s: float) -> EngineEvents | None:
+    def interrupt(self) -> None:
+        self.events.put(None)
+
+    def receive(self, timeout_s: float | None) -> EngineEvents | None:
         try:
             said = self.events.get(timeout=timeout_s)
         except queue.Empty:

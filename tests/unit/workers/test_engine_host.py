@@ -51,6 +51,7 @@ class HostRig:
         self.deaths: list[EngineDied] = []
         self.broken: list[str] = []
         self.pieces: list[Piece] = []
+        self.num_residency_changes = 0
         self.has_room = True
         self.limit = ProgressLimit(start_s=600.0, floor_s=limit_s)
         self.ledger_is_away = False
@@ -90,6 +91,9 @@ class HostRig:
 
     def started(self, job: BatchJob) -> None:
         self.started_jobs.append(job)
+
+    def residency_changed(self) -> None:
+        self.num_residency_changes += 1
 
     def join(self, *jobs: BatchJob) -> list[str]:
         """Let jobs join; returns what the engine calls them."""

@@ -143,6 +143,18 @@ def test_an_abort_ends_what_runs_as_aborted_and_is_passed_over_for_what_is_unkno
     assert set(told.finished) == {"long"}
 
 
+def test_an_interrupt_ends_a_wait_for_the_engine(engine: RealEngine | Double) -> None:
+    told = Told(engine)
+    engine.send(add("one", 1))
+    engine.say(started=("one",))
+    engine.say(engine_output("one", "length"))
+    told.await_finished("one")
+
+    engine.interrupt()
+
+    assert engine.receive(None) is None
+
+
 def test_a_dead_engine_is_told_as_such(engine: RealEngine | Double) -> None:
     engine.die()
 

@@ -27,6 +27,7 @@ class Watched:
         self.hung: list[EngineDied] = []
         self.num_ended = self.num_looks = 0
         self.now = 0.0
+        self.are_held = True
         self.watch = EngineWatch(
             cast("EngineProcess", self.engine),
             self.limit,
@@ -126,3 +127,28 @@ def test_meanwhile_it_is_late_and_what_was_stopped_ends_without_it() -> None:
     assert (early, late) == ((False, 0), (True, 0))
     assert watched.num_ended > 0
     assert watched.num_looks == 120
+
+
+def test_it_sleeps_while_nothing_is_held_and_the_engine_has_nothing_to_do() -> None:
+    watched = Watched(replace(STEP, phase=Phase.WAITING))
+    watched.are_held = False
+
+    watched.watch.look(1.0)
+    at_rest = watched.watch.may_sleep
+    watched.are_held = True
+    watched.watch.look(2.0)
+    with_a_job = watched.watch.may_sleep
+    watched.are_held, watched.engine.num_sent = False, 2
+    watched.watch.look(3.0)
+
+    assert (at_rest, with_a_job, watched.watch.may_sleep) == (True, False, False)
+
+
+def test_a_sleep_says_nothing_of_an_engine_that_was_given_something_meanwhile() -> None:
+    watched = Watched(replace(STEP, phase=Phase.WAITING))
+    watched.watch.look(1.0)
+
+    watched.engine.num_sent = 2
+    watched.watch.look(3600.0)
+
+    assert watched.limit.stuck_s == 0.0

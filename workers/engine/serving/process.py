@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
 
 from workers.engine.core.child_process import ChildProcess
@@ -79,6 +79,7 @@ class EngineProcess:
         self._board = StepBoard()
         self._num_sent = 0
         self._hung: str | None = None
+        self._interrupted, self._interrupter = Pipe(duplex=False)
         self._send_lock = threading.Lock()
 
     @property
@@ -156,14 +157,25 @@ class EngineProcess:
         self._hung = reason
         if self._child is not None:
             self._child.signal_kill()
+        self.interrupt()
         return EngineHung(None, reason)
 
-    def receive(self, timeout_s: float) -> EngineEvents | None:
-        """Return the child's next events, None after `timeout_s` without any; raises `EngineDied`."""
+    def interrupt(self) -> None:
+        """Have `receive` return None if it waits, or else once when it next would; for other threads."""
+        self._interrupter.send_bytes(b"\0")
+
+    def receive(self, timeout_s: float | None) -> EngineEvents | None:
+        """Return the child's next events; raises `EngineDied`.
+
+        None after `timeout_s` without any, which may be None for ever, or after an `interrupt`.
+        """
         if self._hung is not None:
             raise EngineHung(None, self._hung)  # a process that waits for its device may not even be killed
         try:
-            if not self._connection.poll(timeout_s):
+            ready = wait([self._connection, self._interrupted], timeout_s)
+            if self._interrupted in ready:
+                self._interrupted.recv_bytes()
+            if self._connection not in ready:
                 return None
             events = self._connection.recv()
         except (EOFError, OSError) as error:

@@ -53,3 +53,16 @@ def test_processes_are_counted_apart() -> None:
     backoff.died("worker-1", 2.0)
 
     assert backoff.died("worker-2", 2.0) == 1.0
+
+
+def test_it_waits_from_a_death_until_the_restart_is_due_or_forgotten() -> None:
+    backoff = Backoff()
+    before = backoff.is_waiting
+
+    backoff.died("relay", 0.0)
+    backoff.died("worker-1", 0.0)
+    backoff.forget("worker-1")
+    planned = backoff.is_waiting
+    backoff.due(1.0)
+
+    assert (before, planned, backoff.is_waiting) == (False, True, False)
