@@ -94,7 +94,7 @@ class Registration:
         """Prolong the lease; False when this incarnation is lost."""
         return self._with(lambda workers: workers.renew(self._incarnation, self.lease_s))
 
-    def aborts(self, held: Sequence[HeldJob]) -> Aborts:
+    def aborts(self, held: Sequence[HeldJob | JobAttempt]) -> Aborts:
         """Ask what to abort of the jobs in hand."""
         return self._with(lambda workers: workers.aborts(self._incarnation, held))
 
