@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+import db.database as database_module
 from db import Database
 from db.database import parse_url
 from db.errors import DatabaseUnavailable
@@ -102,6 +103,22 @@ def test_a_killed_connection_is_unavailable_once_and_replaced(ledger: Ledger) ->
         ledger.database.run(work)
 
     ledger.database.run(ask)
+
+
+def test_a_connection_that_died_while_it_was_idle_is_replaced_unseen(
+    ledger: Ledger, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "PING_AFTER_S", 0.0)
+    database = Database(database_url, pool_size=1)
+
+    def pid(connection: Connection) -> int:
+        return int(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
+
+    first = database.run(pid)
+    ledger.sql("SELECT pg_terminate_backend(:pid, 5000)", pid=first)
+
+    assert database.run(pid) != first
+    database.dispose()
 
 
 def test_a_statement_that_runs_too_long_is_ended_and_postgres_not_called_away(database_url: str) -> None:
