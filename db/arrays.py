@@ -1,4 +1,4 @@
-"""Writes Python values as Postgres array literals: psycopg takes five times as long over a list.
+"""Writes Python values as Postgres array literals: over a list psycopg takes several times as long.
 
 A statement casts what it is given (`CAST(:ids AS uuid[])`), so that the literal needs no type of its own.
 """

@@ -12,8 +12,9 @@ from typing import Any, Final, Self, TypeVar
 import psycopg
 from psycopg.conninfo import make_conninfo
 from sqlalchemy import URL, Connection, Engine, TextClause, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from db.bounded_connection import BoundedConnection
 from db.errors import DatabaseUnavailable, InvalidDatabaseUrl
@@ -34,6 +35,7 @@ STATEMENT_TIMEOUT: Final = "57014"
 _HOST: Final = re.compile(r"(?P<name>\[[^\[\]@]+\]|[^\[\]:@]+)(:(?P<port>\d+))?")
 _TAKES_WRITES: Final = {"target_session_attrs": "read-write"}
 
+PING_AFTER_S: Final = 1.0
 MAX_TRIES: Final = 5
 CONNECT_TIMEOUT_S: Final = 5
 POOL_TIMEOUT_S: Final = 30
@@ -76,11 +78,12 @@ class Database:
             max_overflow=0,
             pool_timeout=POOL_TIMEOUT_S,
             pool_recycle=-1,  # the ping finds what is dead, however old
-            pool_pre_ping=True,  # a restarted Postgres costs a ping, not a failed transaction
             isolation_level="READ COMMITTED",  # whatever the server's default is: guarded UPDATEs rely on it
             query_cache_size=500,  # more than there are statements
             connect_args=_connect_args(name),
         )
+        # A ping has the shorter limit still.
+        _ping_idle_connections(self._engine)
         answer_s = statement_timeout_ms / 1000 + ANSWER_GRACE_S if statement_timeout_ms > 0 else None
         _bound_answers(self._engine, answer_s)
 
@@ -212,6 +215,27 @@ def _require_options(url: URL) -> None:
             f"LORAYARD_DATABASE_URL cannot be read: {str(error).strip()}; give options of libpq alone, "
             "others may be meant for another library"
         ) from None
+
+
+def _ping_idle_connections(engine: Engine) -> None:
+    """Have connections that were idle for a while tried before use, and replaced if Postgres was restarted.
+
+    One that has just been used is not: a restart then fails a transaction, as it does one that is open.
+    """
+
+    @event.listens_for(engine, "checkin")
+    def note(_: Any, record: ConnectionPoolEntry) -> None:
+        record.info["idle_since"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def ping(connection: Any, record: ConnectionPoolEntry, _: Any) -> None:
+        idle_since = record.info.get("idle_since")
+        if idle_since is None or time.monotonic() - idle_since < PING_AFTER_S:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except psycopg.Error as error:
+            raise InvalidatePoolError from error
 
 
 def _connect_args(name: str) -> dict[str, Any]:

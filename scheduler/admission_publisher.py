@@ -8,6 +8,7 @@ from typing import Any, Final
 from lorayard.contract.keys import POOLS_KEY
 from lorayard.contract.pool import PoolInfo
 from scheduler.catalogue import Catalogue
+from scheduler.catalogue_mirror import CatalogueMirror
 from scheduler.fleet import Fleet
 from scheduler.leader_context import LeaderContext
 from scheduler.queue_feed import QueueFeed
@@ -41,7 +42,7 @@ class AdmissionPublisher:
         self._queue = queue
         self._clock = clock
         self._figures = context.script("publish_figures")
-        self._mirror = context.script("mirror_catalogue")
+        self._mirror = CatalogueMirror(context)
         self._pool = context.script("publish_pool")
 
     @property
@@ -55,9 +56,9 @@ class AdmissionPublisher:
         What Redis had no room for before is told now, if nothing was acknowledged since.
         """
         self._context.tell()
-        mirrored = self._publish_figures()
-        if mirrored != self._catalogue.version:
-            self._mirror_catalogue()
+        found, catalogue = self._publish_figures(), self._catalogue
+        if found != catalogue.version:
+            self._mirror.follow(catalogue.offered, catalogue.version, found)
 
     def publish_pool(self) -> None:
         """Publish the pool; a name that a former life of Redis forgot comes back with the next one."""
@@ -80,10 +81,3 @@ class AdmissionPublisher:
         ]
         (version,) = self._figures([self._context.keys.admission], arguments)
         return int(version)
-
-    def _mirror_catalogue(self) -> None:
-        keys = self._context.keys
-        arguments: list[Any] = [self._catalogue.version]
-        for entry in self._catalogue.offered:
-            arguments += (entry.name, entry.model_dump_json())
-        self._mirror([keys.catalogue, keys.admission], arguments)

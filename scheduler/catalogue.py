@@ -30,7 +30,7 @@ class Catalogue:
         version = adapters.version(self._pool)
         if version == self.version:
             return False
-        entries = adapters.catalogue(self._pool)
+        entries = adapters.catalogue(self._pool, self._entries)
         self._entries = {entry.name: entry for entry in entries}
         self._ranks.update((entry.revision, entry.rank) for entry in entries)
         self._sizes.update(adapters.sizes(self._pool))

@@ -10,6 +10,7 @@ from uuid import UUID
 import structlog
 from celery import Celery
 from kombu.entity import Exchange, Queue
+from kombu.messaging import Producer
 from sqlalchemy import Connection
 
 from db.records import JobAttempt
@@ -76,7 +77,8 @@ class Dispatcher:
 
     def ping(self, incarnation: str, ping: UUID) -> None:
         """Ask a worker, through its own queue, for a sign that it hears."""
-        self._send(PING, incarnation, str(ping), ping, shown=str(ping))
+        with self._app.producer_or_acquire() as producer:
+            self._send(PING, incarnation, str(ping), ping, producer, shown=str(ping))
         logger.info("worker.pinged", incarnation=incarnation, ping=str(ping))
 
     def _dispatch(self, planned: Sequence[PlannedBatch], fleet: Fleet, now: float) -> Dispatched:
@@ -139,39 +141,47 @@ class Dispatcher:
                 jobs=tuple(part),
             )
 
-    def _publish_all(self, batches: Sequence[MicroBatch], unsent: Mapping[str, set[JobAttempt]]) -> None:
-        """Send messages one by one, and take what they carry off what is not sent."""
+    def _publish_all(self, batches: Sequence[MicroBatch], unsent: dict[str, set[JobAttempt]]) -> None:
+        """Send messages, several in one exchange with Redis: then it is unknown which of them went out.
+
+        A message whose jobs are given back although it did go out runs nothing: workers ask the ledger first.
+        """
+        with self._app.producer_or_acquire() as producer:
+            if len(batches) == 1:
+                self._publish(batches[0], producer)
+            elif batches:
+                with producer.batch():
+                    for batch in batches:
+                        self._publish(batch, producer)
+        unsent.clear()
         for batch in batches:
-            self._publish(batch)
-            unsent[batch.incarnation].difference_update(
-                JobAttempt(job.job_id, job.attempt) for job in batch.jobs
+            logger.info(
+                "micro_batch.dispatched",
+                micro_batch_id=str(batch.batch_id),
+                incarnation=batch.incarnation,
+                jobs=len(batch.jobs),
             )
 
-    def _publish(self, batch: MicroBatch) -> None:
+    def _publish(self, batch: MicroBatch, producer: Producer) -> None:
         body = batch.model_dump(mode="json", exclude_unset=True)
         shown = f"{len(batch.jobs)} jobs for {batch.incarnation}"
-        self._send(RUN_MICRO_BATCH, batch.incarnation, body, batch.batch_id, shown=shown)
-        logger.info(
-            "micro_batch.dispatched",
-            micro_batch_id=str(batch.batch_id),
-            incarnation=batch.incarnation,
-            jobs=len(batch.jobs),
-        )
+        self._send(RUN_MICRO_BATCH, batch.incarnation, body, batch.batch_id, producer, shown=shown)
 
-    def _send(self, task: str, incarnation: str, argument: Any, task_id: UUID, *, shown: str) -> None:
-        with self._app.producer_or_acquire() as producer:
-            self._app.send_task(
-                task,
-                args=[argument],
-                task_id=str(task_id),
-                producer=producer,
-                queue=_direct(worker_queue(incarnation)),
-                # The worker declares its queue; declared here, a lost worker's would come to life again.
-                declare=[],
-                argsrepr=f"({shown})",
-                kwargsrepr="{}",
-                ignore_result=True,
-            )
+    def _send(
+        self, task: str, incarnation: str, argument: Any, task_id: UUID, producer: Producer, *, shown: str
+    ) -> None:
+        self._app.send_task(
+            task,
+            args=[argument],
+            task_id=str(task_id),
+            producer=producer,
+            queue=_direct(worker_queue(incarnation)),
+            # The worker declares its queue; declared here, a lost worker's would come to life again.
+            declare=[],
+            argsrepr=f"({shown})",
+            kwargsrepr="{}",
+            ignore_result=True,
+        )
 
     def _release(self, unsent: Mapping[str, Collection[JobAttempt]], fleet: Fleet) -> None:
         """Give leases back whose message did not go out; raises what the ledger does, to be read anew."""

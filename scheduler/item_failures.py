@@ -38,6 +38,11 @@ class ItemFailures:
         self.num_put_aside: Counter[str] = Counter()
         """The metric: items put aside, by part."""
 
+    @property
+    def has_failures(self) -> bool:
+        """Whether any item has failed and not gone through since."""
+        return bool(self._failures)
+
     def is_resting(self, part: str, item: str) -> bool:
         """Whether an item was put aside a moment ago."""
         until = self._resting.get(Place(part, item))

@@ -1,10 +1,13 @@
--- Replace the mirror of the catalogue. Follows guard.lua.
+-- Write a part of the catalogue's mirror: a new one is begun beside the old, which `set_catalogue.lua` then replaces.
+-- Follows guard.lua.
 --
--- KEYS  3 catalogue   4 admission
--- ARGV  3 version, then two per adapter: name, entry as JSON
-redis.call('DEL', KEYS[3])
-for entry = 4, #ARGV, 2 do
+-- KEYS  3 hash
+-- ARGV  3 'new' or ''   4 number of names to take off, then these, then two per adapter: name, entry as JSON
+if ARGV[3] == 'new' then redis.call('UNLINK', KEYS[3]) end
+local first = 5 + tonumber(ARGV[4])
+for name = 5, first - 1 do redis.call('HDEL', KEYS[3], ARGV[name]) end
+for entry = first, #ARGV, 2 do
+  redis.call('HDEL', KEYS[3], ARGV[entry])  -- first, for a Redis at its memory limit
   redis.call('HSET', KEYS[3], ARGV[entry], ARGV[entry + 1])
 end
-redis.call('HSET', KEYS[4], 'catalogue_version', ARGV[3])
 return {ours, ARGV[2]}

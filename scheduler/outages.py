@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kombu.exceptions import BatchPublishError
 from kombu.exceptions import OperationalError as BrokerError
 from redis.exceptions import RedisError
 
@@ -13,7 +14,8 @@ from lorayard.transport.refusals import explained
 
 def is_outage(error: BaseException) -> bool:
     """Whether an error says nothing of the item or the part in which it was met."""
-    return is_redis_outage(error) or is_ledger_outage(error) or isinstance(error, BrokerError)
+    is_broker_outage = isinstance(error, (BrokerError, BatchPublishError))
+    return is_broker_outage or is_redis_outage(error) or is_ledger_outage(error)
 
 
 def is_passing(error: BaseException) -> bool:

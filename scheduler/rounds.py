@@ -56,7 +56,7 @@ class Rounds:
             self.batches.note(batch.batch_id, (job.job_id for job in batch.jobs))
             self._failed_last.pop(batch.incarnation, None)
             self.items.served("worker_dispatch", batch.incarnation)
-            for job in batch.jobs:
+            for job in batch.jobs if self.items.has_failures else ():
                 self.items.served("dispatch", str(job.job_id))
         self.queue.put_back(done.passed_over)
         return bool(done.batches)

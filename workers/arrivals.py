@@ -9,14 +9,13 @@ import structlog
 
 from db.judge import explain
 from db.records import Aborts, JobAttempt
-from lorayard.contract.messages import HeldJob
 from lorayard.process.service_thread import OnBroken, ServiceThread
 from workers.attempts import ActiveAttempt, StopReason
 
 RETRY_S = 0.2
 
 logger = structlog.get_logger(__name__)
-AskAborts = Callable[[Sequence[HeldJob]], Aborts]
+AskAborts = Callable[[Sequence[JobAttempt]], Aborts]
 """Asks the ledger what of the given is cancelled or not this incarnation's; raises what Postgres does."""
 
 
@@ -72,7 +71,7 @@ class Arrivals:
         if self._thread.stopping.is_set():
             return
         try:
-            aborts = self._ask_aborts([_named(held.key) for held in group])
+            aborts = self._ask_aborts([held.key for held in group])
         except Exception as error:  # noqa: BLE001 - until the ledger answers, nothing is known of any of them
             if not self._is_failing:
                 logger.warning("arrivals.not_checked", waiting=len(group), error=explain(error))
@@ -84,10 +83,6 @@ class Arrivals:
             if self.withdraw(held.key):
                 with self._thread.item(job_id=str(held.job.job_id), attempt=held.job.attempt):
                     self._on_checked(held, _refusal(held.key, aborts))
-
-
-def _named(key: JobAttempt) -> HeldJob:
-    return HeldJob(job_id=key.job_id, attempt=key.attempt, running=False)
 
 
 def _refusal(key: JobAttempt, aborts: Aborts) -> StopReason | None:

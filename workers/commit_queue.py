@@ -13,6 +13,8 @@ from db.records import FinishedJob, JobAttempt
 from workers.outcomes import Outcome
 
 GATHER_S = 0.01
+"""From one group to the next: an idle worker's result goes out at once, and a busy one's gather."""
+
 MAX_GROUP = 256
 FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 2.0
@@ -42,7 +44,9 @@ class CommitQueue:
     in flight at a time, and stays so until `let_go`. Spilled results come back as suspects when they are due.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._took_at = float("-inf")
         self._wake = threading.Condition()
         self._in_flight: Group | None = None
         self._parts: deque[Sequence[Outcome]] = deque()
@@ -60,10 +64,10 @@ class CommitQueue:
         with self._wake:
             return self._num_unwritten() + len(self._spilled)
 
-    def put(self, outcome: Outcome) -> None:
-        """Take one result; never blocks and never refuses."""
+    def put(self, *outcomes: Outcome) -> None:
+        """Take results that came together; never blocks and never refuses."""
         with self._wake:
-            self._waiting.append(outcome)
+            self._waiting += outcomes
             self._wake.notify_all()
 
     def notify(self) -> None:
@@ -92,12 +96,13 @@ class CommitQueue:
                     lambda: self._waiting or self._suspects or stopping.is_set(),
                     LAST_RETRY_S if self._spilled else None,
                 )
-            stopping.wait(GATHER_S)
+            stopping.wait(max(0.0, self._took_at + GATHER_S - self._clock()))
         with self._wake:
             if not stopping.is_set():
                 outcomes, are_suspects = self._take()
                 if outcomes:
-                    self._in_flight = Group(next(self._seq), outcomes, are_suspects, time.monotonic())
+                    self._took_at = self._clock()
+                    self._in_flight = Group(next(self._seq), outcomes, are_suspects, self._took_at)
             return self._in_flight
 
     def let_go(
@@ -114,7 +119,7 @@ class CommitQueue:
         """End the flight of a result that was spilled; it and all like it are tried again in `for_s`."""
         with self._wake:
             self._spilled[one.key] = one
-            self._spilled_due_at = time.monotonic() + for_s
+            self._spilled_due_at = self._clock() + for_s
             self.let_go()
 
     def _num_unwritten(self) -> int:
@@ -125,7 +130,7 @@ class CommitQueue:
         """Take a fresh group and one of suspects by turns; tells which it is."""
         if self._parts:
             return self._parts.popleft(), False
-        if self._spilled and time.monotonic() >= self._spilled_due_at:
+        if self._spilled and self._clock() >= self._spilled_due_at:
             self._suspects += [[outcome] for outcome in self._spilled.values()]
             self._spilled.clear()
         are_suspects = bool(self._suspects) and not (self._waiting and self._last_were_suspects)

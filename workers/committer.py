@@ -33,7 +33,7 @@ Announce = Callable[[Sequence[FinishedJob], Sequence[AdapterFailure]], None]
 
 
 class Committer:
-    """One thread: the next group gathers while one is being committed, and for at least 10 ms.
+    """One thread: the next group gathers while one is being committed, at least 10 ms after the last was.
 
     What the ledger refuses is judged by `db.judge`: a bad row is found by halving the group, and fails alone.
     A group that is refused for `suspect_after_s` for any other reason, although the lease is renewed, is
@@ -78,9 +78,9 @@ class Committer:
         """Begin to commit."""
         self._thread.start()
 
-    def put(self, outcome: Outcome) -> None:
-        """Take one end; never blocks and never refuses."""
-        self._queue.put(outcome)
+    def put(self, *outcomes: Outcome) -> None:
+        """Take ends that came together; never blocks and never refuses."""
+        self._queue.put(*outcomes)
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything put so far is in the ledger or spilled; False when that took too long.

@@ -51,8 +51,8 @@ class OutcomeSink(Protocol):
         """Whether more results can be kept."""
         ...
 
-    def put(self, outcome: Outcome) -> None:
-        """Take one end; never blocks."""
+    def put(self, *outcomes: Outcome) -> None:
+        """Take ends that came together; never blocks."""
         ...
 
 
@@ -284,9 +284,15 @@ class EngineHost:
         for delta in events.deltas:
             with self._pump.item(request_id=delta.request_id):
                 self._stream(delta)
-        for output in events.finished:
-            with self._pump.item(request_id=output.request_id):
-                self._finish(output, now)
+        ended: list[Outcome] = []
+        try:
+            for output in events.finished:
+                with self._pump.item(request_id=output.request_id):
+                    ended += self._finish(output, now)
+        finally:
+            # Together, so that one commit takes them; and whatever happens, for they have left the table.
+            if ended:
+                self._sink.put(*ended)
         self._status.update(
             Capacity(events.free_seqs, events.free_kv_blocks),
             events.epoch,
@@ -295,16 +301,16 @@ class EngineHost:
         if events.residency:
             self._watcher.residency_changed()
 
-    def _finish(self, output: RequestOutput, now: float) -> None:
+    def _finish(self, output: RequestOutput, now: float) -> list[Outcome]:
+        """End an attempt; returns its outcome, and nothing for one that is not held."""
         held = self._attempts.end(parse_request_id(output.request_id))
         if held is None:
-            return
+            return []
         try:
-            outcome = outcome_of(held, output, now)
+            return [outcome_of(held, output, now)]
         except Exception as error:
             logger.exception("engine_host.output_refused", request_id=output.request_id)
-            outcome = outcome_broken(held, error, now)
-        self._sink.put(outcome)
+            return [outcome_broken(held, error, now)]
 
     def _stream(self, delta: TokenDelta) -> None:
         held = self._attempts.get(parse_request_id(delta.request_id))

@@ -97,8 +97,7 @@ class EventPublisher:
 
     def _note(self, job_id: UUID, show: Callable[[], None], *, is_first: bool = False) -> None:
         with self._wake:
-            self._notes.add(job_id, show, is_first=is_first)
-            self._wake.notify_all()
+            self._notes.add(job_id, show, is_first=is_first)  # shown at the next tick, or with what is told
 
     def _tell(self, update: WorkerUpdate) -> None:
         with self._wake:

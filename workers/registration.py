@@ -106,7 +106,7 @@ class Registration:
         """Prolong the lease; False when this incarnation is lost."""
         return self._with(lambda workers: workers.renew(self._incarnation, self.lease_s))
 
-    def aborts(self, held: Sequence[HeldJob]) -> Aborts:
+    def aborts(self, held: Sequence[HeldJob | JobAttempt]) -> Aborts:
         """Ask what to abort of the jobs in hand; of none, nobody need be asked."""
         if not held:
             return Aborts()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
 from db.records import FinishedJob, ListedAdapter, RevisionRow, StoreFailureRow
 from db.repositories.endings import write_endings
@@ -199,12 +199,14 @@ class AdapterRepository:
         ]
         return write_endings(self._connection, [row.job_id for row in rows], messages)
 
-    def catalogue(self, pool: str) -> list[CatalogueEntry]:
-        """List every name with its current revision, removed ones included."""
-        rows = self._connection.execute(_CATALOGUE, {"pool": pool})
+    def catalogue(self, pool: str, known: Mapping[str, CatalogueEntry] | None = None) -> list[CatalogueEntry]:
+        """List every name with its current revision, removed ones included.
+
+        An entry that is `known` by its name, and has not changed, is that very object.
+        """
+        known = known or {}
         return [
-            CatalogueEntry(name=row.name, revision=row.revision, rank=row.rank, state=row.state)
-            for row in rows
+            _entry(row, known.get(row.name)) for row in self._connection.execute(_CATALOGUE, {"pool": pool})
         ]
 
     def sizes(self, pool: str) -> dict[str, int]:
@@ -273,6 +275,12 @@ class AdapterRepository:
 
     def _bump(self, pool: str) -> None:
         self._connection.execute(_BUMP, {"pool": pool})
+
+
+def _entry(row: Row[Any], known: CatalogueEntry | None) -> CatalogueEntry:
+    if known is not None and (known.revision, known.rank, known.state) == (row.revision, row.rank, row.state):
+        return known
+    return CatalogueEntry(name=row.name, revision=row.revision, rank=row.rank, state=row.state)
 
 
 def _listed(adapter: ListedAdapter, failing: Mapping[str, Sequence[StoreFailureRow]]) -> ListedAdapter:

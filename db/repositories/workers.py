@@ -146,7 +146,7 @@ class WorkerRepository:
         renewed = self._connection.execute(_RENEW, {"incarnation": incarnation, "lease_s": lease_s})
         return renewed.one_or_none() is not None
 
-    def aborts(self, incarnation: str, held: Sequence[HeldJob]) -> Aborts:
+    def aborts(self, incarnation: str, held: Sequence[HeldJob | JobAttempt]) -> Aborts:
         """Tell which of the held jobs are cancelled, and which are no longer this worker's."""
         if not held:
             return Aborts()

@@ -150,14 +150,17 @@ class Client:
     def _prepare(self, spec: JobSpec, pool: PoolInfo, confirm: Confirm) -> _Ready:
         if (error := invalid_prompt_size(spec, pool)) is not None:
             raise error
+        has_key = spec.idempotency_key is not None
+        job_id = job_id_for(spec)
         envelope = JobEnvelope(
-            job_id=job_id_for(spec),
-            submission_id=uuid7(),
-            payload_sha256=payload_sha256(spec, pool.model_name),
+            job_id=job_id,
+            # A job without a key has one submission, and nothing to be compared with.
+            submission_id=uuid7() if has_key else job_id,
+            payload_sha256=payload_sha256(spec, pool.model_name) if has_key else "",
             spec=spec,
             reply_to=self._session.client_id,
             # Under a key only the ledger can tell whether this submission is the job or in conflict with it.
-            confirm_ledger=confirm == "ledger" or spec.idempotency_key is not None,
+            confirm_ledger=confirm == "ledger" or has_key,
         )
         body = envelope.to_body()
         if len(body) > MAX_JOB_BYTES:

@@ -58,6 +58,11 @@ class PoolKeys:
         return self._key("catalogue")
 
     @property
+    def next_catalogue(self) -> str:
+        """Hash: what is to take the place of `catalogue`, while the leader writes it."""
+        return self._key("catalogue:next")
+
+    @property
     def control(self) -> str:
         """Stream of `ControlMessage` from clients to the leader."""
         return self._key("control")

@@ -75,7 +75,7 @@ class JobEnvelope(WireMessage):
 
     job_id: UUID
     submission_id: UUID = Field(description="one per submit call, so that a conflict finds its caller")
-    payload_sha256: str
+    payload_sha256: str = Field(description="what a key stands for; of a job without one nobody reads it")
     spec: JobSpec
     reply_to: Name | None = Field(default=None, description="client id; its reply stream hears of the job")
     confirm_ledger: bool = Field(default=False, description="announce the admission as well")

@@ -37,11 +37,14 @@ class FlowerNotes:
             self._notes.append(_Note(job_id, show))
 
     def show(self, item: Callable[..., AbstractContextManager[None]]) -> None:
-        """Show what waits now, each note inside `item`, and send it."""
+        """Show what waits now, and send it; one that cannot be shown fails inside `item`."""
         if not (waiting := len(self._notes)):
             return
         for _ in range(waiting):
             note = self._notes.popleft()
-            with item(job_id=str(note.job_id)):
+            try:
                 note.show()
+            except Exception:  # entering `item` for each would take as long as showing it
+                with item(job_id=str(note.job_id)):
+                    raise
         self._events.flush()

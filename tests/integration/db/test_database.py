@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+import db.database as database_module
 from db import Database
 from db.bounded_connection import BoundedConnection
 from db.database import ANSWER_GRACE_S, parse_url
@@ -144,7 +145,10 @@ def test_a_server_that_hangs_in_a_statement_is_given_up_and_another_connection_m
     database.dispose()
 
 
-def test_a_server_that_hangs_is_noticed_by_a_shorter_wait_before_a_transaction(database_url: str) -> None:
+def test_a_server_that_hangs_is_noticed_by_a_shorter_wait_before_a_transaction(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "PING_AFTER_S", 0.0)
     database = Database(database_url, pool_size=1)
     used = database.run(raw)
     assert used.answer_s == ANSWER_GRACE_S
@@ -166,6 +170,22 @@ def test_a_host_that_hangs_is_passed_over_for_one_that_takes_writes(database_url
         database.run(ask)
 
         database.dispose()
+
+
+def test_a_connection_that_died_while_it_was_idle_is_replaced_unseen(
+    ledger: Ledger, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "PING_AFTER_S", 0.0)
+    database = Database(database_url, pool_size=1)
+
+    def pid(connection: Connection) -> int:
+        return int(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
+
+    first = database.run(pid)
+    ledger.sql("SELECT pg_terminate_backend(:pid, 5000)", pid=first)
+
+    assert database.run(pid) != first
+    database.dispose()
 
 
 def test_a_statement_that_runs_too_long_is_ended_and_postgres_not_called_away(database_url: str) -> None:

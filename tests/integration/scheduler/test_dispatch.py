@@ -17,7 +17,7 @@ from tests.polling import eventually
 
 
 def test_submitted_jobs_reach_a_worker_and_their_ends_come_back(rig: PoolRig) -> None:
-    with rig.scheduler(), ScriptedWorker(rig) as worker:
+    with rig.scheduler(max_batch_jobs=3), ScriptedWorker(rig) as worker:
         job_ids = rig.submit(40)
 
         rig.wait_for(JobState.SUCCEEDED, *job_ids)
@@ -25,6 +25,7 @@ def test_submitted_jobs_reach_a_worker_and_their_ends_come_back(rig: PoolRig) ->
 
     assert sorted(job.job_id for job in worker.jobs) == sorted(job_ids)
     assert {job.attempt for job in worker.jobs} == {1}
+    assert max(len(batch.jobs) for batch in worker.batches) == 3
     assert rig.intake_is_empty()
 
 

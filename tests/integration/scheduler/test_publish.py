@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import pytest
+
 from db.repositories.adapters import AdapterRepository
 from lorayard.client import Client
 from lorayard.contract.keys import POOLS_KEY
 from lorayard.contract.messages import CatalogueEntry
 from lorayard.contract.pool import PoolInfo
 from lorayard.contract.states import JobState
+from scheduler import catalogue_mirror
 from tests.integration.scheduler.pool_rig import PoolRig
 from tests.integration.scheduler.scripted_worker import ScriptedWorker
 from tests.polling import eventually
@@ -62,6 +65,28 @@ def test_the_catalogue_is_mirrored_again_when_it_changes_and_when_redis_forgot_i
         rig.redis.flushdb()
         eventually(lambda: names(rig) == ["two"])
         eventually(lambda: rig.redis.hget(POOLS_KEY, rig.pool))
+
+
+def test_an_adapter_that_is_added_is_written_alone_and_a_mirror_of_another_s_is_replaced(
+    rig: PoolRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue_mirror, "PART_ENTRIES", 2)
+    for name in ("a", "b", "c", "d", "e"):
+        rig.add_adapter(name)
+    with rig.scheduler():
+        eventually(lambda: names(rig) == ["a", "b", "c", "d", "e"])
+        stray = rig.redis.hget(rig.keys.catalogue, "a")
+        rig.redis.hset(rig.keys.catalogue, "stray", stray)
+
+        rig.add_adapter("f")
+        rig.database.run(lambda c: AdapterRepository(c).remove(rig.pool, "b"))
+        eventually(lambda: names(rig) == ["a", "a", "c", "d", "e", "f"])
+        version = rig.database.run(lambda c: AdapterRepository(c).version(rig.pool))
+        eventually(lambda: figures(rig)["catalogue_version"] == version)
+
+        rig.redis.hset(rig.keys.admission, "catalogue_version", 1)
+        eventually(lambda: names(rig) == ["a", "c", "d", "e", "f"])
+    assert not rig.redis.exists(rig.keys.next_catalogue)
 
 
 def test_usage_is_folded_into_hours(rig: PoolRig) -> None:

@@ -64,8 +64,7 @@ class CommitterRig:
 
     def put(self, *ends: EndedAttempt) -> None:
         """Hand in ends as one group."""
-        for end in ends:
-            self.committer.put(Outcome(end))
+        self.committer.put(*map(Outcome, ends))
 
     def refuse(self, job: BatchJob, sqlstate: str) -> None:
         """Have Postgres refuse a job's output."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from kombu.exceptions import BatchPublishError
 from kombu.exceptions import OperationalError as BrokerError
 from redis._parsers.base import BaseParser
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -13,7 +14,12 @@ from lorayard.server.celery_app import make_app
 from lorayard.transport.refusals import is_out_of_memory
 from scheduler.outages import is_outage, is_passing, told
 
-AWAY = [RedisConnectionError("refused"), BrokerError("refused"), DatabaseUnavailable("gone")]
+AWAY = [
+    RedisConnectionError("refused"),
+    BrokerError("refused"),
+    BatchPublishError("uncertain"),
+    DatabaseUnavailable("gone"),
+]
 REFUSED = [
     "READONLY You can't write against a read only replica.",
     "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
@@ -45,8 +51,8 @@ def test_redis_broker_and_ledger_away_are_outages(error: Exception) -> None:
 @pytest.mark.parametrize("said", REFUSED, ids=lambda said: said.partition(" ")[0])
 def test_what_redis_refuses_for_a_while_ends_neither_a_loop_nor_celerys_consumer(said: str) -> None:
     refused = BaseParser.parse_error(said)
-    published = BrokerError("not published")
-    published.__cause__ = refused
+    published, batch = BrokerError("not published"), BatchPublishError("delivery is uncertain")
+    published.__cause__ = batch.__cause__ = refused
     app = make_app("redis://h:1/0")
     with app.connection_for_read() as connection:
         recoverable = connection.connection_errors
@@ -56,7 +62,7 @@ def test_what_redis_refuses_for_a_while_ends_neither_a_loop_nor_celerys_consumer
     assert is_passing(refused)
     assert isinstance(refused, recoverable)
     assert "; " in told(refused)  # what the server said, and what helps
-    assert is_out_of_memory(refused) == is_out_of_memory(published) == ("OOM" in said)
+    assert [is_out_of_memory(error) for error in (refused, published, batch)] == ["OOM" in said] * 3
     app.close()
 
 

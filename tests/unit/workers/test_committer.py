@@ -20,6 +20,7 @@ from lorayard.contract.states import JobState
 from tests.polling import eventually
 from tests.unit.workers.batch_jobs import batch_job
 from workers.attempts import ActiveAttempt, AttemptTable
+from workers.commit_queue import GATHER_S, CommitQueue
 from workers.committer import Committer
 from workers.ledger_health import LedgerHealth
 from workers.outcomes import Outcome
@@ -122,6 +123,34 @@ def test_what_gathers_during_a_commit_goes_into_the_next_one(rig: CommitterRig) 
     assert [(seq, len(group)) for seq, group in rig.ledger.groups] == [(1, 1), (2, 5)]
     assert len(rig.announced) == 6
     assert len(rig.attempts) == 0
+
+
+class Waits(threading.Event):
+    """A request to stop that nobody makes, and that notes how long it was waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waited.append(timeout or 0.0)
+        return False
+
+
+def test_an_idle_worker_s_result_goes_out_at_once_and_the_next_gather() -> None:
+    now = [100.0]
+    queue, stopping = CommitQueue(lambda: now[0]), Waits()
+    one, other = (Outcome(EndedAttempt(batch_job().job_id, 1, JobState.SUCCEEDED)) for _ in range(2))
+
+    for wait_s in (0.0, 0.004, 1.0):
+        now[0] += wait_s
+        queue.put(one, other)
+        group = queue.next_group(stopping)
+        assert group is not None
+        assert group.outcomes == [one, other]
+        queue.let_go()
+
+    assert stopping.waited == pytest.approx([0.0, GATHER_S - 0.004, 0.0])
 
 
 def test_only_rows_that_the_ledger_moved_are_announced_but_all_are_settled(rig: CommitterRig) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from db.errors import DatabaseUnavailable
 from db.records import Aborts, JobAttempt
-from lorayard.contract.messages import BatchJob, HeldJob
+from lorayard.contract.messages import BatchJob
 from lorayard.contract.reading import UnreadableRequest
 from lorayard.contract.states import JobState
 from tests.polling import eventually
@@ -73,7 +73,7 @@ class HostRig:
             ask_aborts=self.ask_aborts,
         )
 
-    def ask_aborts(self, held: Sequence[HeldJob]) -> Aborts:
+    def ask_aborts(self, held: Sequence[JobAttempt]) -> Aborts:
         if self.ledger_is_away:
             raise DatabaseUnavailable("away")
         return Aborts(
@@ -81,8 +81,8 @@ class HostRig:
             not_mine=tuple(JobAttempt(*one) for one in self.leased_elsewhere),
         )
 
-    def put(self, outcome: Outcome) -> None:
-        self.outcomes.append(outcome)
+    def put(self, *outcomes: Outcome) -> None:
+        self.outcomes += outcomes
 
     def received(self, job: BatchJob) -> None:
         if job is self.unforeseen:
