@@ -100,7 +100,7 @@ class _Round:
         placed = num_held_up = 0
         while self._has_room() and num_held_up < limit and len(aside) < limit:
             tenant = tenants.first()
-            lane = tenant and lanes_of(tenant).first()
+            lane = None if tenant is None else lanes_of(tenant).first()
             if tenant is None or lane is None or not self._is_next(tenant, lane):
                 break
             if self._is_within(tenant):
@@ -267,7 +267,7 @@ class _Round:
     def _hold_up(self, tenant: TenantQueue) -> bool:
         """Make room for a tenant that has fallen back by a window; returns whether it waits for room."""
         lane = tenant.dated.first() or tenant.due.first()
-        job = lane and lane.head()
+        job = None if lane is None else lane.head()
         if job is None:
             return False
         following = self._backlog.by_rank.first()
@@ -312,5 +312,5 @@ def _jobs_of_victim(worker: WorkerBudget) -> tuple[int, str]:
 
 def _head_order(queue: KeyedQueue[Lane]) -> tuple[float, int]:
     lane = queue.first()
-    head = lane and lane.head()
+    head = None if lane is None else lane.head()
     return head.order if head is not None else (float("inf"), 0)

@@ -37,5 +37,5 @@ def plan_fifo(backlog: Backlog, views: Sequence[WorkerView], now: float) -> list
 
 def _head(backlog: Backlog) -> PendingJob | None:
     tenant = backlog.by_rank.first()
-    lane = tenant and tenant.due.first()
-    return lane and lane.head()
+    lane = None if tenant is None else tenant.due.first()
+    return None if lane is None else lane.head()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 from uuid import UUID
 
-from scheduler.policies.types import JobOrder, PendingJob, Revision
+from scheduler.policies.types import PendingJob, Revision
 
 
 class LaneName(NamedTuple):
@@ -58,11 +58,6 @@ class Lane:
                 return job
             heapq.heappop(self._heap)
         return None
-
-    def head_order(self) -> JobOrder | None:
-        """Tell since when the head has waited; None without one."""
-        head = self.head()
-        return head and head.order
 
     def _is_waiting(self, job: PendingJob) -> bool:
         return self._waiting.get(job.job_id) is job
