@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 from uuid import UUID
@@ -13,6 +14,9 @@ from scheduler.policies.lane import Lane, LaneName
 from scheduler.policies.suspects import SuspectGroups
 from scheduler.policies.tenant_queue import NUM_CLASSES, TenantQueue
 from scheduler.policies.types import AdapterDemand, PendingJob, PolicyConfig, Revision
+
+LOADS_APART: Final = 10
+"""Loads for the sake of overdue jobs take at most such a part of a worker's time."""
 
 MAX_SWITCHES: Final = 4_096
 """Workers whose last switch is remembered before those who may switch again are forgotten."""
@@ -34,6 +38,8 @@ class Backlog:
         self._tenants: dict[str, TenantQueue] = {}
         self._shared: dict[tuple[int, Revision], KeyedQueue[Lane]] = {}
         self._hopeless: list[PendingJob] = []
+        self.num_jobs_of: Counter[Revision] = Counter()
+        """Waiting jobs of each adapter that are no suspects."""
         self._switch_from: dict[str, float] = {}
         self.suspects = SuspectGroups()
         self.by_rank: KeyedQueue[TenantQueue] = KeyedQueue(_rank)
@@ -72,6 +78,7 @@ class Backlog:
             lane = self._lanes[name] = Lane(name, self._jobs)
             self._tenant_of(name).num_lanes += 1
         lane.push(job)
+        self.num_jobs_of[job.revision] += 1
         if lane.head() is job or lane.num_jobs & (lane.num_jobs - 1) == 0:
             self.requeue(lane)
         return True
@@ -89,6 +96,9 @@ class Backlog:
         was_head = lane.head() is job
         del self._jobs[job_id]
         lane.forget_one()
+        self.num_jobs_of[job.revision] -= 1
+        if not self.num_jobs_of[job.revision]:
+            del self.num_jobs_of[job.revision]
         if not lane.num_jobs:
             self._drop(lane)
         elif was_head and lane.name.has_deadlines:
@@ -111,10 +121,6 @@ class Backlog:
     def with_adapter(self, priority: int, revision: Revision) -> KeyedQueue[Lane] | None:
         """Find the lanes of a class and revision, of the tenant that got the least ahead."""
         return self._shared.get((priority, revision))
-
-    def has_jobs_for(self, revision: Revision) -> bool:
-        """Whether jobs wait for an adapter."""
-        return any((priority, revision) in self._shared for priority in range(NUM_CLASSES))
 
     def is_due(self, lane: Lane, now: float) -> bool:
         """Whether a lane's head has waited longer than its class may, or its deadline presses.
@@ -139,9 +145,11 @@ class Backlog:
         """Whether a worker may load an adapter for the sake of an overdue job."""
         return self._switch_from.get(incarnation, now) <= now
 
-    def note_switch(self, incarnation: str, now: float) -> None:
-        """Note that a worker does so."""
-        self._switch_from[incarnation] = now + self.config.starvation_s[1] / self.config.switches_per_bound
+    def note_switch(self, incarnation: str, num_bytes: int, now: float) -> None:
+        """Note that a worker does so; the next one waits for ten times as long as the load takes."""
+        pause_s = self.config.starvation_s[1] / self.config.switches_per_bound
+        load_s = num_bytes / self.config.load_bytes_per_s
+        self._switch_from[incarnation] = now + max(pause_s, LOADS_APART * load_s)
         if len(self._switch_from) > MAX_SWITCHES:
             self._switch_from = {name: at for name, at in self._switch_from.items() if at > now}
 

@@ -28,6 +28,9 @@ from scheduler.policies.tenant_queue import NUM_CLASSES, TenantQueue
 from scheduler.policies.types import PendingJob, PlannedBatch, Revision, WorkerView
 from scheduler.policies.worker_budget import AdapterTier, WorkerBudget
 
+MAX_HELD_UP: Final = 4
+"""Tenants that find no room before what is left goes to whoever can use it: slots or tokens are missing."""
+
 MAX_BLOCKED: Final = 8
 """Lanes of one resident adapter that find no room before others are looked at: mostly all will find none."""
 
@@ -67,16 +70,18 @@ class _Round:
         """Serve tenants until no worker has room, or nobody finds any."""
         backlog, aside = self._backlog, list[TenantQueue]()
         num_held_up = 0
-        while self._has_room() and num_held_up < backlog.config.max_set_aside:
+        while self._has_room() and len(aside) < backlog.config.max_set_aside:
             tenant = backlog.by_rank.first()
             if tenant is None:
                 break
             rank = tenant.share.rank
-            is_alone = len(backlog.by_rank) == 1
-            self._limit = float("inf") if is_alone else rank + backlog.config.grouping_window
+            is_last = len(backlog.by_rank) == 1 or num_held_up == MAX_HELD_UP
+            self._limit = float("inf") if is_last else rank + backlog.config.grouping_window
             if self._serve_window():
                 backlog.fairness.serve(rank)
                 continue
+            if is_last:
+                break
             backlog.by_rank.set_aside(tenant)
             aside.append(tenant)
             num_held_up += self._hold_up(tenant)
@@ -151,13 +156,14 @@ class _Round:
             is_next = left >= 0 and self._backlog.is_due(lane, self._now)
             return best_worker(self._able_to_switch(lane), job) if is_next else None
 
+        head = lane.head()
         cold = [worker for worker in self._open if worker.tier(lane.name.revision) is AdapterTier.COLD]
         placed = self._drain(lane, choose)
         if placed:
             self._backlog.end_turn(lane, self._now)
         for worker in cold:
-            if lane.name.revision in worker.revisions:
-                self._backlog.note_switch(worker.view.incarnation, self._now)
+            if head is not None and lane.name.revision in worker.revisions:
+                self._backlog.note_switch(worker.view.incarnation, head.adapter_bytes, self._now)
         return placed
 
     def _able_to_switch(self, lane: Lane) -> list[WorkerBudget]:
@@ -195,11 +201,23 @@ class _Round:
                 break
             placed += self._drain(lane, lambda job: best_worker(self._open, job, tier))
             if lane.num_jobs and self._is_within(self._backlog.tenant_of(lane)):
+                self._keep_to_residents(lane)
                 queue.set_aside(lane)
                 aside.append(lane)
         for lane in aside:
             self._backlog.requeue(lane)
         return placed
+
+    def _keep_to_residents(self, lane: Lane) -> None:
+        """Bring no adapter to workers that lack tokens for a job whose adapter they have.
+
+        What is left of the cache would go to small jobs of ever other adapters, at a load each.
+        """
+        if (job := lane.head()) is None:
+            return
+        for worker in self._open:
+            if worker.tier(job.revision) is not AdapterTier.COLD and not worker.has_tokens(job):
+                worker.keeps_to_residents = True
 
     def _at_hand(self, tier: AdapterTier) -> set[Revision]:
         names: set[Revision] = {None} if tier is AdapterTier.DEVICE else set()
@@ -224,12 +242,15 @@ class _Round:
             tenants.set_aside(tenant)
             aside.append(tenant)
         for lane in spread:
-            placed += self._drain(lane, lambda job: best_worker(self._open, job))
+            placed += self._drain(lane, lambda job: best_worker(self._takers(), job))
         for lane in lanes:
             backlog.requeue(lane)
         for tenant in aside:
             backlog.requeue_tenant(tenant)
         return placed
+
+    def _takers(self) -> list[WorkerBudget]:
+        return [worker for worker in self._open if not worker.keeps_to_residents]
 
     def _bring_in(self, tenant: TenantQueue, priority: int, aside: list[Lane], spread: list[Lane]) -> int:
         """Place a tenant's jobs of a class on workers that load their adapters."""
@@ -241,7 +262,7 @@ class _Round:
             and (lane := tenant.first_of(priority)) is not None
         ):
             if is_spread(self._workers, lane.name.revision, lane.num_jobs):
-                placed += self._drain(lane, lambda job: best_worker(self._open, job))
+                placed += self._drain(lane, lambda job: best_worker(self._takers(), job))
             else:
                 spread.append(lane)
             if job := lane.head():
@@ -301,7 +322,10 @@ class _Round:
 
     def _takes_another_adapter(self) -> bool:
         return any(
-            worker.is_open and len(worker.revisions) < worker.view.capacity.max_loras for worker in self._open
+            worker.is_open
+            and not worker.keeps_to_residents
+            and len(worker.revisions) < worker.view.capacity.max_loras
+            for worker in self._open
         )
 
 
