@@ -22,7 +22,7 @@ from typing import Final
 from scheduler.policies.backlog import Backlog
 from scheduler.policies.keyed_queue import KeyedQueue
 from scheduler.policies.lane import Lane
-from scheduler.policies.placement import best_worker, is_spread
+from scheduler.policies.placement import best_worker, is_admitted, is_spread, make_room
 from scheduler.policies.suspect_turns import plan_lone_suspects, plan_suspects
 from scheduler.policies.tenant_queue import NUM_CLASSES, TenantQueue
 from scheduler.policies.types import PendingJob, PlannedBatch, Revision, WorkerView
@@ -131,8 +131,8 @@ class _Round:
                 placed += found
                 continue
             if job := lane.head():
-                self._make_room(job, self._able_to_switch(lane))
-                num_held_up += self._is_admitted(job)
+                make_room(job, self._able_to_switch(lane))
+                num_held_up += is_admitted(self._workers, job)
             lanes.set_aside(lane)
             aside.append(lane)
         for lane in aside:
@@ -266,7 +266,7 @@ class _Round:
             else:
                 spread.append(lane)
             if job := lane.head():
-                num_held_up += self._is_admitted(job)
+                num_held_up += is_admitted(self._workers, job)
                 tenant.set_aside(lane)
                 aside.append(lane)
         return placed
@@ -293,29 +293,8 @@ class _Round:
             return False
         following = self._backlog.by_rank.first()
         if following is not None and following.share.rank >= self._limit:
-            self._make_room(job, self._open)
-        return self._is_admitted(job)
-
-    def _make_room(self, job: PendingJob, workers: Sequence[WorkerBudget]) -> None:
-        """Choose one worker that will run the job, and stop feeding what stands in its way there.
-
-        Slots are missing: the adapter with the fewest jobs outstanding gets no more, so its slot comes free.
-        Tokens are missing: nobody gets any until the job fits. Each worker makes room for one job at a time.
-        """
-        able = [
-            worker for worker in workers if worker.is_open and worker.barred is None and worker.admits(job)
-        ]
-        blocked = next((worker for worker in able if worker.has_slot(job.revision)), None)
-        if blocked is not None:
-            blocked.closed = True
-            return
-        chosen = min(able, key=_jobs_of_victim, default=None)
-        if chosen is not None:
-            chosen.barred = chosen.victim()
-
-    def _is_admitted(self, job: PendingJob) -> bool:
-        """Whether a job waits for room; one that no worker here could ever run must not hold up others."""
-        return any(worker.admits(job) for worker in self._workers)
+            make_room(job, self._open)
+        return is_admitted(self._workers, job)
 
     def _has_room(self) -> bool:
         return any(worker.is_open for worker in self._open)
@@ -327,11 +306,6 @@ class _Round:
             and len(worker.revisions) < worker.view.capacity.max_loras
             for worker in self._open
         )
-
-
-def _jobs_of_victim(worker: WorkerBudget) -> tuple[int, str]:
-    victim = worker.victim()
-    return (worker.revisions[victim] if victim else 0, worker.view.incarnation)
 
 
 def _head_order(queue: KeyedQueue[Lane]) -> tuple[float, int]:

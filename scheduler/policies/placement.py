@@ -35,6 +35,32 @@ def is_spread(workers: Sequence[WorkerBudget], revision: Revision, num_jobs: int
     return not holders or num_jobs > sum(worker.view.capacity.max_num_seqs for worker in holders)
 
 
+def is_admitted(workers: Iterable[WorkerBudget], job: PendingJob) -> bool:
+    """Whether a job waits for room; one that no worker here could ever run must not hold up others."""
+    return any(worker.admits(job) for worker in workers)
+
+
+def make_room(job: PendingJob, workers: Iterable[WorkerBudget]) -> None:
+    """Choose one worker that will run the job, and stop feeding what stands in its way there.
+
+    Slots are missing: the adapter with the fewest jobs outstanding gets no more, so its slot comes free.
+    Tokens are missing: nobody gets any until the job fits. Each worker makes room for one job at a time.
+    """
+    able = [worker for worker in workers if worker.is_open and worker.barred is None and worker.admits(job)]
+    blocked = next((worker for worker in able if worker.has_slot(job.revision)), None)
+    if blocked is not None:
+        blocked.closed = True
+        return
+    chosen = min(able, key=_jobs_of_victim, default=None)
+    if chosen is not None:
+        chosen.barred = chosen.victim()
+
+
+def _jobs_of_victim(worker: WorkerBudget) -> tuple[int, str]:
+    victim = worker.victim()
+    return (worker.revisions[victim] if victim else 0, worker.view.incarnation)
+
+
 def _slow_down(worker: WorkerBudget, job: PendingJob) -> int:
     """Tell how many more bytes of adapters all jobs of the worker read in each step, with the job.
 
