@@ -95,7 +95,7 @@ class Backlog:
         lane = self._lanes[self._lane_name(job)]
         was_head = lane.head() is job
         del self._jobs[job_id]
-        lane.forget_one()
+        lane.forget(job)
         self.num_jobs_of[job.revision] -= 1
         if not self.num_jobs_of[job.revision]:
             del self.num_jobs_of[job.revision]
@@ -161,6 +161,11 @@ class Backlog:
         tenant.push(lane)
         self._shared_of(lane).push(lane)
         self.requeue_tenant(tenant)
+
+    def put_back(self, lane: Lane) -> None:
+        """Put a lane among those of its adapter again."""
+        if lane.num_jobs:
+            self._shared_of(lane).push(lane)
 
     def requeue_tenant(self, tenant: TenantQueue) -> None:
         """Put a tenant where it belongs, wherever it was set aside."""

@@ -17,6 +17,7 @@ that no other worker could run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from scheduler.policies.backlog import Backlog
@@ -167,21 +168,31 @@ class _Round:
         return placed
 
     def _able_to_switch(self, lane: Lane) -> list[WorkerBudget]:
-        """List who may run an overdue job: who has its adapter, or loaded none for such a job lately.
+        """List who may run a due job: who has its adapter, or may load it.
 
-        A deadline that presses does not wait for that.
+        What one has is not loaded by another too soon; and for overdue jobs nothing is loaded too often.
         """
-        if lane.name.has_deadlines:
-            return self._open
         revision, may_switch = lane.name.revision, self._backlog.may_switch
+        is_spread = self._is_spread(lane)
         return [
             worker
             for worker in self._open
-            if worker.tier(revision) is not AdapterTier.COLD or may_switch(worker.view.incarnation, self._now)
+            if worker.tier(revision) is not AdapterTier.COLD
+            or (is_spread and (lane.name.has_deadlines or may_switch(worker.view.incarnation, self._now)))
         ]
+
+    def _is_spread(self, lane: Lane) -> bool:
+        job = lane.head()
+        if job is None:
+            return False
+        load_s = job.adapter_bytes / self._backlog.config.load_bytes_per_s
+        patience_s = job.waiting_since + load_s - self._now
+        return is_spread(self._workers, job, lane.num_jobs, patience_s)
 
     def _serve_resident(self, priority: int, tier: AdapterTier) -> int:
         """Fill workers with jobs whose adapter they have at hand, lanes with the oldest head first."""
+        if not self._has_room():
+            return 0
         queues = [
             queue
             for revision in self._at_hand(tier)
@@ -196,7 +207,7 @@ class _Round:
         """Drain the lanes of one adapter, of the tenant that got the least first."""
         aside: list[Lane] = []
         placed = 0
-        while len(aside) < MAX_BLOCKED and (lane := queue.first()) is not None:
+        while self._has_room() and len(aside) < MAX_BLOCKED and (lane := queue.first()) is not None:
             if not self._is_within(self._backlog.tenant_of(lane)):
                 break
             placed += self._drain(lane, lambda job: best_worker(self._open, job, tier))
@@ -205,7 +216,7 @@ class _Round:
                 queue.set_aside(lane)
                 aside.append(lane)
         for lane in aside:
-            self._backlog.requeue(lane)
+            self._backlog.put_back(lane)
         return placed
 
     def _keep_to_residents(self, lane: Lane) -> None:
@@ -228,48 +239,50 @@ class _Round:
         return names
 
     def _serve_cold(self, priority: int) -> int:
-        """Bring in adapters that no worker has, for who got the least; then spread those that one has."""
+        """Bring in adapters that no worker has, or too few, for who got the least first."""
         backlog, aside = self._backlog, list[TenantQueue]()
         tenants = backlog.by_class[priority]
         lanes: list[Lane] = []
-        spread: list[Lane] = []
         placed = 0
-        while self._takes_another_adapter() and len(aside) < backlog.config.max_set_aside:
+        while self._takers() and len(aside) < backlog.config.max_set_aside:
             tenant = tenants.first()
             if tenant is None or not self._is_within(tenant):
                 break
-            placed += self._bring_in(tenant, priority, lanes, spread)
+            placed += self._bring_in(tenant, priority, lanes)
             tenants.set_aside(tenant)
             aside.append(tenant)
-        for lane in spread:
-            placed += self._drain(lane, lambda job: best_worker(self._takers(), job))
         for lane in lanes:
             backlog.requeue(lane)
         for tenant in aside:
             backlog.requeue_tenant(tenant)
         return placed
 
-    def _takers(self) -> list[WorkerBudget]:
-        return [worker for worker in self._open if not worker.keeps_to_residents]
-
-    def _bring_in(self, tenant: TenantQueue, priority: int, aside: list[Lane], spread: list[Lane]) -> int:
+    def _bring_in(self, tenant: TenantQueue, priority: int, aside: list[Lane]) -> int:
         """Place a tenant's jobs of a class on workers that load their adapters."""
         placed = num_held_up = 0
         while (
-            self._takes_another_adapter()
-            and self._is_within(tenant)
+            self._is_within(tenant)
             and num_held_up < self._backlog.config.max_set_aside
+            and (takers := self._takers())
             and (lane := tenant.first_of(priority)) is not None
         ):
-            if is_spread(self._workers, lane.name.revision, lane.num_jobs):
-                placed += self._drain(lane, lambda job: best_worker(self._takers(), job))
-            else:
-                spread.append(lane)
+            if self._is_spread(lane):
+                placed += self._drain(lane, partial(best_worker, takers))
             if job := lane.head():
                 num_held_up += is_admitted(self._workers, job)
                 tenant.set_aside(lane)
                 aside.append(lane)
         return placed
+
+    def _takers(self) -> list[WorkerBudget]:
+        """List the workers that take another adapter."""
+        return [
+            worker
+            for worker in self._open
+            if worker.is_open
+            and not worker.keeps_to_residents
+            and len(worker.revisions) < worker.view.capacity.max_loras
+        ]
 
     def _drain(self, lane: Lane, choose: Callable[[PendingJob], WorkerBudget | None]) -> int:
         """Place jobs from the head of a lane until one finds no room; returns how many."""
@@ -298,14 +311,6 @@ class _Round:
 
     def _has_room(self) -> bool:
         return any(worker.is_open for worker in self._open)
-
-    def _takes_another_adapter(self) -> bool:
-        return any(
-            worker.is_open
-            and not worker.keeps_to_residents
-            and len(worker.revisions) < worker.view.capacity.max_loras
-            for worker in self._open
-        )
 
 
 def _head_order(queue: KeyedQueue[Lane]) -> tuple[float, int]:
