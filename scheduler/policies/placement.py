@@ -34,7 +34,7 @@ def is_spread(workers: Sequence[WorkerBudget], job: PendingJob, num_jobs: int, p
     """Whether one more worker may load a job's adapter.
 
     So it is if none has it, or if more jobs wait than its holders run. Else the job waits for a holder for as
-    long as the load would take, `patience_s` from now on: whatever follows, that costs at most twice the least
+    long as the load would take, `patience_s` from now on: in the end, that costs at most twice the least
     (ski rental: Karlin et al., "Competitive snoopy caching", Algorithmica 3, 1988).
     """
     if patience_s <= 0:
