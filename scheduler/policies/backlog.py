@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 from uuid import UUID
@@ -14,6 +15,9 @@ from scheduler.policies.queue_order import QueueOrder
 from scheduler.policies.suspects import SuspectGroups
 from scheduler.policies.tenant_queue import NUM_CLASSES, TenantQueue
 from scheduler.policies.types import AdapterDemand, PendingJob, PolicyConfig, Revision
+
+LOADS_APART: Final = 10
+"""Loads for the sake of overdue jobs take at most such a part of a worker's time."""
 
 MAX_SWITCHES: Final = 4_096
 """Workers whose last switch is remembered before those who may switch again are forgotten."""
@@ -35,6 +39,8 @@ class Backlog:
         self._tenants: dict[str, TenantQueue] = {}
         self._shared: dict[tuple[int, Revision], KeyedQueue[Lane]] = {}
         self._hopeless: list[PendingJob] = []
+        self.num_jobs_of: Counter[Revision] = Counter()
+        """Waiting jobs of each adapter that are no suspects."""
         self._switch_from: dict[str, float] = {}
         self.suspects = SuspectGroups()
         self.order = QueueOrder()
@@ -79,6 +85,7 @@ class Backlog:
             lane = self._lanes[name] = Lane(name, self._jobs)
             self._tenant_of(name).num_lanes += 1
         lane.push(job)
+        self.num_jobs_of[job.revision] += 1
         if lane.head() is job or lane.num_jobs & (lane.num_jobs - 1) == 0:
             self.requeue(lane)
         return True
@@ -96,7 +103,10 @@ class Backlog:
         lane = self._lanes[self._lane_name(job)]
         was_head = lane.head() is job
         del self._jobs[job_id]
-        lane.forget_one()
+        lane.forget(job)
+        self.num_jobs_of[job.revision] -= 1
+        if not self.num_jobs_of[job.revision]:
+            del self.num_jobs_of[job.revision]
         if not lane.num_jobs:
             self._drop(lane)
         elif was_head and lane.name.has_deadlines:
@@ -119,10 +129,6 @@ class Backlog:
     def with_adapter(self, priority: int, revision: Revision) -> KeyedQueue[Lane] | None:
         """Find the lanes of a class and revision, of the tenant that got the least ahead."""
         return self._shared.get((priority, revision))
-
-    def has_jobs_for(self, revision: Revision) -> bool:
-        """Whether jobs wait for an adapter."""
-        return any((priority, revision) in self._shared for priority in range(NUM_CLASSES))
 
     def is_due(self, lane: Lane, now: float) -> bool:
         """Whether a lane's head has waited longer than its class may, or its deadline presses.
@@ -147,9 +153,11 @@ class Backlog:
         """Whether a worker may load an adapter for the sake of an overdue job."""
         return self._switch_from.get(incarnation, now) <= now
 
-    def note_switch(self, incarnation: str, now: float) -> None:
-        """Note that a worker does so."""
-        self._switch_from[incarnation] = now + self.config.starvation_s[1] / self.config.switches_per_bound
+    def note_switch(self, incarnation: str, num_bytes: int, now: float) -> None:
+        """Note that a worker does so; the next one waits for ten times as long as the load takes."""
+        pause_s = self.config.starvation_s[1] / self.config.switches_per_bound
+        load_s = num_bytes / self.config.load_bytes_per_s
+        self._switch_from[incarnation] = now + max(pause_s, LOADS_APART * load_s)
         if len(self._switch_from) > MAX_SWITCHES:
             self._switch_from = {name: at for name, at in self._switch_from.items() if at > now}
 
@@ -161,6 +169,11 @@ class Backlog:
         tenant.push(lane)
         self._shared_of(lane).push(lane)
         self.requeue_tenant(tenant)
+
+    def put_back(self, lane: Lane) -> None:
+        """Put a lane among those of its adapter again."""
+        if lane.num_jobs:
+            self._shared_of(lane).push(lane)
 
     def requeue_tenant(self, tenant: TenantQueue) -> None:
         """Put a tenant where it belongs, wherever it was set aside."""

@@ -17,16 +17,20 @@ that no other worker could run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from scheduler.policies.backlog import Backlog
 from scheduler.policies.keyed_queue import KeyedQueue
 from scheduler.policies.lane import Lane
-from scheduler.policies.placement import best_worker, is_spread
+from scheduler.policies.placement import best_worker, is_admitted, is_spread, make_room
 from scheduler.policies.suspect_turns import plan_lone_suspects, plan_suspects
 from scheduler.policies.tenant_queue import NUM_CLASSES, TenantQueue
 from scheduler.policies.types import PendingJob, PlannedBatch, Revision, WorkerView
 from scheduler.policies.worker_budget import AdapterTier, WorkerBudget
+
+MAX_HELD_UP: Final = 4
+"""Tenants that find no room before what is left goes to whoever can use it: slots or tokens are missing."""
 
 MAX_BLOCKED: Final = 8
 """Lanes of one resident adapter that find no room before others are looked at: mostly all will find none."""
@@ -67,16 +71,18 @@ class _Round:
         """Serve tenants until no worker has room, or nobody finds any."""
         backlog, aside = self._backlog, list[TenantQueue]()
         num_held_up = 0
-        while self._has_room() and num_held_up < backlog.config.max_set_aside:
+        while self._has_room() and len(aside) < backlog.config.max_set_aside:
             tenant = backlog.by_rank.first()
             if tenant is None:
                 break
             rank = tenant.share.rank
-            is_alone = len(backlog.by_rank) == 1
-            self._limit = float("inf") if is_alone else rank + backlog.config.grouping_window
+            is_last = len(backlog.by_rank) == 1 or num_held_up == MAX_HELD_UP
+            self._limit = float("inf") if is_last else rank + backlog.config.grouping_window
             if self._serve_window():
                 backlog.fairness.serve(rank)
                 continue
+            if is_last:
+                break
             backlog.by_rank.set_aside(tenant)
             aside.append(tenant)
             num_held_up += self._hold_up(tenant)
@@ -100,7 +106,7 @@ class _Round:
         placed = num_held_up = 0
         while self._has_room() and num_held_up < limit and len(aside) < limit:
             tenant = tenants.first()
-            lane = tenant and lanes_of(tenant).first()
+            lane = None if tenant is None else lanes_of(tenant).first()
             if tenant is None or lane is None or not self._is_next(tenant, lane):
                 break
             if self._is_within(tenant):
@@ -126,8 +132,8 @@ class _Round:
                 placed += found
                 continue
             if job := lane.head():
-                self._make_room(job, self._able_to_switch(lane))
-                num_held_up += self._is_admitted(job)
+                make_room(job, self._able_to_switch(lane))
+                num_held_up += is_admitted(self._workers, job)
             lanes.set_aside(lane)
             aside.append(lane)
         for lane in aside:
@@ -151,31 +157,42 @@ class _Round:
             is_next = left >= 0 and self._backlog.is_due(lane, self._now)
             return best_worker(self._able_to_switch(lane), job) if is_next else None
 
+        head = lane.head()
         cold = [worker for worker in self._open if worker.tier(lane.name.revision) is AdapterTier.COLD]
         placed = self._drain(lane, choose)
         if placed:
             self._backlog.end_turn(lane, self._now)
         for worker in cold:
-            if lane.name.revision in worker.revisions:
-                self._backlog.note_switch(worker.view.incarnation, self._now)
+            if head is not None and lane.name.revision in worker.revisions:
+                self._backlog.note_switch(worker.view.incarnation, head.adapter_bytes, self._now)
         return placed
 
     def _able_to_switch(self, lane: Lane) -> list[WorkerBudget]:
-        """List who may run an overdue job: who has its adapter, or loaded none for such a job lately.
+        """List who may run a due job: who has its adapter, or may load it.
 
-        A deadline that presses does not wait for that.
+        What one has is not loaded by another too soon; and for overdue jobs nothing is loaded too often.
         """
-        if lane.name.has_deadlines:
-            return self._open
         revision, may_switch = lane.name.revision, self._backlog.may_switch
+        is_spread = self._is_spread(lane)
         return [
             worker
             for worker in self._open
-            if worker.tier(revision) is not AdapterTier.COLD or may_switch(worker.view.incarnation, self._now)
+            if worker.tier(revision) is not AdapterTier.COLD
+            or (is_spread and (lane.name.has_deadlines or may_switch(worker.view.incarnation, self._now)))
         ]
+
+    def _is_spread(self, lane: Lane) -> bool:
+        job = lane.head()
+        if job is None:
+            return False
+        load_s = job.adapter_bytes / self._backlog.config.load_bytes_per_s
+        patience_s = job.waiting_since + load_s - self._now
+        return is_spread(self._workers, job, lane.num_jobs, patience_s)
 
     def _serve_resident(self, priority: int, tier: AdapterTier) -> int:
         """Fill workers with jobs whose adapter they have at hand, lanes with the oldest head first."""
+        if not self._has_room():
+            return 0
         queues = [
             queue
             for revision in self._at_hand(tier)
@@ -190,16 +207,28 @@ class _Round:
         """Drain the lanes of one adapter, of the tenant that got the least first."""
         aside: list[Lane] = []
         placed = 0
-        while len(aside) < MAX_BLOCKED and (lane := queue.first()) is not None:
+        while self._has_room() and len(aside) < MAX_BLOCKED and (lane := queue.first()) is not None:
             if not self._is_within(self._backlog.tenant_of(lane)):
                 break
             placed += self._drain(lane, lambda job: best_worker(self._open, job, tier))
             if lane.num_jobs and self._is_within(self._backlog.tenant_of(lane)):
+                self._keep_to_residents(lane)
                 queue.set_aside(lane)
                 aside.append(lane)
         for lane in aside:
-            self._backlog.requeue(lane)
+            self._backlog.put_back(lane)
         return placed
+
+    def _keep_to_residents(self, lane: Lane) -> None:
+        """Bring no adapter to workers that lack tokens for a job whose adapter they have.
+
+        What is left of the cache would go to small jobs of ever other adapters, at a load each.
+        """
+        if (job := lane.head()) is None:
+            return
+        for worker in self._open:
+            if worker.tier(job.revision) is not AdapterTier.COLD and not worker.has_tokens(job):
+                worker.keeps_to_residents = True
 
     def _at_hand(self, tier: AdapterTier) -> set[Revision]:
         names: set[Revision] = {None} if tier is AdapterTier.DEVICE else set()
@@ -210,45 +239,50 @@ class _Round:
         return names
 
     def _serve_cold(self, priority: int) -> int:
-        """Bring in adapters that no worker has, for who got the least; then spread those that one has."""
+        """Bring in adapters that no worker has, or too few, for who got the least first."""
         backlog, aside = self._backlog, list[TenantQueue]()
         tenants = backlog.by_class[priority]
         lanes: list[Lane] = []
-        spread: list[Lane] = []
         placed = 0
-        while self._takes_another_adapter() and len(aside) < backlog.config.max_set_aside:
+        while self._takers() and len(aside) < backlog.config.max_set_aside:
             tenant = tenants.first()
             if tenant is None or not self._is_within(tenant):
                 break
-            placed += self._bring_in(tenant, priority, lanes, spread)
+            placed += self._bring_in(tenant, priority, lanes)
             tenants.set_aside(tenant)
             aside.append(tenant)
-        for lane in spread:
-            placed += self._drain(lane, lambda job: best_worker(self._open, job))
         for lane in lanes:
             backlog.requeue(lane)
         for tenant in aside:
             backlog.requeue_tenant(tenant)
         return placed
 
-    def _bring_in(self, tenant: TenantQueue, priority: int, aside: list[Lane], spread: list[Lane]) -> int:
+    def _bring_in(self, tenant: TenantQueue, priority: int, aside: list[Lane]) -> int:
         """Place a tenant's jobs of a class on workers that load their adapters."""
         placed = num_held_up = 0
         while (
-            self._takes_another_adapter()
-            and self._is_within(tenant)
+            self._is_within(tenant)
             and num_held_up < self._backlog.config.max_set_aside
+            and (takers := self._takers())
             and (lane := tenant.first_of(priority)) is not None
         ):
-            if is_spread(self._workers, lane.name.revision, lane.num_jobs):
-                placed += self._drain(lane, lambda job: best_worker(self._open, job))
-            else:
-                spread.append(lane)
+            if self._is_spread(lane):
+                placed += self._drain(lane, partial(best_worker, takers))
             if job := lane.head():
-                num_held_up += self._is_admitted(job)
+                num_held_up += is_admitted(self._workers, job)
                 tenant.set_aside(lane)
                 aside.append(lane)
         return placed
+
+    def _takers(self) -> list[WorkerBudget]:
+        """List the workers that take another adapter."""
+        return [
+            worker
+            for worker in self._open
+            if worker.is_open
+            and not worker.keeps_to_residents
+            and len(worker.revisions) < worker.view.capacity.max_loras
+        ]
 
     def _drain(self, lane: Lane, choose: Callable[[PendingJob], WorkerBudget | None]) -> int:
         """Place jobs from the head of a lane until one finds no room; returns how many."""
@@ -267,50 +301,19 @@ class _Round:
     def _hold_up(self, tenant: TenantQueue) -> bool:
         """Make room for a tenant that has fallen back by a window; returns whether it waits for room."""
         lane = tenant.dated.first() or tenant.due.first()
-        job = lane and lane.head()
+        job = None if lane is None else lane.head()
         if job is None:
             return False
         following = self._backlog.by_rank.first()
         if following is not None and following.share.rank >= self._limit:
-            self._make_room(job, self._open)
-        return self._is_admitted(job)
-
-    def _make_room(self, job: PendingJob, workers: Sequence[WorkerBudget]) -> None:
-        """Choose one worker that will run the job, and stop feeding what stands in its way there.
-
-        Slots are missing: the adapter with the fewest jobs outstanding gets no more, so its slot comes free.
-        Tokens are missing: nobody gets any until the job fits. Each worker makes room for one job at a time.
-        """
-        able = [
-            worker for worker in workers if worker.is_open and worker.barred is None and worker.admits(job)
-        ]
-        blocked = next((worker for worker in able if worker.has_slot(job.revision)), None)
-        if blocked is not None:
-            blocked.closed = True
-            return
-        chosen = min(able, key=_jobs_of_victim, default=None)
-        if chosen is not None:
-            chosen.barred = chosen.victim()
-
-    def _is_admitted(self, job: PendingJob) -> bool:
-        """Whether a job waits for room; one that no worker here could ever run must not hold up others."""
-        return any(worker.admits(job) for worker in self._workers)
+            make_room(job, self._open)
+        return is_admitted(self._workers, job)
 
     def _has_room(self) -> bool:
         return any(worker.is_open for worker in self._open)
 
-    def _takes_another_adapter(self) -> bool:
-        return any(
-            worker.is_open and len(worker.revisions) < worker.view.capacity.max_loras for worker in self._open
-        )
-
-
-def _jobs_of_victim(worker: WorkerBudget) -> tuple[int, str]:
-    victim = worker.victim()
-    return (worker.revisions[victim] if victim else 0, worker.view.incarnation)
-
 
 def _head_order(queue: KeyedQueue[Lane]) -> tuple[float, int]:
     lane = queue.first()
-    head = lane and lane.head()
+    head = None if lane is None else lane.head()
     return head.order if head is not None else (float("inf"), 0)

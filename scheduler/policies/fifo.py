@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scheduler.policies.backlog import Backlog
-from scheduler.policies.placement import best_worker
+from scheduler.policies.placement import best_worker, is_admitted
 from scheduler.policies.suspect_turns import plan_lone_suspects, plan_suspects
 from scheduler.policies.types import PendingJob, PlannedBatch, WorkerView
 from scheduler.policies.worker_budget import WorkerBudget
@@ -24,7 +24,7 @@ def plan_fifo(backlog: Backlog, views: Sequence[WorkerView], now: float) -> list
         if worker := best_worker(workers, job):
             backlog.plan(job)
             worker.place(job)
-        elif any(worker.admits(job) for worker in workers):
+        elif is_admitted(workers, job):
             break
         else:
             aside.append(job)
@@ -37,5 +37,5 @@ def plan_fifo(backlog: Backlog, views: Sequence[WorkerView], now: float) -> list
 
 def _head(backlog: Backlog) -> PendingJob | None:
     tenant = backlog.by_rank.first()
-    lane = tenant and tenant.due.first()
-    return lane and lane.head()
+    lane = None if tenant is None else tenant.due.first()
+    return None if lane is None else lane.head()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 from uuid import UUID
 
-from scheduler.policies.types import JobOrder, PendingJob, Revision
+from scheduler.policies.types import PendingJob, Revision
 
 
 class LaneName(NamedTuple):
@@ -23,7 +23,7 @@ class LaneName(NamedTuple):
 class Lane:
     """Mutable: a heap whose removed jobs stay until they surface, or until they are half of it."""
 
-    __slots__ = ("_heap", "_pushes", "_waiting", "name", "num_jobs", "turn_at")
+    __slots__ = ("_head", "_heap", "_pushes", "_waiting", "name", "num_jobs", "turn_at")
 
     def __init__(self, name: LaneName, waiting: Mapping[UUID, PendingJob]) -> None:
         """`waiting` has all jobs of the backlog: those that it has not are gone from here, too."""
@@ -32,6 +32,7 @@ class Lane:
         """Before this, the lane has had its share of turns for the overdue."""
         self.num_jobs = 0
         self._waiting = waiting
+        self._head: PendingJob | None = None
         self._heap: list[tuple[float, int, int, PendingJob]] = []
         self._pushes = itertools.count()
 
@@ -42,27 +43,29 @@ class Lane:
         entry = (job.waiting_since if at is None else at, job.admit_seq, next(self._pushes), job)
         heapq.heappush(self._heap, entry)
         self.num_jobs += 1
+        if self._heap[0] is entry:
+            self._head = job
 
-    def forget_one(self) -> None:
+    def forget(self, job: PendingJob) -> None:
         """Note that one of its jobs no longer waits."""
         self.num_jobs -= 1
+        if job is self._head:
+            self._head = None
         if len(self._heap) > 2 * self.num_jobs + 64:
             self._heap = [entry for entry in self._heap if self._is_waiting(entry[3])]
             heapq.heapify(self._heap)
 
     def head(self) -> PendingJob | None:
         """Show the job whose turn is next."""
+        if self._head is not None:
+            return self._head
         while self._heap:
             job = self._heap[0][3]
             if self._is_waiting(job):
+                self._head = job
                 return job
             heapq.heappop(self._heap)
         return None
-
-    def head_order(self) -> JobOrder | None:
-        """Tell since when the head has waited; None without one."""
-        head = self.head()
-        return head and head.order
 
     def _is_waiting(self, job: PendingJob) -> bool:
         return self._waiting.get(job.job_id) is job

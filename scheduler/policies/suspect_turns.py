@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scheduler.policies.backlog import Backlog
+from scheduler.policies.placement import is_admitted
 from scheduler.policies.types import PendingJob
 from scheduler.policies.worker_budget import WorkerBudget
 
@@ -35,7 +36,7 @@ def plan_lone_suspects(
     """Give each worker in doubt that got nothing else one suspect that no other could run."""
     for worker in canaries:
         for job in [job for group in backlog.suspects.in_order() for job in group]:
-            if worker.is_empty and worker.fits(job) and not any(other.admits(job) for other in sound):
+            if worker.is_empty and worker.fits(job) and not is_admitted(sound, job):
                 _place(backlog, worker, [job])
 
 

@@ -55,8 +55,10 @@ class TenantQueue:
     def due_at(self, lane: Lane) -> float | None:
         """Tell when a lane is overdue, or when its first deadline is; None if it is empty."""
         head = lane.head()
-        if head is None or (head.deadline_at is not None and lane.name.has_deadlines):
-            return head and head.deadline_at
+        if head is None:
+            return None
+        if lane.name.has_deadlines:
+            return head.deadline_at
         return max(head.waiting_since + self._config.starvation_s[head.priority], lane.turn_at)
 
     def _by_time(self, lane: Lane) -> KeyedQueue[Lane]:

@@ -135,6 +135,8 @@ class PolicyConfig:
 
     When all jobs are overdue, as under a standing backlog, they would otherwise undo all grouping.
     """
+    load_bytes_per_s: float = 100e6
+    """What a worker loads adapters at, from a store to the device."""
     grouping_window: float = 8192.0
     """How far one tenant may run ahead of another so that adapters are loaded less often.
 

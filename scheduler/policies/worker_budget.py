@@ -27,6 +27,8 @@ class WorkerBudget:
         self.planned: list[PendingJob] = []
         self.revisions = dict(view.outstanding_revisions)
         self.barred: str | None = None
+        self.keeps_to_residents = False
+        """It lacks tokens for jobs whose adapters it has, so no other adapter comes for what is left."""
         self.closed = view.runs_alone
         free = view.target_seqs - view.num_outstanding
         if view.num_outstanding >= low_water(view.capacity.max_num_seqs, view.target_seqs):

@@ -89,6 +89,18 @@ def test_queued_jobs_past_their_deadline_expire_the_longest_overdue_first(ledger
     assert ledger.sql("SELECT event_type FROM webhook_deliveries") == [("job.expired",)]
 
 
+def test_a_job_whose_deadline_cannot_be_kept_expires_early_and_says_why(ledger: Ledger) -> None:
+    infeasible, none, leased = (ledger.admitted(deadline_s=d)[0] for d in (60.0, None, 60.0))
+    late = ledger.admitted(deadline_s=1.0, waited_ms=5000.0)[0]
+    ledger.lease(ledger.worker(), leased)
+
+    ended = ledger.run(JobRepository, "expire_infeasible", [infeasible, none, leased, late])
+
+    codes = {job.job_id: job.result.error.code for job in ended}
+    assert codes == {infeasible: "deadline_infeasible", late: "deadline_passed"}
+    assert [ledger.state(job_id) for job_id in (none, leased)] == [JobState.QUEUED, JobState.LEASED]
+
+
 def test_the_backlog_is_read_past_a_cursor_over_all_classes(ledger: Ledger) -> None:
     expected = [
         ledger.admitted(priority=priority)[0]

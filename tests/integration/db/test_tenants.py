@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from db.records import EVERY_POOL, TenantQuota
+from alembic import command
+
+from db.migrate import alembic_config
+from db.records import EVERY_POOL, TenantQuota, TenantServiceRow
 from db.repositories.backlog import BacklogRepository
 from db.repositories.pauses import PauseRepository
 from db.repositories.tenants import TenantRepository
+from db.repositories.usage import UsageRepository
 from db.secrets import SecretBox, new_key
-from tests.integration.db.ledger import POOL, Ledger
+from tests.integration.db.ledger import POOL, Ledger, ended
 
 
 def test_ensuring_enters_only_the_missing_each_with_a_secret(ledger: Ledger) -> None:
@@ -64,6 +68,44 @@ def test_a_tenants_weight_can_be_set(ledger: Ledger) -> None:
 
     assert ledger.run(TenantRepository, "set_weight", "a", 2.5)
     assert ledger.run(TenantRepository, "get", "a").weight == 2.5
+    assert ledger.run(TenantRepository, "weights") == {"a": 2.5}
+
+
+def test_what_tenants_were_served_is_the_same_before_and_after_folding_and_lifts_stay(ledger: Ledger) -> None:
+    ledger.worker()
+    for tenant, number in (("a", 3), ("b", 1)):
+        for job in ledger.lease("w1", *ledger.admitted(number, tenant=tenant, adapter="sql")):
+            ledger.finish("w1", ended(job))
+    ledger.run(TenantRepository, "lift", POOL, {"b": (40.0, 2.0), "c": (7.0, 1.0)})
+
+    before = ledger.run(TenantRepository, "service", POOL)
+    ledger.run(UsageRepository, "fold")
+    ledger.run(TenantRepository, "lift", POOL, {"c": (9.0, 1.0)})
+
+    assert before == [
+        TenantServiceRow("a", 9, 15, 0.0, 1.0),
+        TenantServiceRow("b", 3, 5, 40.0, 2.0),
+        TenantServiceRow("c", 0, 0, 7.0, 1.0),
+    ]
+    assert ledger.run(TenantRepository, "service", POOL) == [
+        *before[:2],
+        TenantServiceRow("c", 0, 0, 9.0, 1.0),
+    ]
+    assert ledger.run(TenantRepository, "service", "elsewhere") == []
+
+
+def test_who_was_served_what_is_forgotten_by_a_downgrade_and_usage_stays(ledger: Ledger) -> None:
+    ledger.worker()
+    for job in ledger.lease("w1", *ledger.admitted(2, tenant="a")):
+        ledger.finish("w1", ended(job))
+    ledger.run(UsageRepository, "fold")
+
+    with ledger.database.transaction() as connection:
+        command.downgrade(alembic_config(connection), "0015")
+        command.upgrade(alembic_config(connection), "head")
+
+    assert ledger.run(TenantRepository, "service", POOL) == []
+    assert ledger.sql("SELECT tenant, jobs FROM adapter_usage") == [("a", 2)]
 
 
 def test_a_quota_is_kept_until_it_limits_nothing(ledger: Ledger) -> None:

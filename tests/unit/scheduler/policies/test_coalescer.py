@@ -255,3 +255,29 @@ def test_a_round_looks_no_further_because_more_jobs_of_more_adapters_wait(
 
     few, many = looks
     assert many <= few * 1.1
+
+
+def test_a_job_waits_for_the_worker_that_has_its_adapter_as_long_as_a_load_takes() -> None:
+    waiting = [job(n, "a", since=10.0, adapter_bytes=100_000_000) for n in range(3)]
+    workers = [worker("w1", outstanding={"a": 8}), worker("w2")]
+
+    assert plan(backlog_of(*waiting), workers, 10.9) == []
+    [batch] = plan(backlog_of(*waiting), workers, 11.1)
+    assert (batch.incarnation, numbers(batch)) == ("w2", [0, 1, 2])
+
+
+def test_an_adapter_with_more_jobs_than_its_worker_runs_goes_to_another_one_at_once() -> None:
+    waiting = [job(n, "a", since=10.0, adapter_bytes=100_000_000) for n in range(9)]
+
+    [batch] = plan(backlog_of(*waiting), [worker("w1", outstanding={"a": 8}), worker("w2")], 10.0)
+
+    assert batch.incarnation == "w2"
+
+
+def test_what_a_cache_has_left_goes_to_no_other_adapter() -> None:
+    tight = replace(CAPACITY, kv_tokens=100)
+    backlog = backlog_of(job(1, "a", max_tokens=80), job(2, "a", max_tokens=80), job(3, "b", max_tokens=1))
+
+    batch, *_ = plan(backlog, [worker(capacity=tight, device=("a",))], 0.0)
+
+    assert numbers(batch) == [1]

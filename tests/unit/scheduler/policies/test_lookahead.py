@@ -20,7 +20,7 @@ def test_a_worker_keeps_what_it_will_need_and_drops_only_for_what_comes() -> Non
     [plan] = lookahead(backlog, [worker(device=("kept",), host=("x", "y"))], 0.0)
     nothing_comes = lookahead(backlog_of(job(2, "kept")), [worker(host=("kept", "x", "y"))], 0.0)
 
-    assert plan == AdapterPlan("w1", prefetch=("new", "kept"), drop=("x",))
+    assert plan == AdapterPlan("w1", prefetch=("kept", "new"), drop=("x",))
     assert nothing_comes == [AdapterPlan("w1", prefetch=("kept",))]
 
 
@@ -30,14 +30,20 @@ def test_what_is_in_use_is_never_dropped() -> None:
     assert plan == AdapterPlan("w1", prefetch=("new",))
 
 
-def test_an_adapter_with_more_jobs_than_its_worker_can_run_goes_to_another_one_too() -> None:
+def test_an_adapter_with_more_jobs_than_its_worker_soon_runs_goes_to_another_one_too() -> None:
     workers = [worker("w1", device=("hot",)), worker("w2")]
 
-    few = lookahead(backlog_of(*(job(n, "hot") for n in range(8))), workers, 0.0)
-    many = lookahead(backlog_of(*(job(n, "hot") for n in range(9))), workers, 0.0)
+    few = lookahead(backlog_of(*(job(n, "hot") for n in range(16))), workers, 0.0)
+    many = lookahead(backlog_of(*(job(n, "hot") for n in range(17))), workers, 0.0)
 
     assert few == [AdapterPlan("w1", prefetch=("hot",))]
     assert many == [AdapterPlan("w1", prefetch=("hot",)), AdapterPlan("w2", prefetch=("hot",))]
+
+
+def test_a_worker_with_enough_to_do_for_its_own_adapters_loads_no_other() -> None:
+    backlog = backlog_of(*(job(n, "own") for n in range(16)), job(99, "new"))
+
+    assert lookahead(backlog, [worker(device=("own",))], 0.0) == [AdapterPlan("w1", prefetch=("own",))]
 
 
 def test_a_worker_is_asked_for_nothing_that_it_cannot_run() -> None:
