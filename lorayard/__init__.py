@@ -9,6 +9,7 @@ from lorayard.contract.errors import (
     JobFailed,
     LorayardError,
     QueueFull,
+    QuotaExceeded,
     ResultExpired,
     ResultTimeout,
     Unavailable,
@@ -18,7 +19,7 @@ from lorayard.contract.errors import (
 )
 from lorayard.contract.job import JobSpec
 from lorayard.contract.request import GenerationRequest, Message
-from lorayard.contract.result import JobError, JobResult
+from lorayard.contract.result import JobError, JobProgress, JobResult
 from lorayard.contract.states import JobState
 from lorayard.contract.structured_outputs import StructuredOutputs
 
@@ -32,12 +33,14 @@ __all__ = [
     "JobError",
     "JobFailed",
     "JobHandle",
+    "JobProgress",
     "JobResult",
     "JobSpec",
     "JobState",
     "LorayardError",
     "Message",
     "QueueFull",
+    "QuotaExceeded",
     "ResultExpired",
     "ResultTimeout",
     "StreamEvent",

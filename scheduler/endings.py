@@ -45,7 +45,7 @@ class Endings:
 
     def _tell(self, ended: Sequence[FinishedJob]) -> None:
         for job in ended:
-            self.queue.backlog.take(job.job_id)
+            self.queue.take(job.job_id)
             self.deliveries.arrived([job.job_id])
             logger.info(
                 "job.ended",

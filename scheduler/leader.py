@@ -8,9 +8,11 @@ from functools import partial
 from typing import Final
 
 import structlog
+from sqlalchemy import Connection
 
 from db.errors import Deposed, ForeignLedger
 from db.judge import Fault, explain, fault_of, is_ledger_outage
+from db.records import LeasedRow, WorkerRow
 from db.repositories.backlog import BacklogRepository
 from db.repositories.leases import LeaseRepository
 from lorayard.process.restarts import RestartBudget
@@ -22,6 +24,7 @@ from scheduler.control import Control
 from scheduler.endings import Endings
 from scheduler.fleet import Fleet
 from scheduler.housekeeping import Housekeeping
+from scheduler.instructions import Instructions
 from scheduler.intake import Intake
 from scheduler.leader_context import LeaderContext
 from scheduler.outages import is_outage, is_passing, told
@@ -33,6 +36,7 @@ from scheduler.revokes import RevokeNode
 from scheduler.rounds import Rounds
 from scheduler.streams import LeaderStreams, StreamBatch
 from scheduler.term import TermKeeper
+from scheduler.worker_commands import WorkerCommands
 from scheduler.worker_events import WorkerEvents
 
 IDLE_BLOCK_MS: Final = 50
@@ -58,6 +62,7 @@ class PeriodicTasks:
     hearing: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5))
     reap: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.25))
     publish: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5))
+    commands: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5))
     reclaim: PeriodicTask = field(default_factory=lambda: PeriodicTask(2.0))
     publish_pool: PeriodicTask = field(default_factory=lambda: PeriodicTask(5.0))
     forget_departed: PeriodicTask = field(default_factory=lambda: PeriodicTask(5.0))
@@ -77,6 +82,7 @@ class Leader:
 
     context: LeaderContext
     keeper: TermKeeper
+    instructions: Instructions
     streams: LeaderStreams
     queue: QueueFeed
     fleet: Fleet
@@ -84,6 +90,7 @@ class Leader:
     control: Control
     events: WorkerEvents
     rounds: Rounds
+    commands: WorkerCommands
     endings: Endings
     reaper: Reaper
     publisher: AdmissionPublisher
@@ -140,9 +147,12 @@ class Leader:
         self.context.enter()
         self.streams.ensure_groups()
         pool = self.context.pool
-        ready, leased = self.context.transact(
-            lambda c: (LeaseRepository(c).ready_workers(pool), BacklogRepository(c).leased(pool))
-        )
+
+        def read(connection: Connection) -> tuple[list[WorkerRow], list[LeasedRow]]:
+            self.instructions.refresh(connection, is_urgent=True)
+            return LeaseRepository(connection).ready_workers(pool), BacklogRepository(connection).leased(pool)
+
+        ready, leased = self.context.transact(read)
         self.fleet.rebuild(ready, leased, self.clock())
         self.queue.restart()
         self.periodic = PeriodicTasks()
@@ -166,6 +176,8 @@ class Leader:
         self._part("queue", self.queue.fill)
         if self.clock() >= self.dispatch_from:
             self._part("dispatch", self._dispatch)
+            if self.periodic.commands.is_due(self.clock()):
+                self._part("commands", self.commands.send)
         self._part("endings", self.endings.end_put_aside)
         self._recurring(self.clock())
         if self.failure is not None:
@@ -197,7 +209,8 @@ class Leader:
 
     def _dispatch(self) -> None:
         self.has_dispatched = False
-        self.has_dispatched = self.rounds.run(self.clock())
+        if self.queue.is_plannable:
+            self.has_dispatched = self.rounds.run(self.clock())
 
     def _judge_hearing(self) -> None:
         for worker in self.fleet.ready():
