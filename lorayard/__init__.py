@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         JobFailed,
         LorayardError,
         QueueFull,
+        QuotaExceeded,
         ResultExpired,
         ResultTimeout,
         Unavailable,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     )
     from lorayard.contract.job import JobSpec
     from lorayard.contract.request import GenerationRequest, Message
-    from lorayard.contract.result import JobError, JobResult
+    from lorayard.contract.result import JobError, JobProgress, JobResult
     from lorayard.contract.states import JobState
     from lorayard.contract.structured_outputs import StructuredOutputs
 
@@ -42,12 +43,14 @@ __all__ = [
     "JobError",
     "JobFailed",
     "JobHandle",
+    "JobProgress",
     "JobResult",
     "JobSpec",
     "JobState",
     "LorayardError",
     "Message",
     "QueueFull",
+    "QuotaExceeded",
     "ResultExpired",
     "ResultTimeout",
     "StreamEvent",
@@ -69,12 +72,14 @@ _MODULE_OF = {
     "JobError": "lorayard.contract.result",
     "JobFailed": "lorayard.contract.errors",
     "JobHandle": "lorayard.client",
+    "JobProgress": "lorayard.contract.result",
     "JobResult": "lorayard.contract.result",
     "JobSpec": "lorayard.contract.job",
     "JobState": "lorayard.contract.states",
     "LorayardError": "lorayard.contract.errors",
     "Message": "lorayard.contract.request",
     "QueueFull": "lorayard.contract.errors",
+    "QuotaExceeded": "lorayard.contract.errors",
     "ResultExpired": "lorayard.contract.errors",
     "ResultTimeout": "lorayard.contract.errors",
     "StreamEvent": "lorayard.client",

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Final
 
 from db.records import NewJob
 from lorayard.contract.job import JobSpec
 from lorayard.contract.messages import JobEnvelope
 from lorayard.contract.pool import PoolInfo
+from lorayard.contract.request import BYTES_PER_TOKEN
 from lorayard.contract.result import JobError
 from scheduler.catalogue import Catalogue
-
-BYTES_PER_TOKEN: Final = 3.0
-"""English text takes about four with common vocabularies, code and other languages less."""
 
 
 def judge(

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from lorayard.contract.keys import POOLS_KEY
 from lorayard.contract.pool import PoolInfo
 from scheduler.catalogue import Catalogue
 from scheduler.catalogue_mirror import CatalogueMirror
-from scheduler.fleet import Fleet
+from scheduler.forecast import Forecast
+from scheduler.instructions import Instructions
 from scheduler.leader_context import LeaderContext
 from scheduler.queue_feed import QueueFeed
 from scheduler.settings import SchedulerSettings
-
-RETRY_SHARE: Final = 0.05
-"""Who met a full backlog is asked back when so much of it will have drained."""
-
-MIN_RETRY_S: Final = 1.0
-MAX_RETRY_S: Final = 60.0
 
 
 class AdmissionPublisher:
@@ -30,17 +24,17 @@ class AdmissionPublisher:
         settings: SchedulerSettings,
         info: PoolInfo,
         catalogue: Catalogue,
-        fleet: Fleet,
         queue: QueueFeed,
-        clock: Callable[[], float],
+        instructions: Instructions,
+        forecast: Forecast,
     ) -> None:
         self._context = context
         self._settings = settings
         self._info = info
         self._catalogue = catalogue
-        self._fleet = fleet
         self._queue = queue
-        self._clock = clock
+        self._instructions = instructions
+        self._forecast = forecast
         self._figures = context.script("publish_figures")
         self._mirror = CatalogueMirror(context)
         self._pool = context.script("publish_pool")
@@ -64,20 +58,27 @@ class AdmissionPublisher:
         """Publish the pool; a name that a former life of Redis forgot comes back with the next one."""
         self._pool([POOLS_KEY], [self._info.pool, self._info.model_dump_json()])
 
-    def retry_after_s(self) -> float:
-        """Predict when a full backlog will have room."""
-        rate = self._fleet.jobs_per_s(self._clock())
-        wanted = self._settings.max_backlog * RETRY_SHARE
-        return min(MAX_RETRY_S, max(MIN_RETRY_S, wanted / rate)) if rate > 0 else MIN_RETRY_S
-
     def _publish_figures(self) -> int:
-        settings = self._settings
+        settings, keys = self._settings, self._context.keys
         arguments: list[Any] = [
             max(0, settings.max_backlog - self._queue.depth()),
             settings.max_intake_entries,
             settings.max_intake_bytes,
-            f"{self.retry_after_s():.3f}",
+            f"{self._forecast.retry_after_s(settings.max_backlog):.3f}",
             self._context.items.num_put_aside.total(),
+            *self._quotas(),
         ]
-        (version,) = self._figures([self._context.keys.admission], arguments)
+        (version,) = self._figures([keys.admission, keys.quotas], arguments)
         return int(version)
+
+    def _quotas(self) -> list[Any]:
+        """Say what tenants with quotas may still submit, as `publish_figures.lua` takes it."""
+        quotas = self._instructions.quotas
+        depths = self._queue.depths([one.tenant for one in quotas if one.max_queued_jobs is not None])
+        words: list[Any] = []
+        for tenant, limit, tokens_per_s in quotas:
+            retry_s = self._forecast.tenant_retry_after_s(tenant, limit) if limit is not None else 0.0
+            room = "" if limit is None else max(0, limit - depths[tenant])
+            shown = ["" if limit is None else limit, room, f"{retry_s:.3f}", tokens_per_s or ""]
+            words += (tenant, " ".join(str(one) or "-" for one in shown))
+        return words

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 import structlog
@@ -14,10 +14,11 @@ from db.judge import reason_of
 from db.records import CancelOutcome, FinishedJob
 from db.repositories.jobs import JobRepository
 from db.repositories.results import fetch_finished
-from lorayard.contract.messages import Command, ControlMessage, JobReply
+from lorayard.contract.messages import PLACE_FIELD, Command, ControlMessage, JobReply
 from lorayard.server.replies import expired_reply, send_replies, state_reply
 from scheduler.endings import Endings
 from scheduler.fleet import Fleet
+from scheduler.forecast import Forecast
 from scheduler.leader_context import LeaderContext
 from scheduler.rejects import Reject, put_aside
 from scheduler.streams import LeaderStreams, StreamEntry
@@ -28,6 +29,13 @@ BLOCK_MESSAGES: Final = 100
 logger = structlog.get_logger(__name__)
 
 
+class Question(NamedTuple):
+    """What a client wants, and whether it wants to know of the job's place as well."""
+
+    message: ControlMessage
+    wants_place: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Control:
     """The control stream of one term; raises redis-py's errors, DatabaseUnavailable and Deposed."""
@@ -36,6 +44,7 @@ class Control:
     streams: LeaderStreams
     fleet: Fleet
     endings: Endings
+    forecast: Forecast
 
     def obey(self, entries: Sequence[StreamEntry]) -> None:
         """Do what clients ask, answer them, then acknowledge."""
@@ -47,7 +56,7 @@ class Control:
 
     def _obey_block(self, block: Sequence[StreamEntry]) -> None:
         """Answer all, then acknowledge; what is not acknowledged is read again."""
-        self._answer([message for entry in block if (message := _read(entry)) is not None])
+        self._answer([question for entry in block if (question := _read(entry)) is not None])
         self.streams.acknowledge(block)
 
     def _put_aside(self, entry: StreamEntry, error: Exception) -> None:
@@ -62,17 +71,28 @@ class Control:
         if job_ids:
             self._follow(self.context.transact(lambda connection: _cancel_all(connection, job_ids)))
 
-    def _answer(self, messages: Sequence[ControlMessage]) -> None:
+    def _answer(self, questions: Sequence[Question]) -> None:
+        messages = [question.message for question in questions]
         cancels = [message.job_id for message in messages if message.kind == "cancel"]
         self._cancel(cancels)
         asked = list(dict.fromkeys(message.job_id for message in messages if message.reply_to))
         known, left = self.context.transact(lambda connection: _look_up(connection, asked))
         answers = [
-            (m.reply_to, _answer_to(m, known.get(m.job_id), has_left=m.job_id in left))
-            for m in messages
-            if m.reply_to is not None
+            (
+                m.reply_to,
+                self._placed(question, _answer_to(m, known.get(m.job_id), has_left=m.job_id in left)),
+            )
+            for question in questions
+            if (m := question.message).reply_to is not None
         ]
         self.context.tell(lambda pipeline: send_replies(pipeline, answers))
+
+    def _placed(self, question: Question, reply: JobReply) -> JobReply:
+        """Say where an unfinished job stands, if that was asked for."""
+        if not question.wants_place or reply.state is None or reply.state.is_terminal:
+            return reply
+        place = self.forecast.place(reply.job_id)
+        return reply.model_copy(update={"queue_position": place.position, "eta_s": place.eta_s})
 
     def _follow(self, outcomes: Sequence[tuple[UUID, CancelOutcome]]) -> None:
         running: dict[str, list[UUID]] = {}
@@ -92,9 +112,9 @@ class Control:
         self.context.command_worker(incarnation, command)
 
 
-def _read(entry: StreamEntry) -> ControlMessage | None:
+def _read(entry: StreamEntry) -> Question | None:
     try:
-        return ControlMessage.from_entry(dict(entry.fields))
+        return Question(ControlMessage.from_entry(dict(entry.fields)), PLACE_FIELD in entry.fields)
     except ValueError as error:
         logger.warning("control.malformed", entry_id=entry.entry_id, error=str(error)[:300])
         return None

@@ -50,7 +50,7 @@ class Endings:
 
     def _tell(self, ended: Sequence[FinishedJob]) -> None:
         for job in ended:
-            self.queue.backlog.take(job.job_id)
+            self.queue.take(job.job_id)
             self.queue.fairness.settle(job.job_id, job.result.prompt_tokens, job.result.completion_tokens)
             self.deliveries.arrived([job.job_id])
             logger.info(

@@ -11,7 +11,7 @@ import structlog
 
 from db.records import LeasedRow, WorkerRow
 from scheduler.item_failures import ItemFailures
-from scheduler.policies import FleetOutlook, WorkerView
+from scheduler.policies import FleetOutlook, JobPace, WorkerView
 from scheduler.store_failures import StoreFailures
 from scheduler.worker_state import Outstanding, WorkerState
 
@@ -40,6 +40,7 @@ class Fleet:
         self._max_model_len = max_model_len
         self._overcommit_s = overcommit_s
         self._workers: dict[str, WorkerState] = {}
+        self.pace = JobPace()
         self.has_strangers = False
         """Somebody unknown has reported: look into the ledger soon."""
 
@@ -72,7 +73,9 @@ class Fleet:
 
     def _take_in(self, row: WorkerRow) -> None:
         if row.incarnation not in self._workers:
-            self._workers[row.incarnation] = WorkerState(row.incarnation, row.hostname, row.limits, row.store)
+            self._workers[row.incarnation] = WorkerState(
+                row.incarnation, row.hostname, row.limits, row.store, pace=self.pace
+            )
             logger.info("worker.joined", incarnation=row.incarnation, hostname=row.hostname)
         self._workers[row.incarnation].note_canary(row.canary)
 
@@ -145,10 +148,22 @@ class Fleet:
         """Name the jobs in all workers' hands."""
         return {job_id for worker in self._workers.values() for job_id in worker.outstanding}
 
+    def outstanding_job(self, job_id: UUID) -> Outstanding | None:
+        """Find a job in some worker's hand."""
+        found = (worker.outstanding.get(job_id) for worker in self._workers.values())
+        return next((job for job in found if job is not None), None)
+
     def drop(self, incarnation: str) -> WorkerState | None:
         """Forget a worker that has left or is lost."""
         return self._workers.pop(incarnation, None)
 
-    def jobs_per_s(self, now: float) -> float:
-        """Tell how many jobs all workers end in a second."""
-        return sum(worker.rate.per_s(now) for worker in self._workers.values())
+    @property
+    def num_outstanding(self) -> int:
+        """Count the jobs in workers' hands."""
+        return sum(len(worker.outstanding) for worker in self._workers.values())
+
+    def tokens_per_s(self) -> float | None:
+        """Tell how many tokens all workers do in a second; None if no job has ended, or none is running."""
+        if self.pace.tokens_per_s is None:
+            return None
+        return self.pace.tokens_per_s * self.num_outstanding or None

@@ -8,9 +8,11 @@ from functools import partial
 from typing import Final
 
 import structlog
+from sqlalchemy import Connection
 
 from db.errors import Deposed, ForeignLedger
 from db.judge import Fault, explain, fault_of, is_ledger_outage
+from db.records import LeasedRow, WorkerRow
 from db.repositories.backlog import BacklogRepository
 from db.repositories.leases import LeaseRepository
 from lorayard.process.restarts import RestartBudget
@@ -22,6 +24,7 @@ from scheduler.control import Control
 from scheduler.endings import Endings
 from scheduler.fleet import Fleet
 from scheduler.housekeeping import Housekeeping
+from scheduler.instructions import Instructions
 from scheduler.intake import Intake
 from scheduler.leader_context import LeaderContext
 from scheduler.outages import is_outage, is_passing, told
@@ -34,6 +37,7 @@ from scheduler.rounds import Rounds
 from scheduler.shares import Shares
 from scheduler.streams import LeaderStreams, StreamBatch
 from scheduler.term import TermKeeper
+from scheduler.worker_commands import WorkerCommands
 from scheduler.worker_events import WorkerEvents
 
 IDLE_BLOCK_MS: Final = 500
@@ -63,6 +67,7 @@ class PeriodicTasks:
     hearing: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5, IDLE_PERIOD_S))
     reap: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.25, IDLE_PERIOD_S))
     publish: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5, IDLE_PERIOD_S))
+    commands: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5))
     reclaim: PeriodicTask = field(default_factory=lambda: PeriodicTask(2.0))
     publish_pool: PeriodicTask = field(default_factory=lambda: PeriodicTask(5.0))
     shares: PeriodicTask = field(default_factory=lambda: PeriodicTask(5.0))
@@ -83,6 +88,7 @@ class Leader:
 
     context: LeaderContext
     keeper: TermKeeper
+    instructions: Instructions
     streams: LeaderStreams
     queue: QueueFeed
     fleet: Fleet
@@ -91,6 +97,7 @@ class Leader:
     events: WorkerEvents
     shares: Shares
     rounds: Rounds
+    commands: WorkerCommands
     endings: Endings
     reaper: Reaper
     publisher: AdmissionPublisher
@@ -147,9 +154,12 @@ class Leader:
         self.context.enter()
         self.streams.ensure_groups()
         pool = self.context.pool
-        ready, leased = self.context.transact(
-            lambda c: (LeaseRepository(c).ready_workers(pool), BacklogRepository(c).leased(pool))
-        )
+
+        def read(connection: Connection) -> tuple[list[WorkerRow], list[LeasedRow]]:
+            self.instructions.refresh(connection, is_urgent=True)
+            return LeaseRepository(connection).ready_workers(pool), BacklogRepository(connection).leased(pool)
+
+        ready, leased = self.context.transact(read)
         self.fleet.rebuild(ready, leased, self.clock())
         self.queue.restart()
         self.context.transact(lambda connection: self.shares.restore(connection, leased))
@@ -185,6 +195,8 @@ class Leader:
         self._part("queue", self.queue.fill)
         if self.clock() >= self.dispatch_from:
             self._part("dispatch", self._dispatch)
+            if self.periodic.commands.is_due(self.clock()):
+                self._part("commands", self.commands.send)
         self._part("endings", self.endings.end_put_aside)
         self._part("endings", self.endings.end_hopeless)
         self._recurring(self.clock())
@@ -223,7 +235,8 @@ class Leader:
 
     def _dispatch(self) -> None:
         self.has_dispatched = False
-        self.has_dispatched = self.rounds.run(self.clock())
+        if self.queue.is_plannable:
+            self.has_dispatched = self.rounds.run(self.clock())
 
     def _judge_hearing(self) -> None:
         for worker in self.fleet.ready():

@@ -33,12 +33,14 @@ from scheduler.dispatch import Dispatcher
 from scheduler.endings import Endings
 from scheduler.fleet import Fleet
 from scheduler.flower_reporter import FlowerReporter
+from scheduler.forecast import Forecast
 from scheduler.housekeeping import Housekeeping
+from scheduler.instructions import Instructions
 from scheduler.intake import Intake
 from scheduler.item_failures import ItemFailures
 from scheduler.leader import Leader
 from scheduler.leader_context import LeaderContext
-from scheduler.policies import PolicyConfig
+from scheduler.policies import PolicyConfig, lookahead
 from scheduler.quarantine import Quarantine
 from scheduler.queue_feed import QueueFeed
 from scheduler.reaper import Reaper
@@ -51,6 +53,7 @@ from scheduler.store_failures import StoreFailures
 from scheduler.streams import LeaderStreams
 from scheduler.tenancy import Tenancy
 from scheduler.term import TermKeeper
+from scheduler.worker_commands import WorkerCommands
 from scheduler.worker_events import WorkerEvents
 
 FOLLOWER_POLL_S: Final = 0.25
@@ -170,7 +173,7 @@ class Scheduler:
             info.pool, keeper.term, keeper.ledger, self._database, self._redis, items=items
         )
         streams = LeaderStreams(context)
-        catalogue = Catalogue(info.pool)
+        catalogue, instructions = Catalogue(info.pool), Instructions(info.pool, clock)
         failures = StoreFailures(settings.adapter_pause_s)
         fleet = Fleet(
             items,
@@ -186,8 +189,9 @@ class Scheduler:
             starvation_s=(bound_s / 2, bound_s, bound_s * 3),
             grouping_window=settings.grouping_window,
         )
-        queue = QueueFeed(context, catalogue, clock, policy)
+        queue = QueueFeed(context, catalogue, instructions, clock, policy)
         shares = Shares(context, queue, fleet)
+        forecast = Forecast(fleet, queue, instructions, clock)
         deliveries = Deliveries()
         dispatcher = Dispatcher(
             context,
@@ -205,25 +209,28 @@ class Scheduler:
         return Leader(
             context=context,
             keeper=keeper,
+            instructions=instructions,
             streams=streams,
             queue=queue,
             fleet=fleet,
             intake=Intake(context, streams, catalogue, self._tenancy, info, self._flower, shares),
-            control=Control(context, streams, fleet, endings),
+            control=Control(context, streams, fleet, endings, forecast),
             events=events,
             shares=shares,
             rounds=Rounds(items, queue, fleet, dispatcher),
+            commands=WorkerCommands(context, catalogue, instructions, fleet, queue, lookahead, clock),
             endings=endings,
             reaper=Reaper(
                 context,
                 catalogue,
+                instructions,
                 fleet,
                 events,
                 quarantine,
                 endings,
                 may_reap=lambda: keeper.contact_s() >= settings.worker_lease_s,
             ),
-            publisher=AdmissionPublisher(context, settings, info, catalogue, fleet, queue, clock),
+            publisher=AdmissionPublisher(context, settings, info, catalogue, queue, instructions, forecast),
             housekeeping=Housekeeping(context),
             retention=Retention(context, retention_s, settings.key_days * 86_400),
             collector=AdapterCollector(context, settings.adapter_store, retention_s),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Final
 from uuid import UUID
@@ -14,6 +15,7 @@ from db.repositories.backlog import BacklogRepository
 from db.repositories.jobs import JobRepository
 from lorayard.contract.job import PRIORITIES
 from scheduler.catalogue import Catalogue
+from scheduler.instructions import Instructions
 from scheduler.leader_context import LeaderContext
 from scheduler.policies import Backlog, Fairness, PendingJob, PolicyConfig
 
@@ -35,10 +37,13 @@ class QueueFeed:
         self,
         context: LeaderContext,
         catalogue: Catalogue,
+        instructions: Instructions,
         clock: Callable[[], float],
         policy: PolicyConfig | None = None,
     ) -> None:
         self._policy = policy or PolicyConfig()
+        self._instructions = instructions
+        self._heeded = instructions.pauses
         self._context = context
         self._catalogue = catalogue
         self._clock = clock
@@ -46,6 +51,8 @@ class QueueFeed:
         self._failed: list[UUID] = []
         self._put_aside: list[UUID] = []
         self._is_short = False
+        self._paused: dict[UUID, str] = {}
+        """Queued jobs of paused tenants and adapters, each with its tenant: they are planned by nobody."""
         self.has_more = True
         """The ledger may hold queued jobs beyond the cursor."""
         self.fairness = Fairness(window=self._policy.grouping_window)
@@ -54,12 +61,33 @@ class QueueFeed:
     def restart(self) -> None:
         """Forget everything and read the ledger from the start."""
         self._cursor, self._is_short, self.has_more = 0, False, True
+        self._heeded = self._instructions.pauses
+        self._paused.clear()
         outlook = self.backlog.outlook
         self.backlog = Backlog(self._policy, self.fairness)
         self.backlog.outlook = outlook
 
+    def __contains__(self, job_id: UUID) -> bool:
+        return job_id in self.backlog or job_id in self._paused
+
+    @property
+    def is_plannable(self) -> bool:
+        """Whether jobs may be given to workers: the pool is not paused, and what else is, is set apart."""
+        pauses = self._instructions.pauses
+        return not pauses.pool and pauses.sets_apart_as(self._heeded)
+
+    def take(self, job_id: UUID) -> None:
+        """Let a job wait no more, because it has ended."""
+        self.backlog.take(job_id)
+        self._paused.pop(job_id, None)
+
     def fill(self) -> None:
-        """Read the next window of queued jobs, if there may be one and there is room."""
+        """Read the next window of queued jobs, if there may be one and there is room.
+
+        All are read anew if others than before are paused.
+        """
+        if not self._instructions.pauses.sets_apart_as(self._heeded):
+            self.restart()
         self.retry_failed()
         if not self.has_more or len(self.backlog) >= MAX_JOBS_IN_MEMORY:
             return
@@ -79,7 +107,7 @@ class QueueFeed:
         """
         if self.has_more:
             return
-        num_missing = self.depth_in_ledger() - len(self.backlog)
+        num_missing = self.depth_in_ledger() - self._depth_here()
         if num_missing > 0 and self._is_short:
             logger.warning("backlog.short", missing=num_missing)
             self.restart()
@@ -96,7 +124,21 @@ class QueueFeed:
 
     def depth(self) -> int:
         """Count the queued jobs, those beyond the cursor included."""
-        return self.depth_in_ledger() if self.has_more else len(self.backlog)
+        return self.depth_in_ledger() if self.has_more else self._depth_here()
+
+    def depths(self, tenants: Collection[str]) -> dict[str, int]:
+        """Count the queued jobs of some tenants, those beyond the cursor and paused ones included."""
+        if not tenants:
+            return {}
+        if self.has_more:
+            pool = self._context.pool
+            found = self._context.transact(lambda c: BacklogRepository(c).queued_of(pool, tenants))
+            return {tenant: found.get(tenant, 0) for tenant in tenants}
+        paused = Counter(self._paused.values())
+        return {tenant: self.backlog.order.queued(tenant).jobs + paused[tenant] for tenant in tenants}
+
+    def _depth_here(self) -> int:
+        return len(self.backlog) + len(self._paused)
 
     def depth_in_ledger(self) -> int:
         """Count the queued jobs in the ledger, where every admission is."""
@@ -118,10 +160,10 @@ class QueueFeed:
 
     def _add(self, rows: Sequence[PendingRow]) -> int:
         now = self._clock()
-        before = len(self.backlog)
+        before = self._depth_here()
         for row in rows:
             self._add_guarded(row, now)
-        return len(self.backlog) - before
+        return self._depth_here() - before
 
     def _add_guarded(self, row: PendingRow, now: float) -> None:
         items, name = self._context.items, str(row.job_id)
@@ -134,7 +176,10 @@ class QueueFeed:
             self._failed.append(row.job_id)
 
     def _add_one(self, row: PendingRow, now: float) -> None:
-        self.backlog.add(self._pending(row, now))
+        if self._instructions.pauses.holds(row.tenant, row.adapter):
+            self._paused[row.job_id] = row.tenant
+        else:
+            self.backlog.add(self._pending(row, now))
 
     def _pending(self, row: PendingRow, now: float) -> PendingJob:
         return PendingJob(

@@ -19,6 +19,7 @@ from lorayard.contract.keys import worker_queue
 from scheduler.catalogue import Catalogue
 from scheduler.endings import Endings
 from scheduler.fleet import Fleet
+from scheduler.instructions import Instructions
 from scheduler.leader_context import LeaderContext
 from scheduler.quarantine import Quarantine
 from scheduler.worker_events import WorkerEvents
@@ -47,6 +48,7 @@ class Reaper:
 
     context: LeaderContext
     catalogue: Catalogue
+    instructions: Instructions
     fleet: Fleet
     events: WorkerEvents
     quarantine: Quarantine
@@ -78,6 +80,7 @@ class Reaper:
         pool = self.context.pool
         leases = LeaseRepository(connection)
         self.catalogue.refresh(connection)
+        self.instructions.refresh(connection)
         return Round(
             expired=JobRepository(connection).expire_due(pool, MAX_EXPIRED),
             ready=leases.ready_workers(pool),

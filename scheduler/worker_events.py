@@ -122,7 +122,7 @@ class WorkerEvents:
 
     def _is_unlisted(self, job_id: UUID) -> bool:
         """Whether a job waits, or is on its way: no worker has listed it since."""
-        return job_id in self.queue.backlog or self.fleet.is_on_its_way(job_id)
+        return job_id in self.queue or self.fleet.is_on_its_way(job_id)
 
     def _release(
         self, worker: WorkerState, missing: Sequence[JobAttempt], given_up: Sequence[UUID] = ()

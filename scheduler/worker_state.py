@@ -15,7 +15,7 @@ from lorayard.contract.messages import EndedJob, HeldJob, Residency
 from lorayard.contract.states import JobState
 from scheduler.deliveries import FIRST_PATIENCE_S
 from scheduler.hearing import Hearing, Missing, Unlisted
-from scheduler.policies import ServiceRate, WorkerCapacity, WorkerView, target_seqs
+from scheduler.policies import JobPace, ServiceRate, WorkerCapacity, WorkerView, target_seqs
 
 MISSES: Final = 2
 
@@ -41,6 +41,9 @@ class Outstanding:
     """Taken over from the ledger: nobody knows whether its message went out."""
     was_listed: bool = False
     misses: int = 0
+    waits_there: bool = False
+    """Listed, and not begun by then."""
+    is_recalled: bool = False
 
 
 @dataclass(slots=True)
@@ -65,7 +68,13 @@ class WorkerState:
     """It has told the whole of it once: from then on what is new there was loaded."""
     fastest_start_s: float | None = None
     """From dispatch to a first token, at the least; None until a job has ended here."""
+    full_at: int | None = None
+    """So many adapters it had when it gave one up; None if it never had to."""
     rate: ServiceRate = field(default_factory=ServiceRate)
+    pace: JobPace = field(default_factory=JobPace)
+    """That of all workers."""
+    no_lead_until: float = float("-inf")
+    """Before this it gets no work ahead: what it had of that, others were idle for."""
     hearing: Hearing = field(default_factory=Hearing)
     _revisions: Counter[str] = field(default_factory=Counter)
     _tokens: int = 0
@@ -105,6 +114,8 @@ class WorkerState:
         for job in ended:
             if (held := self.outstanding.get(job.job_id)) and held.attempt == job.attempt:
                 self.hearing.heard(held.message)
+                if job.state is JobState.SUCCEEDED:
+                    self.pace.observe(held.tokens, now - held.dispatched_at, now)
         self._learn_start(ended, now)
         num_ended = sum(self.take_back(JobAttempt(job.job_id, job.attempt)) for job in ended)
         self.has_ended |= any(job.state is JobState.SUCCEEDED for job in ended)
@@ -125,12 +136,13 @@ class WorkerState:
 
     def reconcile(self, held: Iterable[HeldJob], now: float) -> list[JobAttempt]:
         """Compare with the worker's own list; returns what it held before and has let go of."""
-        listed = {(job.job_id, job.attempt) for job in held}
+        listed = {(job.job_id, job.attempt): job.running for job in held}
         self.hearing.listed(now)
         let_go = []
         for job_id, job in self.outstanding.items():
             if (job_id, job.attempt) in listed:
                 job.was_listed, job.misses = True, 0
+                job.waits_there = not listed[job_id, job.attempt]
                 self.hearing.heard(job.message)
             elif job.was_listed:
                 job.misses += 1
@@ -185,8 +197,14 @@ class WorkerState:
             self.host.discard(place.revision)
             if place.tier != "none":
                 (self.device if place.tier == "device" else self.host).add(place.revision)
+        if before - self.loaded:
+            self.full_at = max(self.full_at or 0, len(before))
         is_known, self.knows_residency = self.knows_residency, self.knows_residency or is_whole
         return self.loaded - before if is_known else set()
+
+    def num_too_many(self, num_new: int) -> int:
+        """Tell how many adapters must go for so many new ones, as far as it has been seen to be full."""
+        return 0 if self.full_at is None else max(0, len(self.loaded) + num_new - self.full_at)
 
     def can_load(self, rank: int) -> bool:
         """Whether it would read an adapter of this rank if it were given a job of it."""
@@ -204,6 +222,7 @@ class WorkerState:
         `cooling` is what its store is not asked for; what it has in memory it can run all the same.
         """
         limits, canary = self.limits, None if self.has_ended else self.canary
+        lead_s = 0.0 if now < self.no_lead_until else overcommit_s
         return WorkerView(
             incarnation=self.incarnation,
             capacity=WorkerCapacity(
@@ -213,7 +232,7 @@ class WorkerState:
                 max_loras=limits.max_loras,
                 max_lora_rank=limits.max_lora_rank,
             ),
-            target_seqs=target_seqs(limits.max_num_seqs, self.rate.per_s(now), overcommit_s),
+            target_seqs=target_seqs(limits.max_num_seqs, self.rate.per_s(now), lead_s),
             num_outstanding=len(self.outstanding),
             outstanding_tokens=self._tokens,
             outstanding_revisions=dict(self._revisions),

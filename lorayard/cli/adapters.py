@@ -17,7 +17,7 @@ app = typer.Typer(help="Add, list and remove adapters.", no_args_is_help=True)
 _Settings = TypeVar("_Settings", bound=PoolSettings)
 
 
-_Model = Annotated[
+ModelOption = Annotated[
     Path | None,
     typer.Option(
         "--model",
@@ -45,13 +45,13 @@ def add(
             help="Make LORAYARD_ADAPTER_STORE a store, although the pool has adapters in another one.",
         ),
     ] = False,
-    model: _Model = None,
+    model: ModelOption = None,
 ) -> None:
     """Check adapters against the base model, keep copies and serve them; a known name gets a new revision.
 
     All are checked before the first is added. Where several pools fit, --model is required.
     """
-    settings = _of_model(StoreSettings, model)
+    settings = settings_of(StoreSettings, model)
     adapters = [(name, path), *_pairs(more or [])]
     from lorayard.cli.adapter_store import AdapterStore, add_adapters, fitting_pool
 
@@ -71,14 +71,14 @@ def add(
 @app.command("list")
 def list_adapters(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
-    model: _Model = None,
+    model: ModelOption = None,
 ) -> None:
     """List adapters, of all pools or of one: name, state, pool, model, rank, size, revision, warnings.
 
     One that a store could not give a moment ago is `cooling`: workers with other stores run its jobs, which
     else wait. One that no worker can load is `quarantined`, and tried again each minute.
     """
-    settings = _of_model(PoolSettings, model)
+    settings = settings_of(PoolSettings, model)
     from lorayard.cli.pools import listed_adapters
 
     with open_ledger(settings) as database:
@@ -99,9 +99,11 @@ def list_adapters(
 
 
 @app.command("remove")
-def remove(name: Annotated[str, typer.Argument(help="The adapter's name.")], model: _Model = None) -> None:
+def remove(
+    name: Annotated[str, typer.Argument(help="The adapter's name.")], model: ModelOption = None
+) -> None:
     """Serve an adapter no longer; jobs admitted before still run."""
-    settings = _of_model(PoolSettings, model)
+    settings = settings_of(PoolSettings, model)
     from db.repositories.adapters import AdapterRepository
     from lorayard.cli.pools import pool_of_adapter
 
@@ -114,7 +116,8 @@ def remove(name: Annotated[str, typer.Argument(help="The adapter's name.")], mod
     typer.echo(f"{name} is removed")
 
 
-def _of_model(settings: type[_Settings], model: Path | None) -> _Settings:
+def settings_of(settings: type[_Settings], model: Path | None) -> _Settings:
+    """Read settings from the environment, with the model that an option names in the place of theirs."""
     return settings() if model is None else settings(model=model)
 
 

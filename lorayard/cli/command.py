@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
-from lorayard.cli import adapters, jobs, ledger, submit, up, usage, webhooks, workers
+from lorayard.cli import adapters, jobs, ledger, queue, submit, tenants, up, usage, webhooks, workers
 from lorayard.cli.output import printable
 from lorayard.cli.plain_errors import plain_message
 from lorayard.process.variables import unknown_variables
@@ -24,7 +24,11 @@ app.command("up")(up.up)
 app.command("submit")(submit.submit)
 app.command("jobs")(jobs.jobs)
 app.command("usage")(usage.usage)
-app.command("workers")(workers.workers)
+app.command("queue")(queue.queue)
+app.add_typer(queue.pause, name="pause")
+app.add_typer(queue.resume, name="resume")
+app.add_typer(workers.app, name="workers")
+app.add_typer(tenants.app, name="tenants")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(webhooks.app, name="webhooks")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
-from pydantic import TypeAdapter, ValidationError
 
 from lorayard.cli.ledger import open_ledger
 from lorayard.cli.output import counted, show_rows
+from lorayard.cli.tenants import check_known, check_name
 from lorayard.contract.errors import LorayardError
-from lorayard.contract.job import Name
 
 if TYPE_CHECKING:
     from db import Database
@@ -83,7 +81,7 @@ def webhook_secrets(
     from db.secrets import SecretBox
     from db.settings import SecretSettings
 
-    _check_name(tenant)
+    check_name(tenant)
     try:
         box = SecretBox(SecretSettings().keys)
     except ValueError as error:
@@ -91,7 +89,7 @@ def webhook_secrets(
     with database.transaction() as connection:
         tenants = TenantRepository(connection)
         if not new:
-            _check_known(tenant, [row.name for row in tenants.all()])
+            check_known(tenant, [row.name for row in tenants.all()])
         is_new = not tenants.webhook_secrets(tenant)
         tenants.ensure(tenant, box.seal_new)
         if rotate and not is_new:
@@ -99,26 +97,3 @@ def webhook_secrets(
         if end_rotation:
             tenants.drop_previous_secret(tenant)
         return [box.decrypt(sealed) for sealed in tenants.webhook_secrets(tenant)]
-
-
-def _check_name(tenant: str) -> None:
-    """Refuse what no job can have as its tenant."""
-    try:
-        TypeAdapter(Name).validate_python(tenant)
-    except ValidationError as error:
-        raise LorayardError(
-            f"tenant {tenant!r} is not a valid name: use 1 to 200 letters, digits and . _ : / @ + -, "
-            "beginning with a letter, a digit or an underscore"
-        ) from error
-
-
-def _check_known(tenant: str, known: list[str]) -> None:
-    """Refuse a tenant that nobody has entered: most likely it is mistyped."""
-    if tenant in known:
-        return
-    near = get_close_matches(tenant, known, n=3)
-    meant = f"the nearest is {' or '.join(map(repr, near))}" if near else "no name is near it"
-    raise LorayardError(
-        f"there is no tenant {tenant!r}, {meant} of {len(known)} known: give a known one, or --new to enter "
-        "this one"
-    )

@@ -1,4 +1,4 @@
-"""`lorayard workers`: who serves, and on what."""
+"""`lorayard workers`: who serves, and on what; and how one is sent away."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from lorayard.cli.ledger import open_ledger
 from lorayard.cli.output import counted, show_rows
+from lorayard.contract.errors import LorayardError
 
 if TYPE_CHECKING:
     from db.records import StoreFailureRow, WorkerRow
@@ -18,8 +19,17 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def workers(as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False) -> None:
+app = typer.Typer(help="Who serves, and on what.")
+
+
+@app.callback(invoke_without_command=True)
+def workers(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+) -> None:
     """List the workers of all pools that have neither left nor been given up."""
+    if context.invoked_subcommand is not None:
+        return
     with open_ledger() as database:
         from db.repositories.store_failures import StoreFailureRepository
         from db.repositories.workers import WorkerRepository
@@ -33,6 +43,34 @@ def workers(as_json: Annotated[bool, typer.Option("--json", help="Print JSON lin
         as_json=as_json,
         none="no worker is registered: `lorayard up` or `python -m workers` starts some",
     )
+
+
+@app.command("drain")
+def drain(
+    name: Annotated[str, typer.Argument(help="As `lorayard workers` shows it, or the first letters of it.")],
+) -> None:
+    """Have a worker take no more jobs, finish or give back what it holds, and end."""
+    with open_ledger() as database:
+        from db.repositories.workers import WorkerRepository
+
+        worker = named_worker(database.run(lambda connection: WorkerRepository(connection).listed()), name)
+        if not database.run(lambda c: WorkerRepository(c).set_state(worker.incarnation, "draining")):
+            raise LorayardError(f"worker {worker.hostname} has left meanwhile: there is nothing to drain")
+    typer.echo(f"{worker.hostname} takes no more jobs, and ends once it holds none")
+
+
+def named_worker(listed: Sequence[WorkerRow], name: str) -> WorkerRow:
+    """Find the one worker that is meant; raises LorayardError for none, several, and one that has no jobs."""
+    exact = [row for row in listed if name in (row.hostname, row.incarnation)]
+    found = exact or [row for row in listed if row.hostname.startswith(name)]
+    if not found:
+        raise LorayardError(f"no worker is named {name!r}: `lorayard workers` shows those that there are")
+    if len(found) > 1:
+        names = ", ".join(row.hostname for row in found)
+        raise LorayardError(f"{name!r} may be several workers, say which one: {names}")
+    if found[0].state == "unhealthy":
+        raise LorayardError(f"worker {found[0].hostname} is unhealthy and has no jobs: end its process")
+    return found[0]
 
 
 def _shown(row: WorkerRow, failures: Sequence[StoreFailureRow]) -> dict[str, Any]:

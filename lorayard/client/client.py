@@ -93,8 +93,9 @@ class Client:
         `regex`, `choice` and `grammar`.
 
         `confirm="stream"` returns once Redis has it, `"ledger"` once Postgres has. Raises InvalidJob,
-        UnknownAdapter, UnknownPool, QueueFull, Unavailable, and with `"ledger"` IdempotencyConflict,
-        ResultExpired and ResultTimeout; without it the first two of these are raised by `result`.
+        UnknownAdapter, UnknownPool, QueueFull (QuotaExceeded if it is only this tenant's), Unavailable, and
+        with `"ledger"` IdempotencyConflict, ResultExpired and ResultTimeout; without it the first two of
+        these are raised by `result`.
         """
         given = {"prompt": prompt, **fields}
         set_fields = {name: value for name, value in given.items() if value is not None}
@@ -165,7 +166,7 @@ class Client:
         body = envelope.to_body()
         if len(body) > MAX_JOB_BYTES:
             raise InvalidJob(f"the job has {len(body)} bytes as JSON, at most {MAX_JOB_BYTES}: shorten it")
-        return _Ready(envelope, pool.pool, IntakeEntry(spec.priority, body))
+        return _Ready(envelope, pool.pool, IntakeEntry(spec.priority, body, spec.tenant, spec.est_tokens))
 
     def _send(self, chunk: Sequence[_Ready], handles: list[JobHandle]) -> None:
         """Append a chunk of one pool; handles of what went in are added before a refusal is raised."""

@@ -12,7 +12,7 @@ from lorayard.client.session import Session
 from lorayard.client.stream import StreamEvent, TokenStream
 from lorayard.client.tracked_job import TrackedJob
 from lorayard.contract.errors import IdempotencyConflict, JobFailed, ResultExpired, ResultTimeout, UnknownJob
-from lorayard.contract.result import JobResult
+from lorayard.contract.result import JobProgress, JobResult
 from lorayard.contract.states import JobState
 
 _NO_VERDICT = "may be another submission's: the ledger has not judged this one"
@@ -95,16 +95,19 @@ class JobHandle:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         yield from tokens.rest(self.result(left))
 
-    def status(self) -> JobState:
-        """Ask for the job's state; raises ResultTimeout if no scheduler answers within the timeout.
+    def status(self) -> JobProgress:
+        """Ask for the job's state, its place in the queue and when its end is foreseen.
 
-        Also raises IdempotencyConflict, ResultExpired and UnknownJob, as `result` does.
+        Raises ResultTimeout if no scheduler answers within the timeout, and IdempotencyConflict,
+        ResultExpired and UnknownJob, as `result` does.
         """
         if self._tracked.result is None or not self._has_verdict():
+            self._session.tracker.forget_place(self._tracked)
             self._ask("lookup")
-        # What the ledger has not judged waits in the intake; a state heard by then is another submission's.
-        known = self._tracked.state if self._has_verdict() else None
-        return known or JobState.QUEUED
+        if not self._has_verdict():
+            # It waits in the intake; what was heard by then is of another submission.
+            return JobProgress(JobState.QUEUED)
+        return self._session.tracker.progress(self._tracked)
 
     def cancel(self) -> JobState:
         """Ask for the job's end; returns the state found, the final one if the job has ended.
@@ -146,7 +149,7 @@ class JobHandle:
 
     def _ask(self, kind: Literal["cancel", "lookup"]) -> JobState:
         before = self._tracked.replies
-        request_id = self._session.ask(kind, self._tracked)
+        request_id = self._session.ask(kind, self._tracked, wants_place=kind == "lookup")
         try:
             self._wait(lambda: self._has_answer(request_id), self._session.timeout_s, "got no answer")
         except ResultTimeout:

@@ -52,11 +52,13 @@ class Session:
         self.check_usable()
         self.listener.start()
 
-    def ask(self, kind: Literal["cancel", "lookup"], tracked: TrackedJob) -> UUID:
+    def ask(
+        self, kind: Literal["cancel", "lookup"], tracked: TrackedJob, *, wants_place: bool = False
+    ) -> UUID:
         """Send one question now and return its id; raises Unavailable, UnknownPool."""
         self.listen()
         with self.link.reaching(sends=True):
-            return self._control.ask(self.link.commands, kind, [tracked])[0]
+            return self._control.ask(self.link.commands, kind, [tracked], wants_place=wants_place)[0]
 
     def raise_if_deaf(self) -> None:
         """Raise if no reply can come any more."""

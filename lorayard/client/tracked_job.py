@@ -43,6 +43,9 @@ class TrackedJob:
     lost: bool = False
     replies: int = 0
     omitted: int = 0
+    # Where it stood when that was told last; None is not known.
+    queue_position: int | None = None
+    eta_s: float | None = None
     # Where it went, when this process submitted it.
     place: IntakePlace | None = None
     # Submissions under a key of which the ledger has not said yet whether they are this job. Under a key the
@@ -118,6 +121,8 @@ class TrackedJob:
         if self.result is None:
             self.state = state
             self._take_result(state, reply)
+        if reply.queue_position is not None or reply.eta_s is not None:
+            self.queue_position, self.eta_s = reply.queue_position, reply.eta_s
         if not self.unconfirmed:
             self._is_accounted_for()
         elif self.asked_when_gone is not None and self.replies_since_gone >= REPLIES_WITHOUT_CONFLICT:

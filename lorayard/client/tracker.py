@@ -11,6 +11,8 @@ from weakref import WeakValueDictionary
 
 from lorayard.client.tracked_job import FIRST_SILENCE_S, MAX_SILENCE_S, IntakePlace, TrackedJob
 from lorayard.contract.messages import JobEnvelope, JobReply
+from lorayard.contract.result import JobProgress
+from lorayard.contract.states import JobState
 
 Wake = Callable[[], None]
 
@@ -130,6 +132,19 @@ class JobTracker:
             job.asked += 1
             job.pending.add(request_id)
         return request_id
+
+    def forget_place(self, job: TrackedJob) -> None:
+        """Know no more where a job stood, because that is about to be asked."""
+        with self._lock:
+            job.queue_position = job.eta_s = None
+
+    def progress(self, job: TrackedJob) -> JobProgress:
+        """Tell how far a job has come, as far as it was told; one that waits in the intake is queued."""
+        with self._lock:
+            state = job.result.state if job.result else job.state or JobState.QUEUED
+            if state.is_terminal:
+                return JobProgress(state)
+            return JobProgress(state, job.queue_position, job.eta_s)
 
     def forget_question(self, job: TrackedJob, request_id: UUID) -> None:
         """Wait no longer for the answer to a question."""

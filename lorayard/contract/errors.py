@@ -9,6 +9,7 @@ LorayardError
 ├── IdempotencyConflict   the key was used before with another payload, or for a job of another pool
 ├── ResultExpired         the job ended so long ago that the ledger only remembers its key
 ├── QueueFull             the backlog is at its bound; carries retry_after_s
+│   └── QuotaExceeded         a tenant has submitted as much as it may for now
 ├── JobFailed             the job ended in a state other than succeeded; carries the result
 ├── ResultTimeout         no terminal state within the time asked for (also a TimeoutError)
 ├── Unavailable           Redis cannot be reached (also a ConnectionError)
@@ -81,6 +82,14 @@ class QueueFull(LorayardError):
 
         A handle belongs to its process: where this error was sent to another one, there are their ids.
         """
+
+
+class QuotaExceeded(QueueFull):
+    """A tenant has as many jobs queued, or submitted as many tokens, as it may: others' jobs go in."""
+
+    def __init__(self, message: str, retry_after_s: float, tenant: str) -> None:
+        super().__init__(message, retry_after_s)
+        self.tenant = tenant
 
 
 class JobFailed(LorayardError):

@@ -53,6 +53,16 @@ class PoolKeys:
         return self._key("admission")
 
     @property
+    def quotas(self) -> str:
+        """Hash: tenant -> what it may still submit, which leader and guard write and read as `admission`."""
+        return self._key("quotas")
+
+    @property
+    def quota_use(self) -> str:
+        """Hash: tenant -> what the guard has let in of its quota."""
+        return self._key("quota-use")
+
+    @property
     def catalogue(self) -> str:
         """Hash: adapter name -> `CatalogueEntry` JSON, mirrored by the leader."""
         return self._key("catalogue")

@@ -28,6 +28,9 @@ WRITER_FIELD = b"writer"
 ANSWERED_FIELD = b"answered"
 """The field of a worker's entry that names a ping which came through its queue, beside a `WorkerEvent`."""
 
+PLACE_FIELD = b"place"
+"""The field of a control entry that asks for the job's place as well, beside a `ControlMessage`."""
+
 RESULT_EXPIRED = "result_expired"
 """In a reply's `conflict`: the job of this name has ended and left the ledger."""
 
@@ -101,6 +104,10 @@ class JobReply(Report):
         default=None, description="why this submission is not the job of its name, or that the job has left"
     )
     request_id: UUID | None = Field(default=None, description="of the ControlMessage that this answers")
+    queue_position: int | None = Field(
+        default=None, description="jobs foreseen to be given to workers before it, if that was asked for"
+    )
+    eta_s: float | None = Field(default=None, description="seconds foreseen until its end, if asked for")
 
 
 class ControlMessage(WireMessage):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, TypedDict
 
@@ -22,6 +23,8 @@ MAX_STOP_TOKEN_IDS = 64
 MAX_LOGIT_BIASES = 1024
 MAX_BAD_WORDS = 1024
 MAX_BAD_WORD_CHARS = 1000
+BYTES_PER_TOKEN = 3.0
+"""English text takes about four with common vocabularies, code and other languages less."""
 
 Text = Annotated[str, AfterValidator(storable_text)]
 StopString = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
@@ -191,6 +194,11 @@ class GenerationRequest(BaseModel):
         if self.prompt is not None:
             return len(self.prompt.encode())
         return sum(len(message.content.encode()) for message in self.messages or ())
+
+    @property
+    def est_tokens(self) -> int:
+        """Tokens of the prompt, estimated by its bytes, and those that may be generated."""
+        return max(1, math.ceil(self.prompt_bytes / BYTES_PER_TOKEN)) + self.max_tokens
 
     def request_json(self) -> str:
         """Render what was set, as the ledger keeps it; the fields of a subclass are left out."""

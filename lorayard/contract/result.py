@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -16,6 +17,16 @@ class JobError(BaseModel):
 
     code: str
     message: str
+
+
+class JobProgress(NamedTuple):
+    """How far a job has come; what cannot be foreseen is None."""
+
+    state: JobState
+    queue_position: int | None = None
+    """Jobs foreseen to be given to workers before it; None once it was given to one, and while paused."""
+    eta_s: float | None = None
+    """Seconds that are foreseen until its end."""
 
 
 class JobResult(BaseModel):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 from scheduler.policies.types import PendingJob
@@ -20,40 +22,36 @@ class Ahead(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Block:
-    """Mutable: a bit for each job that waits, so that a job costs a bit, not an object."""
-
-    waiting: int = 0
-    tokens: int = 0
-
-
-@dataclass(slots=True)
 class _ClassQueue:
-    """Mutable: the jobs of one class and tenant, by admission."""
+    """Mutable: the jobs of one class and tenant, by blocks of admission numbers."""
 
-    blocks: dict[int, _Block] = field(default_factory=dict)
+    waiting: dict[int, int] = field(default_factory=dict)
+    """A bit for each job that waits, so that a job costs a bit, not an object."""
+    sums: dict[int, int] = field(default_factory=dict)
+    """Their tokens."""
     jobs: int = 0
     tokens: int = 0
 
     def change(self, admit_seq: int, tokens: int, step: int) -> None:
-        number, place = divmod(admit_seq, BLOCK_JOBS)
-        block = self.blocks.setdefault(number, _Block())
-        block.waiting ^= 1 << place
-        block.tokens += step * tokens
+        block = admit_seq // BLOCK_JOBS
+        waiting = self.waiting.get(block, 0) ^ (1 << admit_seq % BLOCK_JOBS)
+        if waiting:
+            self.waiting[block] = waiting
+            self.sums[block] = self.sums.get(block, 0) + tokens
+        else:
+            del self.waiting[block], self.sums[block]
         self.jobs += step
-        self.tokens += step * tokens
-        if not block.waiting:
-            del self.blocks[number]
+        self.tokens += tokens
 
     def before(self, admit_seq: int) -> Ahead:
-        number, place = divmod(admit_seq, BLOCK_JOBS)
-        earlier = [block for at, block in self.blocks.items() if at < number]
-        jobs = sum(block.waiting.bit_count() for block in earlier)
-        tokens = sum(block.tokens for block in earlier)
-        if (own := self.blocks.get(number)) is not None:
-            in_block = (own.waiting & ((1 << place) - 1)).bit_count()
+        own = admit_seq // BLOCK_JOBS
+        earlier = [block for block in self.waiting if block < own]
+        jobs = sum(self.waiting[block].bit_count() for block in earlier)
+        tokens = sum(self.sums[block] for block in earlier)
+        if waiting := self.waiting.get(own):
+            in_block = (waiting & ((1 << admit_seq % BLOCK_JOBS) - 1)).bit_count()
             # Of the tokens in the job's own block only the sum is known.
-            jobs, tokens = jobs + in_block, tokens + own.tokens * in_block // own.waiting.bit_count()
+            jobs, tokens = jobs + in_block, tokens + self.sums[own] * in_block // waiting.bit_count()
         return Ahead(jobs, tokens)
 
 
@@ -62,17 +60,16 @@ class _TenantQueue:
     """Mutable: the jobs of one tenant, by their class."""
 
     classes: dict[int, _ClassQueue] = field(default_factory=dict)
-
-    @property
-    def jobs(self) -> int:
-        return sum(queue.jobs for queue in self.classes.values())
-
-    @property
-    def tokens(self) -> int:
-        return sum(queue.tokens for queue in self.classes.values())
+    jobs: int = 0
+    tokens: int = 0
 
     def change(self, job: PendingJob, tokens: int, step: int) -> None:
-        self.classes.setdefault(job.priority, _ClassQueue()).change(job.admit_seq, tokens, step)
+        queue = self.classes.get(job.priority)
+        if queue is None:
+            queue = self.classes[job.priority] = _ClassQueue()
+        queue.change(job.admit_seq, tokens, step)
+        self.jobs += step
+        self.tokens += tokens
 
     def before(self, job: PendingJob) -> Ahead:
         jobs = tokens = 0
@@ -85,7 +82,7 @@ class _TenantQueue:
 
 
 class QueueOrder:
-    """Mutable: adding and removing a job cost O(1), a position a sum over blocks and tenants."""
+    """Mutable: adding and removing a job cost O(1), a position a sum over the blocks of a tenant."""
 
     def __init__(self) -> None:
         self._tenants: dict[str, _TenantQueue] = {}
@@ -94,13 +91,20 @@ class QueueOrder:
 
     def add(self, job: PendingJob) -> None:
         """Let a job stand in its place; it must not be here."""
-        self._tenants.setdefault(job.tenant, _TenantQueue())
-        self._change(job, 1)
+        queue = self._tenants.get(job.tenant)
+        if queue is None:
+            queue = self._tenants[job.tenant] = _TenantQueue()
+        tokens = job.prompt_tokens + job.max_tokens
+        queue.change(job, tokens, 1)
+        self.tokens += tokens
 
     def remove(self, job: PendingJob) -> None:
         """Take out a job that is here."""
-        self._change(job, -1)
-        if not self._tenants[job.tenant].jobs:
+        queue = self._tenants[job.tenant]
+        tokens = job.prompt_tokens + job.max_tokens
+        queue.change(job, -tokens, -1)
+        self.tokens -= tokens
+        if not queue.jobs:
             del self._tenants[job.tenant]
 
     def queued(self, tenant: str) -> Ahead:
@@ -108,31 +112,56 @@ class QueueOrder:
         queue = self._tenants.get(tenant)
         return Ahead(queue.jobs, queue.tokens) if queue else Ahead(0, 0)
 
-    def weight(self, weights: Mapping[str, float]) -> float:
-        """Add up the weights of the tenants that have jobs here; one that is not named has 1."""
-        return sum(weights.get(tenant, 1.0) for tenant in self._tenants)
+    def shares(self, weights: Mapping[str, float]) -> Shares:
+        """Look at all tenants at once, for many positions; one that is not named weighs 1."""
+        found = [
+            (queue.tokens / weight, queue.jobs, queue.tokens, weight)
+            for tenant, queue in self._tenants.items()
+            for weight in (weights.get(tenant, 1.0),)
+        ]
+        return Shares(weights, sorted(found))
 
-    def before(self, job: PendingJob, weights: Mapping[str, float] | None = None) -> Ahead:
+    def before(self, job: PendingJob, shares: Shares | None = None) -> Ahead:
         """Foresee what is served before a waiting job.
 
-        Without weights jobs are served by class and admission, whoever's they are. With weights tenants are
-        served side by side, each in proportion to its own: until the tenant's jobs before this one are done,
-        every other gets its share of as many tokens, or is done before (generalised processor sharing).
+        Without shares jobs are served by class and admission, whoever's they are. With shares tenants are
+        served side by side, each in proportion to its weight: until the tenant's jobs before this one are
+        done, every other gets its share of as many tokens, or is done before (generalised processor sharing).
         """
-        if weights is None:
+        if shares is None:
             found = [queue.before(job) for queue in self._tenants.values()]
             return Ahead(sum(one.jobs for one in found), sum(one.tokens for one in found))
-        own = self._tenants[job.tenant].before(job)
-        per_weight = own.tokens / weights.get(job.tenant, 1.0)
-        jobs, tokens = float(own.jobs), float(own.tokens)
-        for tenant, queue in self._tenants.items():
-            if tenant != job.tenant:
-                served = min(queue.tokens, per_weight * weights.get(tenant, 1.0))
-                jobs += queue.jobs * served / max(1, queue.tokens)
-                tokens += served
-        return Ahead(round(jobs), round(tokens))
+        queue = self._tenants[job.tenant]
+        own = queue.before(job)
+        jobs, tokens = shares.served(own.tokens / shares.weights.get(job.tenant, 1.0))
+        # The tenant itself is among them: as many tokens as stand before this job, and jobs at their average.
+        others = max(0.0, jobs - queue.jobs * own.tokens / (queue.tokens or 1))
+        return Ahead(own.jobs + round(others), max(own.tokens, round(tokens)))
 
-    def _change(self, job: PendingJob, step: int) -> None:
-        tokens = job.prompt_tokens + job.max_tokens
-        self._tenants[job.tenant].change(job, tokens, step)
-        self.tokens += step * tokens
+
+class Shares:
+    """What all tenants have waiting, in the order in which they are done if they are served side by side."""
+
+    def __init__(
+        self, weights: Mapping[str, float], tenants: Sequence[tuple[float, int, int, float]]
+    ) -> None:
+        """`tenants`: of each its tokens by its weight, its jobs, its tokens, and its weight; sorted."""
+        self.weights = weights
+        self._done_at = [done_at for done_at, _, _, _ in tenants]
+        self._jobs = [0, *accumulate(jobs for _, jobs, _, _ in tenants)]
+        self._tokens = [0, *accumulate(tokens for _, _, tokens, _ in tenants)]
+        backwards = tenants[::-1]
+        self._weight = [0.0, *accumulate(weight for _, _, _, weight in backwards)][::-1]
+        rates = (jobs * weight / (tokens or 1) for _, jobs, tokens, weight in backwards)
+        self._job_rate = [0.0, *accumulate(rates)][::-1]
+
+    @property
+    def weight(self) -> float:
+        """Of all that have something waiting."""
+        return self._weight[0]
+
+    def served(self, per_weight: float) -> tuple[float, float]:
+        """Tell the jobs and tokens that all have got once each got so many by its weight, or is done."""
+        done = bisect_right(self._done_at, per_weight)
+        jobs = self._jobs[done] + per_weight * self._job_rate[done]
+        return jobs, self._tokens[done] + per_weight * self._weight[done]

@@ -8,7 +8,7 @@ import pytest
 
 from lorayard import Client
 from lorayard.client.guard import STALE_AFTER_MS, IntakeEntry, SubmitGuard
-from lorayard.contract.errors import QueueFull
+from lorayard.contract.errors import QueueFull, QuotaExceeded
 from tests.integration.client.tiny_leader import KEYS, connect
 
 _DRIFTED = 10**12
@@ -26,6 +26,11 @@ def publish(url: str, age_ms: int = 0, **figures: float) -> None:
     }
     defaults |= {**figures, "published_ms": published_ms}
     connect(url).hset(KEYS.admission, mapping=defaults)
+
+
+def set_quota(url: str, tenant: str, quota: str) -> None:
+    """Publish `max_queued_jobs room retry_after_s max_tokens_per_s` of a tenant as a leader does."""
+    connect(url).hset(KEYS.quotas, tenant, quota)
 
 
 def waiting(url: str) -> int:
@@ -159,3 +164,48 @@ def test_a_flushed_script_cache_is_filled_again(pool_url: str) -> None:
 
     assert guard.append(KEYS, [entry]).refusal is None
     assert server.xlen(KEYS.jobs("normal")) == 2
+
+
+def test_a_tenants_quota_of_queued_jobs_refuses_its_jobs_alone(client: Client, pool_url: str) -> None:
+    publish(pool_url)
+    set_quota(pool_url, "acme", "5 3 7.5 -")
+
+    with pytest.raises(QuotaExceeded, match="'acme' has 5 jobs queued, at most 5 may be") as full:
+        client.submit_many([{"prompt": "hello", "tenant": "acme"}] * 6)
+    client.submit("hello", tenant="other")
+
+    assert (full.value.tenant, full.value.retry_after_s, len(full.value.accepted)) == ("acme", 7.5, 3)
+    assert waiting(pool_url) == 4
+
+
+def test_what_a_tenant_has_in_the_streams_at_a_publication_still_counts(
+    client: Client, pool_url: str
+) -> None:
+    publish(pool_url, age_ms=500)
+    set_quota(pool_url, "acme", "3 3 1 -")
+    client.submit_many([{"prompt": "hello", "tenant": "acme"}] * 3)
+
+    publish(pool_url)
+    with pytest.raises(QuotaExceeded):
+        client.submit("hello", tenant="acme")
+    drain(pool_url)
+    publish(pool_url, age_ms=-1)
+
+    client.submit("hello", tenant="acme")
+
+
+def test_a_tenants_tokens_per_second_may_be_used_a_minute_at_once_and_the_rest_is_a_debt(
+    client: Client, pool_url: str
+) -> None:
+    publish(pool_url, age_ms=STALE_AFTER_MS + 1_000)  # quotas hold without a leader, too
+    set_quota(pool_url, "acme", "- - 0 0.5")
+
+    client.submit("hello", tenant="acme", max_tokens=20)
+    client.submit("hello", tenant="acme", max_tokens=1_000)
+    with pytest.raises(QuotaExceeded, match=r"'acme' has submitted its 0.5 tokens per second") as full:
+        client.submit("hello", tenant="acme")
+    client.submit("hello", tenant="other")
+
+    # 60 s of 0.5 tokens, less 22 and 1,002; some of that has passed since.
+    assert 1_900 < full.value.retry_after_s <= 1_990
+    assert waiting(pool_url) == 3

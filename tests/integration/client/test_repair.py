@@ -23,7 +23,7 @@ import sys
 from lorayard import Client
 with Client(sys.argv[1]) as client:
     handle = client.job(sys.argv[2])
-    print(handle.status(), handle.result(10).output)
+    print(handle.status().state, handle.result(10).output)
 """
 
 
@@ -136,7 +136,7 @@ def test_a_job_that_still_waits_in_the_intake_is_not_lost(client: Client, pool_u
     server.rename(KEYS.jobs("normal"), "aside")
 
     with TinyLeader(pool_url) as leader:
-        assert handle.status() is JobState.QUEUED
+        assert handle.status().state is JobState.QUEUED
         server.rename("aside", KEYS.jobs("normal"))
         assert handle.result(10).output == "HELLO"
 

@@ -77,9 +77,9 @@ def test_status_asks_the_scheduler(client: Client, pool_url: str) -> None:
         handle = client.submit("hello")
         eventually(lambda: handle.id in leader.envelopes)
 
-        assert handle.status() is JobState.QUEUED
+        assert handle.status().state is JobState.QUEUED
         leader.end(handle.id, JobState.EXPIRED)
-        assert eventually(lambda: handle.status() is JobState.EXPIRED)
+        assert eventually(lambda: handle.status().state is JobState.EXPIRED)
 
 
 def test_status_without_a_scheduler_times_out_with_the_remedy(pool_url: str) -> None:

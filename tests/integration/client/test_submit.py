@@ -221,7 +221,7 @@ def test_what_was_heard_before_the_close_can_still_be_read(client: Client, pool_
         result = handle.result(10)
     client.close()
 
-    assert (handle.done(), handle.result(), handle.status()) == (True, result, result.state)
+    assert (handle.done(), handle.result(), handle.status().state) == (True, result, result.state)
 
 
 def test_a_close_ends_a_wait(client: Client) -> None:

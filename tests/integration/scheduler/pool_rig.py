@@ -22,7 +22,7 @@ from lorayard.client.guard import IntakeEntry, SubmitGuard
 from lorayard.contract.ids import job_id_for, payload_sha256
 from lorayard.contract.job import JobSpec
 from lorayard.contract.keys import PoolKeys, reply_key
-from lorayard.contract.messages import ControlMessage, JobEnvelope, JobReply
+from lorayard.contract.messages import PLACE_FIELD, ControlMessage, JobEnvelope, JobReply
 from lorayard.contract.result import JobResult
 from lorayard.contract.states import JobState
 from lorayard.process.stop_request import StopRequest
@@ -121,9 +121,12 @@ class PoolRig:
 
     def send(self, *envelopes: JobEnvelope) -> None:
         """Append submissions as a client does."""
-        entries = [IntakeEntry(e.spec.priority, e.model_dump_json().encode()) for e in envelopes]
-        appended = self._guard.append(self.keys, entries)
-        assert appended.refusal is None, appended.refusal
+        entries = [
+            IntakeEntry(e.spec.priority, e.model_dump_json().encode(), e.spec.tenant, e.spec.est_tokens)
+            for e in envelopes
+        ]
+        if (refusal := self._guard.append(self.keys, entries).refusal) is not None:
+            raise refusal
 
     def submit(self, number: int = 1, **fields: Any) -> list[UUID]:
         """Submit jobs; returns their ids."""
@@ -131,10 +134,10 @@ class PoolRig:
         self.send(*envelopes)
         return [envelope.job_id for envelope in envelopes]
 
-    def ask(self, kind: Any, job_id: UUID) -> UUID:
-        """Ask the leader; returns the request's id."""
+    def ask(self, kind: Any, job_id: UUID, *, place: bool = False) -> UUID:
+        """Ask the leader, for the job's place as well if wanted; returns the request's id."""
         message = ControlMessage(kind=kind, job_id=job_id, reply_to=CLIENT, request_id=uuid4())
-        self.redis.xadd(self.keys.control, message.to_entry())
+        self.redis.xadd(self.keys.control, message.to_entry() | ({PLACE_FIELD: b"1"} if place else {}))
         assert message.request_id is not None
         return message.request_id
 

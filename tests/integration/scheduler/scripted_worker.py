@@ -107,6 +107,7 @@ class ScriptedWorker:
         self._lock = threading.Lock()
         self._last_command: bytes | str = "-"
         self.held: dict[Any, BatchJob] = {}
+        self.is_draining = False
         self.batches: list[MicroBatch] = []
         self.all_batches: list[MicroBatch] = []
         """With the jobs that could not be read."""
@@ -181,27 +182,32 @@ class ScriptedWorker:
         while not self._stopping.wait(self._beat_every_s):
             with self._lock:
                 held = [
-                    HeldJob(job_id=job.job_id, attempt=job.attempt, running=True)
-                    for job in self.held.values()
+                    HeldJob(job_id=job.job_id, attempt=job.attempt, running=place < self._limits.max_num_seqs)
+                    for place, job in enumerate(self.held.values())
                 ]
             with self._yard.database.transaction() as transaction:
                 WorkerRepository(transaction).renew(self.incarnation, self._lease_s)
             with self._yard.database.transaction() as transaction:
                 WorkerRepository(transaction).report(self.incarnation, held)
-            self._tell(self._redis, held=tuple(held))
+            self._tell(self._redis, held=tuple(held), draining=self.is_draining)
             if self._obeys:
                 self._obey()
 
     def _obey(self) -> None:
-        """End held jobs that are to be cancelled; other commands ask nothing of a worker without engine."""
+        """End held jobs that are to be cancelled or given back, and say that it drains if it is to.
+
+        What is about adapters asks nothing of a worker without an engine.
+        """
         entries: Any = self._redis.xrange(self._yard.keys.commands(self.incarnation), min=self._last_command)
         for entry_id, fields in entries:
             self._last_command = b"(" + entry_id
             command = Command.from_entry(fields)
             with self._lock:
                 held = [self.held[job_id] for job_id in command.job_ids if job_id in self.held]
-            if held and command.kind == "cancel":
-                self.end([EndedAttempt(job.job_id, job.attempt, JobState.CANCELLED) for job in held])
+            states = {"cancel": JobState.CANCELLED, "recall": JobState.QUEUED}
+            if held and command.kind in states:
+                self.end([EndedAttempt(job.job_id, job.attempt, states[command.kind]) for job in held])
+            self.is_draining |= command.kind == "drain"
 
     def _consume(self) -> None:
         with Connection(self._broker_url) as connection:

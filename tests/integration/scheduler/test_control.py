@@ -114,3 +114,30 @@ def test_a_revoke_of_a_micro_batch_cancels_its_jobs(rig: PoolRig) -> None:
     app.close()
 
     assert {row.job_id for row in rig.sql("SELECT job_id FROM cancellations")} == set(job_ids)
+
+
+def test_a_waiting_job_is_told_its_place_and_once_a_job_has_ended_when_it_will_end(rig: PoolRig) -> None:
+    with rig.scheduler():
+        job_ids = rig.submit(10)
+        rig.wait_for(JobState.QUEUED, *job_ids)
+        eventually(
+            lambda: rig.reply(request_id=rig.ask("lookup", job_ids[9], place=True)).queue_position == 9
+        )
+        assert rig.reply(request_id=rig.ask("lookup", job_ids[9])).queue_position is None
+        assert rig.reply(request_id=rig.ask("lookup", job_ids[0], place=True)).eta_s is None
+
+        with ScriptedWorker(rig, hold) as worker:
+            eventually(lambda: len(worker.held) == 8)
+            worker.end([end for job in worker.jobs[:1] if (end := succeed(job))])
+            rig.wait_for(JobState.LEASED, *job_ids[1:9])
+
+            waiting = rig.reply(request_id=rig.ask("lookup", job_ids[9], place=True))
+            held = rig.reply(request_id=rig.ask("lookup", job_ids[1], place=True))
+            ended = rig.reply(request_id=rig.ask("lookup", job_ids[0], place=True))
+
+    assert (waiting.state, waiting.queue_position) == (JobState.QUEUED, 0)
+    assert waiting.eta_s is not None
+    assert waiting.eta_s > 0
+    assert (held.state, held.queue_position) == (JobState.LEASED, None)
+    assert held.eta_s is not None
+    assert (ended.queue_position, ended.eta_s) == (None, None)

@@ -16,6 +16,7 @@ from scheduler.deliveries import Deliveries
 from scheduler.endings import Endings
 from scheduler.fleet import Fleet
 from scheduler.flower_reporter import FlowerReporter
+from scheduler.instructions import Instructions
 from scheduler.quarantine import Quarantine
 from scheduler.queue_feed import QueueFeed
 from scheduler.store_failures import StoreFailures
@@ -162,7 +163,7 @@ def test_the_next_leader_knows_what_stores_could_not_give(rig: PoolRig) -> None:
 
 def test_a_change_of_the_catalogue_is_followed_whoever_read_it_first(rig: PoolRig) -> None:
     context, catalogue, failures = rig.take_office(), Catalogue(rig.pool), StoreFailures()
-    queue = QueueFeed(context, catalogue, lambda: 0.0)
+    queue = QueueFeed(context, catalogue, Instructions(rig.pool, lambda: 0.0), lambda: 0.0)
     flower = FlowerReporter(JobEvents(make_app(rig.redis_url), "scheduler@test"))
     fleet = Fleet(context.items, failures, max_model_len=64, overcommit_s=0.0)
     quarantine = Quarantine(

@@ -10,6 +10,7 @@ from db.repositories.leases import LeaseRepository
 from db.repositories.terms import TermRepository
 from db.repositories.workers import WorkerRepository
 from scheduler.catalogue import Catalogue
+from scheduler.instructions import Instructions
 from scheduler.leader_context import LeaderContext
 from scheduler.queue_feed import QueueFeed
 from tests.integration.scheduler.pool_rig import PoolRig
@@ -58,7 +59,8 @@ def _feed(rig: PoolRig) -> tuple[QueueFeed, LeaderContext]:
     rig.database.run(lambda c: WorkerRepository(c).register("w", rig.pool, "host", LIMITS, 60.0))
     ledger = rig.database.run(lambda c: TermRepository(c).ledger_id())
     context = LeaderContext(rig.pool, term, ledger, rig.database, rig.redis)
-    return QueueFeed(context, Catalogue(rig.pool), lambda: 100.0), context
+    instructions = Instructions(rig.pool, lambda: 100.0)
+    return QueueFeed(context, Catalogue(rig.pool), instructions, lambda: 100.0), context
 
 
 def _admit(rig: PoolRig) -> NewJob:
