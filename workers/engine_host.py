@@ -242,8 +242,8 @@ class EngineHost:
         if self._attempts.end(held.key) is not None:
             self._sink.put(judge(held, time.monotonic()))
 
-    def _send(self, command: AddRequest | Command) -> None:
-        self._engine.send(command)
+    def _send(self, *commands: AddRequest | Command) -> None:
+        self._engine.send(*commands)
         self._watch.rouse()
 
     def _end_unsent(self, request: AddRequest, error: Exception) -> None:

@@ -81,7 +81,8 @@ class Fairness:
         self.lengths = lengths or OutputLengths()
         self.window = window
         self._shares: dict[str, Share] = {}
-        self._weights: dict[str, float] = {}
+        self.weights: dict[str, float] = {}
+        """Of the tenants for which they are not 1."""
         self._charges: dict[UUID, _Charge] = {}
         self._time = float("-inf")
         self._changed: set[str] = set()
@@ -90,7 +91,7 @@ class Fairness:
         """Find a tenant's counter."""
         share = self._shares.get(tenant)
         if share is None:
-            share = self._shares[tenant] = Share(tenant, Standing(weight=self._weights.get(tenant, 1.0)))
+            share = self._shares[tenant] = Share(tenant, Standing(weight=self.weights.get(tenant, 1.0)))
         return share
 
     def arrive(self, tenant: str) -> None:
@@ -137,9 +138,10 @@ class Fairness:
 
     def reweigh(self, weights: Mapping[str, float]) -> None:
         """Take over the tenants' weights; who is not named has 1."""
-        self._weights = dict(weights)
+        self.weights.clear()
+        self.weights.update(weights)
         for tenant, share in self._shares.items():
-            weight = self._weights.get(tenant, 1.0)
+            weight = self.weights.get(tenant, 1.0)
             if share.weight != weight:
                 share.reweigh(weight)
                 self._changed.add(tenant)
@@ -157,7 +159,7 @@ class Fairness:
         present = [self.share(tenant).rank for tenant in waiting]
         known = [share.rank for share in self._shares.values()]
         self._time = min(present) if present else max(known, default=float("-inf"))
-        self.reweigh(self._weights)
+        self.reweigh(dict(self.weights))
 
     def changed(self) -> dict[str, Standing]:
         """Show the lifts and weights that the ledger has not yet."""

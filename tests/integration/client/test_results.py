@@ -172,7 +172,7 @@ def test_a_handle_in_conflict_cancels_and_tells_nothing_of_the_first_job(
                     ask(second)
 
         assert leader.results == {}
-        assert first.status() is JobState.QUEUED
+        assert first.status().state is JobState.QUEUED
 
 
 def test_a_repeat_cancels_the_job_that_it_repeats(client: Client, pool_url: str) -> None:
@@ -190,7 +190,7 @@ def test_a_cancel_under_a_key_that_nobody_judges_sends_nothing(pool_url: str) ->
             handle.cancel()
 
     with TinyLeader(pool_url, never_end) as leader, Client(pool_url) as client:
-        assert client.job(handle.id).status() is JobState.QUEUED
+        assert client.job(handle.id).status().state is JobState.QUEUED
         assert leader.results == {}
 
 

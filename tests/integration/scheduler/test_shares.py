@@ -5,6 +5,7 @@ from __future__ import annotations
 from db.repositories.tenants import TenantRepository
 from scheduler.catalogue import Catalogue
 from scheduler.fleet import Fleet
+from scheduler.instructions import Instructions
 from scheduler.item_failures import ItemFailures
 from scheduler.leader_context import LeaderContext
 from scheduler.policies import PolicyConfig
@@ -39,7 +40,9 @@ def test_a_lift_is_kept_with_the_admission_and_a_weight_with_the_next_refresh(ri
 def _shares(context: LeaderContext) -> Shares:
     """Take over as a new leader does."""
     policy = PolicyConfig(grouping_window=WINDOW)
-    queue = QueueFeed(context, Catalogue(context.pool), lambda: 0.0, policy)
+    queue = QueueFeed(
+        context, Catalogue(context.pool), Instructions(context.pool, lambda: 0.0), lambda: 0.0, policy
+    )
     fleet = Fleet(ItemFailures(lambda: 0.0), StoreFailures(), max_model_len=64, overcommit_s=0.5)
     shares = Shares(context, queue, fleet)
     context.transact(lambda connection: shares.restore(connection, []))
