@@ -73,19 +73,19 @@ def test_a_job_waits_for_what_stands_before_it_and_then_takes_its_own_time() -> 
     pool.wait(1, 2, 3)
 
     # 40 tokens before it at 20 a second, then its own 20 at 10.
-    assert pool.place(3) == (2, pytest.approx(4.0))
+    assert pool.place(3) == QueuePlace(2, 4.0)
     pool.hold(1003)
     pool.hold(1004)
-    assert pool.place(3) == (2, pytest.approx(3.0))
+    assert pool.place(3) == QueuePlace(2, 3.0)
 
 
 def test_a_job_in_a_workers_hand_has_what_is_left_of_its_time_and_an_unknown_one_nothing() -> None:
     pool = Pool(now=4.0)
-    assert pool.place(1001) == (None, pytest.approx(6.0))
+    assert pool.place(1001) == QueuePlace(None, 6.0)
 
     pool.now = 20.0
-    assert pool.place(1001) == (None, 0.0)
-    assert pool.place(7) == (None, None)
+    assert pool.place(1001) == QueuePlace(None, 0.0)
+    assert pool.place(7) == QueuePlace()
 
 
 def test_without_anything_that_runs_or_in_a_paused_pool_no_end_is_foreseen() -> None:
@@ -97,7 +97,7 @@ def test_without_anything_that_runs_or_in_a_paused_pool_no_end_is_foreseen() -> 
     for pool in (paused, idle):
         pool.wait(1, 2)
 
-    assert paused.place(2) == idle.place(2) == (1, None)
+    assert paused.place(2) == idle.place(2) == QueuePlace(1, None)
     assert paused.forecast.retry_after_s(10) == MAX_RETRY_S
     assert idle.forecast.retry_after_s(10) == MIN_RETRY_S
 
