@@ -40,8 +40,8 @@ class Forecast:
     queue: QueueFeed
     instructions: Instructions
     clock: Callable[[], float]
-    weights: Mapping[str, float] | None = None
-    """Of tenants, if the policy is fair between them."""
+    weights: Callable[[], Mapping[str, float]] | None = None
+    """Tells the tenants' weights, if the policy is fair between them; one that it does not name has 1."""
     _seen: tuple[QueueOrder, float, FluidQueue] | None = None
     """What tenants had waiting at a look that is not long ago."""
 
@@ -79,7 +79,7 @@ class Forecast:
             return None
         order, now = self.queue.backlog.order, self.clock()
         if self._seen is None or self._seen[0] is not order or now - self._seen[1] >= LOOK_S:
-            self._seen = (order, now, order.fluid(self.weights))
+            self._seen = (order, now, order.fluid(self.weights()))
         return self._seen[2]
 
     def _retry_s(self, max_jobs: int, tokens_each: float | None, share: float) -> float:
