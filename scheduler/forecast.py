@@ -9,7 +9,7 @@ from uuid import UUID
 
 from scheduler.fleet import Fleet
 from scheduler.instructions import Instructions
-from scheduler.policies.queue_order import QueueOrder, Shares
+from scheduler.policies.queue_order import FluidQueue, QueueOrder
 from scheduler.queue_feed import QueueFeed
 from scheduler.worker_state import Outstanding
 
@@ -40,15 +40,15 @@ class Forecast:
     queue: QueueFeed
     instructions: Instructions
     clock: Callable[[], float]
-    weights: Mapping[str, float] | None = None
-    """Of tenants, if the policy is fair between them."""
-    _seen: tuple[QueueOrder, float, Shares] | None = None
+    weights: Callable[[], Mapping[str, float]] | None = None
+    """Tells the tenants' weights, if the policy is fair between them; one that it does not name has 1."""
+    _seen: tuple[QueueOrder, float, FluidQueue] | None = None
     """What tenants had waiting at a look that is not long ago."""
 
     def place(self, job_id: UUID) -> QueuePlace:
         """Foresee when a job is given to a worker and when it ends."""
         if (job := self.queue.backlog.get(job_id)) is not None:
-            ahead = self.queue.backlog.order.before(job, self._shares())
+            ahead = self.queue.backlog.order.before(job, self._fluid())
             wait_s = self._seconds(ahead.tokens)
             own_s = self._own_s(job.prompt_tokens + job.max_tokens)
             return QueuePlace(ahead.jobs, None if wait_s is None or own_s is None else wait_s + own_s)
@@ -69,16 +69,17 @@ class Forecast:
         if not jobs:
             return self._retry_s(max_queued_jobs, None, 1.0)
         share = tokens / order.tokens
-        if (shares := self._shares()) is not None:
-            share = shares.weights.get(tenant, 1.0) / shares.weight
+        if (fluid := self._fluid()) is not None:
+            weight = fluid.weights.get(tenant, 1.0)
+            share = weight / max(weight, fluid.weight)  # what was looked at may have been empty
         return self._retry_s(max_queued_jobs, tokens / jobs, share)
 
-    def _shares(self) -> Shares | None:
+    def _fluid(self) -> FluidQueue | None:
         if self.weights is None:
             return None
         order, now = self.queue.backlog.order, self.clock()
         if self._seen is None or self._seen[0] is not order or now - self._seen[1] >= LOOK_S:
-            self._seen = (order, now, order.shares(self.weights))
+            self._seen = (order, now, order.fluid(self.weights()))
         return self._seen[2]
 
     def _retry_s(self, max_jobs: int, tokens_each: float | None, share: float) -> float:

@@ -191,7 +191,7 @@ class Scheduler:
         )
         queue = QueueFeed(context, catalogue, instructions, clock, policy)
         shares = Shares(context, queue, fleet)
-        weights = queue.fairness.weights if settings.policy == "fair" else None
+        weights = (lambda: queue.fairness.weights) if settings.policy == "fair" else None
         forecast = Forecast(fleet, queue, instructions, clock, weights)
         deliveries = Deliveries()
         dispatcher = Dispatcher(

@@ -112,34 +112,34 @@ class QueueOrder:
         queue = self._tenants.get(tenant)
         return Ahead(queue.jobs, queue.tokens) if queue else Ahead(0, 0)
 
-    def shares(self, weights: Mapping[str, float]) -> Shares:
+    def fluid(self, weights: Mapping[str, float]) -> FluidQueue:
         """Look at all tenants at once, for many positions; one that is not named weighs 1."""
         found = [
             (queue.tokens / weight, queue.jobs, queue.tokens, weight)
             for tenant, queue in self._tenants.items()
             for weight in (weights.get(tenant, 1.0),)
         ]
-        return Shares(weights, sorted(found))
+        return FluidQueue(weights, sorted(found))
 
-    def before(self, job: PendingJob, shares: Shares | None = None) -> Ahead:
+    def before(self, job: PendingJob, fluid: FluidQueue | None = None) -> Ahead:
         """Foresee what is served before a waiting job.
 
-        Without shares jobs are served by class and admission, whoever's they are. With shares tenants are
-        served side by side, each in proportion to its weight: until the tenant's jobs before this one are
-        done, every other gets its share of as many tokens, or is done before (generalised processor sharing).
+        Without `fluid` jobs are served by class and admission, whoever's they are. With it tenants are served
+        side by side, each in proportion to its weight: until the tenant's jobs before this one are done,
+        every other gets its share of as many tokens, or is done before (generalised processor sharing).
         """
-        if shares is None:
+        if fluid is None:
             found = [queue.before(job) for queue in self._tenants.values()]
             return Ahead(sum(one.jobs for one in found), sum(one.tokens for one in found))
         queue = self._tenants[job.tenant]
         own = queue.before(job)
-        jobs, tokens = shares.served(own.tokens / shares.weights.get(job.tenant, 1.0))
+        jobs, tokens = fluid.served(own.tokens / fluid.weights.get(job.tenant, 1.0))
         # The tenant itself is among them: as many tokens as stand before this job, and jobs at their average.
         others = max(0.0, jobs - queue.jobs * own.tokens / (queue.tokens or 1))
         return Ahead(own.jobs + round(others), max(own.tokens, round(tokens)))
 
 
-class Shares:
+class FluidQueue:
     """What all tenants have waiting, in the order in which they are done if they are served side by side."""
 
     def __init__(

@@ -117,7 +117,7 @@ def test_a_revoke_of_a_micro_batch_cancels_its_jobs(rig: PoolRig) -> None:
 
 
 def test_a_waiting_job_is_told_its_place_and_once_a_job_has_ended_when_it_will_end(rig: PoolRig) -> None:
-    with rig.scheduler():
+    with rig.scheduler(overcommit_s=0.0):
         job_ids = rig.submit(10)
         rig.wait_for(JobState.QUEUED, *job_ids)
         eventually(

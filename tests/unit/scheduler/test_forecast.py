@@ -45,7 +45,8 @@ class Pool:
         self.fleet = Fleet(ItemFailures(clock), StoreFailures(), max_model_len=64, overcommit_s=0.5)
         context = cast("LeaderContext", None)
         self.queue = QueueFeed(context, Catalogue("pool"), self.instructions, clock)
-        self.forecast = Forecast(self.fleet, self.queue, self.instructions, clock, self.weights)
+        weights = None if (known := self.weights) is None else lambda: known
+        self.forecast = Forecast(self.fleet, self.queue, self.instructions, clock, weights)
         row = WorkerRow("w", "pool", "host", "ready", LIMITS, 10.0, WorkerDevice(), None)
         self.fleet.take_roll([row])
         self.fleet.pace.observe(100, 10.0, now=0.0)

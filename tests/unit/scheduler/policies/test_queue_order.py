@@ -56,21 +56,21 @@ def test_behind_a_flood_a_tenant_waits_for_its_share_only(
     small = [at(100 + seq, "small") for seq in range(5)]
     order = order_of(*flood, *small)
 
-    shares = None if weights is None else order.shares(weights)
+    fluid = None if weights is None else order.fluid(weights)
 
-    assert order.before(small[4], shares) == Ahead(ahead, ahead * TOKENS)
-    assert order.before(small[0], shares).jobs == (100 if weights is None else 0)
+    assert order.before(small[4], fluid) == Ahead(ahead, ahead * TOKENS)
+    assert order.before(small[0], fluid).jobs == (100 if weights is None else 0)
 
 
 def test_side_by_side_the_last_job_of_the_longest_queue_has_all_others_before_it() -> None:
     jobs = [at(seq, f"t{seq % 10}") for seq in range(100)] + [at(100, "t3")]
     order = order_of(*jobs)
-    shares = order.shares({})
+    fluid = order.fluid({})
 
-    assert order.before(jobs[-1], shares) == Ahead(100, 100 * TOKENS)
-    assert order.before(jobs[0], shares) == Ahead(0, 0)
-    assert order.before(jobs[57], shares) == Ahead(50, 50 * TOKENS)
-    assert shares.weight == 10.0
+    assert order.before(jobs[-1], fluid) == Ahead(100, 100 * TOKENS)
+    assert order.before(jobs[0], fluid) == Ahead(0, 0)
+    assert order.before(jobs[57], fluid) == Ahead(50, 50 * TOKENS)
+    assert fluid.weight == 10.0
 
 
 def test_a_backlog_keeps_the_order_of_what_waits() -> None:
