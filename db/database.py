@@ -113,8 +113,9 @@ class Database:
             cursor = connection.exec_driver_sql(f"{self._settings.text}; {statement.text}").cursor
             assert cursor is not None, "a statement that reads has a cursor"
             cursor.nextset()
-            (value,) = cursor.fetchone()
-            return value
+            row = cursor.fetchone()
+            assert row is not None, "a statement that reads one value has one row"
+            return row[0]
 
     @contextmanager
     def _judged(self) -> Iterator[None]:
