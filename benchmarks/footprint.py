@@ -27,7 +27,7 @@ from benchmarks.machine import describe_run, load_average
 from benchmarks.report import table
 from benchmarks.workload import Geometry
 from examples.demo.workload import MODEL_DIR
-from lorayard import Client, JobSpec
+from lorayard import Client
 from workers.engine import EngineConfig, SamplingParams
 from workers.engine.core.engine_info import EngineInfo
 from workers.engine.serving.process import AddRequest, EngineProcess
@@ -206,7 +206,7 @@ def idle_latencies_ms(redis_url: str, num_jobs: int) -> list[float]:
         for _ in range(num_jobs):
             time.sleep(1.5)
             began = time.monotonic()
-            client.submit(JobSpec(prompt="once", max_tokens=1)).result(timeout=START_S)
+            client.submit("once", max_tokens=1).result(timeout=START_S)
             taken.append((time.monotonic() - began) * 1000)
     return taken
 
