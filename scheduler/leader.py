@@ -40,10 +40,13 @@ from scheduler.term import TermKeeper
 from scheduler.worker_commands import WorkerCommands
 from scheduler.worker_events import WorkerEvents
 
-IDLE_BLOCK_MS: Final = 500
+IDLE_BLOCK_MS: Final = 250
 BUSY_BLOCK_MS: Final = 50
 WAITING_BLOCK_MS: Final = 20
-"""How long a read may wait; anything that arrives ends it at once, a wish to stop does not."""
+"""How long a read may wait; anything that arrives ends it at once.
+
+A wish to stop does not, nor does a Redis that is flushed, whose clients wait a second for the catalogue.
+"""
 
 IDLE_PERIOD_S: Final = 1.0
 """Of what recurs for the sake of jobs while none is queued or in a worker's hand."""

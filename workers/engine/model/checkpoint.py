@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,7 +17,12 @@ from workers.engine.core.json_files import is_there, read_json
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_BYTES = {"F32": 4, "I32": 4, "F16": 2, "BF16": 2}  # of an element, as the file names its type; others: 1
 _COMPARED_ROWS = 4096  # at a time: a vocabulary's two matrices can be gigabytes
+_OWN_MAP_BYTES = 1 << 18
+"""A tensor of so many bytes is mapped by itself, so that its part of the file leaves memory with it."""
+
+_MAX_OWN_MAPS = 300  # of one file: each reads the header again, which is long where tensors are many
 _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)  # recomputed from rope_theta; old exports still carry it
 
 Member = tuple[int, int]
@@ -30,6 +37,7 @@ class CheckpointReader:
         self._dtype = dtype
         self._device = device
         self._files: dict[Path, Any] = {}
+        self._num_own_maps: Counter[Path] = Counter()
         self._place_of = self._locate()
         self._unread = {name for name in self._place_of if not name.endswith(_IGNORED_SUFFIXES)}
 
@@ -118,12 +126,21 @@ class CheckpointReader:
 
     def _get(self, path: Path, name: str, member: Member | None) -> Tensor:
         try:
-            file = self._open(path)
-            return file.get_tensor(name) if member is None else file.get_slice(name)[member[0]]
+            if member is not None:
+                return self._slice(name)[member[0]]
+            return self._file_for(path, name).get_tensor(name)
         except SafetensorError as error:
             raise CheckpointError(
                 f"{path}: cannot read {name!r}: {error}; download the file again"
             ) from error
+
+    def _file_for(self, path: Path, name: str) -> Any:
+        """Return the file, mapped anew for a large tensor: once that is copied, its pages go."""
+        num_bytes = _BYTES.get(self._slice(name).get_dtype(), 1) * math.prod(self._slice(name).get_shape())
+        if num_bytes < _OWN_MAP_BYTES or self._num_own_maps[path] >= _MAX_OWN_MAPS:
+            return self._open(path)
+        self._num_own_maps[path] += 1
+        return safe_open(path, framework="pt")
 
     def _slice(self, name: str) -> Any:
         return self._open(self._place_of[name]).get_slice(name)
