@@ -130,7 +130,7 @@ class PolicyConfig:
 
     So a lane that floods cannot keep a starving one waiting, however old its own jobs have become.
     """
-    switches_per_bound: int = 8
+    switches_per_bound: int = 16
     """A worker loads an adapter for the sake of an overdue job so often within the bound of normal jobs.
 
     When all jobs are overdue, as under a standing backlog, they would otherwise undo all grouping.
