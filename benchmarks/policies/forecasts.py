@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from typing import Final
 
@@ -62,15 +63,21 @@ def forecasts(seed: int, matrix: Matrix, load: float) -> Found:
 
 
 def decisions(matrix: Matrix, queued: tuple[int, ...] = goals.QUEUED, num_jobs: int = _DECISIONS) -> Found:
-    """Measure the processor time of planning, for each micro-batch that comes of it, by queued jobs."""
+    """Measure the processor time of planning, for each micro-batch that comes of it, by queued jobs.
+
+    The garbage collector does not walk through the queue meanwhile: the simulator's own jobs are in it.
+    """
     cost_ms: dict[int, float] = {}
     for num_queued in queued:
         population = Population(matrix.pool, HARDWARE, MIDDLE_SKEW, 1)
         simulator = Simulator(matrix.pool, HARDWARE, population.adapters, Ours, replenish=population.job)
         simulator.submit([population.job(0.0) for _ in range(num_queued)])
+        gc.collect()
+        gc.freeze()
         simulator.run(num_ended=num_jobs)
         before_s, before = simulator.plan_s, simulator.num_batches
         simulator.run(num_ended=2 * num_jobs)
+        gc.unfreeze()
         cost_ms[num_queued] = 1e3 * (simulator.plan_s - before_s) / (simulator.num_batches - before)
     return Found(
         [

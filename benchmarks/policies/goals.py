@@ -58,7 +58,7 @@ class Matrix:
     """Ended in a run with a standing backlog, of which the first third warms up."""
     arriving_jobs: int = 2_000
     """Of a run with arrivals."""
-    slo_trials: int = 6
+    slo_trials: int = 9
     """Runs of FIFO that look for its load."""
     flood_jobs: int = 20_000
     """Of the tenant that floods."""

@@ -34,6 +34,8 @@ ALL_RESIDENT: Final = "ours, all resident"
 EDF: Final = "clairvoyant EDF"
 MIDDLE_SKEW: Final = 0.6
 """Of the adapters where arrivals are what is varied."""
+_SLO_LOADS: Final = (0.01, 2.0)
+"""Between these lies the load at which FIFO attains half of the SLOs."""
 HARDWARE: Final = Hardware()
 
 
@@ -100,12 +102,13 @@ def deadlines(seed: int, matrix: Matrix, load: float, cv: float) -> Found:
 
 def slo(seed: int, matrix: Matrix, cv: float) -> Found:
     """Find the load at which FIFO attains half of the SLOs; what does ours attain there?"""
-    low, high, load = 0.0, 2.0, 1.0
-    fifo = math.nan
+    low, high = _SLO_LOADS
+    tried: dict[float, float] = {}
     for _ in range(matrix.slo_trials):
-        load = (low + high) / 2
-        fifo = _slo_share(arrive(seed, matrix, MIDDLE_SKEW, load, cv, Fifo))
-        low, high = (load, high) if fifo > goals.SLO_SHARE_OF_FIFO else (low, load)
+        trial = math.sqrt(low * high)
+        tried[trial] = _slo_share(arrive(seed, matrix, MIDDLE_SKEW, trial, cv, Fifo))
+        low, high = (trial, high) if tried[trial] > goals.SLO_SHARE_OF_FIFO else (low, trial)
+    load = min(tried, key=lambda load: abs(tried[load] - goals.SLO_SHARE_OF_FIFO))
     measured = []
     shares: dict[str, float] = {}
     policies: dict[str, MakePolicy] = {OURS: Ours, "FIFO": Fifo}
