@@ -1,0 +1,1 @@
+"""What the queue itself costs a job, with an engine that answers at once."""
