@@ -27,8 +27,15 @@ from kernels.experts.expert_rows import segments_on_host, sort_on_host
 from kernels.experts.expert_segments import expert_segments_meta, expert_segments_reference
 from kernels.experts.grouped_linear import grouped_linear_meta, grouped_linear_reference
 from kernels.experts.sort_by_expert import sort_by_expert_meta, sort_by_expert_reference
-from kernels.linear.linear import PLAIN, bfloat16_on_cpu, linear_reference
-from kernels.linear.logits import PLAIN_HEAD, HeadKernel, logits_by_cublas, logits_compiled, logits_reference
+from kernels.linear.linear import PLAIN, bfloat16_on_cpu, linear_compiled, linear_reference
+from kernels.linear.logits import (
+    PLAIN_HEAD,
+    HeadKernel,
+    logits_by_cublas,
+    logits_compiled,
+    logits_on_cpu,
+    logits_reference,
+)
 from kernels.linear.quantized_linear import (
     quantized_linear_compiled,
     quantized_linear_meta,
@@ -76,8 +83,9 @@ class Op:
 def _compiled(
     make: Callable[[library.Level], Any],
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16),
+    levels: tuple[Level, ...] = ("avx512_bf16", "avx2"),
 ) -> Implementation:
-    return Implementation("C++", make, ("cpu",), ("avx512_bf16", "avx2"), dtypes, is_batch_invariant=True)
+    return Implementation("C++", make, ("cpu",), levels, dtypes, is_batch_invariant=True)
 
 
 def _plain(
@@ -151,11 +159,12 @@ OPS = (
         "linear",
         linear_reference,
         (
+            _compiled(linear_compiled, (torch.bfloat16,), ("avx2",)),
             Implementation(
                 "oneDNN or widened",
                 lambda _level: bfloat16_on_cpu(),
                 ("cpu",),
-                ("avx512_bf16", "avx2", "torch"),
+                ("avx512_bf16", "torch"),
                 (torch.bfloat16,),
             ),
             _library(PLAIN, "F.linear"),
@@ -166,6 +175,7 @@ OPS = (
         "logits",
         logits_reference,
         (
+            Implementation("oneDNN or C++", logits_on_cpu, ("cpu",), ("avx512_bf16",), (torch.bfloat16,)),
             _compiled(logits_compiled, (torch.bfloat16,)),
             *(
                 _library(HeadKernel(dtype, logits_by_cublas), "cuBLAS", devices=("cuda",), dtypes=(dtype,))

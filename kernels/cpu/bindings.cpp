@@ -1,10 +1,12 @@
 // The kernels as torch operators: checks, dispatch to the best level, and torch's own threads.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/native/CPUBlas.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -69,6 +71,15 @@ const float* norm_weight(const Tensor& x, int64_t width, const char* name) {
   return x.const_data_ptr<float>();
 }
 
+// How many items make a range worth a thread, of so many multiply-adds each: below some 20 us, waking one costs more than
+// it does, and the whole step waits if its processor is at something else.
+int64_t grain_of(int64_t multiply_adds) {
+  constexpr int64_t kEnough = 1 << 18;
+  return std::max<int64_t>(1, kEnough / std::max<int64_t>(1, multiply_adds));
+}
+
+constexpr int64_t kPackedRows = 32;
+
 template <Level kLevel>
 void lora_add(Tensor& out, const Tensor& x, const Tensor& runs, const Tensor& scales, const Tensor& table,
               int64_t first_entry, const Tensor& columns) {
@@ -80,18 +91,23 @@ void lora_add(Tensor& out, const Tensor& x, const Tensor& runs, const Tensor& sc
   TORCH_CHECK(scales.scalar_type() == at::kFloat && scales.is_contiguous() && scales.numel() == x.size(0),
               "one float32 scale per row needed");
   const int64_t* cut = ints<int64_t>(runs, kRunColumns, "runs");
+  const int64_t *entries = ints<int64_t>(table, kEntryColumns, "table") + first_entry * kEntryColumns, *bounds = ints<int64_t>(columns, 1, "columns");
   std::vector<int64_t> tiles;
+  int64_t work = 0;
   for (int64_t i = 0; i < runs.size(0); i++, cut += kRunColumns) {
     TORCH_CHECK(0 <= cut[0] && cut[1] <= x.size(0) && 0 <= cut[2] && cut[2] < num_slots && 0 <= cut[3] && cut[3] < num_experts,
                 "run ", i, " leaves the batch or the table");
     for (int64_t row = cut[0]; row < cut[1]; row += kTileRows)
       tiles.insert(tiles.end(), {row, std::min<int64_t>(kTileRows, cut[1] - row), i});
+    const int64_t* adapter = entries + cut[2] * slot_stride + cut[3] * num_slices * kEntryColumns;
+    for (int64_t s = 0; s < num_slices; s++)
+      work += (cut[1] - cut[0]) * adapter[s * kEntryColumns + 2] * (x.size(1) + bounds[s + 1] - bounds[s]);
   }
   LoraArgs args{bf16, out.mutable_data_ptr(), x.const_data_ptr(), out.size(1), x.size(1), num_slices, tiles.data(),
                 ints<int64_t>(runs, kRunColumns, "runs"), scales.const_data_ptr<float>(),
-                ints<int64_t>(table, kEntryColumns, "table") + first_entry * kEntryColumns, slot_stride,
-                ints<int64_t>(columns, 1, "columns")};
-  at::parallel_for(0, static_cast<int64_t>(tiles.size()) / 3, 1,
+                entries, slot_stride, bounds};
+  int64_t num_tiles = static_cast<int64_t>(tiles.size()) / 3;
+  at::parallel_for(0, num_tiles, grain_of(work / std::max<int64_t>(1, num_tiles)),
                    [&](int64_t first, int64_t end) { CALL(lora_add, args, first, end); });
 }
 
@@ -136,6 +152,7 @@ Tensor paged_attention(Tensor& qkv, Tensor& keys, Tensor& values, const Tensor& 
   args.sinks = sinks ? norm_weight(*sinks, num_heads, "sinks") : nullptr;
   std::vector<int32_t> token_seqs, token_rows;
   std::vector<int64_t> first_items{0};
+  int64_t work = 0;
   bool is_split = false;
   for (int64_t seq = 0; seq < num_seqs; seq++) {
     const int32_t* span = args.spans + 3 * seq;
@@ -146,6 +163,7 @@ Tensor paged_attention(Tensor& qkv, Tensor& keys, Tensor& values, const Tensor& 
       token_rows.push_back(row);
     }
     first_items.push_back(first_items.back() + num_kv_heads * num_groups(args, seq) * num_splits(args, seq));
+    work += (first_items[seq + 1] - first_items[seq]) * 2 * kTileRows * head_dim * std::min<int64_t>(span[2] + span[1], kSplitTokens);
     is_split |= num_splits(args, seq) > 1;
   }
   args.token_seqs = token_seqs.data();
@@ -161,8 +179,9 @@ Tensor paged_attention(Tensor& qkv, Tensor& keys, Tensor& values, const Tensor& 
     partials = at::empty({first_items.back(), kTileRows, head_dim + 2}, qkv.options().dtype(at::kFloat));
     args.partials = partials.mutable_data_ptr<float>();
   }
-  at::parallel_for(0, num_rows, 8, [&](int64_t first, int64_t end) { CALL(rotate_and_store, args, first, end); });
-  at::parallel_for(0, first_items.back(), 4, [&](int64_t first, int64_t end) { CALL(attend, args, first, end); });
+  at::parallel_for(0, num_rows, grain_of(8 * qkv.size(1)), [&](int64_t first, int64_t end) { CALL(rotate_and_store, args, first, end); });
+  int64_t grain = grain_of(work / std::max<int64_t>(1, first_items.back()));
+  at::parallel_for(0, first_items.back(), grain, [&](int64_t first, int64_t end) { CALL(attend, args, first, end); });
   if (is_split) at::parallel_for(0, num_seqs, 1, [&](int64_t first, int64_t end) { CALL(merge_splits, args, first, end); });
   return out;
 }
@@ -178,7 +197,7 @@ Tensor add_rms_norm(Tensor& residual, const std::optional<Tensor>& delta, const 
   Tensor out = at::empty(residual.sizes(), residual.options());
   NormArgs args{bf16, residual.mutable_data_ptr(), delta ? delta->const_data_ptr() : nullptr,
                 norm_weight(weight, residual.size(1), "weight"), out.mutable_data_ptr(), residual.size(1), static_cast<float>(eps)};
-  at::parallel_for(0, residual.size(0), 16, [&](int64_t first, int64_t end) { CALL(add_rms_norm, args, first, end); });
+  at::parallel_for(0, residual.size(0), grain_of(8 * residual.size(1)), [&](int64_t first, int64_t end) { CALL(add_rms_norm, args, first, end); });
   return out;
 }
 
@@ -188,7 +207,7 @@ Tensor gated(const Tensor& gate_up, Gate gate) {
   TORCH_CHECK(gate_up.dim() == 2 && gate_up.size(1) % 2 == 0, "gate_up is ", gate_up.sizes(), "; give [num_rows, 2 width]");
   Tensor out = at::empty({gate_up.size(0), gate_up.size(1) / 2}, gate_up.options());
   GateArgs args{bf16, gate_up.const_data_ptr(), out.mutable_data_ptr(), out.size(1)};
-  at::parallel_for(0, out.size(0), 4, [&](int64_t first, int64_t end) { gate(args, first, end); });
+  at::parallel_for(0, out.size(0), grain_of(16 * out.size(1)), [&](int64_t first, int64_t end) { gate(args, first, end); });
   return out;
 }
 
@@ -210,19 +229,76 @@ Tensor clamped_swiglu(const Tensor& gate_up, double alpha, double limit) {
   Tensor out = at::empty({gate_up.size(0), gate_up.size(1) / 2}, gate_up.options());
   ClampedGateArgs args{bf16, gate_up.const_data_ptr(), out.mutable_data_ptr(), out.size(1), static_cast<float>(alpha),
                        static_cast<float>(limit)};
-  at::parallel_for(0, out.size(0), 4, [&](int64_t first, int64_t end) { CALL(clamped_swiglu, args, first, end); });
+  at::parallel_for(0, out.size(0), grain_of(16 * out.size(1)), [&](int64_t first, int64_t end) { CALL(clamped_swiglu, args, first, end); });
   return out;
 }
 
 template <Level kLevel>
-Tensor logits(const Tensor& x, const Tensor& weight) {
+Tensor multiplied(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, at::ScalarType out_type) {
   TORCH_CHECK(is_bf16(x, "x") && is_bf16(weight, "weight"), "give x and weight in bfloat16");
   TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1), "x is ", x.sizes(), ", weight ", weight.sizes());
-  Tensor out = at::empty({x.size(0), weight.size(0)}, x.options().dtype(at::kFloat));
-  LogitsArgs args{static_cast<const Bf16*>(x.const_data_ptr()), static_cast<const Bf16*>(weight.const_data_ptr()),
-                  out.mutable_data_ptr<float>(), x.size(0), x.size(1), weight.size(0)};
-  int64_t num_blocks = (weight.size(0) + kBlockMultiple - 1) / kBlockMultiple;
-  at::parallel_for(0, num_blocks, 16, [&](int64_t first, int64_t end) { CALL(logits, args, first, end); });
+  if (bias) TORCH_CHECK(bias->dim() == 1 && bias->size(0) == weight.size(0), "bias is ", bias->sizes(), ", weight ", weight.sizes());
+  Tensor out = at::empty({x.size(0), weight.size(0)}, x.options().dtype(out_type)), wide_x, wide_bias;
+  LinearArgs args{};
+  if constexpr (kLevel == Level::avx2)
+    if (lorayard::avx2::widens(x.size(0))) wide_x = x.to(at::kFloat);
+  if (bias) wide_bias = bias->to(at::kFloat).contiguous();
+  args.x = static_cast<const Bf16*>(x.const_data_ptr());
+  args.wide_x = wide_x.defined() ? wide_x.const_data_ptr<float>() : nullptr;
+  args.weight = static_cast<const Bf16*>(weight.const_data_ptr());
+  args.bias = bias ? wide_bias.const_data_ptr<float>() : nullptr;
+  args.out = out.mutable_data_ptr();
+  args.is_float_out = out_type == at::kFloat;
+  args.num_rows = x.size(0);
+  args.in_features = x.size(1);
+  args.out_features = weight.size(0);
+  int64_t num_blocks = args.num_rows ? (args.out_features + kLinearBlock - 1) / kLinearBlock : 0;
+  int64_t grain = grain_of(kLinearBlock * args.in_features * (args.num_rows + 4));
+  at::parallel_for(0, num_blocks, grain, [&](int64_t first, int64_t end) {
+    std::vector<float> scratch(args.wide_x ? static_cast<size_t>(kPanelOutputs * args.in_features) : 0);
+    CALL(linear, args, scratch.data(), first, end);
+  });
+  return out;
+}
+
+template <Level kLevel>
+Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  return multiplied<kLevel>(x, weight, bias, at::kBFloat16);
+}
+
+template <Level kLevel>
+Tensor logits(const Tensor& x, const Tensor& weight) {
+  return multiplied<kLevel>(x, weight, std::nullopt, at::kFloat);
+}
+
+// Whether oneDNN multiplies bfloat16 on AMX, as far as its settings let it.
+bool has_tiles() { return at::native::cpublas::could_pack(at::kBFloat16); }
+
+// x W^T in float32 by oneDNN, W in blocks of outputs as `pack_head` lays them out: pairs of rows in turns if `in_pairs`, as
+// tiles read them. Without it any processor can, slowly.
+Tensor packed_logits(const Tensor& x, const Tensor& packed, int64_t vocab_size, bool in_pairs) {
+  TORCH_CHECK(is_bf16(x, "x") && is_bf16(packed, "packed"), "give x and packed in bfloat16");
+  TORCH_CHECK(x.dim() == 2 && packed.dim() == 3 && packed.size(1) == x.size(1) && (!in_pairs || x.size(1) % 2 == 0), "x is ",
+              x.sizes(), ", packed ", packed.sizes(), "; give [num_rows, width] and [num_blocks, width, block]");
+  int64_t num_rows = x.size(0), width = x.size(1), num_blocks = packed.size(0), block = packed.size(2);
+  TORCH_CHECK((num_blocks - 1) * block < vocab_size && vocab_size <= num_blocks * block, "vocab_size is ", vocab_size, ", packed ",
+              packed.sizes());
+  Tensor out = at::empty({num_rows, vocab_size}, x.options().dtype(at::kFloat));
+  const at::BFloat16 *rows = x.const_data_ptr<at::BFloat16>(), *weights = packed.const_data_ptr<at::BFloat16>();
+  float* logits = out.mutable_data_ptr<float>();
+  at::parallel_for(0, num_rows ? num_blocks : 0, grain_of(block * width * (num_rows + 4)), [&](int64_t first, int64_t end) {
+    std::vector<float> rest(static_cast<size_t>(kPackedRows * block));
+    for (int64_t b = first; b < end; b++)
+      for (int64_t row = 0; row < num_rows; row += kPackedRows) {
+        int64_t count = std::min<int64_t>(kPackedRows, num_rows - row), some = std::min<int64_t>(block, vocab_size - b * block);
+        float *at = logits + row * vocab_size + b * block, *to = some == block ? at : rest.data();
+        at::native::cpublas::brgemm(count, block, width, width, block, some == block ? vocab_size : block, false,
+                                    rows + row * width, weights + b * width * block, to, in_pairs);
+        if (some == block) continue;
+        for (int64_t i = 0; i < count; i++) std::copy_n(to + i * block, some, at + i * vocab_size);
+      }
+    at::native::cpublas::brgemm_release(in_pairs);
+  });
   return out;
 }
 
@@ -276,6 +352,8 @@ void quantized_linear(Tensor& out, int64_t first_column, const Tensor& x, const 
 
 IN_LIBRARY(TORCH_LIBRARY, LORAYARD_LIBRARY, m) {
   m.def("best_level() -> str", &best_level);
+  m.def("has_tiles.avx512_bf16() -> bool", &has_tiles);
+  m.def("packed_logits.avx512_bf16(Tensor x, Tensor packed, int vocab_size, bool in_pairs) -> Tensor");
   for (const std::string level : {"avx2", "avx512_bf16"}) {
     auto define = [&](const std::string& name, const std::string& rest) { m.def((name + "." + level + rest).c_str()); };
     define("lora_add", "(Tensor(a!) out, Tensor x, Tensor runs, Tensor scales, Tensor table, int first_entry, Tensor columns) -> ()");
@@ -287,6 +365,7 @@ IN_LIBRARY(TORCH_LIBRARY, LORAYARD_LIBRARY, m) {
     define("swiglu", "(Tensor gate_up) -> Tensor");
     define("geglu", "(Tensor gate_up) -> Tensor");
     define("clamped_swiglu", "(Tensor gate_up, float alpha, float limit) -> Tensor");
+    define("linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
     define("logits", "(Tensor x, Tensor weight) -> Tensor");
     define("quantized_linear",
            "(Tensor(a!) out, int first_column, Tensor x, Tensor codes, Tensor scales, Tensor? zeros, Tensor? table, "
@@ -303,6 +382,7 @@ void implement(torch::Library& m, const std::string& level) {
   m.impl(name("swiglu").c_str(), &swiglu<kLevel>);
   m.impl(name("geglu").c_str(), &geglu<kLevel>);
   m.impl(name("clamped_swiglu").c_str(), &clamped_swiglu<kLevel>);
+  m.impl(name("linear").c_str(), &linear<kLevel>);
   m.impl(name("logits").c_str(), &logits<kLevel>);
   m.impl(name("quantized_linear").c_str(), &quantized_linear<kLevel>);
 }
@@ -310,4 +390,5 @@ void implement(torch::Library& m, const std::string& level) {
 IN_LIBRARY(TORCH_LIBRARY_IMPL, LORAYARD_LIBRARY, CPU, m) {
   if constexpr (!kIsEmulated) implement<Level::avx2>(m, "avx2");
   implement<Level::avx512>(m, "avx512_bf16");
+  m.impl("packed_logits.avx512_bf16", &packed_logits);
 }

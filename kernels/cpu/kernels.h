@@ -15,6 +15,8 @@ constexpr int kMaxRank = 1024;      // per sub-module
 constexpr int kEntryColumns = 5;    // of a LoRA table: addresses of A and B, rank, addresses of bias and DoRA terms
 constexpr int kRunColumns = 4;      // of a LoRA run: first row, end, slot, expert
 constexpr int kSplitTokens = 512;   // a function of the position alone, so results never depend on the cores
+constexpr int kLinearBlock = 48;    // outputs that one thread computes in one go
+constexpr int kPanelOutputs = 12;   // of these, what is widened at a time, to stay in the first cache for all rows
 constexpr int kBlockMultiple = 16;  // cache blocks hold a multiple of this many tokens
 
 struct LoraArgs {
@@ -86,11 +88,14 @@ struct ClampedGateArgs {
   float alpha, limit;
 };
 
-struct LogitsArgs {
-  const Bf16* x;       // [num_rows, width]
-  const Bf16* weight;  // [vocab_size, width]
-  float* out;          // [num_rows, vocab_size]
-  int64_t num_rows, width, vocab_size;
+struct LinearArgs {
+  const Bf16* x;        // [num_rows, in_features]
+  const float* wide_x;  // the same where `widens`, else null
+  const Bf16* weight;   // [out_features, in_features]
+  const float* bias;    // [out_features] or null
+  void* out;            // [num_rows, out_features]
+  bool is_float_out;
+  int64_t num_rows, in_features, out_features;
 };
 
 struct QuantizedArgs {
@@ -116,7 +121,8 @@ struct QuantizedArgs {
   void swiglu(const GateArgs&, int64_t first_row, int64_t end_row);            \
   void geglu(const GateArgs&, int64_t first_row, int64_t end_row);             \
   void clamped_swiglu(const ClampedGateArgs&, int64_t first, int64_t end);     \
-  void logits(const LogitsArgs&, int64_t first_block, int64_t end_block);      \
+  bool widens(int64_t num_rows);                                               \
+  void linear(const LinearArgs&, float* scratch, int64_t first, int64_t end);  \
   void quantized_linear(const QuantizedArgs&, void* scratch, int64_t first, int64_t end);\
   }
 

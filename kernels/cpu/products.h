@@ -80,6 +80,60 @@ inline void dot_rows(const T* const* x, const T* matrix, int64_t ld, int64_t wid
   }
 }
 
+#ifndef LORAYARD_AVX512
+// The same sums, bit for bit, from rows and a matrix that were widened beforehand: without a multiply-add for pairs of
+// bfloat16, widening a number takes as long as multiplying it, so it must not be done once for every four rows.
+constexpr int kPanel = lorayard::kPanelOutputs;  // sums at once: they and their factors fill the registers
+
+// Compilers would rather load a factor again for each multiply-add, and loads would bound the product.
+inline void keep_in_register(Vec& v) { asm("" : "+x"(v)); }
+
+template <int M>
+inline void multiply_tile(const float* const* x, const float* const* panel, int64_t width, float* out) {
+  constexpr int R = kPanel / M;
+  Vec acc[kPanel];
+  for (int i = 0; i < kPanel; i++) acc[i] = set(0.0f);
+  int64_t i = 0;
+  for (; i + kLanes <= width; i += kLanes) {
+    Vec ws[R];
+    for (int r = 0; r < R; r++) ws[r] = load(panel[r] + i);
+    for (int m = 0; m < M; m++) {
+      Vec xs = load(x[m] + i);
+      keep_in_register(xs);
+      for (int r = 0; r < R; r++) acc[m * R + r] = fma(xs, ws[r], acc[m * R + r]);
+    }
+  }
+  if (int64_t rest = width - i)
+    for (int r = 0; r < R; r++) {
+      Vec w = load(panel[r] + i, rest);
+      for (int m = 0; m < M; m++) acc[m * R + r] = fma(load(x[m] + i, rest), w, acc[m * R + r]);
+    }
+  for (int s = 0; s < kPanel; s += 4) {
+    Vec quads = _mm256_hadd_ps(_mm256_hadd_ps(acc[s], acc[s + 1]), _mm256_hadd_ps(acc[s + 2], acc[s + 3]));
+    _mm_storeu_ps(out + s, _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1)));
+  }
+}
+
+// out[m][r] = sum over i of x[m][i] panel[r][i], for r below num_rows; rounded up, kPanel / M at a time are written.
+template <int M>
+inline void multiply_panel(const float* const* x, const float* panel, int64_t width, int64_t num_rows, float* const* out) {
+  constexpr int R = kPanel / M;
+  float tile[kPanel];
+  for (int64_t first = 0; first < num_rows; first += R) {
+    const float* rows[R];
+    for (int r = 0; r < R; r++) rows[r] = panel + smaller(first + r, num_rows - 1) * width;
+    multiply_tile<M>(x, rows, width, tile);
+    for (int m = 0; m < M; m++) __builtin_memcpy(out[m] + first, tile + m * R, R * sizeof(float));
+  }
+}
+
+inline void widen_all(const Bf16* from, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i), kLanes);
+  for (; i < count; i++) to[i] = to_float(from[i]);
+}
+#endif
+
 // Adds factors[m][k] rows[k][column...] over k to acc[m], 2 kLanes columns each, `count` of them real.
 template <class T>
 struct Mixer {

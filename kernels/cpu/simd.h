@@ -96,7 +96,13 @@ inline Vec load(const Bf16* p, int64_t n) {
   __builtin_memcpy(some, p, static_cast<size_t>(n) * sizeof(Bf16));
   return load(some);
 }
-inline void store(float* p, Vec v, int64_t n) { _mm256_maskstore_ps(p, first(n), v); }
+inline void store(float* p, Vec v, int64_t n) {
+  if (n >= 8) {
+    _mm256_storeu_ps(p, v);
+  } else {
+    _mm256_maskstore_ps(p, first(n), v);  // 42 operations on Zen 3
+  }
+}
 inline void store(Bf16* p, Vec v, int64_t n) {
   __m256i bits = _mm256_castps_si256(v);
   __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));

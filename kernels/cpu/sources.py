@@ -27,7 +27,7 @@ KERNELS = (
     "swiglu",
     "geglu",
     "clamped_swiglu",
-    "logits",
+    "linear",
     "quantized_linear",
 )
 BINDINGS = "bindings"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kernels.cpu import library
 from kernels.linear.row_padding import padded_rows
 
 # oneDNN picks its block sizes for about this many rows; other row counts are served from the same layout.
@@ -82,6 +83,11 @@ def _as_it_is(weight: Tensor) -> Tensor:
 
 
 PLAIN = LinearKernel("F.linear", _as_it_is, linear_reference, _as_it_is)
+
+
+def linear_compiled(level: library.Level) -> LinearKernel:
+    """Return the CPU's compiled kernel: it reads bfloat16 weights where they lie and sums in float32."""
+    return LinearKernel("C++", _as_it_is, library.operator("linear", level), _as_it_is)
 
 
 def bfloat16_on_cpu() -> LinearKernel:

@@ -66,11 +66,13 @@ def test_norms_and_gates(width: int, random: Callable[..., Tensor], level: Level
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_logits(width: int, level: Level) -> None:
-    for num_rows, vocab_size in ((1, 1), (2, 17), (3, 16), (6, 5)):
+def test_logits_and_linear_modules(width: int, level: Level) -> None:
+    for num_rows, vocab_size in ((1, 1), (2, 17), (3, 16), (9, 5)):
         x, head = (torch.randn(rows, width).bfloat16() for rows in (num_rows, vocab_size))
+        bias = torch.randn(vocab_size).bfloat16()
 
         assert_same_behind_guards(library.operator("logits", level), (x, head))
+        assert_same_behind_guards(library.operator("linear", level), (x, head, bias))
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -124,7 +124,8 @@ def test_the_table_shows_what_serves_each_column() -> None:
     assert head[2:] == tuple(f"{device}/{level}" for device, level in COLUMNS)
     shown = {row[:2]: row[2:] for row in rows}
     assert shown["logits", "float32"][:3] == ("torch", "torch", "torch")
-    assert shown["logits", "bfloat16"][:3] == ("C++", "C++", "torch")
+    assert shown["logits", "bfloat16"][:3] == ("oneDNN or C++", "C++", "torch")
+    assert shown["linear", "bfloat16"][:3] == ("oneDNN or widened", "C++", "oneDNN or widened")
     assert shown["quantized_linear", "bfloat16"] == ("C++", "C++", "torch", "Triton", "shapes")
     assert shown["paged_attention", "float32"][2] == "- (blocks are gathered for torch's attention)"
     for op in OPS:

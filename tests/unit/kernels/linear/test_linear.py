@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from kernels.linear import linear
 from kernels.linear.linear import Linear, linear_reference
 from kernels.registry import resolve
+from tests.emulated.library import at_level
+from tests.unit.kernels.conftest import Resolve
 from tests.unit.products import assert_same_rows
 
 pytestmark = pytest.mark.numeric
@@ -43,6 +45,34 @@ def test_a_row_in_bfloat16_does_not_depend_on_its_batch() -> None:
 
     for num_rows in (1, 2, 3, 4, 5, 8, 16, 31, 32, 33, 64):
         assert_same_rows(layer(x[:num_rows]), whole[:num_rows], multiplied_in=torch.bfloat16)
+
+
+@pytest.mark.parametrize(("out_features", "in_features"), [(1, 1), (13, 33), (100, 96)])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_bfloat16_is_summed_in_float32_at_every_level(
+    out_features: int, in_features: int, has_bias: bool, resolve: Resolve
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(out_features, in_features, generator=generator).bfloat16()
+    bias = torch.randn(out_features, generator=generator).bfloat16() if has_bias else None
+    layer = Linear(weight, bias, kernel=resolve("linear", torch.bfloat16))
+
+    for num_rows in (0, 1, 3, 8, 9, 23):
+        x = torch.randn(num_rows, in_features, generator=generator).bfloat16()
+        exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+        # Half a unit in the last place of bfloat16, and what float32 loses of the sums.
+        torch.testing.assert_close(layer(x).double(), exact, atol=1e-4, rtol=2**-8)
+
+
+def test_few_rows_and_many_have_the_same_bits_where_many_are_widened() -> None:
+    with at_level("avx2"):
+        layer = Linear(torch.randn(100, 72).bfloat16(), kernel=linear.linear_compiled("avx2"))
+        x = torch.randn(40, 72).bfloat16()
+
+        whole = layer(x)
+
+        for start, end in ((0, 1), (1, 4), (4, 12), (12, 21), (21, 40)):
+            assert torch.equal(layer(x[start:end]), whole[start:end])
 
 
 def test_a_torch_without_the_private_operators_multiplies_plainly(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,8 @@ class VocabularySlots:
 
     def __init__(self, table: LoRATable, kernels: Kernels) -> None:
         """`table` has LoRA of embedding and head."""
-        self._head_kernel = kernels.logits
+        # Packing a head would hold up a step, and take its memory twice.
+        self._head_kernel = kernels.logits._replace(packed=None)
         self._lora_add = kernels.lora_add_float32
         self._embedding_lora_add = kernels.embedding_lora_add
         self._embedding, self._head = table.module(EMBEDDING), table.module(HEAD)
