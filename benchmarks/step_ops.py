@@ -1,8 +1,8 @@
 """Where a step's processor time goes, op by op: `python -m benchmarks.step_ops --prompt 512`.
 
-One engine of the reference geometry reads prompts or decodes; each op that torch dispatches is timed by itself,
-in processor time of this thread, which others on the machine lengthen little. What the engine does between the
-ops is the last row.
+One engine of the reference geometry reads prompts or decodes; each op that torch dispatches is timed by
+itself, in processor time of this thread, which others on the machine lengthen little. What the engine does
+between the ops is the last row.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step_ops", description=__doc__)
     parser.add_argument("--prompt", type=int, default=32, metavar="N", help="tokens of each prompt")
     parser.add_argument("--requests", type=int, default=1, metavar="N")
-    parser.add_argument("--steps", type=int, default=1, metavar="N", help="that are timed; prompts come first")
-    parser.add_argument("--skip", type=int, default=0, metavar="N", help="steps before those; 1: decode alone")
+    parser.add_argument("--steps", type=int, default=1, metavar="N", help="timed; prompts come first")
+    parser.add_argument("--skip", type=int, default=0, metavar="N", help="steps before; 1: decode alone")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--cache", type=Path, default=CACHE, metavar="FOLDER")
     options = parser.parse_args()

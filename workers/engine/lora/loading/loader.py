@@ -72,6 +72,7 @@ class Loader:
         self._start = start or LoaderChild
         self._queued: deque[LoRARequest] = deque()
         self._sent: deque[LoRARequest] = deque()
+        self._ahead: set[LoRARequest] = set()  # those of them for which nobody waits
         self._results: deque[LoadResult] = deque()  # of loads that no process has answered
         self._child: LoaderChild | None = None
         self._is_held = False
@@ -80,16 +81,25 @@ class Loader:
         if child is not None:
             self._employ(child)
 
-    def submit(self, request: LoRARequest) -> None:
-        """Queue a load; its result comes from `poll` or `wait`."""
+    def submit(self, request: LoRARequest, *, is_ahead: bool = False) -> None:
+        """Queue a load; its result comes from `poll` or `wait`. Nobody waits yet for one that `is_ahead`."""
         self._queued.append(request)
+        if is_ahead:
+            self._ahead.add(request)
         self._dispatch()
+
+    def hurry(self, request: LoRARequest) -> None:
+        """Say that somebody waits for a load now."""
+        if request in self._ahead:
+            self._ahead.discard(request)
+            self._set_priority()
 
     def cancel(self, request: LoRARequest) -> bool:
         """Take back a load that has not been handed to the process; False if it has."""
         if request not in self._queued:
             return False
         self._queued.remove(request)
+        self._ahead.discard(request)
         return True
 
     def hold(self, is_held: bool) -> None:
@@ -122,6 +132,7 @@ class Loader:
         """End the process and drop what it holds; closing twice does nothing."""
         self._queued.clear()
         self._sent.clear()
+        self._ahead.clear()
         self._results.clear()
         self._drop_child()
 
@@ -151,6 +162,12 @@ class Loader:
             self._sent.append(request)
             with suppress(OSError):  # it died: `receive` will say so, after what it had answered
                 child.channel.send(Load(request))
+        self._set_priority()
+
+    def _set_priority(self) -> None:
+        """Have the process give way to steps unless somebody waits for one of the loads it has."""
+        if self._child is not None and self._sent:
+            self._child.give_way(self._ahead.issuperset(self._sent))
 
     def _next(self) -> LoadResult | None:
         assert self._child is not None
@@ -165,6 +182,7 @@ class Loader:
             return None
         assert isinstance(answer, Loaded), f"the loader process sent {type(answer).__name__}"
         request = self._sent.popleft()
+        self._ahead.discard(request)
         self._since = time.monotonic()
         self._dispatch()
         return LoadResult(request, answer.files, answer.weights, answer.error, answer.load_ms)
@@ -197,6 +215,7 @@ class Loader:
     def _replace_child(self, error: AdapterError) -> LoadResult:
         """Fail the load under way and end the process with it; the others start over in a new one."""
         request = self._sent.popleft()
+        self._ahead.discard(request)
         self._queued.extendleft(reversed(self._sent))
         self._sent.clear()
         self._drop_child()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -14,14 +13,11 @@ from workers.engine.lora.loading.channel import Channel
 from workers.engine.lora.loading.spec import Load, LoadSpec, Ready
 from workers.engine.lora.loading.work import load
 
-_NICENESS = 19
-
 
 def main(file: int) -> None:
     """Serve the socket that was inherited from the engine's process until that is gone."""
     collect_garbage()
     torch.set_num_threads(1)
-    os.nice(_NICENESS)
     _be_first_to_go()
     with socket.socket(fileno=file) as end, suppress(EOFError, ConnectionError):
         serve(Channel(end))

@@ -43,7 +43,11 @@ class AdapterFetcher:
             self.start_if_room(request)
 
     def start_if_room(self, request: LoRARequest) -> None:
-        """Start a load unless it is under way, the queue is full, or there would be no place for it."""
+        """Start a load unless it is under way, the queue is full, or there would be no place for it.
+
+        One that was begun ahead of its need is hurried.
+        """
+        self._loads.hurry(request)
         if self._loads.is_underway(request) or self._loads.is_full or self._loads.arrivals:
             return  # if what arrived found no place, neither would this
         # One load may run ahead of its place, to be at hand when a busy one ends; more would waste memory.
@@ -122,7 +126,7 @@ class AdapterFetcher:
         if (revision is not None and revision in self._tiers) or self._loads.has_failed(expected.request):
             return
         if self._tiers.host.has_room_for(1, turn=expected.turn):
-            self._loads.start(expected.request)
+            self._loads.start(expected.request, is_ahead=True)
         else:
             self._plan.give_up()
 

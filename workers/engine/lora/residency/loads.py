@@ -72,10 +72,15 @@ class Loads:
         """Tell whether this request's load is queued, running, or has arrived and waits for a place."""
         return self.is_loading(request) or self.has_arrived(request)
 
-    def start(self, request: LoRARequest) -> None:
-        """Queue the load of a request for which none is under way."""
+    def start(self, request: LoRARequest, *, is_ahead: bool = False) -> None:
+        """Queue the load of a request for which none is under way; `is_ahead`: nobody waits for it yet."""
         self._loading[load_key(request)] = request
-        self._loader.submit(request)
+        self._loader.submit(request, is_ahead=is_ahead)
+
+    def hurry(self, request: LoRARequest) -> None:
+        """Say that somebody waits for this request's load, if it is under way."""
+        if (started := self._loading.get(load_key(request))) is not None:
+            self._loader.hurry(started)
 
     def cancel(self, request: LoRARequest) -> bool:
         """Take back a load that has not begun; False if there is none such."""
@@ -105,6 +110,7 @@ class Loads:
         """Wait for a request's load, starting it if need be; returns what finished, its own last."""
         if load_key(request) not in self._loading:
             self.start(request)
+        self.hurry(request)
         self._loader.hold(False)
         finished: list[LoadResult] = []
         while not finished or load_key(finished[-1].request) != load_key(request):

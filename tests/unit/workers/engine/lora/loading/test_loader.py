@@ -16,6 +16,7 @@ from tests.polling import eventually
 from tests.unit.workers.engine.lora.manager_fixtures import request_of, spec_of, stuck_request
 from workers.engine.core.lora_request import LoRARequest
 from workers.engine.lora.loading import Loader, LoadResult
+from workers.engine.lora.loading.child import AHEAD_NICENESS, may_take_back_niceness
 
 MakeLoader = Callable[..., Loader]
 
@@ -66,8 +67,26 @@ def test_loads_are_answered_in_order_from_another_process(make_loader: MakeLoade
     ]
     assert one.poll() is None
     process = psutil.Process(_pid(one))
-    assert process.nice() == 19
+    assert process.nice() == psutil.Process().nice()
     assert process.ppid() == os.getpid()
+
+
+def test_a_loader_gives_way_while_nobody_waits_for_its_loads(
+    make_loader: MakeLoader, tmp_path: Path, stuck: LoRARequest
+) -> None:
+    one = make_loader()
+    own = psutil.Process().nice()
+    ahead = AHEAD_NICENESS if may_take_back_niceness() else own  # else it could never come back
+
+    def after(load: Callable[[], None]) -> int:
+        load()
+        return psutil.Process(_pid(one)).nice()
+
+    assert after(lambda: one.submit(stuck, is_ahead=True)) == ahead
+    assert after(lambda: one.submit(request_of(tmp_path, 1), is_ahead=True)) == ahead
+    assert after(lambda: one.hurry(request_of(tmp_path, 1))) == own
+    one.close()
+    assert after(lambda: one.submit(stuck)) == own
 
 
 def test_poll_does_not_wait(make_loader: MakeLoader, tmp_path: Path) -> None:

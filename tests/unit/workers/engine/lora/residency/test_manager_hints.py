@@ -98,6 +98,19 @@ def test_a_load_nobody_waits_for_is_cancelled_unless_it_is_under_way_or_hinted_a
     manager.close()
 
 
+def test_a_request_hurries_the_load_that_a_hint_began(tmp_path: Path) -> None:
+    manager = new_manager(max_loras=2, max_cpu_loras=6)
+    stuck, loader = stuck_request(tmp_path), manager._loads._loader
+
+    manager.plan([stuck])
+    manager.collect()
+    begun_ahead = set(loader._ahead)
+    manager.prefetch(stuck)
+
+    assert (begun_ahead, loader._ahead) == ({stuck}, set())
+    manager.close()
+
+
 def test_no_more_loads_are_queued_than_allowed_and_the_others_wait_outside(
     tmp_path: Path, requests: dict[int, LoRARequest]
 ) -> None:
