@@ -9,14 +9,25 @@ from uuid import UUID
 
 from benchmarks.policies.policy import Dispatch, Hint, Setting
 from benchmarks.policies.workload import Job
-from scheduler.policies import Backlog, PendingJob, ServiceRate, WorkerView, plan
+from scheduler.policies import (
+    Backlog,
+    Fairness,
+    FleetOutlook,
+    PendingJob,
+    PolicyConfig,
+    ServiceRate,
+    WorkerView,
+    lookahead,
+    plan,
+)
 
 _LEFT_AT_DEFAULT = {"attempt", "group", "request_bytes"}
 """Of a job's header: of jobs that come back, of suspects, of messages."""
+_CONFIG = PolicyConfig()
 
 
 def header(job: Job, now: float) -> PendingJob:
-    """Return what the leader knows of a job, as far as its headers have a place for it."""
+    """Return what the leader knows of a job; KeyError for a field of its headers that is not known here."""
     known: dict[str, Any] = {
         "job_id": job.job_id,
         "admit_seq": job.number,
@@ -37,16 +48,22 @@ _HEADER = tuple(field.name for field in fields(PendingJob) if field.name not in 
 
 
 class Ours:
-    """Mutable: the backlog of a leader."""
+    """Mutable: the backlog of a leader, and the jobs in workers' hands."""
 
     is_timed = True
-    grouping_window = 0.0
+    grouping_window = _CONFIG.grouping_window
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, fairness: Fairness | None = None) -> None:
+        """`fairness` is what the ledger has of tenants' counters."""
         self._setting = setting
-        self._backlog = Backlog()
+        self._backlog = Backlog(_CONFIG, fairness)
+        num_workers = len(setting.workers)
+        self._backlog.outlook = FleetOutlook(
+            first_token_s=setting.hardware.dispatch_s, num_workers=num_workers, max_workers=num_workers
+        )
         self._jobs: dict[UUID, tuple[Job, float]] = {}
         self._rate = ServiceRate()
+        self._leased: dict[UUID, PendingJob] = {}
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -63,22 +80,30 @@ class Ours:
 
     def plan(self, views: Sequence[WorkerView], now: float) -> list[Dispatch]:
         """Ask for one round."""
+        batches = plan(self._backlog, views, now)
+        self._leased.update((one.job_id, one) for batch in batches for one in batch.jobs)
         return [
             Dispatch(batch.incarnation, [self._jobs.pop(one.job_id)[0] for one in batch.jobs])
-            for batch in plan(self._backlog, views, now)
+            for batch in batches
         ]
 
     def take_refused(self) -> Sequence[Job]:
-        """Refuse nothing: no policy does yet."""
-        return ()
+        """Take what is hopeless."""
+        return [self._jobs.pop(one.job_id)[0] for one in self._backlog.take_hopeless()]
 
-    def ended(self, worker: str, jobs: Sequence[Job], now: float) -> None:  # noqa: ARG002 - nothing else is learned
-        """Count them."""
+    def ended(self, worker: str, jobs: Sequence[Job], now: float) -> None:  # noqa: ARG002 - what all are asked
+        """Settle what was charged."""
         self._rate.observe(len(jobs), now)
+        for job in jobs:
+            self._leased.pop(job.job_id, None)
+            ran = job.ended_at is not None
+            self._backlog.fairness.settle(
+                job.job_id, job.prompt_tokens if ran else 0, job.output_tokens if ran else 0
+            )
 
-    def hints(self, views: Sequence[WorkerView], now: float) -> Sequence[Hint]:  # noqa: ARG002
-        """Hint at nothing: there is no look-ahead yet."""
-        return ()
+    def hints(self, views: Sequence[WorkerView], now: float) -> Sequence[Hint]:
+        """Ask for the look-ahead."""
+        return [Hint(one.incarnation, one.prefetch, one.drop) for one in lookahead(self._backlog, views, now)]
 
     def eta_s(self, job: Job, views: Sequence[WorkerView], now: float) -> float | None:  # noqa: ARG002
         """Predict nothing: no policy does yet."""
@@ -90,9 +115,15 @@ class Ours:
         return num_jobs / rate if rate > 0 else None
 
     def succeed(self, now: float) -> Ours:  # noqa: ARG002
-        """Read the waiting jobs anew, as a new leader does from the ledger."""
-        successor = Ours(self._setting)
-        for job, since in sorted(self._jobs.values(), key=lambda pair: pair[0].number):
-            successor.add(job, since)
+        """Read waiting and running jobs and the counters anew, as a new leader does from the ledger."""
+        waiting = sorted(self._jobs.values(), key=lambda pair: pair[0].number)
+        tenants = {job.tenant for job, _ in waiting} | {one.tenant for one in self._leased.values()}
+        fairness = Fairness(window=_CONFIG.grouping_window)
+        standings = {tenant: self._backlog.fairness.standing(tenant) for tenant in sorted(tenants)}
+        fairness.restore(standings, self._leased.values(), {job.tenant for job, _ in waiting})
+        successor = Ours(self._setting, fairness)
         successor._rate = self._rate
+        successor._leased = dict(self._leased)
+        for job, since in waiting:
+            successor.add(job, since)
         return successor

@@ -139,9 +139,7 @@ def test_what_a_flushed_redis_forgot_is_waited_for_until_its_leader_published_it
     assert prompts(pool_url) == ["hello"]
 
 
-def test_what_is_published_between_two_looks_is_found(
-    pool_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_published_between_two_looks_is_found(pool_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     is_all_published = PoolDirectory._is_all_published
 
     def publish_and_look(directory: PoolDirectory) -> bool:
