@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ from benchmarks.workload import Geometry
 from workers.engine import EngineConfig, LLMEngine, SamplingParams
 
 
-class OpTimes(TorchDispatchMode):
+class OpTimes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up processor seconds and calls by op while it is entered."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.seconds: Counter[str] = Counter()
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.calls: Counter[str] = Counter()
 
     def __torch_dispatch__(
