@@ -84,8 +84,8 @@ def main() -> None:
 
 def _rows(times: OpTimes, whole_s: float, num_steps: int) -> list[Row]:
     rows: list[Row] = [["op", "calls", "ms", "share"]]
-    between_s = whole_s - times.seconds.total()
-    for name, seconds in [*times.seconds.most_common(12), ("between ops", between_s)]:
+    between_s = whole_s - sum(times.seconds.values())
+    for name, seconds in [*Counter(times.seconds).most_common(12), ("between ops", between_s)]:
         calls = times.calls[name] // num_steps
         rows.append([name, str(calls), f"{1000 * seconds / num_steps:.2f}", f"{seconds / whole_s:.1%}"])
     rows.append(["all", "", f"{1000 * whole_s / num_steps:.2f}", ""])
