@@ -102,6 +102,18 @@ def test_a_job_that_a_flush_took_is_counted_apart_unless_the_ledger_had_confirme
     _only(verdict, "lost", "job 7")
 
 
+def test_only_of_a_job_that_a_flush_took_may_a_client_hear_that_nobody_knows_it(
+    run: RecordedRun, judge: Any
+) -> None:
+    """It has a row all the same, because it was submitted once more."""
+    run.producer += [one | {"state": "unknown"} for one in run.producer if _is_told(one, 3)]
+    _only(judge(), "wrong", "the client of job 3 was told 'unknown'")
+
+    waiting = [str(job_id(3))]
+    run.faults.append({"at": 0.0, "event": "fault", "kind": "flush", "target": "redis", "waiting": waiting})
+    assert judge().is_clean
+
+
 def test_a_neighbours_output_is_wrong(run: RecordedRun, judge: Any) -> None:
     run.connection.execute("UPDATE job_outputs SET output = 'old-1' WHERE job_id = %s", (job_id(2),))
     run.producer = [one | {"output": "old-1"} if _is_told(one, 2) else one for one in run.producer]

@@ -130,7 +130,9 @@ def _wrongly_told(evidence: Evidence) -> Iterator[Finding]:
     for record in evidence.told:
         job = by_id.get(record["job_id"])
         if job is None or record["state"] == "unknown":
-            if record["job_id"] not in flushed | lost:
+            # Under its key, a job that a flush took may have been submitted once more.
+            is_flushed = job is not None and record["job_id"] in evidence.flushed_ids
+            if not is_flushed and record["job_id"] not in flushed | lost:
                 yield Finding("wrong", f"the client of job {record['n']} was told {record['state']!r}")
             continue
         ledger = {"state": job.state, "attempt": job.attempt, "output": job.output}

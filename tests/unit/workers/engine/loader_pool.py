@@ -34,6 +34,9 @@ class PooledChild:
     def exitcode(self) -> int | None:
         return self._child.exitcode
 
+    def give_way(self, does: bool) -> None:
+        self._child.give_way(does)
+
     def close(self) -> None:
         self._give_back()
 
