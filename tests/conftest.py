@@ -146,7 +146,8 @@ def migrated_template(servers: Stack) -> str:
 
 def _database(servers: Stack, template: str) -> Iterator[str]:
     name = f"test_{next(_NUMBERS)}"
-    _execute(servers, f"CREATE DATABASE {name} TEMPLATE {template}")
+    # Copied by blocks it would go through the write-ahead log, which takes half as long again.
+    _execute(servers, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
     yield servers.postgres.url_of(name)
     _execute(servers, f"DROP DATABASE {name} WITH (FORCE)")
 
