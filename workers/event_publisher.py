@@ -97,7 +97,8 @@ class EventPublisher:
 
     def _note(self, job_id: UUID, show: Callable[[], None], *, is_first: bool = False) -> None:
         with self._wake:
-            self._notes.add(job_id, show, is_first=is_first)  # shown at the next tick, or with what is told
+            self._notes.add(job_id, show, is_first=is_first)  # shown within a tick, or with what is told
+            self._wake.notify_all()
 
     def _tell(self, update: WorkerUpdate) -> None:
         with self._wake:
@@ -108,7 +109,7 @@ class EventPublisher:
 
     def _step(self) -> None:
         with self._wake:
-            self._wake.wait_for(lambda: self._must_tell or self._builder.status.has_news)
+            self._wake.wait_for(lambda: self._must_tell or self._notes or self._builder.status.has_news)
             self._wake.wait_for(lambda: self._must_tell, TICK_S)
             if self._thread.stopping.is_set():
                 return
@@ -125,7 +126,7 @@ class EventPublisher:
 
     @property
     def _must_tell(self) -> bool:
-        return bool(self._untold or self._notes or self._thread.stopping.is_set())
+        return bool(self._untold or self._thread.stopping.is_set())
 
     def _put_back(self, untold: WorkerUpdate | None) -> None:
         with self._wake:
