@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def eventually(condition: Callable[[], T | None], timeout_s: float = 10.0, what: str = "the condition") -> T:
+def eventually(condition: Callable[[], T | None], timeout_s: float = 60.0, what: str = "the condition") -> T:
     """Return the first true value of `condition`; fail the test if there is none within `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):

@@ -90,6 +90,7 @@ UNBOUNDED_CACHES: Final = {
     "kernels/cpu/library.py": "one entry",
     "kernels/linear/linear.py": "one entry a kind of processor",
     "kernels/linear/quantized_weight.py": "one entry a format and device",
+    "workers/engine/lora/loading/child.py": "one entry",
     "workers/engine/sampling/logit_edits.py": "one entry a device",
 }
 

@@ -73,7 +73,7 @@ def test_many_lost_replies_are_asked_for_in_turn(client: Client, pool_url: str) 
 def test_a_trimmed_reply_stream_is_noticed(client: Client, pool_url: str) -> None:
     with TinyLeader(pool_url) as leader:
         handles = client.submit_many([{"prompt": f"{number}"} for number in range(2_500)])
-        eventually(lambda: len(leader.results) == 2_500, 30)
+        eventually(lambda: len(leader.results) == 2_500, 120)
         client_id = leader.envelopes[handles[0].id].reply_to
         connect(pool_url).xtrim(reply_key(str(client_id)), maxlen=2_000, approximate=False)
 

@@ -60,8 +60,8 @@ def _names(argument: Any, item: Any) -> bool:
         return any(_names(one, item) for one in argument)
     if argument == item:
         return True
-    about = getattr(argument, "envelope", argument)
-    return item in (getattr(about, "job_id", None), getattr(about, "incarnation", None))
+    about = [argument, getattr(argument, "envelope", None), getattr(argument, "message", None)]
+    return any(item in (getattr(one, "job_id", None), getattr(one, "incarnation", None)) for one in about)
 
 
 @pytest.fixture
