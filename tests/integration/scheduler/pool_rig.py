@@ -159,7 +159,7 @@ class PoolRig:
         """Read a job from the ledger."""
         return self.database.run(lambda c: JobRepository(c).get(job_id))
 
-    def wait_for(self, state: JobState, *job_ids: UUID, timeout_s: float = 10.0) -> None:
+    def wait_for(self, state: JobState, *job_ids: UUID, timeout_s: float = 60.0) -> None:
         """Wait until jobs are in a state."""
 
         def reached() -> bool:
