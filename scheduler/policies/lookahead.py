@@ -1,7 +1,7 @@
 """Tells workers which adapters to load ahead and which to let go of: the backlog is the known future.
 
-What is needed last leaves first (Belady, IBM Systems Journal 5(2), 1966): only adapters that nothing waits for
-are let go of, and of these any is as good as another.
+What is needed last leaves first (Belady, IBM Systems Journal 5(2), 1966): only adapters that nothing waits
+for are let go of, and of these any is as good as another.
 """
 
 from __future__ import annotations
