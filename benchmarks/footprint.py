@@ -23,6 +23,7 @@ from typing import Final, NamedTuple
 import psutil
 
 from benchmarks.checkpoint_files import CACHE, checkpoint_folder
+from benchmarks.figures import Figure, verdicts
 from benchmarks.machine import describe_run, load_average
 from benchmarks.report import table
 from benchmarks.workload import Geometry
@@ -51,25 +52,6 @@ _PARTS: Final = {
     "lorayard.server.flower": "Flower",
 }
 _SHARED_MEMORY: Final = ("/dev/zero", "/memfd:", "/SYSV", "/dev/shm")
-
-
-class Goal(NamedTuple):
-    """One figure and what it may be at most."""
-
-    name: str
-    figure: float
-    most: float
-    unit: str
-
-    @property
-    def is_met(self) -> bool:
-        """Whether the figure is good enough."""
-        return self.figure <= self.most
-
-    def row(self) -> list[str]:
-        """Lay it out for a table."""
-        figures = (f"{number:,.2f} {self.unit}" for number in (self.figure, self.most))
-        return [self.name, *figures, "met" if self.is_met else "MISSED"]
 
 
 class Usage(NamedTuple):
@@ -254,22 +236,22 @@ def kv_bytes(info: EngineInfo, geometry: Geometry) -> int:
     return per_token * info.block_size * info.num_kv_blocks
 
 
-def goals_of(parts: list[PartFigures], engine: EngineFigures) -> list[Goal]:
+def goals_of(parts: list[PartFigures], engine: EngineFigures) -> list[Figure]:
     """Set what was measured beside what it may be."""
     memory = sum(part.memory_bytes for part in parts) / MB
     processor = 100 * sum(part.cpu_share for part in parts)
     most = 1.1 * engine.computed_bytes / MB
     return [
-        Goal("memory of the whole stack", memory, 600, "MB"),
-        Goal("its processor time", processor, 1, "% of a core"),
-        Goal("engine above `import torch`", engine.resident_bytes / MB, most, "MB"),
-        Goal("... at its peak, while loading", engine.peak_bytes / MB, most, "MB"),
-        Goal("from an engine's start to its first token", engine.first_token_s, 5, "s"),
+        Figure("memory of the whole stack", memory, "MB", most=600),
+        Figure("its processor time", processor, "% of a core", most=1),
+        Figure("engine above `import torch`", engine.resident_bytes / MB, "MB", most=most),
+        Figure("... at its peak, while loading", engine.peak_bytes / MB, "MB", most=most),
+        Figure("from an engine's start to its first token", engine.first_token_s, "s", most=5),
     ]
 
 
 def report(
-    facts: dict[str, str], parts: list[PartFigures], latencies_ms: list[float], goals: list[Goal]
+    facts: dict[str, str], parts: list[PartFigures], latencies_ms: list[float], goals: list[Figure]
 ) -> str:
     """Lay the figures out as markdown."""
     shown = "\n".join(f"- {name}: {value}" for name, value in facts.items() if value)
@@ -285,7 +267,7 @@ def report(
 
 A job of one token, submitted to the idle stack, has its result after {wait} (median).
 
-{table([["goal", "figure", "at most", ""], *(goal.row() for goal in goals)])}
+{verdicts(goals)}
 """
 
 

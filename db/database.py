@@ -11,12 +11,11 @@ from typing import Any, Final, Self, TypeVar
 
 import psycopg
 from psycopg.conninfo import make_conninfo
-from sqlalchemy import URL, Connection, Engine, TextClause, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
+from sqlalchemy import URL, Connection, Engine, TextClause, create_engine, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import ConnectionPoolEntry
 
-from db.bounded_connection import BoundedConnection
+from db.connections import watch_connections
 from db.errors import DatabaseUnavailable, InvalidDatabaseUrl
 from db.judge import needs_new_connection, reason_of, sqlstate_of
 from db.settings import DatabaseSettings
@@ -35,13 +34,9 @@ STATEMENT_TIMEOUT: Final = "57014"
 _HOST: Final = re.compile(r"(?P<name>\[[^\[\]@]+\]|[^\[\]:@]+)(:(?P<port>\d+))?")
 _TAKES_WRITES: Final = {"target_session_attrs": "read-write"}
 
-PING_AFTER_S: Final = 1.0
 MAX_TRIES: Final = 5
 CONNECT_TIMEOUT_S: Final = 5
 POOL_TIMEOUT_S: Final = 30
-
-ANSWER_GRACE_S: Final = 5.0
-"""So much longer than a statement may take is an answer waited for, and so long that to a ping."""
 
 MAX_HOLD_MS: Final = 4000
 """So long may a transaction of the pipeline wait for a lock, or hold its own while its process is stopped."""
@@ -57,7 +52,7 @@ class Database:
     waits longer for one lock, nor holds locks for more than MAX_HOLD_MS while this process does nothing;
     without, `max_idle_ms` bounds the latter. All of it is set in each transaction, so that a pooler in
     transaction mode may stand in between. A server that hangs, though its connections live, is given up
-    ANSWER_GRACE_S after a statement's limit.
+    a moment after a statement's limit (`db/connections.py`).
     """
 
     def __init__(
@@ -82,10 +77,7 @@ class Database:
             query_cache_size=500,  # more than there are statements
             connect_args=_connect_args(name),
         )
-        # A ping has the shorter limit still.
-        _ping_idle_connections(self._engine)
-        answer_s = statement_timeout_ms / 1000 + ANSWER_GRACE_S if statement_timeout_ms > 0 else None
-        _bound_answers(self._engine, answer_s)
+        watch_connections(self._engine, statement_timeout_ms)
 
     @classmethod
     def from_settings(
@@ -218,27 +210,6 @@ def _require_options(url: URL) -> None:
         ) from None
 
 
-def _ping_idle_connections(engine: Engine) -> None:
-    """Have connections that were idle for a while tried before use, and replaced if Postgres was restarted.
-
-    One that has just been used is not: a restart then fails a transaction, as it does one that is open.
-    """
-
-    @event.listens_for(engine, "checkin")
-    def note(_: Any, record: ConnectionPoolEntry) -> None:
-        record.info["idle_since"] = time.monotonic()
-
-    @event.listens_for(engine, "checkout")
-    def ping(connection: Any, record: ConnectionPoolEntry, _: Any) -> None:
-        idle_since = record.info.get("idle_since")
-        if idle_since is None or time.monotonic() - idle_since < PING_AFTER_S:
-            return
-        try:
-            engine.dialect.do_ping(connection)
-        except psycopg.Error as error:
-            raise InvalidatePoolError from error
-
-
 def _connect_args(name: str) -> dict[str, Any]:
     return {
         "connect_timeout": CONNECT_TIMEOUT_S,
@@ -252,23 +223,6 @@ def _connect_args(name: str) -> dict[str, Any]:
         # way and 9 ms with a plan of its own (Postgres 18, never analysed).
         "prepare_threshold": None,
     }
-
-
-def _bound_answers(engine: Engine, answer_s: float | None) -> None:
-    """Bound what the pool itself asks, a ping or a new connection's state, by less than a statement."""
-
-    def connect(_dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
-        connection = BoundedConnection.connect(*arguments, **options)
-        connection.answer_s = ANSWER_GRACE_S
-        return connection
-
-    def set_limit(connection: BoundedConnection | None, limit_s: float | None) -> None:
-        if connection is not None:  # one that was lost
-            connection.answer_s = limit_s
-
-    event.listen(engine, "do_connect", connect)
-    event.listen(engine, "checkout", lambda connection, *_: set_limit(connection, answer_s))
-    event.listen(engine, "checkin", lambda connection, _: set_limit(connection, ANSWER_GRACE_S))
 
 
 def _settings(statement_timeout_ms: int, lock_timeout_ms: int | None, max_idle_ms: int) -> str:

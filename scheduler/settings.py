@@ -9,12 +9,13 @@ from pydantic import Field
 
 from lorayard.contract.addresses import DatabasePassword, RedisPassword, SecretServerUrl
 from lorayard.contract.pool import GenerationConfigUse
+from lorayard.process.environment import ServiceSettings
 from lorayard.transport.redis_url import RedisUrl
 from scheduler.policies import PolicyName
 from scheduler.store_failures import FIRST_PAUSE_S
 
 
-class SchedulerSettings(RedisPassword, DatabasePassword):
+class SchedulerSettings(ServiceSettings, RedisPassword, DatabasePassword):
     """Everything a scheduler process is told; durations in seconds."""
 
     redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
@@ -25,7 +26,6 @@ class SchedulerSettings(RedisPassword, DatabasePassword):
     generation_config: GenerationConfigUse = "auto"
     max_model_len: int | None = Field(default=None, ge=1)
     auto_tenants: bool = Field(default=False, description="enter tenants at their first job")
-    ready_file: Path | None = None
     term_ttl_s: float = Field(default=5.0, gt=0, description="a silent leader is replaced after so long")
     worker_lease_s: float = Field(default=10.0, gt=0, description="what workers renew their leases for")
     policy: PolicyName = Field(default="fair", description="who goes first: fair, grouped or fifo")

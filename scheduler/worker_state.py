@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
@@ -110,29 +110,29 @@ class WorkerState:
 
     def end(self, ended: Iterable[EndedJob], now: float) -> None:
         """Forget what the worker says it holds no longer."""
-        ended = list(ended)
+        num_ended = 0
         for job in ended:
-            if (held := self.outstanding.get(job.job_id)) and held.attempt == job.attempt:
-                self.hearing.heard(held.message)
-                if job.state is JobState.SUCCEEDED:
-                    self.pace.observe(held.tokens, now - held.dispatched_at, now)
-        self._learn_start(ended, now)
-        num_ended = sum(self.take_back(JobAttempt(job.job_id, job.attempt)) for job in ended)
-        self.has_ended |= any(job.state is JobState.SUCCEEDED for job in ended)
+            has_succeeded = job.state is JobState.SUCCEEDED
+            self.has_ended |= has_succeeded
+            held = self.outstanding.get(job.job_id)
+            if held is None or not self.take_back(JobAttempt(job.job_id, job.attempt)):
+                continue
+            num_ended += 1
+            in_hand_s = now - held.dispatched_at
+            self.hearing.heard(held.message)
+            if has_succeeded:
+                self.pace.observe(held.tokens, in_hand_s, now)
+            if job.completion_tokens and not held.is_excused:
+                self._learn_start(in_hand_s / job.completion_tokens)
         self.rate.observe(num_ended, now)
 
-    def _learn_start(self, ended: Sequence[EndedJob], now: float) -> None:
+    def _learn_start(self, start_s: float) -> None:
         """Note how soon after its dispatch a job was done: its first token cannot have come later.
 
         The fastest counts, and is forgotten a little with each job, should the worker have become slower.
         """
-        for job in ended:
-            held = self.outstanding.get(job.job_id)
-            if held is None or held.attempt != job.attempt or held.is_excused or not job.completion_tokens:
-                continue
-            start_s = (now - held.dispatched_at) / job.completion_tokens
-            before = self.fastest_start_s
-            self.fastest_start_s = start_s if before is None else min(start_s, before * START_GROWTH)
+        before = self.fastest_start_s
+        self.fastest_start_s = start_s if before is None else min(start_s, before * START_GROWTH)
 
     def reconcile(self, held: Iterable[HeldJob], now: float) -> list[JobAttempt]:
         """Compare with the worker's own list; returns what it held before and has let go of."""

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from lorayard.contract.addresses import DatabasePassword, RedisPassword, ServerUrl
 from lorayard.contract.pool import GenerationConfigUse, pool_id
-from lorayard.process.environment import DeviceName
+from lorayard.process.environment import DeviceName, ServiceSettings
 from lorayard.transport.redis_url import RedisUrl
 
 
@@ -20,7 +20,7 @@ class BrokerSettings(RedisPassword):
     redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
 
 
-class WorkerSettings(BrokerSettings, DatabasePassword):
+class WorkerSettings(ServiceSettings, BrokerSettings, DatabasePassword):
     """Everything a worker process is told; durations in seconds."""
 
     database_url: ServerUrl = "postgresql+psycopg://lorayard@127.0.0.1:5432/lorayard"
@@ -40,7 +40,6 @@ class WorkerSettings(BrokerSettings, DatabasePassword):
         description="when the device failed, on the machine's clock; of an incarnation to the next",
     )
     worker_name: str = Field(default="worker", min_length=1, max_length=64, pattern=r"^[\w.-]+$")
-    ready_file: Path | None = None
     max_num_seqs: int = Field(default=32, ge=1)
     max_loras: int = Field(default=4, ge=1)
     max_lora_rank: int = Field(default=64, ge=1)

@@ -19,9 +19,10 @@ from typing import Final, NamedTuple
 import psycopg
 from redis import Redis
 
+from benchmarks.figures import Figure, verdicts
 from benchmarks.machine import describe_run, load_average
 from benchmarks.plane import floor, lorayard_jobs, plain_celery, probes
-from benchmarks.plane.figures import Figure, Run, verdicts, where_time_goes
+from benchmarks.plane.figures import Run, where_time_goes
 from benchmarks.plane.stack import Machine
 from lorayard.local import plain_url
 

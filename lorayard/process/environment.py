@@ -53,7 +53,9 @@ def refuse(program: str, message: str) -> NoReturn:
 class ServiceSettings(BaseSettings):
     """What every service is told, before it reads what is its own."""
 
-    model_config = SettingsConfigDict(env_prefix="LORAYARD_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="LORAYARD_", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     ready_file: Path | None = None
     hold_refused: bool = False

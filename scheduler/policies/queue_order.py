@@ -22,7 +22,7 @@ class Ahead(NamedTuple):
 
 
 @dataclass(slots=True)
-class _ClassQueue:
+class _ClassJobs:
     """Mutable: the jobs of one class and tenant, by blocks of admission numbers."""
 
     waiting: dict[int, int] = field(default_factory=dict)
@@ -56,17 +56,17 @@ class _ClassQueue:
 
 
 @dataclass(slots=True)
-class _TenantQueue:
+class _TenantJobs:
     """Mutable: the jobs of one tenant, by their class."""
 
-    classes: dict[int, _ClassQueue] = field(default_factory=dict)
+    classes: dict[int, _ClassJobs] = field(default_factory=dict)
     jobs: int = 0
     tokens: int = 0
 
     def change(self, job: PendingJob, tokens: int, step: int) -> None:
         queue = self.classes.get(job.priority)
         if queue is None:
-            queue = self.classes[job.priority] = _ClassQueue()
+            queue = self.classes[job.priority] = _ClassJobs()
         queue.change(job.admit_seq, tokens, step)
         self.jobs += step
         self.tokens += tokens
@@ -85,7 +85,7 @@ class QueueOrder:
     """Mutable: adding and removing a job cost O(1), a position a sum over the blocks of a tenant."""
 
     def __init__(self) -> None:
-        self._tenants: dict[str, _TenantQueue] = {}
+        self._tenants: dict[str, _TenantJobs] = {}
         self.tokens = 0
         """Of all jobs, as they were estimated at admission."""
 
@@ -93,7 +93,7 @@ class QueueOrder:
         """Let a job stand in its place; it must not be here."""
         queue = self._tenants.get(job.tenant)
         if queue is None:
-            queue = self._tenants[job.tenant] = _TenantQueue()
+            queue = self._tenants[job.tenant] = _TenantJobs()
         tokens = job.prompt_tokens + job.max_tokens
         queue.change(job, tokens, 1)
         self.tokens += tokens

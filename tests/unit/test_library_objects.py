@@ -219,8 +219,8 @@ def test_the_ledgers_engine() -> None:
 
     assert (pool.size(), pool._max_overflow, pool.timeout(), pool._recycle) == (3, 0, 30, -1)
     assert not pool._pre_ping  # what was idle for a second is pinged, by a listener
-    assert [one.__name__ for one in pool.dispatch.checkin] == ["note", "<lambda>"]
-    assert [one.__name__ for one in pool.dispatch.checkout] == ["ping", "<lambda>"]
+    assert [one.__name__ for one in pool.dispatch.checkin] == ["rest"]
+    assert [one.__name__ for one in pool.dispatch.checkout] == ["begin"]
     assert database._engine.get_execution_options() == {}
     assert database._engine.dialect._on_connect_isolation_level == "READ COMMITTED"
     assert database._engine._compiled_cache is not None

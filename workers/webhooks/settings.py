@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode
+
+from lorayard.process.environment import ServiceSettings
 
 Network = IPv4Network | IPv6Network
 
 
-class RelaySettings(BaseSettings):
+class RelaySettings(ServiceSettings):
     """What the relay is told; the ledger and the keys of its secrets are configured in `db.settings`."""
 
-    model_config = SettingsConfigDict(env_prefix="LORAYARD_", extra="ignore", frozen=True)
-
-    ready_file: Path | None = None
     webhook_allow: Annotated[tuple[Network, ...], NoDecode] = Field(
         default=(), description="networks that may be called although they are not public"
     )

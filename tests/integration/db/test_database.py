@@ -15,10 +15,10 @@ import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-import db.database as database_module
+import db.connections as connections_module
 from db import Database
-from db.bounded_connection import BoundedConnection
-from db.database import ANSWER_GRACE_S, parse_url
+from db.connections import ANSWER_GRACE_S, BoundedConnection
+from db.database import parse_url
 from db.errors import DatabaseUnavailable
 from tests.integration.db.ledger import Ledger
 
@@ -148,7 +148,7 @@ def test_a_server_that_hangs_in_a_statement_is_given_up_and_another_connection_m
 def test_a_server_that_hangs_is_noticed_by_a_shorter_wait_before_a_transaction(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "PING_AFTER_S", 0.0)
+    monkeypatch.setattr(connections_module, "PING_AFTER_S", 0.0)
     database = Database(database_url, pool_size=1)
     used = database.run(raw)
     assert used.answer_s == ANSWER_GRACE_S
@@ -175,7 +175,7 @@ def test_a_host_that_hangs_is_passed_over_for_one_that_takes_writes(database_url
 def test_a_connection_that_died_while_it_was_idle_is_replaced_unseen(
     ledger: Ledger, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "PING_AFTER_S", 0.0)
+    monkeypatch.setattr(connections_module, "PING_AFTER_S", 0.0)
     database = Database(database_url, pool_size=1)
 
     def pid(connection: Connection) -> int:

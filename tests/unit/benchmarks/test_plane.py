@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from multiprocessing import Pipe
 
-from benchmarks.plane.figures import Figure, Run, verdicts, where_time_goes
+from benchmarks.figures import Figure, verdicts
+from benchmarks.plane.figures import Run, where_time_goes
 from benchmarks.plane.instant_engine import InstantEngine, _receive
 from benchmarks.plane.stack import Spent
 from workers.engine.core.lora_request import LoRARequest

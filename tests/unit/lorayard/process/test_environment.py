@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 from pydantic_settings import BaseSettings
 
-from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings, withdraw_readiness
+from lorayard.process.environment import (
+    BAD_ENVIRONMENT,
+    ServiceSettings,
+    readable_settings,
+    withdraw_readiness,
+)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +72,15 @@ def test_a_ready_file_that_cannot_be_removed_ends_the_service(
 
     assert ended.value.code == BAD_ENVIRONMENT
     assert f"LORAYARD_READY_FILE={tmp_path} of an earlier run cannot be removed" in capsys.readouterr().err
+
+
+def test_empty_variables_of_all_services_are_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LORAYARD_READY_FILE", "LORAYARD_HOLD_REFUSED"):
+        monkeypatch.setenv(name, "")
+
+    withdraw_readiness()
+
+    assert not ServiceSettings().hold_refused
 
 
 def test_a_service_that_is_refused_in_a_container_stays_until_it_is_stopped() -> None:
