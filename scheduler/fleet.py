@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import Final
 from uuid import UUID
@@ -133,6 +133,17 @@ class Fleet:
     def unready(self) -> list[str]:
         """List the workers that get no more jobs: they may have left."""
         return [name for name, worker in self._workers.items() if not worker.is_ready]
+
+    def jobs_of(self, task_ids: Collection[UUID]) -> list[UUID]:
+        """Name the jobs that Celery's ids mean: those in hand of a micro-batch, or else the id itself."""
+        if not task_ids:
+            return []
+        jobs: dict[UUID, list[UUID]] = {}
+        for worker in self._workers.values():
+            for job_id, job in worker.outstanding.items():
+                if job.batch_id is not None:
+                    jobs.setdefault(job.batch_id, []).append(job_id)
+        return [job_id for task_id in task_ids for job_id in jobs.get(task_id, (task_id,))]
 
     def is_on_its_way(self, job_id: UUID) -> bool:
         """Whether a job was sent to a worker that has not listed it yet."""

@@ -194,7 +194,7 @@ class Leader:
         self._deal_with(self.streams.read(self._block_ms()))
         if self.periodic.hearing.is_due(self.clock(), is_idle=self.is_idle):
             self._part("hearing", self._judge_hearing)
-        self._part("revokes", lambda: self.control.revoke(self.rounds.batches.jobs_of(self.revokes.take())))
+        self._part("revokes", lambda: self.control.revoke(self.fleet.jobs_of(self.revokes.take())))
         self._part("queue", self.queue.fill)
         if self.clock() >= self.dispatch_from:
             self._part("dispatch", self._dispatch)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from typing import Any, Final
 from uuid import UUID
 
@@ -15,7 +15,6 @@ from kombu.pidbox import Node
 from lorayard.process.service_thread import ServiceThread
 from scheduler.outages import is_outage
 
-MAX_BATCHES: Final = 20_000
 MAX_WAITING: Final = 10_000
 MEMORY_S: Final = 60.0
 """A revoke heard as a follower counts if it becomes leader soon after: the one before may have died of it."""
@@ -23,23 +22,6 @@ MEMORY_S: Final = 60.0
 POLL_S: Final = 0.5
 
 logger = structlog.get_logger(__name__)
-
-
-class BatchBook:
-    """Mutable: which jobs went out together, so that revoking a micro-batch finds them."""
-
-    def __init__(self) -> None:
-        self._jobs: OrderedDict[UUID, tuple[UUID, ...]] = OrderedDict()
-
-    def note(self, batch_id: UUID, job_ids: Iterable[UUID]) -> None:
-        """Remember a micro-batch; the oldest is forgotten."""
-        self._jobs[batch_id] = tuple(job_ids)
-        while len(self._jobs) > MAX_BATCHES:
-            self._jobs.popitem(last=False)
-
-    def jobs_of(self, task_ids: Iterable[UUID]) -> list[UUID]:
-        """Name the jobs meant: those of a micro-batch, or the id itself."""
-        return [job_id for task_id in task_ids for job_id in self._jobs.get(task_id, (task_id,))]
 
 
 class RevokeNode:

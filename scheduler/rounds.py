@@ -16,7 +16,6 @@ from scheduler.item_failures import ItemFailures
 from scheduler.outages import is_passing
 from scheduler.policies import Backlog, PendingJob, PlannedBatch, WorkerView, plan
 from scheduler.queue_feed import QueueFeed
-from scheduler.revokes import BatchBook
 
 MAX_CULPRITS: Final = 8
 """If planning fails with more jobs than that, each by itself, then they are not to blame."""
@@ -33,7 +32,6 @@ class Rounds:
     queue: QueueFeed
     fleet: Fleet
     dispatcher: Dispatcher
-    batches: BatchBook = field(default_factory=BatchBook)
     _is_careful: bool = False
     """Planning has failed, and the next time it does the jobs are kept to look for the one to blame."""
     _failed_last: dict[str, UUID] = field(default_factory=dict)
@@ -53,7 +51,6 @@ class Rounds:
 
     def _follow(self, done: Dispatched) -> bool:
         for batch in done.batches:
-            self.batches.note(batch.batch_id, (job.job_id for job in batch.jobs))
             self._failed_last.pop(batch.incarnation, None)
             self.items.served("worker_dispatch", batch.incarnation)
             for job in batch.jobs if self.items.has_failures else ():

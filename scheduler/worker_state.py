@@ -36,6 +36,8 @@ class Outstanding:
     dispatched_at: float
     message: int = 0
     """Number of the Celery message that carried it; of one dispatcher, they grow."""
+    batch_id: UUID | None = None
+    """Of the micro-batch in that message; None if a leader before this one sent it."""
     patience_s: float = FIRST_PATIENCE_S
     is_excused: bool = False
     """Taken over from the ledger: nobody knows whether its message went out."""
