@@ -22,7 +22,7 @@ from lorayard.contract.tasks import PING, RUN_MICRO_BATCH
 from scheduler.deliveries import Deliveries
 from scheduler.fleet import Fleet
 from scheduler.leader_context import LeaderContext
-from scheduler.policies import OutputLengths, PlannedBatch
+from scheduler.policies import OutputLengths, PendingJob, PlannedBatch
 from scheduler.worker_state import Outstanding
 
 MAX_MESSAGE_BYTES: Final = 4_000_000
@@ -121,18 +121,19 @@ class Dispatcher:
         for message in messages:
             number = next(self._messages)
             for job in message.jobs:
-                header = headers[job.job_id]
-                held = Outstanding(
-                    attempt=job.attempt,
-                    revision=job.revision,
-                    tokens=min(header.prompt_tokens + self._lengths.at_most(header), self._max_model_len),
-                    is_suspect=header.group is not None,
-                    dispatched_at=now,
-                    message=number,
-                    batch_id=message.batch_id,
-                    patience_s=self._deliveries.patience_s(job.job_id),
-                )
+                held = self._outstanding(headers[job.job_id], job, now)
+                held.message, held.batch_id = number, message.batch_id
                 worker.give(job.job_id, held)
+
+    def _outstanding(self, header: PendingJob, job: BatchJob, now: float) -> Outstanding:
+        return Outstanding(
+            attempt=job.attempt,
+            revision=job.revision,
+            tokens=min(header.prompt_tokens + self._lengths.at_most(header), self._max_model_len),
+            is_suspect=header.group is not None,
+            dispatched_at=now,
+            patience_s=self._deliveries.patience_s(job.job_id),
+        )
 
     def _batches(self, plan: PlannedBatch, jobs: Sequence[BatchJob]) -> Iterator[MicroBatch]:
         sizes = {header.job_id: header.request_bytes for header in plan.jobs}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Final
 from uuid import UUID
@@ -45,6 +45,12 @@ class FlowerReporter:
         """Jobs have ended without a worker."""
         for job in finished:
             self._notes.add(job.job_id, partial(self._show_end, job))
+            self._is_added.set()
+
+    def ended_at_workers(self, job_ids: Sequence[UUID]) -> None:
+        """Jobs have ended, which their workers show: what is left to show of them here is the last."""
+        if job_ids:
+            self._notes.add(job_ids[0], partial(self._events.forget, job_ids))
             self._is_added.set()
 
     def _step(self) -> None:

@@ -96,9 +96,10 @@ class WorkerEvents:
 
     def _settle(self, event: WorkerEvent) -> None:
         """Set the tenants' charges right; of a job that came back, the queue undoes it."""
-        for job in event.ended:
-            if job.state.is_terminal:
-                self.queue.fairness.settle(job.job_id, job.prompt_tokens, job.completion_tokens)
+        ended = [job for job in event.ended if job.state.is_terminal]
+        for job in ended:
+            self.queue.fairness.settle(job.job_id, job.prompt_tokens, job.completion_tokens)
+        self.endings.flower.ended_at_workers([job.job_id for job in ended])
 
     def judge_hearing(self, worker: WorkerState) -> None:
         """Take back what has not arrived at a worker; one that seems deaf is pinged until it answers."""

@@ -12,8 +12,9 @@ from uuid import UUID
 from db.records import JobAttempt
 from lorayard.contract.messages import BatchJob, HeldJob
 
-REMEMBERED_ATTEMPTS = 65_536
-"""Settled attempts kept in mind, so that a micro-batch that comes again much later runs nothing twice."""
+REMEMBERED_ATTEMPTS = 4_096
+"""Settled attempts kept in mind, more than a micro-batch has: it may come again while its last ones end.
+One that comes later finds no lease in the ledger, which is asked before anything runs."""
 
 
 class Phase(Enum):

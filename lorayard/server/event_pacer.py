@@ -27,6 +27,10 @@ class EventPacer:
         self._decided: OrderedDict[UUID, bool] = OrderedDict()
         self.num_dropped_jobs = 0
 
+    def __len__(self) -> int:
+        """Count the jobs decided on whose last event has not gone out."""
+        return len(self._decided)
+
     def admits(self, job_id: UUID, now: float) -> bool:
         """Say whether an event of this job goes out; `now` is monotonic seconds."""
         kept = self._decided.get(job_id)

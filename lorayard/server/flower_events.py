@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 from uuid import UUID
 
@@ -60,6 +60,11 @@ class JobEvents:
         """Jobs left out whole, to stay within the budget."""
         return self._pacer.num_dropped_jobs
 
+    @property
+    def num_open_jobs(self) -> int:
+        """Jobs that something was to be shown of, and not their end."""
+        return len(self._pacer)
+
     def sent(self, job_id: UUID, adapter: str | None, tenant: str, queue: str = "intake") -> None:
         """A job is in the ledger and waits."""
         self._add("task-sent", job_id, **_description(job_id, adapter, tenant), queue=queue)
@@ -89,6 +94,12 @@ class JobEvents:
         """Show nothing of a job, from now to its end."""
         with self._lock:
             self._pacer.leave_out(job_id)
+
+    def forget(self, job_ids: Iterable[UUID]) -> None:
+        """Keep nothing of jobs whose ends another process shows."""
+        with self._lock:
+            for job_id in job_ids:
+                self._pacer.forget(job_id)
 
     def flush(self) -> None:
         """Send what has gathered."""
