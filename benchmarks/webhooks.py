@@ -175,8 +175,11 @@ def _receiver(address: str, status: int, arrived: dict[UUID, float]) -> Iterator
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer((address, 0), Handler)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 128  # with the module's 5, a connection begun while it is full takes a second
+
+    server = Server((address, 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server.server_port
     server.shutdown()

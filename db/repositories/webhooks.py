@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import Connection, text
@@ -12,7 +12,8 @@ from db.records import Delivery, DeliveryRow
 from db.repositories.results import fetch_rows, to_result
 
 WINDOW_FACTOR: Final = 10
-"""How far past its limit a claim looks for other hosts, when one host has a tenant's oldest webhooks."""
+"""How far past its limit, shared by the tenants, a claim looks for other hosts when one host has a tenant's
+oldest webhooks."""
 
 MAX_TENANTS: Final = 1000
 """How many tenants one claim looks at; the next one goes on behind them."""
@@ -27,34 +28,43 @@ HAS_UNCLAIMED = text("""
 # From one tenant to the next by the index: however many webhooks of one tenant wait, they cost nothing here.
 _TENANTS = text("""
     WITH RECURSIVE turn AS (
-        (SELECT tenant, 1 AS nth FROM webhook_deliveries
-            WHERE state = 'pending' AND relay IS NULL AND tenant > :after ORDER BY tenant LIMIT 1)
+        (SELECT tenant, next_at, 1 AS nth FROM webhook_deliveries
+            WHERE state = 'pending' AND relay IS NULL AND tenant > :after ORDER BY tenant, next_at LIMIT 1)
         UNION ALL
-        SELECT following.tenant, turn.nth + 1 FROM turn CROSS JOIN LATERAL (
-            SELECT tenant FROM webhook_deliveries
-            WHERE state = 'pending' AND relay IS NULL AND tenant > turn.tenant ORDER BY tenant LIMIT 1
+        SELECT following.tenant, following.next_at, turn.nth + 1 FROM turn CROSS JOIN LATERAL (
+            SELECT tenant, next_at FROM webhook_deliveries
+            WHERE state = 'pending' AND relay IS NULL AND tenant > turn.tenant
+            ORDER BY tenant, next_at LIMIT 1
         ) following
         WHERE turn.nth < :max_tenants
     )
-    SELECT tenant FROM turn ORDER BY nth
+    SELECT tenant, next_at <= now() AS is_due FROM turn ORDER BY nth
 """)
 
 # Arrays, as in retention: in a join the planner may look for all that is due once for each delivery.
 _CLAIM = text("""
     WITH due AS MATERIALIZED (
-        SELECT found.id FROM unnest(CAST(:tenants AS text[])) WITH ORDINALITY AS turn(tenant, nth)
-        CROSS JOIN LATERAL (
-            SELECT id, next_at, row_number() OVER (PARTITION BY host ORDER BY next_at) AS of_host FROM (
-                SELECT id, host, next_at FROM webhook_deliveries
-                WHERE state = 'pending' AND relay IS NULL
-                    AND tenant = turn.tenant AND next_at <= now()
-                    AND host <> ALL(CAST(:exclude_hosts AS text[]))
-                ORDER BY next_at LIMIT :window
-            ) oldest
-            ORDER BY next_at
-        ) found
-        WHERE found.of_host <= :per_host
-        LIMIT :limit
+        SELECT id FROM (
+            SELECT found.id, found.of_tenant, turn.nth,
+                row_number() OVER (PARTITION BY found.host ORDER BY found.of_tenant, turn.nth) AS of_host
+            FROM unnest(CAST(:tenants AS text[])) WITH ORDINALITY AS turn(tenant, nth)
+            CROSS JOIN LATERAL (
+                SELECT id, host, row_number() OVER (ORDER BY next_at) AS of_tenant FROM (
+                    SELECT id, host, next_at,
+                        row_number() OVER (PARTITION BY host ORDER BY next_at) AS of_tenant_and_host
+                    FROM (
+                        SELECT id, host, next_at FROM webhook_deliveries
+                        WHERE state = 'pending' AND relay IS NULL
+                            AND tenant = turn.tenant AND next_at <= now()
+                            AND host <> ALL(CAST(:exclude_hosts AS text[]))
+                        ORDER BY next_at LIMIT :window
+                    ) oldest
+                ) of_one
+                WHERE of_tenant_and_host <= :per_tenant_and_host
+            ) found
+        ) of_all
+        WHERE of_host <= :per_host
+        ORDER BY of_tenant, nth LIMIT :limit
     ), chosen AS MATERIALIZED (
         SELECT d.id FROM webhook_deliveries d
         WHERE d.id = ANY(ARRAY(SELECT id FROM due))
@@ -144,16 +154,26 @@ _RECENT = text("""
 """)
 
 
+class TenantsTurn(NamedTuple):
+    """Some tenants, one after the other, of whose webhooks no relay has all."""
+
+    due: list[str]
+    """Those with a webhook that is due."""
+    after: str
+    """The last one looked at; empty if there are no more behind it."""
+
+
 class WebhookRepository:
     """Webhooks on their way."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def tenants(self, after: str = "", max_tenants: int = MAX_TENANTS) -> list[str]:
-        """Name tenants with unclaimed webhooks, due or not, from behind `after` on."""
-        values = {"after": after, "max_tenants": max_tenants}
-        return list(self._connection.execute(_TENANTS, values).scalars())
+    def tenants(self, after: str = "", max_tenants: int = MAX_TENANTS) -> TenantsTurn:
+        """Look at the tenants with unclaimed webhooks from behind `after` on."""
+        rows = self._connection.execute(_TENANTS, {"after": after, "max_tenants": max_tenants}).all()
+        due = [row.tenant for row in rows if row.is_due]
+        return TenantsTurn(due, rows[-1].tenant if len(rows) >= max_tenants else "")
 
     def claim(
         self,
@@ -162,11 +182,13 @@ class WebhookRepository:
         tenants: Sequence[str],
         exclude_hosts: Sequence[str] = (),
         per_host: int | None = None,
+        per_tenant_and_host: int | None = None,
     ) -> list[Delivery]:
-        """Claim due webhooks, tenant by tenant in the order given, of each the longest due first.
+        """Claim due webhooks: one of each tenant in the order given, the longest due, then another of each...
 
-        At most `per_host` of one tenant and host. The claims hold as long as the relay's lease; without one
-        there are none. A claim counts as a try, so that a webhook which kills its relay is not tried forever.
+        At most `per_host` of one host and, of these, `per_tenant_and_host` of one tenant. The claims hold as
+        long as the relay's lease; without one there are none. A claim counts as a try: a webhook that kills
+        its relay is not tried forever.
         """
         claimed = self._connection.execute(
             _CLAIM,
@@ -176,7 +198,8 @@ class WebhookRepository:
                 "tenants": list(tenants),
                 "exclude_hosts": list(exclude_hosts),
                 "per_host": limit if per_host is None else per_host,
-                "window": limit * WINDOW_FACTOR,
+                "per_tenant_and_host": limit if per_tenant_and_host is None else per_tenant_and_host,
+                "window": WINDOW_FACTOR * max(limit // max(len(tenants), 1), 1),
             },
         ).all()
         jobs = {row.job_id: row for row in fetch_rows(self._connection, [row.job_id for row in claimed])}

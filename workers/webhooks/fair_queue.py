@@ -15,9 +15,12 @@ T = TypeVar("T")
 
 TENANT_SHARE: Final = 4
 DESTINATION_SHARE: Final = 8
-SPARE_SHARE: Final = 2
+ALONE_SHARE: Final = 4
 """One in so many of all places: what a tenant may have; what a destination may have while others wait; and
-what is kept free of those who have more than that, for others who may come at any time."""
+how many may be taken if one has more than that: all the others are for whoever comes next."""
+
+FULL_ROOM_SHARE: Final = 2
+"""So many wait at least, of those who did well, when all other places are taken."""
 
 PROVEN_PLACES: Final = 2
 """So many of each eight places are kept for receivers that accepted what they were sent last, one each."""
@@ -76,7 +79,7 @@ class FairQueue(Generic[T]):
     """Mutable: the deliveries that wait, the places that others hold, and the standing of receivers.
 
     Of C places a tenant has at most C/4; a destination (an address, a registrable domain) has at most C/8
-    while others wait, and more than that only of the half that is not kept free. The last C/4 are for
+    while others wait, and more than that only as long as C/4 places are taken at most. The last C/4 are for
     receivers that accepted what they were sent last, one each: whoever else hangs, each at an address of its
     own, leaves these their way. Among those who may be sent, the one whose turn has been due the longest
     comes first.
@@ -87,7 +90,7 @@ class FairQueue(Generic[T]):
         self._max_per_tenant = max(1, num_places // TENANT_SHARE)
         self._max_per_destination = max(1, num_places // DESTINATION_SHARE)
         self._max_per_host = max_per_host or num_places
-        self._num_spare = max(1, num_places // SPARE_SHARE)
+        self._num_alone = max(1, num_places // ALONE_SHARE)
         self._max_unproven = num_places - PROVEN_PLACES * (num_places // DESTINATION_SHARE)
         self._hosts = hosts or Hosts()
         self._queue: list[QueuedDelivery[T]] = []
@@ -121,13 +124,18 @@ class FairQueue(Generic[T]):
         return 1 if self._is_full else self._max_per_destination
 
     @property
+    def max_claimed_of_host(self) -> int:
+        """How many deliveries to one host are worth claiming at a time: no more may wait."""
+        return 2 * self._max_per_destination
+
+    @property
     def room(self) -> int:
         """How many deliveries more may wait: twice as many wait as there are places.
 
         There is room to look for those of receivers that do well even then.
         """
         room = 2 * self._num_places - self._waiting.total
-        return max(room, self._num_places // SPARE_SHARE) if self._is_full else room
+        return max(room, self._num_places // FULL_ROOM_SHARE) if self._is_full else room
 
     @property
     def _is_full(self) -> bool:
@@ -140,9 +148,7 @@ class FairQueue(Generic[T]):
             self._learn(delivery.host, delivery.destinations, now)
         if pause_s := self._hosts.pause_left_s(_receiver(delivery), now):
             return pause_s
-        if any(
-            self._waiting.destinations[one] >= 2 * self._max_per_destination for one in delivery.destinations
-        ):
+        if any(self._waiting.destinations[one] >= self.max_claimed_of_host for one in delivery.destinations):
             return CROWDED_S
         delivery.is_proven = self._hosts.is_proven(_receiver(delivery), now)
         if not delivery.is_proven and self._waiting.unproven >= 2 * self._num_places:
@@ -246,7 +252,7 @@ class FairQueue(Generic[T]):
 
     def _has_room(self, delivery: QueuedDelivery[T], destinations: frozenset[str], *, is_spare: bool) -> bool:
         busy = self._in_flight
-        if busy.total >= (self._num_spare if is_spare else self._num_places):
+        if busy.total >= (self._num_alone if is_spare else self._num_places):
             return False
         if busy.tenants[delivery.tenant] >= self._max_per_tenant:
             return False

@@ -15,7 +15,7 @@ from db import Database
 from db.judge import is_ledger_outage
 from db.records import Delivery
 from db.repositories.tenants import TenantRepository
-from db.repositories.webhooks import HAS_UNCLAIMED, MAX_TENANTS, WebhookRepository
+from db.repositories.webhooks import HAS_UNCLAIMED, WebhookRepository
 from workers.webhooks.schedule import DeliveryAttempt, DeliveryVerdict
 
 T = TypeVar("T")
@@ -77,6 +77,7 @@ class Outbox:
         after: str = "",
         *,
         per_host: int,
+        per_tenant_and_host: int,
         exclude_tenants: Collection[str] = (),
         exclude_hosts: Sequence[str] = (),
         held: Sequence[UUID] | None = None,
@@ -93,14 +94,15 @@ class Outbox:
             webhooks = WebhookRepository(connection)
             if held is not None:
                 webhooks.free_unheld(self.incarnation, held)
-            seen = webhooks.tenants(after)
-            turn = [name for name in seen if name not in exclude_tenants]
-            deliveries = webhooks.claim(self.incarnation, limit, turn, exclude_hosts, per_host)
+            turn = webhooks.tenants(after)
+            due = [name for name in turn.due if name not in exclude_tenants]
+            deliveries = webhooks.claim(
+                self.incarnation, limit, due, exclude_hosts, per_host, per_tenant_and_host
+            )
             names = {delivery.tenant for delivery in deliveries}
             secrets = TenantRepository(connection).webhook_secrets_of(names)
-            if len(deliveries) >= limit:
-                return Claimed(deliveries, secrets, max(names, key=seen.index))
-            return Claimed(deliveries, secrets, seen[-1] if len(seen) >= MAX_TENANTS else "")
+            is_full = len(deliveries) >= limit
+            return Claimed(deliveries, secrets, max(names, key=due.index) if is_full else turn.after)
 
         claimed = await self._in_ledger(claim)
         self._found_nothing = not (claimed.deliveries or claimed.after)

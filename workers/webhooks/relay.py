@@ -128,7 +128,8 @@ class Relay:
         claimed = await self._outbox.claim(
             room,
             self._after,
-            per_host=self._queue.max_claimed,
+            per_host=self._queue.max_claimed_of_host,
+            per_tenant_and_host=self._queue.max_claimed,
             exclude_tenants=self._queue.crowded_tenants(),
             exclude_hosts=self._queue.crowded_hosts(self._clock()),
             held=[delivery.id for delivery in held] if is_unsure else None,

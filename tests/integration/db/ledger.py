@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -109,13 +109,15 @@ class Ledger:
         number = next(self._seq) if seq is None else seq
         return self.database.run(lambda c: FinishRepository(c).finish(incarnation, number, reports))
 
-    def claim(self, limit: int = 10, relay: UUID = RELAY, **named: Any) -> list[Delivery]:
-        """Claim webhooks as a living relay does."""
+    def claim(
+        self, limit: int = 10, relay: UUID = RELAY, *, tenants: Sequence[str] | None = None, **named: Any
+    ) -> list[Delivery]:
+        """Claim webhooks as a living relay does, by default of all tenants."""
 
         def claim(connection: Connection) -> list[Delivery]:
             webhooks = WebhookRepository(connection)
             webhooks.renew(relay, 3600.0)
-            return webhooks.claim(relay, limit, webhooks.tenants(), **named)
+            return webhooks.claim(relay, limit, tenants or webhooks.tenants().due, **named)
 
         return self.database.run(claim)
 

@@ -87,6 +87,7 @@ STATEMENTS = {
             "tenants": ["acme"],
             "exclude_hosts": [],
             "per_host": 10,
+            "per_tenant_and_host": 10,
             "window": 100,
         },
         "ix_webhook_deliveries_due",

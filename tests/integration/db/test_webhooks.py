@@ -137,18 +137,31 @@ def test_tenants_are_claimed_for_in_turn_however_much_one_has(ledger: Ledger) ->
     for tenant in ("b", "c"):
         outbox(ledger, 1, tenant=tenant)
 
-    first = ledger.claim(6, per_host=4)
+    first = ledger.claim(6)
     assert sorted(entry.tenant for entry in first) == ["a-busy"] * 4 + ["b", "c"]
-    assert ledger.run(WebhookRepository, "tenants") == ["a-busy"]
-    assert ledger.run(WebhookRepository, "tenants", "a-busy") == []
+    assert ledger.run(WebhookRepository, "tenants") == (["a-busy"], "")
+    assert ledger.run(WebhookRepository, "tenants", "a-busy") == ([], "")
+
+
+def test_a_host_of_many_tenants_leaves_places_to_the_others(ledger: Ledger) -> None:
+    for number in range(30):
+        outbox(ledger, 3, "busy.example", tenant=f"busy-{number}")
+    outbox(ledger, 1, "quiet.example", tenant="quiet")
+
+    claimed = ledger.claim(8, per_host=4, per_tenant_and_host=1)
+
+    assert sorted(entry.host for entry in claimed) == ["busy.example"] * 4 + ["quiet.example"]
+    assert len({entry.tenant for entry in claimed}) == 5
 
 
 def test_a_turn_of_tenants_goes_on_where_it_stopped(ledger: Ledger) -> None:
     for tenant in "dbca":
         outbox(ledger, 2, tenant=tenant)
+    for delivery in ledger.claim(tenants=["b"]):
+        ledger.run(WebhookRepository, "retry", delivery.id, delivery.claim, 60.0, 500, "later")
 
-    assert ledger.run(WebhookRepository, "tenants", "", 3) == ["a", "b", "c"]
-    assert ledger.run(WebhookRepository, "tenants", "c", 3) == ["d"]
+    assert ledger.run(WebhookRepository, "tenants", "", 3) == (["a", "c"], "c")
+    assert ledger.run(WebhookRepository, "tenants", "c", 3) == (["d"], "")
 
 
 def test_a_dead_webhook_is_sent_again_only_by_replay(ledger: Ledger) -> None:
@@ -171,7 +184,7 @@ def test_one_busy_host_does_not_hold_back_the_others(ledger: Ledger) -> None:
     outbox(ledger, 30, "busy.example")
     outbox(ledger, 2, "quiet.example")
 
-    claimed = ledger.claim(6, per_host=4)
+    claimed = ledger.claim(6, per_tenant_and_host=4)
 
     assert sorted(entry.host for entry in claimed) == ["busy.example"] * 4 + ["quiet.example"] * 2
     assert ledger.claim(exclude_hosts=["busy.example"]) == []

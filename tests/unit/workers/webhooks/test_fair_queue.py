@@ -59,7 +59,7 @@ def test_a_tenant_has_a_quarter_at_most_even_alone() -> None:
     assert len(started(queue, *(delivery("acme", f"h{n}.example") for n in range(80)))) == C // 4
 
 
-def test_a_destination_has_an_eighth_while_others_wait_and_half_of_all_if_nobody_does() -> None:
+def test_a_destination_has_an_eighth_while_others_wait_and_a_quarter_of_all_if_nobody_does() -> None:
     queue: FairQueue[str] = FairQueue(C)
     for n in range(C // 4):
         queue.offer(delivery(f"t{n}", "one.example"), 0.0)
@@ -72,7 +72,7 @@ def test_a_destination_has_an_eighth_while_others_wait_and_half_of_all_if_nobody
     begun = 0
     for n in range(2 * C):
         begun += len(started(alone, delivery(f"t{n}", "one.example"))) if alone.num_waiting < C // 8 else 0
-    assert begun == C // 2
+    assert begun == C // 4
 
 
 def test_the_last_quarter_is_for_receivers_that_did_well_lately_one_place_each() -> None:
@@ -243,32 +243,36 @@ class World:
         insort(self.due.setdefault(tenant, []), (self.now + in_s, host))
 
     def claim(self) -> bool:
-        """Claim from a cursor on, a few of each tenant; whether there may be more at once."""
+        """Claim from a cursor on, one of each tenant and then another; whether there may be more at once."""
         limit = min(self.queue.room, C)
         if limit <= 0:
             return False
         crowded_tenants, crowded_hosts = self.queue.crowded_tenants(), set(self.queue.crowded_hosts(self.now))
         names = sorted(name for name, rows in self.due.items() if rows and rows[0][0] <= self.now)
         names = [name for name in names if name > self.after and name not in crowded_tenants]
-        self.after, has_moved = "", False
-        for name in names:
-            claimed = self.claim_of(self.due[name], crowded_hosts, limit)
-            limit -= len(claimed)
-            for entry in claimed:
-                self.due[name].remove(entry)
-                has_moved |= self.offer(delivery(name, entry[1], domain_of(entry[1])))
-            if not limit:
-                self.after = name
-                break
+        found = [
+            (of_tenant, nth, due_at, host)
+            for nth, name in enumerate(names)
+            for of_tenant, (due_at, host) in enumerate(self.claimable(self.due[name], crowded_hosts))
+        ]
+        of_host: Counter[str] = Counter()
+        claimed: list[tuple[str, float, str]] = []
+        for _, nth, due_at, host in sorted(found):
+            of_host[host] += 1
+            if of_host[host] <= self.queue.max_claimed_of_host and len(claimed) < limit:
+                claimed.append((names[nth], due_at, host))
+        has_moved = False
+        for name, due_at, host in claimed:
+            self.due[name].remove((due_at, host))
+            has_moved |= self.offer(delivery(name, host, domain_of(host)))
+        self.after = max(name for name, _, _ in claimed) if len(claimed) >= limit else ""
         return has_moved or bool(self.after)
 
-    def claim_of(
-        self, rows: list[tuple[float, str]], crowded_hosts: set[str], limit: int
-    ) -> list[tuple[float, str]]:
+    def claimable(self, rows: list[tuple[float, str]], crowded_hosts: set[str]) -> list[tuple[float, str]]:
         of_host: Counter[str] = Counter()
         claimed: list[tuple[float, str]] = []
         for due_at, host in rows:
-            if due_at > self.now or len(claimed) >= limit:
+            if due_at > self.now:
                 break
             of_host[host] += 1
             if host not in crowded_hosts and of_host[host] <= self.queue.max_claimed:
