@@ -10,7 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lorayard.client import Client, JobHandle, StreamEvent, as_completed
+    from lorayard.client import (
+        AsyncClient,
+        AsyncJobHandle,
+        Client,
+        JobHandle,
+        StreamEvent,
+        as_completed,
+    )
     from lorayard.contract.errors import (
         AdapterQuarantined,
         IdempotencyConflict,
@@ -35,6 +42,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdapterQuarantined",
+    "AsyncClient",
+    "AsyncJobHandle",
     "Client",
     "GenerationRequest",
     "IdempotencyConflict",
@@ -64,6 +73,8 @@ __all__ = [
 
 _MODULE_OF = {
     "AdapterQuarantined": "lorayard.contract.errors",
+    "AsyncClient": "lorayard.client",
+    "AsyncJobHandle": "lorayard.client",
     "Client": "lorayard.client",
     "GenerationRequest": "lorayard.contract.request",
     "IdempotencyConflict": "lorayard.contract.errors",

@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, Unpack
+from typing import Any, Self, Unpack
 from uuid import UUID
 
-from lorayard.client.guard import IntakeEntry, SubmitGuard
 from lorayard.client.handle import JobHandle
-from lorayard.client.invalid_job import invalid_prompt_size, validated
+from lorayard.client.invalid_job import validated
 from lorayard.client.session import Session
 from lorayard.client.settings import client_settings
-from lorayard.client.tracked_job import IntakePlace
-from lorayard.contract.errors import InvalidJob, QueueFull, Unavailable
-from lorayard.contract.ids import job_id_for, payload_sha256, uuid7
+from lorayard.client.submitter import Confirm, Submitter
 from lorayard.contract.job import JobKeywords, JobSpec
-from lorayard.contract.keys import PoolKeys
-from lorayard.contract.messages import MAX_JOB_BYTES, JobEnvelope
-from lorayard.contract.pool import PoolInfo
-from lorayard.contract.wording import shortened
-
-Confirm = Literal["stream", "ledger"]
-
-_CHUNK_JOBS = 128
-_CHUNK_BYTES = 1024 * 1024
-"""Redis serves nobody else during a chunk: 128 small jobs take it about a millisecond."""
-
-
-class _Ready(NamedTuple):
-    """A job that only needs sending."""
-
-    envelope: JobEnvelope
-    pool: str
-    entry: IntakeEntry
 
 
 class Client:
@@ -54,7 +33,7 @@ class Client:
         confirm_timeout_s: float = 30.0,
     ) -> None:
         self._session = Session(redis_url, model, timeout_s)
-        self._guard = SubmitGuard(self._session.link.commands)
+        self._submitter = Submitter(self._session)
         self._confirm_timeout_s = confirm_timeout_s
 
     @classmethod
@@ -113,93 +92,16 @@ class Client:
 
     def job(self, job_id: UUID | str) -> JobHandle:
         """Return the handle of a job, whichever process submitted it; nothing is asked yet."""
-        self._session.check_usable()
-        try:
-            known = job_id if isinstance(job_id, UUID) else UUID(job_id)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InvalidJob(
-                f"{shortened(job_id)} is not a valid job id: give the UUID that submit returned"
-            ) from error
-        return JobHandle(self._session, self._session.tracker.track(known))
+        return JobHandle(self._session, self._session.track(job_id))
 
     def adapters(self) -> list[str]:
         """Name the adapters that jobs may ask for; one just added shows within a second."""
-        self._session.check_usable()
-        with self._session.link.reaching(sends=False):
-            return self._session.directory.adapters()
+        return self._session.adapters()
 
     def _submit(self, specs: Sequence[JobSpec], confirm: Confirm) -> list[JobHandle]:
-        self._session.check_usable()
-        if confirm not in ("stream", "ledger"):
-            raise InvalidJob(f"confirm={shortened(confirm)}: give 'stream' or 'ledger'")
-        with self._session.link.reaching(sends=False):
-            pools = {adapter: self._session.directory.resolve(adapter) for adapter in _adapters(specs)}
-        ready = [self._prepare(spec, pools[spec.adapter], confirm) for spec in specs]
-        handles: list[JobHandle] = []
-        for chunk in _chunks(ready):
-            try:
-                self._send(chunk, handles)
-            except (QueueFull, Unavailable) as error:
-                error.accepted = tuple(handles)
-                raise
+        handles = self._submitter.append(specs, confirm)
         if confirm == "ledger":
             deadline = time.monotonic() + self._confirm_timeout_s
             for handle in handles:
                 handle.wait_admitted(self._confirm_timeout_s, deadline)
         return handles
-
-    def _prepare(self, spec: JobSpec, pool: PoolInfo, confirm: Confirm) -> _Ready:
-        if (error := invalid_prompt_size(spec, pool)) is not None:
-            raise error
-        has_key = spec.idempotency_key is not None
-        job_id = job_id_for(spec)
-        envelope = JobEnvelope(
-            job_id=job_id,
-            # A job without a key has one submission, and nothing to be compared with.
-            submission_id=uuid7() if has_key else job_id,
-            payload_sha256=payload_sha256(spec, pool.model_name) if has_key else "",
-            spec=spec,
-            reply_to=self._session.client_id,
-            # Under a key only the ledger can tell whether this submission is the job or in conflict with it.
-            confirm_ledger=confirm == "ledger" or has_key,
-        )
-        body = envelope.to_body()
-        if len(body) > MAX_JOB_BYTES:
-            raise InvalidJob(f"the job has {len(body)} bytes as JSON, at most {MAX_JOB_BYTES}: shorten it")
-        return _Ready(envelope, pool.pool, IntakeEntry(spec.priority, body, spec.tenant, spec.est_tokens))
-
-    def _send(self, chunk: Sequence[_Ready], handles: list[JobHandle]) -> None:
-        """Append a chunk of one pool; handles of what went in are added before a refusal is raised."""
-        tracker, pool = self._session.tracker, chunk[0].pool
-        # Before they are sent: a reply may be here before the submission has returned.
-        watches = [tracker.expect(ready.envelope) for ready in chunk]
-        try:
-            with self._session.link.reaching(sends=True):
-                appended = self._guard.append(PoolKeys(pool), [ready.entry for ready in chunk])
-        except Unavailable:
-            tracker.withdraw(zip(watches, (ready.envelope for ready in chunk), strict=True))
-            raise
-        for ready, tracked, entry_id in zip(chunk, watches, appended.entry_ids, strict=False):
-            tracker.submitted(tracked, IntakePlace(pool, ready.entry.priority, entry_id))
-            handles.append(JobHandle(self._session, tracked, ready.envelope.submission_id))
-        if appended.refusal is not None:
-            refused = range(len(appended.entry_ids), len(chunk))
-            tracker.withdraw((watches[index], chunk[index].envelope) for index in refused)
-            raise appended.refusal
-
-
-def _adapters(specs: Iterable[JobSpec]) -> set[str | None]:
-    return {spec.adapter for spec in specs}
-
-
-def _chunks(ready: Sequence[_Ready]) -> Iterator[Sequence[_Ready]]:
-    """Cut a list into runs of one pool, bounded in jobs and bytes."""
-    start = size = 0
-    for position, item in enumerate(ready):
-        fits = position - start < _CHUNK_JOBS and size + len(item.entry.body) <= _CHUNK_BYTES
-        if position > start and not (fits and item.pool == ready[start].pool):
-            yield ready[start:position]
-            start, size = position, 0
-        size += len(item.entry.body)
-    if start < len(ready):
-        yield ready[start:]

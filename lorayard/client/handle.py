@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from threading import Event
-from typing import Literal
+from typing import Any, TypeVar
 from uuid import UUID
 
+from lorayard.client.job_steps import Exchange, JobSteps, Steps, Wait
 from lorayard.client.session import Session
-from lorayard.client.stream import StreamEvent, TokenStream
+from lorayard.client.stream import StreamEvent, TokenStream, read_stream
 from lorayard.client.tracked_job import TrackedJob
-from lorayard.contract.errors import IdempotencyConflict, JobFailed, ResultExpired, ResultTimeout, UnknownJob
 from lorayard.contract.result import JobProgress, JobResult
 from lorayard.contract.states import JobState
 
-_NO_VERDICT = "may be another submission's: the ledger has not judged this one"
+T = TypeVar("T")
 
 
 class JobHandle:
     """One job, submitted by this process or another; `Client.submit` and `Client.job` make it."""
 
     def __init__(self, session: Session, tracked: TrackedJob, submission_id: UUID | None = None) -> None:
-        self._session = session
-        self._tracked = tracked
-        self._submission_id = submission_id
+        self.steps = JobSteps(session, tracked, submission_id)
 
     def __reduce__(self) -> str:
         raise TypeError(
@@ -32,37 +30,31 @@ class JobHandle:
         )
 
     def __repr__(self) -> str:
-        return f"JobHandle({self.id}, {self._tracked.state or 'unknown'})"
+        return f"JobHandle({self.id}, {self.tracked.state or 'unknown'})"
 
     @property
     def id(self) -> UUID:
         """The job's id, by which any process finds it again."""
-        return self._tracked.job_id
+        return self.tracked.job_id
 
     @property
     def session(self) -> Session:
         """What this handle shares with its client."""
-        return self._session
+        return self.steps.session
 
     @property
     def tracked(self) -> TrackedJob:
         """What this process knows of the job."""
-        return self._tracked
+        return self.steps.tracked
 
     @property
     def is_settled(self) -> bool:
         """True when nothing more will be heard that concerns this handle."""
-        return self._tracked.is_settled(self._submission_id)
+        return self.steps.is_settled
 
     def done(self) -> bool:
         """Tell whether `result` would return or raise at once; never waits for the answer to a question."""
-        if self.is_settled:
-            return True
-        self._session.listen()
-        if self._session.tracker.take_due(self._tracked):
-            request_id = self._session.ask("lookup", self._tracked)
-            self._session.tracker.forget_question(self._tracked, request_id)
-        return self.is_settled
+        return self.steps.look()
 
     def result(self, timeout: float | None = None, *, raise_on_failure: bool = True) -> JobResult:
         """Wait for the job's end, at most `timeout` seconds.
@@ -71,11 +63,7 @@ class JobHandle:
         IdempotencyConflict, ResultExpired, UnknownJob. A Redis that restarts meanwhile only delays the
         answer.
         """
-        self._wait(lambda: self.is_settled, timeout, "has not ended")
-        result = self._outcome()
-        if raise_on_failure and result.state is not JobState.SUCCEEDED:
-            raise JobFailed(result)
-        return result
+        return self._take(self.steps.result(timeout, raise_on_failure=raise_on_failure))
 
     def stream(self, timeout: float | None = None) -> Iterator[StreamEvent]:
         """Yield the job's text while it is being written, in pieces that add up to the result's output.
@@ -87,11 +75,11 @@ class JobHandle:
         text begins once the ledger has said that this submission is the job.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        self._session.listen()
-        self._await_verdict(timeout, deadline)
-        tokens = TokenStream(self.id, self._session.link)
-        with self._session.tracker.awaiting(self._tracked, lambda: None):
-            yield from tokens.events(lambda: self.is_settled, deadline)
+        self.session.listen()
+        self._take(self.steps.verdict(timeout, deadline))
+        tokens = TokenStream(self.id)
+        with self.session.tracker.awaiting(self.tracked, lambda: None):
+            yield from read_stream(tokens, self.session.link, lambda: self.is_settled, deadline)
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         yield from tokens.rest(self.result(left))
 
@@ -101,13 +89,7 @@ class JobHandle:
         Raises ResultTimeout if no scheduler answers within the timeout, and IdempotencyConflict,
         ResultExpired and UnknownJob, as `result` does.
         """
-        if self._tracked.result is None or not self._has_verdict():
-            self._session.tracker.forget_place(self._tracked)
-            self._ask("lookup")
-        if not self._has_verdict():
-            # It waits in the intake; what was heard by then is of another submission.
-            return JobProgress(JobState.QUEUED)
-        return self._session.tracker.progress(self._tracked)
+        return self._take(self.steps.status())
 
     def cancel(self) -> JobState:
         """Ask for the job's end; returns the state found, the final one if the job has ended.
@@ -117,93 +99,40 @@ class JobHandle:
         said that it is this one's. Raises ResultTimeout if it has not said so within the timeout, and
         IdempotencyConflict, ResultExpired and UnknownJob, as `result` does.
         """
-        self._await_verdict(self._session.timeout_s)
-        if self._submission_id in self._tracked.unheard:
-            raise ResultTimeout(
-                f"job {self.id} is not cancelled: Redis lost what the ledger said of this submission, so the "
-                "job of its key may be another one's; Client.job(id).cancel() cancels it whosever it is"
-            )
-        return self._tracked.result.state if self._tracked.result else self._ask("cancel")
+        return self._take(self.steps.cancel())
 
     def wait_admitted(self, timeout: float, deadline: float | None = None) -> None:
-        """Wait until the ledger holds the job; raises IdempotencyConflict, ResultExpired, ResultTimeout.
+        """Wait until the ledger holds the job; raises IdempotencyConflict, ResultExpired, ResultTimeout."""
+        self._take(self.steps.admitted(timeout, deadline))
 
-        The monotonic `deadline`, which many jobs may share, is `timeout` seconds from now if none is given.
-        """
-        complaint = "is in Redis, but the ledger has not confirmed it"
-        self._wait(self._is_admitted, timeout, complaint, deadline)
-        self._raise_if_void()
-
-    def _is_admitted(self) -> bool:
-        return self.is_settled or (self._tracked.state is not None and self._has_verdict())
-
-    def _await_verdict(self, timeout: float | None, deadline: float | None = None) -> None:
-        """Wait until this submission is known to be the job; raises IdempotencyConflict if it is not."""
-        self._wait(self._has_verdict, timeout, _NO_VERDICT, deadline)
-        if self._submission_id in self._tracked.conflicts:
-            self._raise_if_void()
-
-    def _has_verdict(self) -> bool:
-        """Tell whether the job of this name is known to be this submission, or to be none."""
-        return self._submission_id not in self._tracked.unconfirmed or self.is_settled
-
-    def _ask(self, kind: Literal["cancel", "lookup"]) -> JobState:
-        before = self._tracked.replies
-        request_id = self._session.ask(kind, self._tracked, wants_place=kind == "lookup")
+    def _take(self, steps: Steps[T]) -> T:
+        """Take steps in this thread, up to what they return."""
         try:
-            self._wait(lambda: self._has_answer(request_id), self._session.timeout_s, "got no answer")
-        except ResultTimeout:
-            # The answer itself may have been lost; news heard since the question will do.
-            if self._tracked.replies == before or self._tracked.state is None:
-                raise
-        finally:
-            self._session.tracker.forget_question(self._tracked, request_id)
-        self._raise_if_void()
-        # A job of ours that the ledger does not know yet waits in the intake.
-        return self._tracked.state or JobState.QUEUED
+            step = next(steps)
+            while True:
+                try:
+                    outcome = self._do(step)
+                except Exception as error:  # noqa: BLE001 - the steps decide what it means
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(outcome)
+        except StopIteration as end:
+            value: T = end.value
+            return value
 
-    def _has_answer(self, request_id: UUID) -> bool:
-        known = self._tracked.state is not None or self._tracked.is_submitted_here
-        return self.is_settled or (known and request_id not in self._tracked.pending)
+    def _do(self, step: Wait | Exchange) -> Any:
+        return step.call() if isinstance(step, Exchange) else self._wait(step)
 
-    def _wait(
-        self,
-        is_over: Callable[[], bool],
-        timeout: float | None,
-        complaint: str,
-        deadline: float | None = None,
-    ) -> None:
-        if is_over():
+    def _wait(self, wait: Wait) -> None:
+        if wait.is_over():
             return
-        self._session.listen()
-        if deadline is None and timeout is not None:
-            deadline = time.monotonic() + timeout
-        heard = Event()
-        with self._session.tracker.awaiting(self._tracked, heard.set):
-            while not is_over():
-                self._session.raise_if_deaf()
+        self.session.listen()
+        deadline, heard = wait.until(), Event()
+        with self.session.tracker.awaiting(self.tracked, heard.set):
+            while not wait.is_over():
+                self.session.raise_if_deaf()
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
-                    raise ResultTimeout(
-                        f"job {self.id} {complaint} within {timeout:g} s: {self._session.excuse()}"
-                    )
+                    raise self.steps.timed_out(wait)
                 heard.wait(left)
                 heard.clear()
-
-    def _outcome(self) -> JobResult:
-        self._raise_if_void()
-        result = self._tracked.result
-        assert result is not None
-        return result
-
-    def _raise_if_void(self) -> None:
-        """Raise if there is no job behind this handle."""
-        conflict = self._tracked.conflicts.get(self._submission_id) if self._submission_id else None
-        if conflict is not None:
-            raise IdempotencyConflict(f"job {self.id}: {conflict.message}")
-        if self._tracked.expired is not None and self._tracked.result is None:
-            raise ResultExpired(self._tracked.expired.message)
-        if self._tracked.lost and self._tracked.is_submitted_here:
-            raise UnknownJob(f"job {self.id} was lost by Redis before it was admitted: submit it again")
-        if self._tracked.lost:
-            raise UnknownJob(f"no ledger knows job {self.id}: check the id and the Redis URL")

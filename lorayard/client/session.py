@@ -15,9 +15,10 @@ from lorayard.client.directory import PoolDirectory
 from lorayard.client.listener import ReplyListener
 from lorayard.client.tracked_job import TrackedJob
 from lorayard.client.tracker import JobTracker
-from lorayard.contract.errors import LorayardError
+from lorayard.contract.errors import InvalidJob, LorayardError
 from lorayard.contract.ids import uuid7
 from lorayard.contract.keys import reply_key
+from lorayard.contract.wording import shortened
 from lorayard.transport.redis_link import RedisLink
 
 
@@ -51,6 +52,23 @@ class Session:
         """Have replies read from now on."""
         self.check_usable()
         self.listener.start()
+
+    def track(self, job_id: UUID | str) -> TrackedJob:
+        """Return what is known of a job, by the id that a caller gives; raises InvalidJob if it is none."""
+        self.check_usable()
+        try:
+            known = job_id if isinstance(job_id, UUID) else UUID(job_id)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InvalidJob(
+                f"{shortened(job_id)} is not a valid job id: give the UUID that submit returned"
+            ) from error
+        return self.tracker.track(known)
+
+    def adapters(self) -> list[str]:
+        """Name the adapters that jobs may ask for; raises Unavailable, UnknownPool."""
+        self.check_usable()
+        with self.link.reaching(sends=False):
+            return self.directory.adapters()
 
     def ask(
         self, kind: Literal["cancel", "lookup"], tracked: TrackedJob, *, wants_place: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 from uuid import UUID
@@ -16,10 +16,13 @@ from lorayard.contract.messages import TokenEntry
 from lorayard.contract.result import JobResult
 from lorayard.transport.redis_link import RedisLink
 
-_BLOCK_S = 0.25
-_READ_COUNT = 1000
+RawEntry = tuple[bytes, dict[bytes, bytes]]
+"""An entry as Redis gives it: its id and its fields."""
+
+BLOCK_S = 0.25
+READ_COUNT = 1000
+BEGINNING = b"0-0"
 _PAUSE_S = 0.1
-_BEGINNING = b"0-0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,29 +38,22 @@ class StreamEvent:
 
 
 class TokenStream:
-    """One reading of one job's stream; mutable: it knows what it has told."""
+    """One reading of one job's stream; mutable: it knows what it has told. Reads nothing itself."""
 
-    def __init__(self, job_id: UUID, link: RedisLink) -> None:
-        self._key = tokens_key(job_id)
-        self._link = link
-        self._cursor = _BEGINNING
+    def __init__(self, job_id: UUID) -> None:
+        self.key = tokens_key(job_id)
+        self.cursor = BEGINNING
+        self.has_ended = False
+        """The attempt is through; what the result has beyond it is the rest."""
         self._attempt = 0
         self._text = ""
         self._is_stale = False  # what was told belongs to an attempt that is over
-        self._has_ended = False
 
-    def events(self, is_settled: Callable[[], bool], deadline: float | None) -> Iterator[StreamEvent]:
-        """Yield what is written until the job has ended, or the monotonic `deadline` has passed."""
-        left_s = None if deadline is None else max(_BLOCK_S, deadline - time.monotonic())
-        with self._link.for_blocking_reads(_BLOCK_S, within_s=left_s) as redis:
-            while not self._has_ended:
-                # What was written before the end was heard of is there to be read after it.
-                is_last = is_settled() or (deadline is not None and time.monotonic() >= deadline)
-                entries = self._read(redis, None if is_last else _BLOCK_S)
-                for entry in entries:
-                    yield from self._take(entry)
-                if is_last and len(entries) < _READ_COUNT:
-                    return
+    def take(self, entries: Sequence[RawEntry]) -> Iterator[StreamEvent]:
+        """Yield what entries behind the cursor have that is new, and move it on."""
+        for entry_id, fields in entries:
+            self.cursor = entry_id
+            yield from self._take(TokenEntry.from_entry(fields))
 
     def rest(self, result: JobResult) -> Iterator[StreamEvent]:
         """Yield what the result has beyond what was told, all of it if that was something else."""
@@ -67,25 +63,13 @@ class TokenStream:
         if new_text or not is_same:
             yield StreamEvent(new_text, result.attempt, is_restart=not is_same)
 
-    def _read(self, redis: Redis, block_s: float | None) -> list[TokenEntry]:
-        block_ms = None if block_s is None else int(block_s * 1000)
-        try:
-            reply = cast("list[Any]", redis.xread({self._key: self._cursor}, _READ_COUNT, block_ms))
-        except redis_errors.RedisError:
-            time.sleep(_PAUSE_S)  # it comes back, or the wait for the result says what is wrong
-            return []
-        if not reply:
-            return []
-        self._cursor = reply[0][1][-1][0]
-        return [TokenEntry.from_entry(fields) for _, fields in reply[0][1]]
-
     def _take(self, entry: TokenEntry) -> Iterator[StreamEvent]:
         if entry.attempt < self._attempt:
             return
         if entry.attempt > self._attempt:
             self._is_stale = self._is_stale or bool(self._text)
             self._attempt, self._text = entry.attempt, ""
-        self._has_ended = entry.ended
+        self.has_ended = entry.ended
         known = len(self._text) - entry.char_offset
         # Before it: told already. Behind it: something is missing, which only the result can give.
         if known < 0 or known >= len(entry.text):
@@ -94,3 +78,33 @@ class TokenStream:
         self._text += new_text
         is_restart, self._is_stale = self._is_stale, False
         yield StreamEvent(new_text, entry.attempt, is_restart)
+
+
+def read_stream(
+    tokens: TokenStream, link: RedisLink, is_settled: Callable[[], bool], deadline: float | None
+) -> Iterator[StreamEvent]:
+    """Yield what is written until the job has ended, or the monotonic `deadline` has passed."""
+    left_s = None if deadline is None else max(BLOCK_S, deadline - time.monotonic())
+    with link.for_blocking_reads(BLOCK_S, within_s=left_s) as redis:
+        while not tokens.has_ended:
+            # What was written before the end was heard of is there to be read after it.
+            is_last = is_settled() or (deadline is not None and time.monotonic() >= deadline)
+            block_s = None if is_last else BLOCK_S
+            entries = read_entries(redis, {tokens.key: tokens.cursor}, block_s).get(tokens.key, [])
+            yield from tokens.take(entries)
+            if is_last and len(entries) < READ_COUNT:
+                return
+
+
+def read_entries(redis: Redis, cursors: dict[str, bytes], block_s: float | None) -> dict[str, list[RawEntry]]:
+    """Read behind the cursors of some streams, after `block_s` at the latest.
+
+    A Redis that is away gives nothing: it comes back, or the wait for the result says what is wrong.
+    """
+    block_ms = None if block_s is None else int(block_s * 1000)
+    try:
+        reply = cast("list[Any]", redis.xread(cast("Any", cursors), READ_COUNT, block_ms))
+    except redis_errors.RedisError:
+        time.sleep(_PAUSE_S)
+        return {}
+    return {name.decode(): entries for name, entries in reply or ()}

@@ -71,6 +71,7 @@ KINDS: Final = {
         frozenset(
             {
                 "kernels/cpu/build.py",
+                "lorayard/client/threads.py",
                 "lorayard/local/child.py",
                 "workers/pool.py",
                 "workers/webhooks/outbox.py",

@@ -12,6 +12,7 @@ PRODUCT = ("lorayard", "scheduler", "workers", "kernels", "db")
 MAKERS = {
     "lorayard/process/service_thread.py": "the one way",
     "lorayard/client/listener.py": "in a producer's process, not ours to drain; waiters hear of a failure",
+    "lorayard/client/token_reader.py": "as the listener; whoever reads hears of a failure",
     "workers/engine/core/child_process.py": "outlives a child; the engine imports nothing of lorayard",
     "workers/engine/lora/residency/copier.py": "whoever waits for a copy is told why the thread stopped",
     "workers/engine/structured_output/compiler.py": "the engine is fenced; a form starts another",

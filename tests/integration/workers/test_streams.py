@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import takewhile
 from uuid import UUID
 
 from db.repositories.leases import LeaseRepository
-from lorayard.client.stream import StreamEvent, TokenStream
+from lorayard.client.stream import StreamEvent, TokenStream, read_stream
 from lorayard.contract.job import JobSpec
 from lorayard.contract.keys import tokens_key
 from lorayard.contract.messages import BatchJob
@@ -19,8 +21,10 @@ from tests.integration.workers.scripted_leader import ENDLESS, ScriptedLeader
 from tests.polling import eventually
 
 
-def stream(leader: ScriptedLeader, job_id: UUID) -> TokenStream:
-    return TokenStream(job_id, RedisLink(leader.redis_url, 5.0))
+def read(
+    leader: ScriptedLeader, tokens: TokenStream, is_settled: Callable[[], bool]
+) -> Iterator[StreamEvent]:
+    return read_stream(tokens, RedisLink(leader.redis_url, 5.0), is_settled, None)
 
 
 def ended(leader: ScriptedLeader, job_id: UUID) -> bool:
@@ -33,8 +37,8 @@ def test_what_was_streamed_is_the_output(leader: ScriptedLeader, incarnation: st
     quiet, *loud = leader.dispatch(incarnation, [asked[0].spec, *streamed])
 
     for job_id, question in zip(loud, asked[1:], strict=True):
-        reading = stream(leader, job_id)
-        events = list(reading.events(lambda job_id=job_id: ended(leader, job_id), None))  # type: ignore[misc]
+        reading = TokenStream(job_id)
+        events = list(read(leader, reading, partial(ended, leader, job_id)))
         events += reading.rest(leader.result(job_id))
 
         assert "".join(event.text for event in events) == question.answer
@@ -48,8 +52,8 @@ def test_what_was_streamed_is_the_output(leader: ScriptedLeader, incarnation: st
 
 def test_a_second_attempt_starts_the_stream_over(leader: ScriptedLeader, incarnation: str) -> None:
     (job_id,) = leader.dispatch(incarnation, [ENDLESS.model_copy(update={"stream": True})])
-    reading = stream(leader, job_id)
-    events = reading.events(lambda: ended(leader, job_id), None)
+    reading = TokenStream(job_id)
+    events = read(leader, reading, lambda: ended(leader, job_id))
     first = next(events)
 
     leader.database.run(lambda c: LeaseRepository(c).release(incarnation, [(job_id, 1)]))
@@ -80,8 +84,8 @@ def test_a_job_whose_answer_has_a_form_streams_it(leader: ScriptedLeader, incarn
     assert refused.state is JobState.REJECTED
     assert refused.error is not None
     assert "the regex is refused" in refused.error.message
-    reading = stream(leader, kept.job_id)
-    events = [*reading.events(lambda: True, None), *reading.rest(kept)]
+    reading = TokenStream(kept.job_id)
+    events = [*read(leader, reading, lambda: True), *reading.rest(kept)]
     assert "".join(event.text for event in events) == kept.output
 
 
