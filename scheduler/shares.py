@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from sqlalchemy import Connection
 
@@ -14,6 +15,9 @@ from scheduler.fleet import Fleet
 from scheduler.leader_context import LeaderContext
 from scheduler.policies import PendingJob, Standing, service_cost
 from scheduler.queue_feed import QueueFeed
+
+MAX_IDLE: Final = 1_000
+"""Counters are kept for all tenants up to so many, and beyond that for those with jobs."""
 
 
 @dataclass(slots=True)
@@ -40,9 +44,13 @@ class Shares:
 
         After it, `confirm`; without that it is written again with the next one.
         """
+        fairness = self.queue.fairness
+        if forgotten := [tenant for tenant in tenants if not fairness.knows(tenant)]:
+            rows = TenantRepository(connection).service_of(self.context.pool, forgotten)
+            fairness.remember({row.tenant: _standing(row) for row in rows})
         for tenant in sorted(tenants):
             if not self.queue.backlog.has_tenant(tenant):
-                self.queue.fairness.arrive(tenant)
+                fairness.arrive(tenant)
         self._write(connection)
 
     def confirm(self) -> None:
@@ -50,13 +58,20 @@ class Shares:
         self.queue.fairness.note_written(self._written)
 
     def refresh(self) -> None:
-        """Take over new weights, write what has changed, and undo the charges of jobs that nobody has."""
+        """Take over new weights, write what has changed, undo the charges of jobs that nobody has.
+
+        If there are many tenants, those that have no job are forgotten until they come again.
+        """
         weights = self.context.transact(lambda connection: TenantRepository(connection).weights())
         self.queue.fairness.reweigh(weights)
         if self.queue.fairness.changed():
             self.context.transact(self._write)
             self.confirm()
         self.queue.fairness.keep_charges(self.fleet.outstanding_jobs().__contains__)
+        if self.queue.fairness.num_known > MAX_IDLE:
+            pool = self.context.pool
+            waiting = self.context.transact(lambda c: BacklogRepository(c).waiting_tenants(pool))
+            self.queue.fairness.forget(waiting)
 
     def _write(self, connection: Connection) -> None:
         self._written = self.queue.fairness.changed()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
 
 from sqlalchemy import Connection, text
 
@@ -26,16 +27,20 @@ _SET_WEIGHT = text("UPDATE tenants SET weight = :weight WHERE name = :name RETUR
 _WEIGHTS = text("SELECT name, weight FROM tenants WHERE weight <> 1")
 
 # Usage that is not folded yet counts as well, so that the sum is what was committed.
-_SERVICE = text("""
+_SERVED = """
     SELECT tenant, CAST(sum(prompt_tokens) AS bigint) AS prompt_tokens,
         CAST(sum(completion_tokens) AS bigint) AS completion_tokens, sum(lift) AS lift, max(weight) AS weight
     FROM (
-        SELECT tenant, prompt_tokens, completion_tokens, lift, weight FROM tenant_service WHERE pool = :pool
+        SELECT tenant, prompt_tokens, completion_tokens, lift, weight FROM tenant_service
+        WHERE pool = :pool {which}
         UNION ALL
-        SELECT tenant, prompt_tokens, completion_tokens, 0, NULL FROM usage_deltas WHERE pool = :pool
+        SELECT tenant, prompt_tokens, completion_tokens, 0, NULL FROM usage_deltas
+        WHERE pool = :pool {which}
     ) AS served
     GROUP BY tenant ORDER BY tenant
-""")
+"""
+_SERVICE = text(_SERVED.format(which=""))
+_SERVICE_OF = text(_SERVED.format(which="AND tenant = ANY(CAST(:tenants AS text[]))"))
 
 _LIFT = text("""
     INSERT INTO tenant_service (pool, tenant, lift, weight)
@@ -125,16 +130,12 @@ class TenantRepository:
 
     def service(self, pool: str) -> list[TenantServiceRow]:
         """Read what tenants were served in a pool, by all usage that is committed."""
-        return [
-            TenantServiceRow(
-                row.tenant,
-                row.prompt_tokens,
-                row.completion_tokens,
-                row.lift,
-                1.0 if row.weight is None else row.weight,
-            )
-            for row in self._connection.execute(_SERVICE, {"pool": pool})
-        ]
+        return _service_rows(self._connection.execute(_SERVICE, {"pool": pool}))
+
+    def service_of(self, pool: str, tenants: Collection[str]) -> list[TenantServiceRow]:
+        """Read it of some tenants; those that were never served or lifted are left out."""
+        values = {"pool": pool, "tenants": list(tenants)}
+        return _service_rows(self._connection.execute(_SERVICE_OF, values))
 
     def lift(self, pool: str, lifts: Mapping[str, tuple[float, float]]) -> None:
         """Write what tenants' counters are lifted by, and the weights under which that holds."""
@@ -177,3 +178,16 @@ class TenantRepository:
             name: tuple(bytes(secret) for secret in secrets if secret is not None) for name, *secrets in rows
         }
         return {name: found.get(name, ()) for name in names}
+
+
+def _service_rows(rows: Iterable[Any]) -> list[TenantServiceRow]:
+    return [
+        TenantServiceRow(
+            row.tenant,
+            row.prompt_tokens,
+            row.completion_tokens,
+            row.lift,
+            1.0 if row.weight is None else row.weight,
+        )
+        for row in rows
+    ]

@@ -11,7 +11,7 @@ service is what committed usage says, and in flight are the leased jobs: so a ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -93,6 +93,29 @@ class Fairness:
         if share is None:
             share = self._shares[tenant] = Share(tenant, Standing(weight=self.weights.get(tenant, 1.0)))
         return share
+
+    @property
+    def num_known(self) -> int:
+        """Of how many tenants the counters are here."""
+        return len(self._shares)
+
+    def knows(self, tenant: str) -> bool:
+        """Whether a tenant's counter is here; if not, the ledger may have it."""
+        return tenant in self._shares
+
+    def remember(self, standings: Mapping[str, Standing]) -> None:
+        """Take over counters from the ledger that had been forgotten."""
+        for tenant, standing in standings.items():
+            self._shares[tenant] = Share(tenant, standing)
+
+    def forget(self, waiting: Collection[str]) -> None:
+        """Forget the counters that the ledger has as they are, of tenants without a job queued or in flight.
+
+        `waiting` are all tenants with queued jobs, whether they are in memory or not.
+        """
+        in_flight = {charge.share.tenant for charge in self._charges.values()}
+        kept = in_flight.union(waiting, self._changed)
+        self._shares = {tenant: share for tenant, share in self._shares.items() if tenant in kept}
 
     def arrive(self, tenant: str) -> None:
         """Lift a tenant that had nothing waiting to at most one window behind the others.

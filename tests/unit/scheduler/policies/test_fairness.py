@@ -224,6 +224,23 @@ def test_adapters_are_grouped_across_tenants_within_the_window() -> None:
     assert loads(960.0) <= loads(240.0) / 2 <= loads(1.0) / 4
 
 
+def test_counters_are_forgotten_but_for_tenants_with_jobs_and_what_the_ledger_lacks() -> None:
+    fairness = Fairness(window=WINDOW)
+    fairness.remember({"idle": Standing(5_000.0), "waiting": Standing(1_000.0)})
+    running = job(1, tenant="running")
+    fairness.charge(running)
+    fairness.serve(5_000.0)
+    fairness.arrive("lifted")
+
+    fairness.forget(["waiting"])
+    known = {one for one in ("idle", "waiting", "running", "lifted") if fairness.knows(one)}
+    fairness.take_back(running.job_id)
+
+    assert known == {"waiting", "running", "lifted"}
+    assert fairness.share("running").in_flight == 0.0
+    assert list(fairness.changed()) == ["lifted"]
+
+
 def test_fifo_and_grouped_know_no_tenants() -> None:
     flood = [job(n, tenant="flood", since=0.0) for n in range(1, 17)]
     other = job(99, tenant="other", since=1.0, priority=0)
