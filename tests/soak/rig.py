@@ -40,6 +40,8 @@ WORKERS = ("worker-1", "worker-2")
 SCHEDULERS = ("scheduler", "scheduler-2")
 RELAYS = ("relay", "relay-2")
 RELAUNCH_AFTER_S = 1.0
+FLOWER_TASKS = 2000
+"""It is full of them within a steady run's warm-up."""
 START_S = 120.0
 ENDED = (0, UNTOLD)
 """Exit statuses of producers that are through."""
@@ -73,6 +75,7 @@ class SoakRig:
             dataclasses.replace(
                 stack_config(folder / "state"),
                 parts=EVERYTHING if with_flower else EVERYTHING - {"flower"},
+                flower_max_tasks=FLOWER_TASKS,
                 extra_env={**self._marks, **own},
             )
         )
