@@ -31,6 +31,9 @@ settings.register_profile("lorayard", deadline=None, suppress_health_check=[Heal
 settings.load_profile("lorayard")
 
 
+# Nothing here compiles: bitsandbytes would import all of torch's compiler, a third of importing PEFT.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
 # What is imported stays: looking for garbage in it takes a third of the time that importing it takes.
 gc.disable()
 
