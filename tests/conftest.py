@@ -137,6 +137,12 @@ def database_url(servers: Stack, migrated_template: str) -> Iterator[str]:
     yield from _database(servers, migrated_template)
 
 
+@pytest.fixture(scope="module")
+def shared_database_url(servers: Stack, migrated_template: str) -> Iterator[str]:
+    """A database like that of `database_url`, for tests of one file that change nothing in it."""
+    yield from _database(servers, migrated_template)
+
+
 @pytest.fixture(scope="session")
 def migrated_template(servers: Stack) -> str:
     """The name of a migrated database, copied for every test because a copy is quicker than a migration."""
