@@ -31,6 +31,9 @@ settings.register_profile("lorayard", deadline=None, suppress_health_check=[Heal
 settings.load_profile("lorayard")
 
 
+# Nothing here compiles: bitsandbytes would import all of torch's compiler, a third of importing PEFT.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
 # What is imported stays: looking for garbage in it takes a third of the time that importing it takes.
 gc.disable()
 
@@ -131,6 +134,12 @@ def empty_database_url(servers: Stack) -> Iterator[str]:
 @pytest.fixture
 def database_url(servers: Stack, migrated_template: str) -> Iterator[str]:
     """A database with the newest schema and no rows in the run's Postgres."""
+    yield from _database(servers, migrated_template)
+
+
+@pytest.fixture(scope="module")
+def shared_database_url(servers: Stack, migrated_template: str) -> Iterator[str]:
+    """A database like that of `database_url`, for tests of one file that change nothing in it."""
     yield from _database(servers, migrated_template)
 
 

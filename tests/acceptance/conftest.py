@@ -1,4 +1,7 @@
-"""Gives each file of acceptance tests one whole stack, which every test leaves running."""
+"""Gives acceptance tests one whole stack, which every test leaves running with two workers.
+
+What is killed comes last: `test_flower.py` asks for both workers by their names.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from lorayard.local import Stack
 from tests.acceptance.stack_rig import StackRig
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def rig(new_state_dir: Callable[[], Path]) -> Iterator[StackRig]:
     """Everything, on the shipped model, with an append-only Redis; a store that failed has a short pause."""
     config = replace(

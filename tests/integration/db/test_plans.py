@@ -14,9 +14,10 @@ from db.repositories import admission, backlog, jobs, leases, retention, webhook
 from tests.integration.db.ledger import POOL, Ledger
 
 
-@pytest.fixture
-def full_ledger(ledger: Ledger) -> Ledger:
+@pytest.fixture(scope="module")
+def full_ledger(shared_database_url: str) -> Iterator[Ledger]:
     """A ledger as it is after some days: almost all of it has ended."""
+    ledger = Ledger(shared_database_url)
     ledger.sql(
         """
         INSERT INTO jobs (job_id, pool, tenant, priority, state, incarnation, has_callback, est_prompt_tokens,
@@ -44,7 +45,8 @@ def full_ledger(ledger: Ledger) -> Ledger:
         SELECT job_id, json_build_object('prompt', 'a'), '{}', job_id FROM jobs
     """)
     ledger.sql("ANALYZE jobs, job_keys, job_inputs, webhook_deliveries")
-    return ledger
+    yield ledger
+    ledger.database.dispose()
 
 
 def index_names(plan: Any) -> Iterator[str]:

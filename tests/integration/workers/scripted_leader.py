@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,9 @@ class ScriptedLeader:
         self._app: Celery = make_app(redis_url)
         self.term = self.database.run(lambda c: TermRepository(c).take(self.pool, "leader", 3600.0)) or 0
         self._revisions: dict[str, str] = {}
+        self._events: defaultdict[str, list[WorkerEvent]] = defaultdict(list)
+        self._answered: set[UUID] = set()
+        self._next_event = "-"
 
     def close(self) -> None:
         """Let go of all connections."""
@@ -195,14 +199,23 @@ class ScriptedLeader:
 
     def events(self, incarnation: str) -> list[WorkerEvent]:
         """Read all that one incarnation has told the leader."""
-        entries: Any = self.redis.xrange(self.keys.worker_events)
-        events = [WorkerEvent.from_entry(fields) for _, fields in entries]
-        return [event for event in events if event.incarnation == incarnation]
+        self._read_events()
+        return list(self._events[incarnation])
 
     def answered(self) -> set[UUID]:
         """Read which pings were answered."""
-        entries: Any = self.redis.xrange(self.keys.worker_events)
-        return {UUID(fields[ANSWERED_FIELD].decode()) for _, fields in entries if ANSWERED_FIELD in fields}
+        self._read_events()
+        return set(self._answered)
+
+    def _read_events(self) -> None:
+        """Read on in the stream, which holds what all workers of a whole run of tests have told."""
+        entries: Any = self.redis.xrange(self.keys.worker_events, min=self._next_event)
+        for entry_id, fields in entries:
+            event = WorkerEvent.from_entry(fields)
+            self._events[event.incarnation].append(event)
+            if ANSWERED_FIELD in fields:
+                self._answered.add(UUID(fields[ANSWERED_FIELD].decode()))
+            self._next_event = f"({entry_id.decode()}"
 
     def told_ends(self, incarnation: str) -> dict[JobAttempt, str]:
         """Collect the ends that one incarnation has told the leader."""

@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
+
+import pytest
 
 from db.records import WorkerDevice
 from db.repositories.leases import LeaseRepository
@@ -28,18 +30,31 @@ from workers.launch import GAVE_UP
 StartWorker = Callable[..., WorkerProcess]
 
 
-def test_a_drain_lets_running_jobs_end_and_gives_the_others_back(
+@pytest.fixture(scope="module")
+def hurried(start_worker: StartWorker) -> Iterator[WorkerProcess]:
+    """A worker with room for one adapter and no time to drain; the last of its two tests drains it."""
+    with start_worker(max_loras=1, max_cpu_loras=1, drain_grace_s=0.2) as worker:
+        yield worker
+
+
+def test_a_drain_lets_running_jobs_end_and_shows_it_and_gives_the_others_back(
     leader: ScriptedLeader, start_worker: StartWorker
 ) -> None:
     with start_worker(max_num_seqs=1, drain_grace_s=120) as worker, TaskEvents(leader.redis_url) as events:
         incarnation = worker.incarnation(leader)
-        running, waiting = leader.dispatch(
-            incarnation, [ENDLESS.model_copy(update={"max_tokens": 2500}), questions(1)[0].spec]
-        )
+        (running,) = leader.admit([ENDLESS.model_copy(update={"max_tokens": 800})])
+        micro_batch = leader.send(incarnation, leader.lease(incarnation, [running]))
         # A heartbeat would tell as well, but the job may have ended before the next one.
         events.await_event("task-started", running)
+        with worker.stopped_engine():
+            (waiting,) = leader.dispatch(incarnation, [questions(1)[0].spec])
+            events.await_event("task-received", waiting)
+            worker.process.send_signal(signal.SIGTERM)
+            worker.await_draining()
 
-        assert worker.terminate(timeout_s=150) == 0
+        assert worker.process.wait(150) == 0
+        assert events.await_event("task-succeeded", running)
+        assert events.await_event("task-succeeded", micro_batch)
 
     assert leader.states([running, waiting]) == ["succeeded", "queued"]
     assert [row.ended for row in leader.attempts(waiting)] == ["released"]
@@ -48,16 +63,32 @@ def test_a_drain_lets_running_jobs_end_and_gives_the_others_back(
     assert any(event.draining for event in leader.events(incarnation))
 
 
-def test_a_drain_gives_back_what_outlasts_the_grace(
-    leader: ScriptedLeader, start_worker: StartWorker
+def test_an_adapter_that_was_evicted_is_charged_with_it_when_it_comes_back(
+    leader: ScriptedLeader, hurried: WorkerProcess
 ) -> None:
-    with start_worker(drain_grace_s=0.2) as worker:
-        incarnation = worker.incarnation(leader)
-        (endless,) = leader.dispatch(incarnation, [ENDLESS])
-        leader.await_running(incarnation, endless)
+    asked = {question.spec.adapter: question.spec for question in questions(22)}
+    first, second = list(asked.values())[:2]
+    incarnation = hurried.incarnation(leader)
+    for spec in (first, second, first):
+        leader.ended(leader.dispatch(incarnation, [spec.model_copy(update={"tenant": "evicting"})]))
 
-        leader.command(incarnation, "drain")
-        assert worker.process.wait(20) == 0
+    used = leader.sql(
+        "SELECT adapter, sum(loads) AS loads, sum(evictions) AS evictions FROM usage_deltas"
+        " WHERE tenant = 'evicting' GROUP BY adapter"
+    )
+    assert {row.adapter: (row.loads, row.evictions) for row in used} == {
+        first.adapter: (2, 1),
+        second.adapter: (1, 0),
+    }
+
+
+def test_a_drain_gives_back_what_outlasts_the_grace(leader: ScriptedLeader, hurried: WorkerProcess) -> None:
+    incarnation = hurried.incarnation(leader)
+    (endless,) = leader.dispatch(incarnation, [ENDLESS])
+    leader.await_running(incarnation, endless)
+
+    leader.command(incarnation, "drain")
+    assert hurried.process.wait(20) == 0
 
     assert leader.states([endless]) == ["queued"]
     (attempt,) = leader.attempts(endless)
@@ -202,10 +233,11 @@ def test_a_warm_shutdown_by_celerys_control_is_a_drain(
             incarnation, [questions(1)[0].spec.model_copy(update={"metadata": {"odd": odd}})]
         )
         leader.ended([marked], 60.0)
-        (running,) = leader.dispatch(incarnation, [ENDLESS.model_copy(update={"max_tokens": 1000})])
+        (running,) = leader.dispatch(incarnation, [ENDLESS.model_copy(update={"max_tokens": 500})])
         events.await_event("task-started", running)
-
-        leader.shut_down(incarnation)
+        with worker.stopped_engine():
+            leader.shut_down(incarnation)
+            worker.await_draining()
 
         assert worker.process.wait(150) == 0
     assert leader.states([marked, running]) == ["succeeded", "succeeded"]
@@ -224,23 +256,3 @@ def _kill_engine(leader: ScriptedLeader, worker: WorkerProcess, incarnation: str
 def _state_of(leader: ScriptedLeader, incarnation: str) -> str:
     row = leader.database.run(lambda c: WorkerRepository(c).get(incarnation))
     return "" if row is None else row.state
-
-
-def test_an_adapter_that_was_evicted_is_charged_with_it_when_it_comes_back(
-    leader: ScriptedLeader, start_worker: StartWorker
-) -> None:
-    asked = {question.spec.adapter: question.spec for question in questions(22)}
-    first, second = list(asked.values())[:2]
-    with start_worker(max_loras=1, max_cpu_loras=1) as worker:
-        incarnation = worker.incarnation(leader)
-        for spec in (first, second, first):
-            leader.ended(leader.dispatch(incarnation, [spec.model_copy(update={"tenant": "evicting"})]))
-
-    used = leader.sql(
-        "SELECT adapter, sum(loads) AS loads, sum(evictions) AS evictions FROM usage_deltas"
-        " WHERE tenant = 'evicting' GROUP BY adapter"
-    )
-    assert {row.adapter: (row.loads, row.evictions) for row in used} == {
-        first.adapter: (2, 1),
-        second.adapter: (1, 0),
-    }

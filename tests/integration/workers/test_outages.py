@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,11 +24,12 @@ if TYPE_CHECKING:
 def test_a_worker_commits_without_redis_and_consumes_again_after_its_restart(
     rig: Stack, leader: ScriptedLeader, worker: WorkerProcess, incarnation: str
 ) -> None:
-    (running,) = leader.admit([ENDLESS.model_copy(update={"max_tokens": 1000})])
+    (running,) = leader.admit([ENDLESS.model_copy(update={"max_tokens": 500})])
     batch = leader.send(incarnation, leader.lease(incarnation, [running]))
     eventually(lambda: any(batch in line for line in worker.log_lines()), what="the job on the worker")
 
-    rig.redis.stop()
+    with worker.stopped_engine():
+        rig.redis.stop()
     (result,) = leader.ended([running])
     rig.redis.start()
     asked = questions(6)
@@ -100,15 +103,19 @@ def test_a_restart_of_postgres_loses_no_result(
 def test_a_worker_drains_without_redis(
     rig: Stack, leader: ScriptedLeader, start_worker: Callable[..., WorkerProcess]
 ) -> None:
-    with start_worker(drain_grace_s=120) as worker:
+    with start_worker(drain_grace_s=120) as worker, ExitStack() as until_it_drains:
         incarnation = worker.incarnation(leader)
-        (running,) = leader.admit([ENDLESS.model_copy(update={"max_tokens": 1500})])
-        batch = leader.send(incarnation, leader.lease(incarnation, [running]))
-        eventually(lambda: any(batch in line for line in worker.log_lines()), what="the job on the worker")
+        with TaskEvents(leader.redis_url) as events:
+            (running,) = leader.dispatch(incarnation, [ENDLESS.model_copy(update={"max_tokens": 800})])
+            events.await_event("task-started", running)
+            until_it_drains.enter_context(worker.stopped_engine())
 
         rig.redis.stop()
         try:
-            status = worker.terminate(timeout_s=150)
+            worker.process.send_signal(signal.SIGTERM)
+            worker.await_draining()
+            until_it_drains.close()
+            status = worker.process.wait(150)
         finally:
             rig.redis.start()
 

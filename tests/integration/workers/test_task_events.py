@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,6 @@ from lorayard.contract.states import JobState
 from tests.integration.workers.questions import questions
 from tests.integration.workers.scripted_leader import ENDLESS, ScriptedLeader
 from tests.integration.workers.task_events import TaskEvents
-from tests.integration.workers.worker_process import WorkerProcess
 
 
 @pytest.fixture
@@ -62,21 +61,6 @@ def test_a_job_that_expires_shows_as_revoked(
     assert task_events.await_event("task-revoked", late)["expired"]
     leader.command(incarnation, "cancel", job_ids=tuple(running))
     leader.ended(running)
-
-
-def test_a_micro_batch_that_a_drain_finishes_shows_its_end(
-    leader: ScriptedLeader, start_worker: Callable[..., WorkerProcess], task_events: TaskEvents
-) -> None:
-    with start_worker(drain_grace_s=120) as worker:
-        incarnation = worker.incarnation(leader)
-        job_ids = leader.admit([ENDLESS.model_copy(update={"max_tokens": 2500})])
-        task_id = leader.send(incarnation, leader.lease(incarnation, job_ids))
-        task_events.await_event("task-started", job_ids[0])
-
-        assert worker.terminate(timeout_s=150) == 0
-
-    assert task_events.await_event("task-succeeded", job_ids[0])
-    assert task_events.await_event("task-succeeded", task_id)
 
 
 @pytest.mark.parametrize("terminate", [False, True])

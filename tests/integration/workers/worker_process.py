@@ -7,7 +7,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -81,6 +82,20 @@ class WorkerProcess:
         """Send SIGTERM; returns the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_s)
+
+    @contextmanager
+    def stopped_engine(self) -> Iterator[None]:
+        """Stop the engine for a while: what runs on it outlasts all that is done meanwhile."""
+        (engine,) = self.engine_pids()
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(engine, signal.SIGCONT)
+
+    def await_draining(self) -> None:
+        """Wait until it says that it drains."""
+        eventually(lambda: any("worker.draining" in line for line in self.log_lines()), what="a drain")
 
     def incarnation(self, leader: ScriptedLeader) -> str:
         """Ask the ledger which of its ready incarnations is this process's, once there is one."""

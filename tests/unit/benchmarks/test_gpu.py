@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,26 +17,46 @@ from benchmarks.gpu.summary import summarize
 _ROOT = Path(__file__).parents[3]
 
 
-REHEARSED = [name for name in SHARES_S if name not in ("trace", "serve")]
+BY_THE_SCRIPT = ["environment", "kernels-right"]
+IN_ONE_PROCESS = ["engine-right", "kernel-times", "step-times", "quantized-times", "adapters"]
+"""Most of the time of a stage in a process of its own goes into importing torch, there and in its loaders."""
+NOT_REHEARSED = {"trace", "serve"}
 """Those two take as long as the others together."""
 
 
-def test_stages_run_on_the_cpu_and_find_all_kernels_right(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--seconds", "1500"]
-    finished = subprocess.run(
-        [*command, "--stages", ",".join(REHEARSED), "--out", str(tmp_path)],
+def _run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *command],
         cwd=_ROOT,
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=590,
         check=False,
     )
 
-    records = read(tmp_path)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert {one["stage"]: one["outcome"] for one in records if one["kind"] == "stage"} == dict.fromkeys(
-        REHEARSED, "done"
+
+def test_every_stage_is_rehearsed_or_known_not_to_be() -> None:
+    assert {*BY_THE_SCRIPT, *IN_ONE_PROCESS, *NOT_REHEARSED} == set(SHARES_S)
+
+
+def test_stages_run_on_the_cpu_and_find_all_kernels_right(tmp_path: Path) -> None:
+    options = ["--rehearse", "--seconds", "1500", "--stages", ",".join(BY_THE_SCRIPT)]
+    script_run = _run("benchmarks.gpu", *options, "--out", str(tmp_path))
+    written = sorted(path.name for path in tmp_path.iterdir())
+    stages_run = _run(
+        "tests.unit.benchmarks.rehearsed_stages", str(tmp_path), *IN_ONE_PROCESS, TRITON_INTERPRET="1"
     )
+
+    records = read(tmp_path)
+    for finished in (script_run, stages_run):
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert {one["stage"]: one["outcome"] for one in records if one["kind"] == "stage"} == dict.fromkeys(
+        BY_THE_SCRIPT, "done"
+    )
+    assert [one for one in records if one["kind"] == "failure"] == []
+    assert {one["stage"] for one in records} == {*BY_THE_SCRIPT, *IN_ONE_PROCESS}
+    assert summarize(records, max_failures=1000, max_figures=10_000)
     checks = [one for one in records if one["kind"] == "check"]
     assert {one["kernel"] for one in checks} >= {
         "attention",
@@ -57,11 +78,7 @@ def test_stages_run_on_the_cpu_and_find_all_kernels_right(tmp_path: Path) -> Non
         "waits",
     }
     assert all(one["passed"] for one in checks)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "log.txt",
-        "report.md",
-        "results.jsonl",
-    ]
+    assert written == ["log.txt", "report.md", "results.jsonl"]
 
 
 def test_a_stage_that_runs_out_of_time_or_breaks_is_told_and_the_next_one_runs(

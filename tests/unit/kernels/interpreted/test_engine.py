@@ -33,7 +33,7 @@ from workers.engine.scheduling import step_layout
 from workers.engine.scheduling.step_layout import StepLayout
 from workers.engine.serving import assembly, device
 
-NUM_ADAPTERS, NUM_WORDS, MOST_LETTERS = 8, 6, 3
+NUM_ADAPTERS, NUM_WORDS, MOST_LETTERS = 8, 2, 3
 LORAS = {
     name: LoRARequest(name, number, str(ADAPTERS_DIR / name)) for number, name in enumerate(TASKS, start=1)
 }

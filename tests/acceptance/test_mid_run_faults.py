@@ -25,7 +25,7 @@ from lorayard.server.adapter_store import revision_folder
 from tests.acceptance.stack_rig import PATIENCE_S, Asked, StackRig, Usage
 from tests.polling import eventually
 
-JOBS = 500
+JOBS = 300
 MIDWAY = 0.3
 
 
@@ -54,13 +54,11 @@ def test_a_worker_comes_and_another_drains_in_mid_run(rig: StackRig) -> None:
     asked = rig.ask(JOBS, "rolling")
     rig.await_share(asked, MIDWAY)
 
-    newcomer = rig.stack.start_worker()
+    rig.stack.start_worker()
     assert rig.stack.stop_part("worker-1") == 0
 
     rig.check(asked, "rolling")
     assert rig.wasted_ms("rolling") == 0.0, "something ran twice"
-    rig.stack.restart("worker-1")
-    rig.stack.stop_part(newcomer)
 
 
 def test_redis_restarts_in_mid_run(rig: StackRig) -> None:
