@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,13 @@ import zipfile
 from collections.abc import Iterator
 from email.message import Message
 from email.parser import HeaderParser
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 PACKAGES: Final = {"lorayard": ("lorayard",), "lorayard-server": ("db", "kernels", "scheduler", "workers")}
@@ -30,7 +34,7 @@ LEFTOVERS: Final = ("__pycache__", "*.so", "*.egg-info", "build", "build-*")
 
 
 class Environment(NamedTuple):
-    """Fresh, without a clone on its path, and with whatever the distributions import."""
+    """Fresh, without a clone on its path, and with what the distributions ask for."""
 
     folder: Path
     wheels: dict[str, Path]
@@ -80,11 +84,36 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def installed(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
     environment = Environment(tmp_path_factory.mktemp("environment") / "venv", wheels)
     run(UV, "venv", "--quiet", "--python", sys.executable, str(environment.folder))
-    # A .pth file is not read in a folder that another one names, so this run's clone stays off the path.
-    (environment.folder / SITE / "needed.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    for name in needed(wheels, "lorayard[server]"):
+        for part in parts(name):
+            (environment.folder / SITE / part).symlink_to(Path(sysconfig.get_path("purelib")) / part)
     for wheel in wheels.values():
         environment.install(wheel)
     return environment
+
+
+def needed(wheels: dict[str, Path], *asked: str) -> set[str]:
+    """Name every distribution that an installer would bring, but for ours."""
+    seen, todo = set[tuple[str, str]](), [Requirement(one) for one in asked]
+    while todo:
+        one = todo.pop()
+        name = canonicalize_name(one.name)
+        told = (
+            metadata(wheels[name]).get_all("Requires-Dist") if name in wheels else distribution(name).requires
+        )
+        for extra in {"", *one.extras} - {extra for other, extra in seen if other == name}:
+            seen.add((name, extra))
+            todo += [other for line in told or [] if is_asked(other := Requirement(line), extra)]
+    return {name for name, _ in seen} - wheels.keys()
+
+
+def is_asked(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+
+
+def parts(name: str) -> set[str]:
+    """Name the files and folders at the top of site-packages that a distribution has."""
+    return {file.parts[0] for file in distribution(name).files or []} - {"..", "__pycache__"}
 
 
 def sources(package: str) -> Iterator[str]:
@@ -113,6 +142,8 @@ def test_they_are_of_one_release_and_each_asks_for_it(wheels: dict[str, Path]) -
         f"lorayard[server-dependencies]=={version}",
         f'lorayard[worker-dependencies]=={version}; extra == "worker"',
     ]
+    images = re.findall(r"image: lorayard-\w+:(\S+)", (ROOT / "docker-compose.yml").read_text())
+    assert set(images) == {version}
     for name in ("Requires-Python", "License-Expression", "License-File", "Classifier"):
         assert producer.get_all(name) == server.get_all(name)
 
@@ -189,4 +220,22 @@ def test_no_server_starts_beside_another_owner_of_its_packages(installed: Enviro
 
     installed.uninstall("kernels")
     installed.install(installed.wheels["lorayard-server"])
-    assert "LORAYARD_MODEL is not set" in installed.run("python", "-m", "scheduler", status=2)
+    # Each with what it imports: the first that is missing in its environment is a setting.
+    for module, setting in (("scheduler", "MODEL"), ("workers", "MODEL"), ("workers.webhooks", "SECRET_KEY")):
+        assert f"LORAYARD_{setting}" in installed.run("python", "-m", module, status=2)
+
+
+def test_whatever_is_imported_is_asked_for(wheels: dict[str, Path]) -> None:
+    all_of_it = {part for name in needed(wheels, "lorayard[local]") for part in parts(name)}
+    ours = {package for packages in PACKAGES.values() for package in packages}
+    imported = {
+        module
+        for package in ours
+        for path in (ROOT / package).rglob("*.py")
+        for module in re.findall(
+            r"^ *(?:from|import) (\w+)(?:[\w.]* import|[\w.]*(?: as \w+)?$)", path.read_text(), re.MULTILINE
+        )
+    }
+
+    assert "tokenizers" in imported
+    assert imported - ours - sys.stdlib_module_names <= {part.removesuffix(".py") for part in all_of_it}
