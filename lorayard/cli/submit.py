@@ -10,7 +10,6 @@ import typer
 
 from lorayard.cli.output import printable
 from lorayard.cli.request_options import chosen, with_request_options
-from lorayard.client import Client
 from lorayard.contract.errors import InvalidJob
 from lorayard.contract.request import NEUTRAL
 from lorayard.contract.result import JobResult
@@ -39,6 +38,8 @@ def submit(
         "callback_url": callback_url, "idempotency_key": idempotency_key,
         "metadata": parse_metadata(metadata),
     }  # fmt: skip
+    from lorayard.client import Client
+
     with Client.from_env(model=model) as client:
         handle = client.submit(sys.stdin.read() if prompt == "-" else prompt, **fields)
         if not wait:

@@ -25,6 +25,7 @@ from lorayard.local.stack import Stack
 from lorayard.local.state import unwritable
 from lorayard.local.supervision import Backoff
 from lorayard.process.environment import BAD_ENVIRONMENT
+from lorayard.process.packages import packages_problem
 
 _RESTART_LOOK_S = 0.25
 """How often it is looked whether what died may be started again."""
@@ -102,6 +103,8 @@ def up(settings: StackSettings | None = None, console: Console | None = None) ->
     console = console or _console()
     config = (settings or StackSettings()).to_config()
     _check_model(config.model)
+    if (problem := packages_problem()) is not None:
+        raise LocalStackError(problem)
     switch = _StopSwitch()
     switch.install()
     stack = Stack(config, pause=switch.pause)

@@ -6,9 +6,11 @@ import asyncio
 import sys
 
 from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings, run_service, withdraw_readiness
+from lorayard.process.packages import require_own_packages
 
 if __name__ == "__main__":
     withdraw_readiness()
+    require_own_packages("workers.webhooks")
 
 from db import Database, DatabaseSettings
 from db.database import MAX_HOLD_MS

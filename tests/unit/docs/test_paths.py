@@ -14,10 +14,11 @@ DOCUMENTS = sorted(
         *ROOT.glob("*.md"),
         *ROOT.glob("docs/**/*.md"),
         ROOT / "benchmarks/README.md",
+        ROOT / "distributions/server/README.md",
         ROOT / "tests/recorded/README.md",
     ]
 )
-FOLDERS = "benchmarks|db|deploy|docs|examples|kernels|lorayard|scheduler|tests|workers"
+FOLDERS = "benchmarks|db|deploy|distributions|docs|examples|kernels|lorayard|scheduler|tests|workers"
 CODE = re.compile(r"`([^`\n]+)`")
 PATH = re.compile(rf"(?<![\w/.-])(?:{FOLDERS})/[\w./-]*\w/?(?![\w*<{{])")
 MODULE = re.compile(rf"python -m ((?:{FOLDERS})(?:\.\w+)*)")

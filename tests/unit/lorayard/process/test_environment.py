@@ -50,7 +50,7 @@ def test_a_missing_variable_is_one_line_and_an_earlier_run_is_not_taken_for_read
 
 
 @pytest.mark.parametrize("module", ["scheduler", "workers", "workers.webhooks"])
-def test_a_service_withdraws_its_readiness_before_it_imports_what_may_fail(module: str) -> None:
+def test_a_service_withdraws_its_readiness_and_looks_at_packages_before_it_imports_any(module: str) -> None:
     main = Path(__file__).parents[4] / module.replace(".", "/") / "__main__.py"
     statements = ast.parse(main.read_text()).body
     withdraws = next(i for i, one in enumerate(statements) if "withdraw_readiness()" in ast.unparse(one))
@@ -59,7 +59,8 @@ def test_a_service_withdraws_its_readiness_before_it_imports_what_may_fail(modul
     ours = {line for line in before if not line.startswith("import ")} - {
         "from __future__ import annotations"
     }
-    assert {line.split()[1] for line in ours} == {"lorayard.process.environment"}
+    assert {line.split()[1] for line in ours} == {"lorayard.process.environment", "lorayard.process.packages"}
+    assert f"require_own_packages({module!r})" in ast.unparse(statements[withdraws])
 
 
 def test_a_ready_file_that_cannot_be_removed_ends_the_service(
