@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, Self, TypeVar
 
 import psycopg
 from psycopg.conninfo import make_conninfo
+from psycopg.sql import quote
 from sqlalchemy import URL, Connection, Engine, TextClause, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -107,14 +108,14 @@ class Database:
             connection.exec_driver_sql(f"{_BEGIN}; {self._settings}")
             yield connection
 
-    def look(self, statement: TextClause) -> Any:
-        """Return the one value that a statement without parameters reads; raises DatabaseUnavailable.
+    def look(self, statement: TextClause, **values: str) -> Any:
+        """Return the one value that a statement reads; raises DatabaseUnavailable.
 
         For whoever looks every moment: it goes out together with the settings, as one message and so as one
         transaction, and takes one trip to the server where `run` takes three.
         """
         with self._judged(), self._engine.connect() as connection:
-            cursor = connection.exec_driver_sql(f"{self._settings}; {statement.text}").cursor
+            cursor = connection.exec_driver_sql(f"{self._settings}; {_filled_in(statement, values)}").cursor
             assert cursor is not None, "a statement that reads has a cursor"
             cursor.nextset()
             row = cursor.fetchone()
@@ -210,6 +211,14 @@ def _require_options(url: URL) -> None:
             f"LORAYARD_DATABASE_URL cannot be read: {str(error).strip()}; give options of libpq alone, "
             "others may be meant for another library"
         ) from None
+
+
+def _filled_in(statement: TextClause, values: Mapping[str, str]) -> str:
+    """Write values into a statement, for a message of several takes no parameters."""
+    filled = statement.text
+    for name, value in values.items():
+        filled = re.sub(rf"(?<!:):{name}\b", lambda _, value=value: quote(value), filled)  # type: ignore[misc]
+    return filled
 
 
 def _connect_args(name: str) -> dict[str, Any]:
