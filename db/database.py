@@ -6,7 +6,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final, Self, TypeVar
 
 import psycopg
@@ -16,7 +16,7 @@ from sqlalchemy import URL, Connection, Engine, TextClause, create_engine, make_
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from db.connections import watch_connections
+from db.connections import Listener, watch_connections
 from db.errors import DatabaseUnavailable, InvalidDatabaseUrl
 from db.judge import needs_new_connection, reason_of, sqlstate_of
 from db.settings import DatabaseSettings
@@ -121,6 +121,22 @@ class Database:
             row = cursor.fetchone()
             assert row is not None, "a statement that reads has a row"
             return row[0]
+
+    def listen(self, channel: str) -> Listener | None:
+        """Open a session that hears a channel; raises DatabaseUnavailable.
+
+        None if a pooler answers for the server: its sessions are everybody's, and what one is told gets lost.
+        """
+        with self._judged(), ExitStack() as closing:
+            connection = closing.enter_context(self._engine.connect())
+            session = connection.connection.dbapi_connection
+            assert session is not None, "a connection that was just made has a session"
+            pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+            if session.info.backend_pid != pid:
+                return None
+            listener = Listener(connection, session, channel)  # type: ignore[arg-type]
+            closing.pop_all()
+            return listener
 
     @contextmanager
     def _judged(self) -> Iterator[None]:
