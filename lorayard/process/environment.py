@@ -23,7 +23,7 @@ BAD_ENVIRONMENT = 2
 
 UNUSED_EXTRAS: Final = ("rich", "yaml", "httpx._main")
 """What libraries import because it is installed, and no service uses: colours and commands for a terminal, a
-format that no message has. Without them a service's own memory is 3 to 5 MB smaller."""
+format that no message has. Without them a service has 3 to 5 MB less of its own."""
 
 
 def _is_device(value: str) -> str:
