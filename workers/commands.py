@@ -7,7 +7,6 @@ from typing import Any
 
 import structlog
 from redis import Redis
-from redis.exceptions import RedisError
 
 from lorayard.contract.messages import Command
 from lorayard.process.service_thread import OnBroken, ServiceThread
@@ -68,9 +67,9 @@ class CommandReader:
         """Read what has come; a pool that another ledger has taken has nothing more to say to this worker."""
         try:
             answer: Any = self._redis.xread({self._stream: self._last_id}, count=BATCH, block=BLOCK_MS)
-        except RedisError:
+        except Exception:
             if self._thread.stopping.is_set():
-                return
+                return  # whatever it is that redis-py raises when its connection is closed beside it
             raise
         for entry_id, fields in entries_of(answer):
             self._last_id = entry_id
