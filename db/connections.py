@@ -1,15 +1,21 @@
-"""The connections of a pool: every answer has a limit that the client keeps; idle ones are tried first."""
+"""The connections of a pool: every answer has a limit that the client keeps; idle ones are tried first.
+
+And a session outside it, that only listens.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import psycopg
-from sqlalchemy import Engine, event
-from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.pool import ConnectionPoolEntry
+
+from db.errors import DatabaseUnavailable
 
 PING_AFTER_S: Final = 1.0
 
@@ -82,3 +88,39 @@ def watch_connections(engine: Engine, statement_timeout_ms: int) -> None:
             except psycopg.Error as error:
                 raise InvalidatePoolError from error
         connection.answer_s = answer_s
+
+
+class Listener:
+    """A session that hears what transactions tell one channel, by `pg_notify`, once they have committed.
+
+    For an event loop, or `select`: its file becomes readable when there is something to `take`.
+    """
+
+    def __init__(self, connection: Connection, session: psycopg.Connection[Any], channel: str) -> None:
+        """`connection` must have no transaction; it leaves its pool."""
+        connection.exec_driver_sql(f"LISTEN {channel}")
+        connection.detach()
+        self._connection = connection
+        self._session = session
+        self._file = session.fileno()
+
+    def fileno(self) -> int:
+        """Return the session's file."""
+        return self._file
+
+    def take(self) -> int:
+        """Count what was told since the last time; raises DatabaseUnavailable if the session is lost."""
+        try:
+            self._session.pgconn.consume_input()
+        except psycopg.OperationalError as error:
+            raise DatabaseUnavailable(f"a session that listened is lost: {str(error).strip()}") from error
+        told = 0
+        while self._session.pgconn.notifies() is not None:
+            told += 1
+        return told
+
+    def close(self) -> None:
+        """End the session, lost or not."""
+        with suppress(DBAPIError):
+            self._connection.close()
+        self._session.close()

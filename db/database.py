@@ -5,17 +5,18 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final, Self, TypeVar
 
 import psycopg
 from psycopg.conninfo import make_conninfo
-from sqlalchemy import URL, Connection, Engine, TextClause, create_engine, make_url, text
+from psycopg.sql import quote
+from sqlalchemy import URL, Connection, Engine, TextClause, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from db.connections import watch_connections
+from db.connections import Listener, watch_connections
 from db.errors import DatabaseUnavailable, InvalidDatabaseUrl
 from db.judge import needs_new_connection, reason_of, sqlstate_of
 from db.settings import DatabaseSettings
@@ -33,6 +34,9 @@ STATEMENT_TIMEOUT: Final = "57014"
 
 _HOST: Final = re.compile(r"(?P<name>\[[^\[\]@]+\]|[^\[\]:@]+)(:(?P<port>\d+))?")
 _TAKES_WRITES: Final = {"target_session_attrs": "read-write"}
+
+_BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
+"""Whatever the server's default is: guarded UPDATEs rely on it."""
 
 MAX_TRIES: Final = 5
 CONNECT_TIMEOUT_S: Final = 5
@@ -66,14 +70,14 @@ class Database:
         name: str = "lorayard",
     ) -> None:
         self._url = parse_url(url)
-        self._settings = text(_settings(statement_timeout_ms, lock_timeout_ms, max_idle_ms))
+        self._settings = _settings(statement_timeout_ms, lock_timeout_ms, max_idle_ms)
         self._engine: Engine = create_engine(
             self._url,
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=POOL_TIMEOUT_S,
             pool_recycle=-1,  # the ping finds what is dead, however old
-            isolation_level="READ COMMITTED",  # whatever the server's default is: guarded UPDATEs rely on it
+            isolation_level="AUTOCOMMIT",  # `transaction` says BEGIN itself, in one message with its settings
             query_cache_size=500,  # more than there are statements
             connect_args=_connect_args(name),
         )
@@ -101,23 +105,38 @@ class Database:
     def transaction(self) -> Iterator[Connection]:
         """Open one transaction that commits at the end of the block; raises DatabaseUnavailable."""
         with self._judged(), self._engine.begin() as connection:
-            connection.execute(self._settings)
+            connection.exec_driver_sql(f"{_BEGIN}; {self._settings}")
             yield connection
 
-    def look(self, statement: TextClause) -> Any:
-        """Return the one value that a statement without parameters reads; raises DatabaseUnavailable.
+    def look(self, statement: TextClause, **values: str) -> Any:
+        """Return the one value that a statement reads; raises DatabaseUnavailable.
 
         For whoever looks every moment: it goes out together with the settings, as one message and so as one
-        transaction, and takes two trips to the server where `run` takes five.
+        transaction, and takes one trip to the server where `run` takes three.
         """
         with self._judged(), self._engine.connect() as connection:
-            connection.execution_options(isolation_level="AUTOCOMMIT")
-            cursor = connection.exec_driver_sql(f"{self._settings.text}; {statement.text}").cursor
+            cursor = connection.exec_driver_sql(f"{self._settings}; {_filled_in(statement, values)}").cursor
             assert cursor is not None, "a statement that reads has a cursor"
             cursor.nextset()
             row = cursor.fetchone()
             assert row is not None, "a statement that reads has a row"
             return row[0]
+
+    def listen(self, channel: str) -> Listener | None:
+        """Open a session that hears a channel; raises DatabaseUnavailable.
+
+        None if a pooler answers for the server: its sessions are everybody's, and what one is told gets lost.
+        """
+        with self._judged(), ExitStack() as closing:
+            connection = closing.enter_context(self._engine.connect())
+            session = connection.connection.dbapi_connection
+            assert session is not None, "a connection that was just made has a session"
+            pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+            if session.info.backend_pid != pid:
+                return None
+            listener = Listener(connection, session, channel)  # type: ignore[arg-type]
+            closing.pop_all()
+            return listener
 
     @contextmanager
     def _judged(self) -> Iterator[None]:
@@ -208,6 +227,14 @@ def _require_options(url: URL) -> None:
             f"LORAYARD_DATABASE_URL cannot be read: {str(error).strip()}; give options of libpq alone, "
             "others may be meant for another library"
         ) from None
+
+
+def _filled_in(statement: TextClause, values: Mapping[str, str]) -> str:
+    """Write values into a statement, for a message of several takes no parameters."""
+    filled = statement.text
+    for name, value in values.items():
+        filled = re.sub(rf"(?<!:):{name}\b", lambda _, value=value: quote(value), filled)  # type: ignore[misc]
+    return filled
 
 
 def _connect_args(name: str) -> dict[str, Any]:

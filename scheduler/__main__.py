@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import sys
 
-from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings, run_service, withdraw_readiness
+from lorayard.process.environment import (
+    BAD_ENVIRONMENT,
+    leave_out_extras,
+    readable_settings,
+    run_service,
+    withdraw_readiness,
+)
 from lorayard.process.packages import require_own_packages
 
 if __name__ == "__main__":
+    leave_out_extras()
     withdraw_readiness()
     require_own_packages("scheduler")
 

@@ -40,7 +40,7 @@ from scheduler.term import TermKeeper
 from scheduler.worker_commands import WorkerCommands
 from scheduler.worker_events import WorkerEvents
 
-IDLE_BLOCK_MS: Final = 250
+IDLE_BLOCK_MS: Final = 500
 BUSY_BLOCK_MS: Final = 50
 WAITING_BLOCK_MS: Final = 20
 """How long a read may wait; anything that arrives ends it at once.
@@ -70,7 +70,7 @@ class PeriodicTasks:
     hearing: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5, IDLE_PERIOD_S))
     reap: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.25, IDLE_PERIOD_S))
     publish: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5, IDLE_PERIOD_S))
-    commands: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5))
+    commands: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5, IDLE_PERIOD_S))
     reclaim: PeriodicTask = field(default_factory=lambda: PeriodicTask(2.0))
     publish_pool: PeriodicTask = field(default_factory=lambda: PeriodicTask(5.0))
     shares: PeriodicTask = field(default_factory=lambda: PeriodicTask(5.0))
@@ -198,7 +198,7 @@ class Leader:
         self._part("queue", self.queue.fill)
         if self.clock() >= self.dispatch_from:
             self._part("dispatch", self._dispatch)
-            if self.periodic.commands.is_due(self.clock()):
+            if self.periodic.commands.is_due(self.clock(), is_idle=self.is_idle):
                 self._part("commands", self.commands.send)
         self._part("endings", self.endings.end_put_aside)
         self._part("endings", self.endings.end_hopeless)
@@ -232,7 +232,7 @@ class Leader:
 
     def _reap(self) -> None:
         version = self.publisher.catalogue_version
-        self.reaper.reap()
+        self.reaper.reap(self.clock(), is_idle=self.is_idle)
         if version != self.publisher.catalogue_version:
             self.periodic.publish.hasten()  # clients refuse adapters that they do not find in Redis
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from db.records import FinishedJob, WorkerRow
 from db.repositories.jobs import JobRepository
-from db.repositories.leases import LeaseRepository
+from db.repositories.leases import LEADERS_PICTURE, LeaseRepository
 from db.repositories.workers import WorkerRepository
 from lorayard.contract.keys import worker_queue
 from scheduler.catalogue import Catalogue
@@ -21,11 +21,15 @@ from scheduler.endings import Endings
 from scheduler.fleet import Fleet
 from scheduler.instructions import Instructions
 from scheduler.leader_context import LeaderContext
+from scheduler.periodic import PeriodicTask
 from scheduler.quarantine import Quarantine
 from scheduler.worker_events import WorkerEvents
 
 MAX_EXPIRED: Final = 500
 DEFAULT_EXCHANGE: Final = "lorayard"
+
+UNPROMPTED_S: Final = 5.0
+"""So often an idle leader goes its round although the ledger looks as it did at the last one."""
 
 logger = structlog.get_logger(__name__)
 
@@ -38,9 +42,9 @@ class Round(NamedTuple):
     silent: list[WorkerRow]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reaper:
-    """The rounds of one term; raises redis-py's errors, DatabaseUnavailable and Deposed.
+    """Mutable: the rounds of one term; raises redis-py's errors, DatabaseUnavailable and Deposed.
 
     `may_reap` says whether the ledger has been reachable for a full lease: a worker that could not renew
     through an outage is not lost.
@@ -54,10 +58,20 @@ class Reaper:
     quarantine: Quarantine
     endings: Endings
     may_reap: Callable[[], bool]
+    _unprompted: PeriodicTask = field(default_factory=lambda: PeriodicTask(UNPROMPTED_S))
+    _seen: str | None = None
+    """The ledger's picture at the last round of an idle leader."""
 
-    def reap(self) -> None:
-        """Go one round."""
-        found = self.context.transact(self._look)
+    def reap(self, now: float, *, is_idle: bool) -> None:
+        """Go one round; an idle leader looks first whether there is anything new."""
+        picture = self.context.database.look(LEADERS_PICTURE, pool=self.context.pool) if is_idle else None
+        if not self._unprompted.is_due(now) and picture is not None and picture == self._seen:
+            return
+        self._go(is_idle=is_idle)
+        self._seen = picture
+
+    def _go(self, *, is_idle: bool) -> None:
+        found = self.context.transact(partial(self._look, is_urgent=is_idle))
         self.endings.follow(found.expired)
         self.fleet.take_roll(found.ready)
         self.quarantine.follow_catalogue()
@@ -76,11 +90,11 @@ class Reaper:
             if row is None or row.state in ("gone", "lost"):
                 self.context.items.attempt("worker_departure", name, partial(self._forget, name))
 
-    def _look(self, connection: Connection) -> Round:
+    def _look(self, connection: Connection, *, is_urgent: bool) -> Round:
         pool = self.context.pool
         leases = LeaseRepository(connection)
         self.catalogue.refresh(connection)
-        self.instructions.refresh(connection)
+        self.instructions.refresh(connection, is_urgent=is_urgent)
         return Round(
             expired=JobRepository(connection).expire_due(pool, MAX_EXPIRED),
             ready=leases.ready_workers(pool),

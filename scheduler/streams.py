@@ -74,7 +74,11 @@ class LeaderStreams:
 
     def reclaim(self) -> StreamBatch:
         """Take over what was read and never acknowledged: by a leader that died, or that is deposed."""
-        return self._sort(self._reclaim_one(stream) for stream in self._all)
+        pipeline = self._redis.pipeline(transaction=False)
+        for stream in self._all:
+            self._autoclaim(pipeline, stream, "0-0")
+        firsts = zip(self._all, pipeline.execute(), strict=True)
+        return self._sort(self._reclaim_one(stream, first) for stream, first in firsts)
 
     def acknowledge(self, entries: Sequence[StreamEntry]) -> None:
         """Take entries off for good, and tell what is untold; raises Deposed if they are another leader's."""
@@ -89,17 +93,20 @@ class LeaderStreams:
                 arguments = [INTAKE_GROUP, len(read) // 2, *read, *words]
                 self._acknowledge([self._context.keys.intake_bytes, stream], arguments)
 
-    def _reclaim_one(self, stream: str) -> Iterator[StreamEntry]:
-        cursor: Any = "0-0"
+    def _reclaim_one(self, stream: str, answer: Any) -> Iterator[StreamEntry]:
         while True:
             # Redis 6.2 answers two items, 7 adds the ids of entries that are gone.
-            answer: Any = self._redis.xautoclaim(
-                stream, INTAKE_GROUP, CONSUMER, min_idle_time=0, start_id=cursor, count=RECLAIM_COUNT
-            )
             cursor = answer[0]
             yield from _entries(stream, answer[1])
             if cursor in (b"0-0", "0-0"):
                 return
+            answer = self._autoclaim(self._redis, stream, cursor)
+
+    @staticmethod
+    def _autoclaim(redis: Redis, stream: str, cursor: Any) -> Any:
+        return redis.xautoclaim(
+            stream, INTAKE_GROUP, CONSUMER, min_idle_time=0, start_id=cursor, count=RECLAIM_COUNT
+        )
 
     def _sort(self, batches: Any) -> StreamBatch:
         found = {stream: [] for stream in self._all}  # type: dict[str, list[StreamEntry]]

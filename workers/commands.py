@@ -13,14 +13,19 @@ from lorayard.process.service_thread import OnBroken, ServiceThread
 from lorayard.transport.outages import is_redis_outage
 from workers.engine_host import EngineHost
 
-BLOCK_MS = 500
+BLOCK_MS = 1500
+"""How long one read waits; a command ends it, and so does `close`."""
+
 BATCH = 100
 
 logger = structlog.get_logger(__name__)
 
 
 class CommandReader:
-    """Obeys the highest term it has seen; what an older leader still sends is ignored."""
+    """Obeys the highest term it has seen; what an older leader still sends is ignored.
+
+    Its client is its own: `close` takes the connection from a read that waits.
+    """
 
     def __init__(
         self,
@@ -43,7 +48,11 @@ class CommandReader:
         self._term = 0
         self._last_id: bytes | str = "0"
         self._thread = ServiceThread(
-            "commands", self._read_once, on_broken=on_broken, is_outage=is_redis_outage
+            "commands",
+            self._read_once,
+            on_broken=on_broken,
+            is_outage=is_redis_outage,
+            wake=redis.connection_pool.disconnect,
         )
 
     def start(self) -> None:
@@ -56,7 +65,12 @@ class CommandReader:
 
     def _read_once(self) -> None:
         """Read what has come; a pool that another ledger has taken has nothing more to say to this worker."""
-        answer: Any = self._redis.xread({self._stream: self._last_id}, count=BATCH, block=BLOCK_MS)
+        try:
+            answer: Any = self._redis.xread({self._stream: self._last_id}, count=BATCH, block=BLOCK_MS)
+        except Exception:
+            if self._thread.stopping.is_set():
+                return  # whatever it is that redis-py raises when its connection is closed beside it
+            raise
         for entry_id, fields in entries_of(answer):
             self._last_id = entry_id
             try:

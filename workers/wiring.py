@@ -79,7 +79,7 @@ class Wiring:
         host = self._host(engine, attempts, committer, publisher, tokens, status, limit, registration)
         lease = self._lease(registration, attempts, host, health)
         celery = self._celery(host, lease, publisher)
-        commands = self._commands(redis, host, registration)
+        commands = self._commands(for_service(self.settings.redis_url), host, registration)
         return Parts(
             attempts, host, committer, builder, publisher, tokens, registration, lease, commands, celery
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import Connection, text
@@ -19,13 +20,20 @@ _MESSAGES = text("""
     ON CONFLICT (job_id) DO NOTHING
 """)
 
-_OUTBOX = text("""
-    INSERT INTO webhook_deliveries (job_id, tenant, url, host, event_type)
-    SELECT j.job_id, j.tenant, i.callback_url, i.callback_host, 'job.' || j.state
-    FROM jobs j JOIN job_inputs i ON i.job_id = j.job_id
-    WHERE j.job_id = ANY(CAST(:ids AS uuid[])) AND j.has_callback AND j.ended_at IS NOT NULL
-    ON CONFLICT (job_id) DO NOTHING
-""")
+WEBHOOKS_CHANNEL: Final = "lorayard_webhooks"
+"""Where a transaction that leaves a webhook to be sent tells so, for relays that listen."""
+
+_OUTBOX = text(f"""
+    WITH written AS (
+        INSERT INTO webhook_deliveries (job_id, tenant, url, host, event_type)
+        SELECT j.job_id, j.tenant, i.callback_url, i.callback_host, 'job.' || j.state
+        FROM jobs j JOIN job_inputs i ON i.job_id = j.job_id
+        WHERE j.job_id = ANY(CAST(:ids AS uuid[])) AND j.has_callback AND j.ended_at IS NOT NULL
+        ON CONFLICT (job_id) DO NOTHING
+        RETURNING job_id
+    )
+    SELECT pg_notify('{WEBHOOKS_CHANNEL}', '') FROM (SELECT FROM written LIMIT 1) AS one
+""")  # noqa: S608
 
 
 def lock_jobs(connection: Connection, job_ids: Collection[UUID]) -> None:

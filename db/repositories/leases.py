@@ -113,16 +113,40 @@ _HOLDS = text("""
     FROM jobs j WHERE j.incarnation = :incarnation AND j.state = 'leased'
 """)
 
-_EXPIRED_WORKERS = text(f"""
-    SELECT {WORKER_COLUMNS} FROM {WORKERS_AND_LEASES}
-    WHERE w.pool = :pool AND (
+_IS_EXPIRED = """w.pool = :pool AND (
         (w.state IN ('ready', 'draining', 'unhealthy') AND l.expires_at <= now())
         OR (w.state = 'gone' AND w.ended_by <> 'drained')
         OR (w.state = 'gone' AND EXISTS (
             SELECT FROM jobs j WHERE j.incarnation = w.incarnation AND j.state = 'leased'))
-    )
+    )"""
+
+_EXPIRED_WORKERS = text(f"""
+    SELECT {WORKER_COLUMNS} FROM {WORKERS_AND_LEASES}
+    WHERE {_IS_EXPIRED}
     ORDER BY w.incarnation
 """)  # noqa: S608
+
+# A row that was written has another xmin.
+LEADERS_PICTURE = text(f"""
+    SELECT CASE WHEN NOT EXISTS (SELECT FROM {WORKERS_AND_LEASES} WHERE {_IS_EXPIRED})
+        AND NOT EXISTS (
+            SELECT FROM jobs WHERE pool = :pool AND state = 'queued' AND deadline_at <= now())
+    THEN concat_ws('|',
+        (SELECT term FROM scheduler_terms WHERE pool = :pool),
+        (SELECT version FROM catalogues WHERE pool = :pool),
+        (SELECT string_agg(concat_ws(' ', kind, name), ',' ORDER BY kind, name) FROM pauses
+            WHERE pool IN (:pool, '*')),
+        (SELECT string_agg(concat_ws(' ', tenant, xmin), ',' ORDER BY tenant) FROM tenant_quotas),
+        (SELECT string_agg(concat_ws(' ', w.incarnation, w.xmin, h.xmin), ',' ORDER BY w.incarnation)
+            FROM {WORKERS_AND_LEASES}
+            WHERE w.pool = :pool AND w.state IN ('ready', 'draining') AND NOT l.lost
+                AND l.expires_at > now()))
+    END
+""")  # noqa: S608
+"""What a leader's round through the ledger would read, in a few words; NULL if it would find something to do.
+
+For `Database.look`, with the pool.
+"""
 
 _READY_WORKERS = text(f"""
     SELECT {WORKER_COLUMNS} FROM {WORKERS_AND_LEASES}

@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from db.records import Delivery, DeliveryRow
+from db.repositories.endings import WEBHOOKS_CHANNEL
 from db.repositories.results import fetch_rows, to_result
 
 WINDOW_FACTOR: Final = 10
@@ -145,6 +146,8 @@ _REPLAY = text("""
     FROM chosen WHERE d.id = chosen.id AND d.state = 'dead'
 """)
 
+_TELL = text(f"SELECT pg_notify('{WEBHOOKS_CHANNEL}', '')")
+
 _COUNTS = text("SELECT state, count(*) AS deliveries FROM webhook_deliveries GROUP BY state")
 
 _RECENT = text("""
@@ -250,7 +253,10 @@ class WebhookRepository:
     def replay(self, ids: Sequence[UUID] | None = None) -> int:
         """Send dead webhooks again from the first try, all of them or some; returns how many."""
         values = {"ids": list(ids or ()), "all": ids is None}
-        return self._connection.execute(_REPLAY, values).rowcount
+        replayed = self._connection.execute(_REPLAY, values).rowcount
+        if replayed:
+            self._connection.execute(_TELL)
+        return replayed
 
     def counts(self) -> dict[str, int]:
         """Count the webhooks in each state."""

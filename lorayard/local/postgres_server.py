@@ -76,10 +76,14 @@ class PostgresServer(Server):
             "max_connections": str(_MAX_CONNECTIONS),
             # In the data folder: a killed server leaves nothing in /dev/shm, however small a container's is.
             "dynamic_shared_memory_type": "mmap",
+            "max_logical_replication_workers": "0",  # nor the process that would start them
             "timezone": "UTC",
             "log_timezone": "UTC",
             "log_checkpoints": "off",
         }
+        if self._home.binaries.trees:
+            # The wheel's, 18 or later: three processes less, which would read ahead what fits in memory.
+            settings["io_method"] = "sync"
         if not self._durable:
             # A commit still reaches the kernel before it is confirmed, and so survives a SIGKILL; only the
             # machine's own crash may lose it. (synchronous_commit=off would lose commits to a SIGKILL.)

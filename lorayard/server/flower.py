@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from lorayard.process.environment import leave_out_extras, readable_settings, run_service
+
+if __name__ == "__main__":
+    leave_out_extras()
+
 import asyncio
 import base64
 import logging
@@ -31,7 +36,6 @@ from tornado.netutil import bind_sockets
 from tornado.web import RequestHandler
 
 from lorayard.contract.addresses import Password, RedisPassword
-from lorayard.process.environment import readable_settings, run_service
 from lorayard.process.logs import configure_logs, worded
 from lorayard.process.server_check import require_usable_redis
 from lorayard.server.celery_app import make_app

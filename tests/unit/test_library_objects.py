@@ -223,7 +223,7 @@ def test_the_ledgers_engine() -> None:
     assert [one.__name__ for one in pool.dispatch.checkin] == ["rest"]
     assert [one.__name__ for one in pool.dispatch.checkout] == ["begin"]
     assert database._engine.get_execution_options() == {}
-    assert database._engine.dialect._on_connect_isolation_level == "READ COMMITTED"
+    assert database._engine.dialect._on_connect_isolation_level == "AUTOCOMMIT"
     assert database._engine._compiled_cache is not None
     assert [function.__name__ for function in database._engine.dialect.dispatch.do_connect] == ["connect"]
 

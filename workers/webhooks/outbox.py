@@ -16,6 +16,7 @@ from db.judge import is_ledger_outage
 from db.records import Delivery
 from db.repositories.tenants import TenantRepository
 from db.repositories.webhooks import HAS_UNCLAIMED, WebhookRepository
+from workers.webhooks.notices import Notices
 from workers.webhooks.schedule import DeliveryAttempt, DeliveryVerdict
 
 T = TypeVar("T")
@@ -52,6 +53,9 @@ class Outbox:
         self._ledger_threads = ThreadPoolExecutor(LEDGER_THREADS, "webhook-ledger")
         self._found_nothing = False
         """Whether the last claim was in vain."""
+        self.is_empty = False
+        """Whether no webhook at all, due or not, waited for a relay at the last look."""
+        self.notices = Notices(database, self._ledger_threads)
 
     async def renew(self) -> int:
         """Hold on to what is claimed; returns how many deliveries of relays that are gone came free."""
@@ -59,9 +63,12 @@ class Outbox:
         def renew(connection: Connection) -> int:
             return WebhookRepository(connection).renew(self.incarnation, self._lease_s)
 
-        return await asyncio.get_running_loop().run_in_executor(
+        freed = await asyncio.get_running_loop().run_in_executor(
             self._lease_thread, self._lease_database.run, renew
         )
+        if freed:
+            self.notices.tell()
+        return freed
 
     async def retire(self) -> None:
         """Let the lease go; whatever is still claimed may be claimed by others at once."""
@@ -86,7 +93,9 @@ class Outbox:
 
         After a claim that found nothing, a cheap look comes before the next one.
         """
+        self.is_empty = False
         if self._found_nothing and held is None and not await self._has_unclaimed():
+            self.is_empty = True
             return Claimed([], {}, "")
         self._found_nothing = False
 

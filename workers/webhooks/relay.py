@@ -87,7 +87,7 @@ class Relay:
         As with `ServiceThread`: an outage is ridden out, what one delivery caused ends that try of it, and
         anything else begins the loop anew, three times in a minute.
         """
-        keeper = asyncio.create_task(self._lease.keep())
+        keeper = asyncio.gather(self._lease.keep(), self._outbox.notices.keep())
         gave_up = ready = False
         while not stop.is_set() and not gave_up:
             try:
@@ -104,7 +104,8 @@ class Relay:
                     logger.exception("relay.failed", error=explain(error))
                     gave_up = not self._restarts.take()
             if pause_s and not gave_up:
-                await _pause(stop, pause_s)
+                is_idle = self._outbox.is_empty and not self._in_flight and not any(self._queue)
+                await self._outbox.notices.pause(stop, pause_s, is_idle=is_idle)
         if gave_up:
             logger.critical("relay.broken", in_flight=len(self._in_flight))
         await self._leave(keeper)
@@ -276,7 +277,7 @@ class Relay:
         if given_back:
             await self._outbox.release([(queued.item.delivery, in_s) for queued, in_s in given_back])
 
-    async def _leave(self, keeper: asyncio.Task[None]) -> None:
+    async def _leave(self, keeper: asyncio.Future[Any]) -> None:
         """Let what is in flight finish under the lease, then give back what waits and let the lease go."""
         self._is_leaving = True
         while self._in_flight:
@@ -291,11 +292,3 @@ class Relay:
         except Exception as error:
             # The lease runs out by itself.
             logger.exception("relay.not_retired", error=explain(error))
-
-
-async def _pause(stop: asyncio.Event, seconds: float) -> None:
-    """Wait, but not beyond a stop."""
-    try:
-        await asyncio.wait_for(stop.wait(), seconds)
-    except TimeoutError:
-        return

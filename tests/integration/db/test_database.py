@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -185,6 +185,39 @@ def test_a_connection_that_died_while_it_was_idle_is_replaced_unseen(
     ledger.sql("SELECT pg_terminate_backend(:pid, 5000)", pid=first)
 
     assert database.run(pid) != first
+    database.dispose()
+
+
+def test_a_transaction_begins_with_its_settings_in_one_trip_whatever_the_default(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections_module, "PING_AFTER_S", float("inf"))
+    serializable = {"options": "-c default_transaction_isolation=serializable"}
+    database = Database(changed(database_url, query=serializable), lock_timeout_ms=1000)
+    isolation = text("SHOW transaction_isolation")
+    first = database.run(lambda connection: connection.execute(isolation).scalar_one())
+    trips: list[object] = []
+    wait = BoundedConnection.wait
+
+    def counted(self: BoundedConnection, gen: Generator[Any, Any, Any], *rest: Any, **options: Any) -> Any:
+        return wait(self, noted(gen), *rest, **options)
+
+    def noted(gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        """Note a trip if anything is waited for: where nothing is to be rolled back, nothing is sent."""
+        try:
+            wanted = next(gen)
+            trips.append(None)
+            while True:
+                wanted = gen.send((yield wanted))
+        except StopIteration as end:
+            return end.value
+
+    monkeypatch.setattr(BoundedConnection, "wait", counted)
+    database.run(lambda connection: connection.execute(isolation).scalar_one())
+    for_a_transaction = len(trips)
+    database.look(isolation)
+
+    assert (first, for_a_transaction, len(trips) - for_a_transaction) == ("read committed", 3, 1)
     database.dispose()
 
 

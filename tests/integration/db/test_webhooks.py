@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import select
 from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from db import Database
+from db.errors import DatabaseUnavailable
+from db.repositories.endings import WEBHOOKS_CHANNEL
 from db.repositories.jobs import JobRepository
 from db.repositories.webhooks import HAS_UNCLAIMED, WebhookRepository
 from lorayard.contract.states import JobState
 from tests.integration.db.ledger import RELAY, Ledger, ended
+from tests.polling import eventually
 
 
 def outbox(ledger: Ledger, number: int = 1, host: str = "example.com", tenant: str = "acme") -> None:
@@ -214,3 +219,38 @@ def test_a_look_tells_whether_any_webhook_waits_and_does_not_wait_for_a_lock(
 
     assert (before, waiting, database.look(HAS_UNCLAIMED)) == (False, True, False)
     database.dispose()
+
+
+def test_whoever_listens_is_told_of_webhooks_once_they_are_committed(ledger: Ledger) -> None:
+    listener = ledger.database.listen(WEBHOOKS_CHANNEL)
+    assert listener is not None
+
+    def is_told() -> bool:
+        return bool(select.select([listener], [], [], 0.0)[0]) and listener.take() > 0
+
+    ledger.finish("w1", ended(ledger.leased(ledger.worker())))
+    with ledger.database.transaction() as connection:
+        connection.execute(text("SELECT pg_notify('another', '')"))
+    ledger.run(WebhookRepository, "replay")
+    assert not is_told()
+    ledger.finish("w1", ended(ledger.leased(callback_url="https://example.test/hook")))
+    eventually(is_told)
+    ledger.sql("UPDATE webhook_deliveries SET state = 'dead', ended_at = now()")
+    ledger.run(WebhookRepository, "replay")
+    eventually(is_told)
+
+    ledger.sql(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE query = :query",
+        query=f"LISTEN {WEBHOOKS_CHANNEL}",
+    )
+    with pytest.raises(DatabaseUnavailable, match="a session that listened is lost"):
+        eventually(is_told)
+    listener.close()
+
+
+def test_nobody_listens_through_a_pooler(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        psycopg.ConnectionInfo, "backend_pid", property(lambda _: 1)
+    )  # one of the pooler's own
+
+    assert ledger.database.listen(WEBHOOKS_CHANNEL) is None

@@ -28,12 +28,14 @@ NO_CARDS = {"CUDA_VISIBLE_DEVICES": ""}
 _START = """
 import gc, runpy, signal, sys
 gc.disable()
+sys.modules["rich"] = None
 runpy.run_path(sys.argv[1])["die_with_parent"](int(sys.argv[2]))
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 """
 """The parent may die while its child still imports torch, which takes seconds: that is provided for first of
 all. A terminal's Ctrl-C reaches the whole process group, and what it means is for the parent to say.
-What is imported stays: the program's main looks for garbage from then on, by `collect_garbage`."""
+What is imported stays: the program's main looks for garbage from then on, by `collect_garbage`. structlog
+does without rich, which takes 4 MB and colours lines for a terminal."""
 
 
 def collect_garbage() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import workers.webhooks.notices as notices_module
 from db import Database
 from db.records import DeliveryRow
 from db.repositories.jobs import JobRepository
@@ -44,6 +45,7 @@ class RelayLife:
     """How one relay on a thread has fared; `served` says how its run ended, once it has."""
 
     served: bool | None = None
+    outbox: Outbox | None = None
 
 
 class Hold:
@@ -77,7 +79,7 @@ def relay(database_url: str) -> Running:
         async def serve() -> None:
             databases = Database(database_url), Database(database_url, pool_size=1)
             async with Sender(AddressPolicy(allowed), timeout_s) as sender:  # type: ignore[arg-type]
-                outbox = Outbox(*databases, config.lease_s)
+                life.outbox = outbox = Outbox(*databases, config.lease_s)
                 life.served = await Relay(outbox, sender, SecretBox([KEY]), config).run(stop, lambda: None)
             for database in databases:
                 database.dispose()
@@ -412,3 +414,18 @@ def test_a_delivery_that_the_relay_itself_cannot_make_is_tried_again_like_any(
 
     assert row.tries == 2
     assert life.served is True
+
+
+def test_an_idle_relay_sleeps_until_a_webhook_is_written(
+    ledger: Ledger, relay: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret_of(ledger, "acme")
+    monkeypatch.setattr(notices_module, "UNPROMPTED_S", 3600.0)
+
+    with listening(Receiver()) as receiver, relay() as life:
+        eventually(lambda: life.outbox is not None and life.outbox.is_empty and life.outbox.notices.hears)
+        finish_one(ledger, receiver.url)
+        await_state(ledger, "delivered")
+        eventually(lambda: life.outbox.is_empty)
+        finish_one(ledger, receiver.url)
+        await_state(ledger, "delivered")

@@ -13,10 +13,18 @@ from pydantic_settings import BaseSettings
 
 from lorayard.process.environment import (
     BAD_ENVIRONMENT,
+    UNUSED_EXTRAS,
     ServiceSettings,
     readable_settings,
     withdraw_readiness,
 )
+
+_RUN = """
+import atexit, runpy, sys
+atexit.register(lambda: print([one for one in {extras} if sys.modules.get(one) is not None]))
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+"""Runs a module as `python -m` does, and tells which of some others it has imported."""
 
 
 @pytest.mark.parametrize(
@@ -35,7 +43,7 @@ def test_a_missing_variable_is_one_line_and_an_earlier_run_is_not_taken_for_read
     ready_file.touch()
 
     run = subprocess.run(
-        [sys.executable, "-m", module],
+        [sys.executable, "-c", _RUN.format(extras=(*UNUSED_EXTRAS, "pygments")), module],
         env=bare | {"LORAYARD_READY_FILE": str(ready_file)},
         capture_output=True,
         text=True,
@@ -47,20 +55,33 @@ def test_a_missing_variable_is_one_line_and_an_earlier_run_is_not_taken_for_read
     assert missing in run.stderr
     assert "not set" in run.stderr
     assert len(run.stderr.strip().splitlines()) == 1
+    assert run.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["scheduler", "workers", "workers.webhooks"])
-def test_a_service_withdraws_its_readiness_and_looks_at_packages_before_it_imports_any(module: str) -> None:
-    main = Path(__file__).parents[4] / module.replace(".", "/") / "__main__.py"
-    statements = ast.parse(main.read_text()).body
-    withdraws = next(i for i, one in enumerate(statements) if "withdraw_readiness()" in ast.unparse(one))
+@pytest.mark.parametrize(
+    ("main", "call"),
+    [
+        ("scheduler/__main__.py", "withdraw_readiness()"),
+        ("workers/__main__.py", "withdraw_readiness()"),
+        ("workers/webhooks/__main__.py", "withdraw_readiness()"),
+        ("scheduler/__main__.py", "leave_out_extras()"),
+        ("workers/__main__.py", "leave_out_extras()"),
+        ("workers/webhooks/__main__.py", "leave_out_extras()"),
+        ("lorayard/server/flower.py", "leave_out_extras()"),
+        ("scheduler/__main__.py", "require_own_packages('scheduler')"),
+        ("workers/__main__.py", "require_own_packages('workers')"),
+        ("workers/webhooks/__main__.py", "require_own_packages('workers.webhooks')"),
+    ],
+)
+def test_a_service_begins_with_what_must_come_before_its_imports(main: str, call: str) -> None:
+    statements = ast.parse((Path(__file__).parents[4] / main).read_text()).body
+    begins = next(i for i, one in enumerate(statements) if call in ast.unparse(one))
 
-    before = {ast.unparse(one) for one in statements[:withdraws] if "import" in ast.unparse(one)}
+    before = {ast.unparse(one) for one in statements[:begins] if "import" in ast.unparse(one)}
     ours = {line for line in before if not line.startswith("import ")} - {
         "from __future__ import annotations"
     }
-    assert {line.split()[1] for line in ours} == {"lorayard.process.environment", "lorayard.process.packages"}
-    assert f"require_own_packages({module!r})" in ast.unparse(statements[withdraws])
+    assert {line.split()[1] for line in ours} <= {"lorayard.process.environment", "lorayard.process.packages"}
 
 
 def test_a_ready_file_that_cannot_be_removed_ends_the_service(
