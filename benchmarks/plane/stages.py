@@ -1,9 +1,9 @@
 """What each stage of a job takes of a processor: `python -m benchmarks.plane.stages [--batch N] [--profile]`.
 
-All stages run one after another in this one process, on real servers, in groups as large as a busy queue has
-them. So neither a busy machine nor a stage that waits for another makes the groups smaller, and two versions of
-the code can be compared while others compute. Left out are the wakeups of threads, the pipe to the engine and
-what recurs with time.
+All stages run one after another in this one process, on real servers, in groups as large as a busy queue
+has them. So neither a busy machine nor a stage that waits for another makes the groups smaller, and two
+versions of the code can be compared while others compute. Left out are the wakeups of threads, the pipe to
+the engine and what recurs with time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.plane.lorayard_jobs import BLOCK_JOBS, POOL, RESULT_TIMEOUT_S, a
 from benchmarks.plane.stack import MODEL, Machine
 from benchmarks.report import table
 from db.database import MAX_HOLD_MS, Database
-from db.records import JobAttempt, WorkerLimits
+from db.records import WorkerLimits
 from db.repositories.workers import WorkerRepository
 from lorayard import Client, as_completed
 from lorayard.contract.keys import PoolKeys
@@ -68,7 +68,7 @@ class Stages:
         self._servers = {name: machine.stack.children[name].pid for name in ("redis", "postgres")}
         self._is_profiled = is_profiled
         self.spent: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        self.profiles: dict[str, cProfile.Profile] = defaultdict(cProfile.Profile)
+        self.profiles: dict[str, cProfile.Profile] = defaultdict(lambda: cProfile.Profile(time.thread_time))
 
     @contextmanager
     def timed(self, name: str, others: str = "") -> Iterator[None]:
@@ -137,12 +137,12 @@ class LoopedEngine:
 
     def send(self, *commands: Command) -> None:
         """Take commands and answer them."""
-        received = pickle.loads(pickle.dumps(commands, -1))  # noqa: S301 - our own
+        received = pickle.loads(pickle.dumps(commands, -1))
         self._events.append(pickle.dumps(self._engine.step(list(received)), -1))
 
     def receive(self, _timeout_s: float | None) -> EngineEvents:
         """Return the next answer."""
-        events: EngineEvents = pickle.loads(self._events.popleft())  # noqa: S301 - our own
+        events: EngineEvents = pickle.loads(self._events.popleft())
         return events
 
     def interrupt(self) -> None:
@@ -297,6 +297,7 @@ def main() -> None:
     for stage, profile in stages.profiles.items():
         print(f"== {stage}")
         pstats.Stats(profile).sort_stats("tottime").print_stats(SHOWN)
+        pstats.Stats(profile).sort_stats("cumtime").print_stats(2 * SHOWN)
 
 
 if __name__ == "__main__":
