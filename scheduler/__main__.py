@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from lorayard.process.environment import BAD_ENVIRONMENT, readable_settings, run_service, withdraw_readiness
+from lorayard.process.garbage import imports_are_done
 
 if __name__ == "__main__":
     withdraw_readiness()
@@ -42,4 +43,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    imports_are_done()
     sys.exit(run_service(main))

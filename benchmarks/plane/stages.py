@@ -31,6 +31,7 @@ from db.records import WorkerLimits
 from db.repositories.workers import WorkerRepository
 from lorayard import Client, as_completed
 from lorayard.contract.keys import PoolKeys
+from lorayard.process.garbage import imports_are_done
 from lorayard.process.logs import configure_logs
 from lorayard.server.celery_app import make_app
 from lorayard.server.flower_events import JobEvents
@@ -292,6 +293,7 @@ def main() -> None:
             stages = Stages(machine, is_profiled=given.profile)
             with (folder / "log").open("w") as log, redirect_stderr(log):
                 configure_logs(process="stages")
+                imports_are_done()
                 run(machine, folder, given.jobs, stages)
     print(stages.report(given.jobs))
     for stage, profile in stages.profiles.items():
