@@ -11,15 +11,16 @@ from uuid import UUID
 
 def array_literal(values: Iterable[UUID | str | float | bool | None]) -> str:
     """Write one array of one dimension; what Postgres refuses of a value, it refuses as psycopg would."""
-    return f"{{{','.join(map(_element, values))}}}"
+    return f"{{{','.join([_element(value) for value in values])}}}"
 
 
 def _element(value: UUID | str | float | bool | None) -> str:
     if value is None:
         return "NULL"
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+        if '"' in value or "\\" in value:
+            value = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{value}"'
     if isinstance(value, UUID):
         return f"{value.int:032x}"
     return str(value)

@@ -11,6 +11,7 @@ from lorayard.process.environment import (
     run_service,
     withdraw_readiness,
 )
+from lorayard.process.garbage import imports_are_done
 from lorayard.process.packages import require_own_packages
 
 if __name__ == "__main__":
@@ -51,4 +52,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    imports_are_done()
     sys.exit(run_service(main))

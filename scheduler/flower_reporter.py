@@ -44,7 +44,7 @@ class FlowerReporter:
     def ended(self, finished: Iterable[FinishedJob]) -> None:
         """Jobs have ended without a worker."""
         for job in finished:
-            self._notes.add(job.job_id, partial(self._show_end, job))
+            self._notes.add(job.job_id, partial(self._show_end, job), is_last=True)
             self._is_added.set()
 
     def ended_at_workers(self, job_ids: Sequence[UUID]) -> None:

@@ -31,11 +31,16 @@ class Arrivals:
         ask_aborts: AskAborts,
         on_checked: Callable[[ActiveAttempt, StopReason | None], None],
         *,
+        on_all_checked: Callable[[], None],
         on_broken: OnBroken,
     ) -> None:
-        """`on_checked` is told why an attempt must not run, None if it is leased to this incarnation."""
+        """`on_checked` is told why an attempt must not run, None if it is leased to this incarnation.
+
+        After all that were asked for together, however that went, comes `on_all_checked`.
+        """
         self._ask_aborts = ask_aborts
         self._on_checked = on_checked
+        self._on_all_checked = on_all_checked
         self._wake = threading.Condition()
         self._waiting: dict[JobAttempt, ActiveAttempt] = {}
         self._is_failing = False
@@ -79,10 +84,19 @@ class Arrivals:
             self._thread.stopping.wait(RETRY_S)
             return
         self._is_failing = False
-        for held in group:
+
+        def check(held: ActiveAttempt) -> None:
             if self.withdraw(held.key):
-                with self._thread.item(job_id=str(held.job.job_id), attempt=held.job.attempt):
-                    self._on_checked(held, _refusal(held.key, aborts))
+                self._on_checked(held, _refusal(held.key, aborts))
+
+        try:
+            self._thread.each(group, check, _ids)
+        finally:
+            self._on_all_checked()
+
+
+def _ids(held: ActiveAttempt) -> dict[str, object]:
+    return {"job_id": str(held.job.job_id), "attempt": held.job.attempt}
 
 
 def _refusal(key: JobAttempt, aborts: Aborts) -> StopReason | None:

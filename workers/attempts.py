@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from uuid import UUID
 
@@ -47,11 +47,11 @@ class ActiveAttempt:
     stop_reason: StopReason | None = None
     num_streamed_tokens: int = 0
     num_streamed_chars: int = 0
+    key: JobAttempt = field(init=False)
+    """What the ledger and the engine call it."""
 
-    @property
-    def key(self) -> JobAttempt:
-        """What the ledger and the engine call it."""
-        return JobAttempt(self.job.job_id, self.job.attempt)
+    def __post_init__(self) -> None:
+        self.key = JobAttempt(self.job.job_id, self.job.attempt)
 
 
 class AttemptTable:
@@ -75,12 +75,11 @@ class AttemptTable:
         return taken
 
     def _take_one(self, task_id: str, job: BatchJob, now: float) -> ActiveAttempt | None:
-        key = JobAttempt(job.job_id, job.attempt)
-        if key in self._held or key in self._settled:
-            return None
         within_s = job.first_token_within_s
         held = ActiveAttempt(job, task_id, now, None if within_s is None else now + within_s)
-        self._held[key] = held
+        if held.key in self._held or held.key in self._settled:
+            return None
+        self._held[held.key] = held
         return held
 
     def start(self, key: JobAttempt, now: float) -> ActiveAttempt | None:

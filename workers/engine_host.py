@@ -24,6 +24,7 @@ from workers.engine.serving.process import (
     EngineEvents,
     EngineProcess,
     PrefetchAdapter,
+    Started,
     TokenDelta,
 )
 from workers.engine_status import Capacity, EngineStatus
@@ -107,7 +108,11 @@ class EngineHost:
             self._send, lambda: sink.has_room, on_unsent=self._end_unsent, on_broken=on_broken
         )
         self._watch = EngineWatch(engine, limit, self, on_hung=self._lose, on_broken=on_broken)
-        self._arrivals = Arrivals(ask_aborts, self._on_checked, on_broken=on_broken)
+        self._arrivals = Arrivals(
+            ask_aborts, self._on_checked, on_all_checked=self._feed, on_broken=on_broken
+        )
+        self._checked: list[tuple[ActiveAttempt, AddRequest]] = []
+        """May run, and go to the engine together."""
         self._refusing = False
         self._pump = ServiceThread("engine-pump", self._pump_once, on_broken=on_broken, wake=engine.interrupt)
 
@@ -219,24 +224,24 @@ class EngineHost:
             return
         try:
             self._watcher.received(held.job)
-            self._feed(held)
+            request = add_request(held.job, self._adapters, caches_by_tenant=self._caches_by_tenant)
+            self._checked.append((held, request))
+        except (RequestError, UnreadableRequest) as error:
+            refused = error
+            self._end(held, lambda ended, now: outcome_refused(ended, refused, now))
         except Exception as error:
             # One that stayed here unfed would be held, and waited for, forever.
             logger.exception("engine_host.job_refused", job_id=str(held.job.job_id))
             reason = error
             self._end(held, lambda ended, now: outcome_broken(ended, reason, now))
 
-    def _feed(self, held: ActiveAttempt) -> None:
-        try:
-            request = add_request(held.job, self._adapters, caches_by_tenant=self._caches_by_tenant)
-        except (RequestError, UnreadableRequest) as error:
-            refusal = error
-            self._end(held, lambda ended, now: outcome_refused(ended, refusal, now))
-            return
-        self._feeder.add(held.key, request)
-        if held.stop_reason is not None:
-            # It was stopped while it was being added: that abort went ahead of the request.
-            self._call_back(held)
+    def _feed(self) -> None:
+        checked, self._checked = self._checked, []
+        self._feeder.add({held.key: request for held, request in checked})
+        for held, _ in checked:
+            if held.stop_reason is not None:
+                # It was stopped before it was added: that abort went ahead of the request.
+                self._call_back(held)
 
     def _end(self, held: ActiveAttempt, judge: Callable[[ActiveAttempt, float], Outcome]) -> None:
         if self._attempts.end(held.key) is not None:
@@ -276,19 +281,11 @@ class EngineHost:
 
     def _digest(self, events: EngineEvents) -> None:
         now = time.monotonic()
-        for started in events.started:
-            with self._pump.item(request_id=started.request_id):
-                held = self._attempts.start(parse_request_id(started.request_id), now)
-                if held is not None:
-                    self._watcher.started(held.job)
-        for delta in events.deltas:
-            with self._pump.item(request_id=delta.request_id):
-                self._stream(delta)
+        self._pump.each(events.started, lambda started: self._start(started.request_id, now), _ids)
+        self._pump.each(events.deltas, self._stream, _ids)
         ended: list[Outcome] = []
         try:
-            for output in events.finished:
-                with self._pump.item(request_id=output.request_id):
-                    ended += self._finish(output, now)
+            self._pump.each(events.finished, lambda output: ended.extend(self._finish(output, now)), _ids)
         finally:
             # Together, so that one commit takes them; and whatever happens, for they have left the table.
             if ended:
@@ -300,6 +297,11 @@ class EngineHost:
         )
         if events.residency:
             self._watcher.residency_changed()
+
+    def _start(self, name: str, now: float) -> None:
+        held = self._attempts.start(parse_request_id(name), now)
+        if held is not None:
+            self._watcher.started(held.job)
 
     def _finish(self, output: RequestOutput, now: float) -> list[Outcome]:
         """End an attempt; returns its outcome, and nothing for one that is not held."""
@@ -340,3 +342,7 @@ class EngineHost:
         for held in self._attempts.live():
             if held.stop_reason in (StopReason.CANCELLED, StopReason.EXPIRED):
                 self._end(held, outcome_unrun)
+
+
+def _ids(told: Started | TokenDelta | RequestOutput) -> dict[str, object]:
+    return {"request_id": told.request_id}

@@ -84,7 +84,7 @@ class EventPublisher:
     def committed(self, finished: Sequence[FinishedJob], failures: Sequence[AdapterFailure]) -> None:
         """Tell of ends that are in the ledger; only of those."""
         for job in finished:
-            self._note(job.job_id, partial(self._show_end, job))
+            self._note(job.job_id, partial(self._show_end, job), is_last=job.state.is_terminal)
         self._tell(WorkerUpdate(list(finished), list(failures)))
 
     def answer(self, ping: UUID) -> None:
@@ -95,10 +95,13 @@ class EventPublisher:
         """Tell what is held, with the whole of residency."""
         self._tell(WorkerUpdate(held=tuple(held)))
 
-    def _note(self, job_id: UUID, show: Callable[[], None], *, is_first: bool = False) -> None:
+    def _note(
+        self, job_id: UUID, show: Callable[[], None], *, is_first: bool = False, is_last: bool = False
+    ) -> None:
+        """Have a note shown within a tick, or with what is told; the first that waits wakes the thread."""
         with self._wake:
-            self._notes.add(job_id, show, is_first=is_first)  # shown within a tick, or with what is told
-            self._wake.notify_all()
+            if self._notes.add(job_id, show, is_first=is_first, is_last=is_last):
+                self._wake.notify_all()
 
     def _tell(self, update: WorkerUpdate) -> None:
         with self._wake:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Final, Protocol
 
@@ -66,10 +66,10 @@ class Feeder:
         with self._wake:
             self._wake.notify_all()
 
-    def add(self, key: JobAttempt, request: AddRequest) -> None:
-        """Queue a request for the engine."""
+    def add(self, requests: Mapping[JobAttempt, AddRequest]) -> None:
+        """Queue requests for the engine, in this order."""
         with self._wake:
-            self._requests[key] = request
+            self._requests.update(requests)
             self._wake.notify()
 
     def withdraw(self, key: JobAttempt) -> bool:

@@ -84,21 +84,27 @@ NOT_SAMPLING = frozenset({"prompt", "messages", "adapter_scale", "stream"})
 def sampling_params(request: GenerationRequest) -> SamplingParams:
     """Hand a request's fields to the engine by name; the defaults are the request's, not the engine's.
 
-    Requests that ask for the same get the same object, which was checked once.
+    Requests that set the same get the same object, which was checked once, and which a message to the engine
+    has once.
     """
+    asked = sorted((name, getattr(request, name)) for name in request.model_fields_set - NOT_SAMPLING)
+    try:
+        return _shared_params(request.stream, *asked)
+    except TypeError:  # a list or a dict among them: what could be changed is shared with nobody
+        return _new_params(request)
+
+
+@lru_cache(MAX_SHARED_PARAMS)
+def _shared_params(stream: bool, *asked: tuple[str, Any]) -> SamplingParams:
+    return _new_params(GenerationRequest.model_construct(prompt="", stream=stream, **dict(asked)))
+
+
+def _new_params(request: GenerationRequest) -> SamplingParams:
     fields = {name: value for name, value in request if name not in NOT_SAMPLING}
     if request.structured_outputs is not None:
         fields["structured_outputs"] = StructuredOutputsParams(**request.structured_outputs.forms())
     fields["output_kind"] = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
-    try:
-        return _shared_params(*fields.items())
-    except TypeError:  # a list or a dict among them: what could be changed is shared with nobody
-        return SamplingParams(**fields)
-
-
-@lru_cache(MAX_SHARED_PARAMS)
-def _shared_params(*fields: tuple[str, Any]) -> SamplingParams:
-    return SamplingParams(**dict(fields))
+    return SamplingParams(**fields)
 
 
 def _lora(job: BatchJob, request: GenerationRequest, adapters: AdapterIds) -> LoRARequest | None:

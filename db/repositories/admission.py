@@ -158,7 +158,7 @@ class AdmissionRepository:
         AdapterRepository(self._connection).pin(pool, {job.revision for job in jobs if job.revision})
         requests = [job.spec.request_json() for job in jobs]
         rows = [_job_row(job, request) for job, request in zip(jobs, requests, strict=True)]
-        born = self._connection.execute(_JOBS, {"pool": pool} | _columns(rows))
+        born = self._connection.execute(_JOBS, {"pool": pool} | _columns(rows)).all()
         states = {row.job_id: JobState(row.state) for row in born}
         inputs = [_input_row(job, request) for job, request in zip(jobs, requests, strict=True)]
         self._connection.execute(_INPUTS, _columns(inputs))

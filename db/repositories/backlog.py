@@ -67,7 +67,7 @@ class BacklogRepository:
 
     def queued_after(self, pool: str, cursor: int, limit: int) -> list[PendingRow]:
         """Read the next queued jobs after an `admit_seq`, in the order of admission over all classes."""
-        rows = self._connection.execute(_QUEUED_AFTER, {"pool": pool, "cursor": cursor, "limit": limit})
+        rows = self._connection.execute(_QUEUED_AFTER, {"pool": pool, "cursor": cursor, "limit": limit}).all()
         return [_to_pending(row) for row in rows]
 
     def pending(self, job_ids: Sequence[UUID]) -> list[PendingRow]:

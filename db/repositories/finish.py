@@ -17,6 +17,7 @@ from db.repositories.endings import lock_jobs, write_outbox
 from db.repositories.results import fetch_finished
 from lorayard.contract.result import JobResult
 from lorayard.contract.states import TRANSITIONS, JobState
+from lorayard.contract.trusted import trusted
 
 FINISH_STATES: Final = TRANSITIONS[JobState.LEASED] - {JobState.DEAD}
 """What a worker may say of a job; only the leader, counting crashes, calls one dead."""
@@ -173,17 +174,17 @@ class FinishRepository:
 def _finished(row: Row[Any], report: EndedAttempt, hostname: str) -> FinishedJob:
     """Tell of a job what reading it anew would tell: the row as it is now, and what was reported of it."""
     state = JobState(row.state)
-    result = JobResult.model_construct(
-        job_id=row.job_id,
-        state=state,
-        tenant=row.tenant,
-        adapter=row.adapter,
-        revision=row.revision,
-        attempt=row.attempt,
-        metadata=row.metadata or {},
-        warnings=tuple(row.warnings or ()),
-        **_outcome(report, hostname) if state.is_terminal else _NO_OUTCOME,
-    )
+    told = {
+        "job_id": row.job_id,
+        "state": state,
+        "tenant": row.tenant,
+        "adapter": row.adapter,
+        "revision": row.revision,
+        "attempt": row.attempt,
+        "metadata": row.metadata or {},
+        "warnings": tuple(row.warnings or ()),
+    }
+    result = trusted(JobResult, told | (_outcome(report, hostname) if state.is_terminal else _NO_OUTCOME))
     return FinishedJob(row.job_id, row.attempt, state, result, row.reply_to, row.stream)
 
 

@@ -16,6 +16,7 @@ from db.repositories.hosts import HostRepository
 from db.repositories.terms import TermRepository
 from db.repositories.workers import WORKER_COLUMNS, WORKERS_AND_LEASES, to_worker
 from lorayard.contract.messages import BatchJob
+from lorayard.contract.trusted import trusted
 from lorayard.contract.version import RELEASE
 
 # FOR SHARE: whoever calls the worker lost waits in `workers` until this commits, and then sees these jobs.
@@ -177,7 +178,7 @@ class LeaseRepository:
         worker = {"incarnation": incarnation, "pool": pool}
         if not job_ids or self._connection.execute(_WORKER_IS_READY, worker).one_or_none() is None:
             return []
-        rows = self._connection.execute(_LEASE, worker | {"ids": array_literal(job_ids)})
+        rows = self._connection.execute(_LEASE, worker | {"ids": array_literal(job_ids)}).all()
         place = {job_id: number for number, job_id in enumerate(job_ids)}
         return sorted((_to_batch_job(row) for row in rows), key=lambda job: place[job.job_id])
 
@@ -286,4 +287,4 @@ def _requeued(moved: Sequence[Row[Any]]) -> tuple[JobAttempt, ...]:
 
 def _to_batch_job(row: Row[Any]) -> BatchJob:
     """Make the message of a leased row; it comes from the ledger, so nothing is validated again."""
-    return BatchJob.model_construct(**row._mapping, writer=RELEASE)  # noqa: SLF001, documented under this name
+    return trusted(BatchJob, row._asdict() | {"writer": RELEASE})

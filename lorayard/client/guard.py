@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis import Redis
 
@@ -25,8 +24,7 @@ STALE_AFTER_MS = 5_000
 """Ten publications missed: the leader is gone, its view of the ledger says nothing any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class IntakeEntry:
+class IntakeEntry(NamedTuple):
     """One job ready to be appended."""
 
     priority: Priority
@@ -36,8 +34,7 @@ class IntakeEntry:
     """Those of the prompt, estimated, and those that it may generate."""
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(NamedTuple):
     """What the guard let in: the entry ids of the first jobs, and why the next one was refused, if it was."""
 
     entry_ids: tuple[bytes, ...]
@@ -57,7 +54,8 @@ class SubmitGuard:
             BURST_S,
         ]  # fmt: skip
         for entry in entries:
-            arguments += (PRIORITIES.index(entry.priority) + 1, entry.body, entry.tenant, entry.tokens)
+            stream = PRIORITIES.index(entry.priority) + 1
+            arguments += (f"{stream} {entry.tokens} {entry.tenant}", entry.body)
         names = [keys.intake_bytes, keys.admission, keys.quotas, keys.quota_use, *keys.all_jobs]
         reply: list[Any] = self._script(keys=names, args=arguments)
         return Appended(tuple(reply[0]), _refusal(reply[1:]) if len(reply) > 1 else None)

@@ -3,7 +3,7 @@
 -- KEYS  1 intake-bytes   2 admission   3 quotas   4 quota-use   5.. intake streams, most urgent first
 -- ARGV  1 max entries and 2 max bytes if the leader published none   3 age in ms from which its figures
 --       are stale   4 retry_after_s if it published none   5 the client's release   6 seconds of its tokens per second
---       that a tenant may submit at once; then four per job: stream number, body, tenant, tokens
+--       that a tenant may submit at once; then two per job: 'stream-number tokens tenant', and its body
 -- Reply {entry ids of the jobs appended}, and for a refusal: reason, figure, limit, retry_after_s, tenant
 local first_stream, first_job = 5, 7
 
@@ -77,8 +77,9 @@ end
 
 local ids = {}
 local reason, figure, limit, refused
-for job = first_job, #ARGV, 4 do
-  local body, name = ARGV[job + 1], ARGV[job + 2]
+for job = first_job, #ARGV, 2 do
+  local number, tokens, name = string.match(ARGV[job], '^(%d+) (%d+) (.*)$')
+  local body = ARGV[job + 1]
   local one = quota_of(name)
   reason, figure, limit = refusal(#body)
   if not reason and one then
@@ -87,12 +88,12 @@ for job = first_job, #ARGV, 4 do
     if reason then refused, retry_after_s = name, retry end
   end
   if reason then break end
-  local stream = KEYS[first_stream - 1 + tonumber(ARGV[job])]
+  local stream = KEYS[first_stream - 1 + tonumber(number)]
   ids[#ids + 1] = redis.call('XADD', stream, '*', 'body', body, 'writer', ARGV[5])
   entries, bytes, taken = entries + 1, bytes + #body, taken + 1
   if one then
     one.let_in = one.let_in + 1
-    one.level = one.level and one.level - tonumber(ARGV[job + 3])
+    one.level = one.level and one.level - tonumber(tokens)
     one.changed = true
   end
 end

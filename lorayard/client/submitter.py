@@ -16,6 +16,7 @@ from lorayard.contract.job import JobSpec
 from lorayard.contract.keys import PoolKeys
 from lorayard.contract.messages import MAX_JOB_BYTES, JobEnvelope
 from lorayard.contract.pool import PoolInfo
+from lorayard.contract.trusted import trusted
 from lorayard.contract.wording import shortened
 
 Confirm = Literal["stream", "ledger"]
@@ -66,16 +67,17 @@ class Submitter:
             raise error
         has_key = spec.idempotency_key is not None
         job_id = job_id_for(spec)
-        envelope = JobEnvelope(
-            job_id=job_id,
+        known = {
+            "job_id": job_id,
             # A job without a key has one submission, and nothing to be compared with.
-            submission_id=uuid7() if has_key else job_id,
-            payload_sha256=payload_sha256(spec, pool.model_name) if has_key else "",
-            spec=spec,
-            reply_to=self._session.client_id,
+            "submission_id": uuid7() if has_key else job_id,
+            "payload_sha256": payload_sha256(spec, pool.model_name) if has_key else "",
+            "spec": spec,
+            "reply_to": self._session.client_id,
             # Under a key only the ledger can tell whether this submission is the job or in conflict with it.
-            confirm_ledger=confirm == "ledger" or has_key,
-        )
+            "confirm_ledger": confirm == "ledger" or has_key,
+        }
+        envelope = trusted(JobEnvelope, known)
         body = envelope.to_body()
         if len(body) > MAX_JOB_BYTES:
             raise InvalidJob(f"the job has {len(body)} bytes as JSON, at most {MAX_JOB_BYTES}: shorten it")

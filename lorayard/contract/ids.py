@@ -18,12 +18,16 @@ from lorayard.contract.request import NEUTRAL
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 JOB_NAMESPACE = UUID("5f6f1a52-6b0c-4d0e-9d0a-6c6f72617964")
 
+_VERSION_7 = 0x7 << 76 | 0x2 << 62
+_FREE_BITS = (1 << 128) - 1 & ~(0xF << 76 | 0x3 << 62)
+"""All but those of version and variant."""
+
 
 def uuid7() -> UUID:
     """Make a UUIDv7 (RFC 9562, section 5.7): 48 bits of milliseconds, then random bits."""
-    value = int.from_bytes((time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10), "big")
-    value = value & ~(0xF << 76) | (0x7 << 76)
-    return UUID(int=value & ~(0x3 << 62) | (0x2 << 62))
+    drawn = int.from_bytes(os.urandom(10), "big")
+    value = (time.time_ns() // 1_000_000) << 80 | drawn
+    return UUID(int=value & _FREE_BITS | _VERSION_7)
 
 
 def job_id_for(spec: JobSpec) -> UUID:

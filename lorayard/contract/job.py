@@ -85,7 +85,7 @@ class JobSpec(GenerationRequest):
 
     @model_validator(mode="after")
     def _metadata_has_room(self) -> Self:
-        if (size := len(to_json(self.metadata))) > MAX_METADATA_BYTES:
+        if self.metadata and (size := len(to_json(self.metadata))) > MAX_METADATA_BYTES:
             raise ValueError(
                 f"metadata has {size} bytes as JSON, at most {MAX_METADATA_BYTES}: store a reference"
             )

@@ -52,7 +52,7 @@ class WireMessage(BaseModel):
 
     def to_body(self) -> bytes:
         """Render what was set as JSON."""
-        return self.model_dump_json(exclude_unset=True).encode()
+        return self.__pydantic_serializer__.to_json(self, exclude_unset=True)
 
     def to_entry(self) -> dict[Any, Any]:
         """Render as the fields of a stream entry, {b"body": JSON bytes}; typed as loosely as XADD needs."""

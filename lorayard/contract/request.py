@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any, Literal, Self, TypedDict
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -202,8 +203,7 @@ class GenerationRequest(BaseModel):
 
     def request_json(self) -> str:
         """Render what was set, as the ledger keeps it; the fields of a subclass are left out."""
-        fields = set(GenerationRequest.model_fields)
-        return self.model_dump_json(include=fields, exclude_unset=True, exclude_none=True)
+        return self.model_dump_json(include=_request_fields(), exclude_unset=True, exclude_none=True)
 
     @field_validator("prompt")
     @classmethod
@@ -236,6 +236,11 @@ class GenerationRequest(BaseModel):
                 f"the messages have {self.prompt_bytes} bytes, the limit is {MAX_PROMPT_BYTES}: shorten them"
             )
         return self
+
+
+@cache
+def _request_fields() -> set[str]:
+    return set(GenerationRequest.model_fields)
 
 
 class RequestKeywords(TypedDict, total=False):

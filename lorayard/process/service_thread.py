@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
@@ -27,6 +27,7 @@ OBSERVER_PAUSE_S: Final = 5.0
 CLOSE_S: Final = 5.0
 
 logger = structlog.get_logger(__name__)
+T = TypeVar("T")
 OnBroken = Callable[[str], None]
 """Has the process drain; takes the thread's name, must not block and may be called more than once."""
 
@@ -98,6 +99,17 @@ class ServiceThread:
     def item(self, **ids: object) -> AbstractContextManager[None]:
         """Let one item fail alone, logged with its ids; outages are the loop's affair and pass through."""
         return one_item(self.name, self._is_outage, **ids)
+
+    def each(
+        self, items: Iterable[T], work: Callable[[T], object], ids: Callable[[T], dict[str, object]]
+    ) -> None:
+        """Do something with each of several items, one of which may fail alone; `ids` name it in the log."""
+        for one in items:
+            try:
+                work(one)
+            except Exception:  # entering `item` for each would take longer than most work does
+                with self.item(**ids(one)):
+                    raise
 
     def run_step(self) -> None:
         """Do one step: the one place to wrap where tests make a loop fail."""

@@ -33,12 +33,14 @@ class EventPacer:
 
     def admits(self, job_id: UUID, now: float) -> bool:
         """Say whether an event of this job goes out; `now` is monotonic seconds."""
-        kept = self._decided.get(job_id)
-        if kept is None:
-            kept = self._decide(job_id)
-        if kept:
+        if kept := self.shows(job_id):
             self._count(now)
         return kept
+
+    def shows(self, job_id: UUID) -> bool:
+        """Say whether a job's events go out, without counting one."""
+        kept = self._decided.get(job_id)
+        return self._decide(job_id) if kept is None else kept
 
     def leave_out(self, job_id: UUID) -> None:
         """Decide against a job whatever its id says."""

@@ -90,6 +90,16 @@ class JobEvents:
         """A job was cancelled, or its deadline passed."""
         self._add("task-revoked", job_id, ends=True, terminated=not expired, signum=None, expired=expired)
 
+    def shows(self, job_id: UUID) -> bool:
+        """Say whether a job is shown, which is decided once; nothing need be told of one that is not."""
+        with self._lock:
+            return self._pacer.shows(job_id)
+
+    def forget(self, job_id: UUID) -> None:
+        """Hear no more of a job that is not shown."""
+        with self._lock:
+            self._pacer.forget(job_id)
+
     def leave_out(self, job_id: UUID) -> None:
         """Show nothing of a job, from now to its end."""
         with self._lock:

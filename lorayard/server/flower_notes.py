@@ -29,12 +29,22 @@ class FlowerNotes:
     def __len__(self) -> int:
         return len(self._notes)
 
-    def add(self, job_id: UUID, show: Callable[[], None], *, is_first: bool = False) -> None:
-        """Keep a note; with too many waiting, a job whose first one this is goes unshown altogether."""
+    def add(
+        self, job_id: UUID, show: Callable[[], None], *, is_first: bool = False, is_last: bool = False
+    ) -> bool:
+        """Keep a note, unless its job is not shown; returns whether nothing waited before it.
+
+        With too many waiting, a job whose first note this is goes unshown altogether.
+        """
+        if not self._events.shows(job_id):
+            if is_last:
+                self._events.forget(job_id)
+            return False
         if is_first and len(self._notes) >= self._max_waiting:
             self._events.leave_out(job_id)
-        else:
-            self._notes.append(_Note(job_id, show))
+            return False
+        self._notes.append(_Note(job_id, show))
+        return len(self._notes) == 1
 
     def show(self, item: Callable[..., AbstractContextManager[None]]) -> None:
         """Show what waits now, and send it; one that cannot be shown fails inside `item`."""

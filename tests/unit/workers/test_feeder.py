@@ -34,8 +34,7 @@ class Sent:
 
     def add(self, number: int) -> list[AddRequest]:
         requests = [AddRequest(str(n), "hello", None, SamplingParams(), None) for n in range(number)]
-        for request in requests:
-            self.feeder.add(JobAttempt(uuid4(), 1), request)
+        self.feeder.add({JobAttempt(uuid4(), 1): request for request in requests})
         return requests
 
 

@@ -94,6 +94,20 @@ def test_every_sampling_option_reaches_the_engine_under_its_own_name() -> None:
     assert {name: getattr(params, name) for name in options} == options
 
 
+def test_jobs_that_set_the_same_share_their_parameters_and_others_do_not() -> None:
+    adapters = AdapterIds(STORE)
+
+    def params(**asked: Any) -> Any:
+        return add_request(batch_job(**asked), adapters).params
+
+    assert params(max_tokens=5, seed=1) is params(max_tokens=5, seed=1)
+    assert params(max_tokens=5, seed=1) is not params(max_tokens=5, seed=2)
+    assert params(max_tokens=5) == params(max_tokens=5, logit_bias={}, stop=())
+    assert params(max_tokens=5, stream=True) != params(max_tokens=5)
+    assert params(logit_bias={3: 1.0}) == params(logit_bias={3: 1.0})
+    assert params(logit_bias={3: 1.0}).logit_bias is not params(logit_bias={3: 1.0}).logit_bias
+
+
 def test_a_job_without_options_asks_the_engine_for_its_defaults() -> None:
     params = add_request(batch_job(max_tokens=5, temperature=0.0), AdapterIds(STORE)).params
 

@@ -7,7 +7,10 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 
+from workers.engine.core.pickled_by_position import pickled_by_position
 
+
+@pickled_by_position
 @dataclass(frozen=True, slots=True)
 class RevisionStats:
     """Counts since start: a hit is an acquire that found a slot, an eviction a fall off the host."""

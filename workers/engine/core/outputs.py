@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from workers.engine.core.adapter_stats import RevisionStats
 from workers.engine.core.lora_request import AnyLoRA
+from workers.engine.core.pickled_by_position import pickled_by_position
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -19,6 +20,7 @@ class TopLogprobs(NamedTuple):
     rank: int  # of its token, 1 = the most likely
 
 
+@pickled_by_position
 @dataclass(frozen=True, slots=True)
 class Logprob:
     """What the model itself thought of one token, before temperature, penalties and limits."""
@@ -32,6 +34,7 @@ PositionLogprobs = dict[int, Logprob]
 """By token id: the token of this position first, then the most likely ones."""
 
 
+@pickled_by_position
 @dataclass(frozen=True, slots=True)
 class CompletionOutput:
     """The generated part; `token_ids` keeps the token that ended it, `text` does not."""
@@ -45,6 +48,7 @@ class CompletionOutput:
     cumulative_logprob: float | None = None
 
 
+@pickled_by_position
 @dataclass(frozen=True, slots=True)
 class RequestFailure:
     """Why a request ended with finish_reason "error"."""
@@ -54,6 +58,7 @@ class RequestFailure:
     retryable: bool
 
 
+@pickled_by_position
 @dataclass(frozen=True, slots=True)
 class RequestMetrics:
     """When things happened (monotonic seconds) and what they cost, all completions together.
@@ -80,6 +85,7 @@ class RequestMetrics:
     """Prompt tokens whose keys and values were there already when the request started."""
 
 
+@pickled_by_position
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
     """A request that has ended, one way or another; or, if it is not `finished`, one of its tokens.

@@ -9,6 +9,7 @@ from workers.engine.core.config import EngineConfig
 from workers.engine.core.engine_info import EngineInfo
 from workers.engine.core.lora_request import AnyLoRA, LoRARequest
 from workers.engine.core.outputs import RequestOutput
+from workers.engine.core.pickled_by_position import pickled_by_position
 from workers.engine.core.residency_change import ResidencyChange
 from workers.engine.core.sampling_params import SamplingParams
 
@@ -22,6 +23,7 @@ class Start:
     board_bytes: int
 
 
+@pickled_by_position
 @dataclass(frozen=True, slots=True)
 class AddRequest:
     """Serve a request; exactly one of `prompt` and `messages` is given."""
@@ -34,6 +36,7 @@ class AddRequest:
     cache_salt: str | None = None  # only requests of one salt share cached prefixes
 
 
+@pickled_by_position
 @dataclass(frozen=True, slots=True)
 class AbortRequest:
     """End a request; it answers with finish_reason "abort", unless it had ended already."""
@@ -71,6 +74,7 @@ class Stop:
 Command = AddRequest | AbortRequest | PrefetchAdapter | DropAdapter | PlanResidency | Stop
 
 
+@pickled_by_position
 @dataclass(frozen=True, slots=True)
 class Started:
     """A request joined the running batch for the first time."""
@@ -78,6 +82,7 @@ class Started:
     request_id: str
 
 
+@pickled_by_position
 @dataclass(frozen=True, slots=True)
 class TokenDelta:
     """What is new of a completion that streams; text is held back while later tokens may change it."""
@@ -88,6 +93,7 @@ class TokenDelta:
     num_tokens: int
 
 
+@pickled_by_position
 @dataclass(frozen=True, slots=True)
 class EngineEvents:
     """What changed with a step or a command, and how much room there is now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -40,3 +41,29 @@ def test_with_too_many_waiting_a_job_is_left_out_from_its_first_event_to_its_las
     ]
     assert events.num_dropped_jobs == 1
     assert len(notes) == 0
+
+
+def test_of_a_job_beyond_the_budget_nothing_is_kept() -> None:
+    events = Events()
+    notes = FlowerNotes(events)
+    left_out = uuid4()
+    events.leave_out(left_out)
+
+    told = [
+        notes.add(left_out, lambda: events.started(left_out), is_last=is_last) for is_last in (False, True)
+    ]
+
+    assert (told, len(notes)) == ([False, False], 0)
+    assert events.shows(left_out), "its last note has gone, so a later job of this id would be judged anew"
+
+
+def test_only_the_first_note_that_waits_is_worth_a_wakeup() -> None:
+    events = Events()
+    notes = FlowerNotes(events)
+    job_ids = [uuid4(), uuid4()]
+
+    told = [notes.add(one, partial(events.started, one)) for one in job_ids]
+    notes.show(lambda **_: nullcontext())
+
+    assert told == [True, False]
+    assert notes.add(job_ids[0], lambda: None) is True
