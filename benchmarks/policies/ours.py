@@ -13,6 +13,7 @@ from scheduler.policies import (
     Backlog,
     Fairness,
     FleetOutlook,
+    JobPace,
     PendingJob,
     PolicyConfig,
     ServiceRate,
@@ -57,10 +58,8 @@ class Ours:
         """`fairness` is what the ledger has of tenants' counters."""
         self._setting = setting
         self._backlog = Backlog(_CONFIG, fairness)
-        num_workers = len(setting.workers)
-        self._backlog.outlook = FleetOutlook(
-            first_token_s=setting.hardware.dispatch_s, num_workers=num_workers, max_workers=num_workers
-        )
+        self._output_pace = JobPace()
+        self._look_out()
         self._jobs: dict[UUID, tuple[Job, float]] = {}
         self._rate = ServiceRate()
         self._leased: dict[UUID, PendingJob] = {}
@@ -77,6 +76,15 @@ class Ours:
         """Forget a waiting job."""
         del self._jobs[job.job_id]
         self._backlog.take(job.job_id)
+
+    def _look_out(self) -> None:
+        num_workers, per_s = len(self._setting.workers), self._output_pace.tokens_per_s
+        self._backlog.outlook = FleetOutlook(
+            first_token_s=self._setting.hardware.dispatch_s,
+            output_token_s=1 / per_s if per_s else 0.0,
+            num_workers=num_workers,
+            max_workers=num_workers,
+        )
 
     def plan(self, views: Sequence[WorkerView], now: float) -> list[Dispatch]:
         """Ask for one round."""
@@ -97,9 +105,12 @@ class Ours:
         for job in jobs:
             self._leased.pop(job.job_id, None)
             ran = job.ended_at is not None
+            if ran and job.dispatched_at is not None:
+                self._output_pace.observe(job.output_tokens, now - job.dispatched_at, now)
             self._backlog.fairness.settle(
                 job.job_id, job.prompt_tokens if ran else 0, job.output_tokens if ran else 0
             )
+        self._look_out()
 
     def hints(self, views: Sequence[WorkerView], now: float) -> Sequence[Hint]:
         """Ask for the look-ahead."""

@@ -180,7 +180,7 @@ class _Round:
             worker
             for worker in self._open
             if worker.tier(revision) is not AdapterTier.COLD
-            or (is_spread and (lane.name.has_deadlines or may_switch(worker.view.incarnation, self._now)))
+            or (is_spread and may_switch(worker.view.incarnation, self._now))
         ]
 
     def _is_spread(self, lane: Lane) -> bool:
@@ -314,7 +314,9 @@ class _Round:
         return any(worker.is_open for worker in self._open)
 
 
-def _head_order(queue: KeyedQueue[Lane]) -> tuple[float, int]:
+def _head_order(queue: KeyedQueue[Lane]) -> tuple[bool, float, int]:
     lane = queue.first()
     head = None if lane is None else lane.head()
-    return head.order if head is not None else (float("inf"), 0)
+    if lane is None or head is None:
+        return True, float("inf"), 0
+    return lane.name.is_late, *head.order
