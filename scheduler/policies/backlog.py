@@ -20,7 +20,7 @@ from scheduler.policies.types import AdapterDemand, PendingJob, PolicyConfig, Re
 LOADS_APART: Final = 10
 """Loads for the sake of overdue jobs take at most such a part of a worker's time."""
 
-LATE_SHARE: Final = 1.0
+LATE_SHARE: Final = 0.85
 """A job is late if so much of the time that it is expected to run is not left to its deadline."""
 
 MAX_SWITCHES: Final = 4_096
@@ -245,14 +245,15 @@ class Backlog:
         """Tell what a job of a lane is ordered by: the time to start by, the deadline itself, or its age."""
         if job.deadline_at is None or not name.has_deadlines:
             return job.waiting_since
-        return job.deadline_at if name.is_late else job.deadline_at - self._run_s(job)
+        return job.deadline_at if name.is_late else job.deadline_at - self.run_s(job)
 
-    def _run_s(self, job: PendingJob) -> float:
+    def run_s(self, job: PendingJob) -> float:
+        """Tell how long a job is expected to be in its worker's hand; 0 is not known."""
         return self.outlook.output_token_s * self.fairness.lengths.expected(job)
 
     def _is_late(self, job: PendingJob, now: float) -> bool:
         """Whether the answer of a job that starts now would come after its deadline."""
-        return job.deadline_at is not None and now + LATE_SHARE * self._run_s(job) > job.deadline_at
+        return job.deadline_at is not None and now + LATE_SHARE * self.run_s(job) > job.deadline_at
 
     def _tenant_of(self, name: LaneName) -> TenantQueue:
         tenant = self._tenants.get(name.tenant)

@@ -32,7 +32,7 @@ class FleetOutlook:
     max_workers: int | None = None
     """LORAYARD_MAX_WORKERS; None: the fleet may grow without limit."""
     worker_start_s: float = 0.0
-    """From the wish for a worker until it takes jobs."""
+    """From the begin of a further worker's process until it takes jobs, as those here have measured it."""
 
     def may_help(self, left_s: float) -> bool:
         """Whether a worker that is started now may take the job in time."""
