@@ -41,6 +41,7 @@ class Fleet:
         self._overcommit_s = overcommit_s
         self._workers: dict[str, WorkerState] = {}
         self.pace = JobPace()
+        self.output_pace = JobPace()
         self.has_strangers = False
         """Somebody unknown has reported: look into the ledger soon."""
 
@@ -74,7 +75,13 @@ class Fleet:
     def _take_in(self, row: WorkerRow) -> None:
         if row.incarnation not in self._workers:
             self._workers[row.incarnation] = WorkerState(
-                row.incarnation, row.hostname, row.limits, row.store, pace=self.pace
+                row.incarnation,
+                row.hostname,
+                row.limits,
+                row.store,
+                row.start_s,
+                pace=self.pace,
+                output_pace=self.output_pace,
             )
             logger.info("worker.joined", incarnation=row.incarnation, hostname=row.hostname)
         self._workers[row.incarnation].note_canary(row.canary)
@@ -151,9 +158,19 @@ class Fleet:
         return any(job is not None and not job.was_listed for job in found)
 
     def outlook(self) -> FleetOutlook:
-        """Tell what a job with a deadline can hope for: the fastest start that a worker has shown lately."""
+        """Tell what a job with a deadline can hope for: the fastest starts that have been seen lately.
+
+        So long as no worker has said how long its start took, a further one may come at once.
+        """
+        worker_starts = [one.start_s for one in self._workers.values() if one.start_s is not None]
         starts = [one.fastest_start_s for one in self.ready() if one.fastest_start_s is not None]
-        return FleetOutlook(min(starts, default=0.0), len(self.ready()), self._max_workers)
+        return FleetOutlook(
+            first_token_s=min(starts, default=0.0),
+            output_token_s=self.output_pace.token_s,
+            num_workers=len(self.ready()),
+            max_workers=self._max_workers,
+            worker_start_s=min(worker_starts, default=0.0),
+        )
 
     def outstanding_jobs(self) -> set[UUID]:
         """Name the jobs in all workers' hands."""
@@ -175,6 +192,4 @@ class Fleet:
 
     def tokens_per_s(self) -> float | None:
         """Tell how many tokens all workers do in a second; None if no job has ended, or none is running."""
-        if self.pace.tokens_per_s is None:
-            return None
-        return self.pace.tokens_per_s * self.num_outstanding or None
+        return self.pace.of(self.num_outstanding)

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from scheduler.fleet import Fleet
 from scheduler.instructions import Instructions
+from scheduler.policies import PendingJob
 from scheduler.policies.queue_order import FluidQueue, QueueOrder
 from scheduler.queue_feed import QueueFeed
 from scheduler.worker_state import Outstanding
@@ -50,7 +51,7 @@ class Forecast:
         if (job := self.queue.backlog.get(job_id)) is not None:
             ahead = self.queue.backlog.order.before(job, self._fluid())
             wait_s = self._seconds(ahead.tokens)
-            own_s = self._own_s(job.prompt_tokens + job.max_tokens)
+            own_s = self._run_s(job)
             return QueuePlace(ahead.jobs, None if wait_s is None or own_s is None else wait_s + own_s)
         if (held := self.fleet.outstanding_job(job_id)) is not None:
             return QueuePlace(eta_s=self._left_s(held))
@@ -97,6 +98,12 @@ class Forecast:
             return None
         per_s = self.fleet.tokens_per_s()
         return None if per_s is None else tokens / per_s
+
+    def _run_s(self, job: PendingJob) -> float | None:
+        """Predict how long a job is in its worker's hand, by the answers of its adapter if they are known."""
+        tokens = self.queue.fairness.lengths.expected(job)
+        run_s = tokens * self.fleet.output_pace.token_s
+        return run_s or self._own_s(job.prompt_tokens + job.max_tokens)
 
     def _own_s(self, tokens: int) -> float | None:
         per_s = self.fleet.pace.tokens_per_s

@@ -1,4 +1,10 @@
-"""Feeds the backlog in memory from the ledger: by a cursor for what is new, by id for what comes back."""
+"""Feeds the backlog in memory from the ledger: by a cursor for what is new, by id for what comes back.
+
+Memory is bounded, and shared by dynamic thresholds (Choudhury and Hahne, "Dynamic Queue Length Thresholds for
+Shared-Memory Packet Switches", IEEE/ACM ToN 6(2), 1998): a tenant may have as many jobs in it as are free. So
+one that floods fills half of it, and whoever comes later finds room. What is left of a tenant in the ledger
+is read once half of its jobs have gone.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +16,7 @@ from uuid import UUID
 
 import structlog
 
-from db.records import PendingRow
+from db.records import PendingRow, QueuedBlock
 from db.repositories.backlog import BacklogRepository
 from db.repositories.jobs import JobRepository
 from lorayard.contract.job import PRIORITIES
@@ -22,6 +28,8 @@ from scheduler.policies import Backlog, Fairness, PendingJob, PolicyConfig
 WINDOW_JOBS: Final = 2000
 MAX_JOBS_IN_MEMORY: Final = 200_000
 """About 130 MB of headers (`benchmarks.decisions`); the rest waits in the ledger until these have gone."""
+LOOK_AT_JOBS: Final = 20_000
+"""Queued jobs that one read passes over for others'; so the leader's turn stays short."""
 
 logger = structlog.get_logger(__name__)
 
@@ -53,6 +61,9 @@ class QueueFeed:
         self._is_short = False
         self._paused: dict[UUID, str] = {}
         """Queued jobs of paused tenants and adapters, each with its tenant: they are planned by nobody."""
+        self._num_paused: Counter[str] = Counter()
+        self._left: dict[str, int] = {}
+        """Tenants with jobs that found no room here: all up to this `admit_seq` did."""
         self.has_more = True
         """The ledger may hold queued jobs beyond the cursor."""
         self.fairness = Fairness(window=self._policy.grouping_window)
@@ -63,6 +74,8 @@ class QueueFeed:
         self._cursor, self._is_short, self.has_more = 0, False, True
         self._heeded = self._instructions.pauses
         self._paused.clear()
+        self._num_paused.clear()
+        self._left.clear()
         outlook = self.backlog.outlook
         self.backlog = Backlog(self._policy, self.fairness)
         self.backlog.outlook = outlook
@@ -79,33 +92,79 @@ class QueueFeed:
     def take(self, job_id: UUID) -> None:
         """Let a job wait no more, because it has ended."""
         self.backlog.take(job_id)
-        self._paused.pop(job_id, None)
+        if (tenant := self._paused.pop(job_id, None)) is not None:
+            self._num_paused[tenant] -= 1
 
     def fill(self) -> None:
-        """Read the next window of queued jobs, if there may be one and there is room.
+        """Read the next window of queued jobs, if there may be one, and what was left of those with room.
 
         All are read anew if others than before are paused.
         """
         if not self._instructions.pauses.sets_apart_as(self._heeded):
             self.restart()
         self.retry_failed()
-        if not self.has_more or len(self.backlog) >= MAX_JOBS_IN_MEMORY:
-            return
-        pool, cursor = self._context.pool, self._cursor
-        rows = self._context.transact(
-            lambda connection: BacklogRepository(connection).queued_after(pool, cursor, WINDOW_JOBS)
+        if self.has_more and self._depth_here() < MAX_JOBS_IN_MEMORY:
+            self._read_new()
+        if again := [tenant for tenant in self._left if self._has_room(tenant)]:
+            self._read_left(again)
+
+    def _read_new(self) -> None:
+        pool, cursor, left = self._context.pool, self._cursor, list(self._left)
+        if left:
+            block = self._read_among(cursor, left, are_wanted=False)
+        else:
+            rows = self._context.transact(
+                lambda c: BacklogRepository(c).queued_after(pool, cursor, WINDOW_JOBS)
+            )
+            reached = rows[-1].admit_seq if rows else cursor
+            block = QueuedBlock(rows, reached, is_last=len(rows) < WINDOW_JOBS)
+        self.has_more, self._cursor = not block.is_last, block.reached
+        self._add(self._fitting(block.rows))
+
+    def _read_left(self, tenants: Sequence[str]) -> None:
+        """Go on for some tenants from where the first of them was left."""
+        block = self._read_among(min(self._left[tenant] for tenant in tenants), tenants, are_wanted=True)
+        rows = [row for row in block.rows if row.admit_seq > self._left[row.tenant]]
+        for tenant in tenants:
+            self._left[tenant] = max(self._left[tenant], block.reached)
+            if self._left[tenant] >= self._cursor or block.is_last:
+                del self._left[tenant]
+        self._add(self._fitting(rows))
+
+    def _read_among(self, cursor: int, tenants: Sequence[str], *, are_wanted: bool) -> QueuedBlock:
+        pool = self._context.pool
+        return self._context.transact(
+            lambda connection: BacklogRepository(connection).queued_among(
+                pool, cursor, WINDOW_JOBS, look_at=LOOK_AT_JOBS, tenants=tenants, are_wanted=are_wanted
+            )
         )
-        self.has_more = len(rows) == WINDOW_JOBS
-        if rows:
-            self._cursor = rows[-1].admit_seq
-        self._add(rows)
+
+    def _fitting(self, rows: Sequence[PendingRow]) -> list[PendingRow]:
+        """Choose the jobs that memory has room for, and note the tenants of the others."""
+        num_here, num_of = self._depth_here(), Counter[str]()
+        full: dict[str, int] = {}
+        fitting = []
+        for row in rows:
+            num_of.setdefault(row.tenant, self._depth_of(row.tenant))
+            if row.tenant not in full and num_of[row.tenant] < MAX_JOBS_IN_MEMORY - num_here:
+                num_of[row.tenant] += 1
+                num_here += 1
+                fitting.append(row)
+            else:
+                full.setdefault(row.tenant, row.admit_seq - 1)
+        self._left.update(full)
+        return fitting
+
+    def _has_room(self, tenant: str) -> bool:
+        """Whether a tenant has at most half as many jobs here as it may have."""
+        return 2 * self._depth_of(tenant) < MAX_JOBS_IN_MEMORY - self._depth_here()
 
     def verify(self) -> None:
         """Compare with the ledger's count, and read all anew if jobs are missing here at two looks.
 
         Jobs come back by what workers say of them, and a word can be lost; at one look it may be on its way.
         """
-        if self.has_more:
+        if not self._is_whole:
             return
         num_missing = self.depth_in_ledger() - self._depth_here()
         if num_missing > 0 and self._is_short:
@@ -124,18 +183,25 @@ class QueueFeed:
 
     def depth(self) -> int:
         """Count the queued jobs, those beyond the cursor included."""
-        return self.depth_in_ledger() if self.has_more else self._depth_here()
+        return self._depth_here() if self._is_whole else self.depth_in_ledger()
 
     def depths(self, tenants: Collection[str]) -> dict[str, int]:
         """Count the queued jobs of some tenants, those beyond the cursor and paused ones included."""
         if not tenants:
             return {}
-        if self.has_more:
+        if not self._is_whole:
             pool = self._context.pool
             found = self._context.transact(lambda c: BacklogRepository(c).queued_of(pool, tenants))
             return {tenant: found.get(tenant, 0) for tenant in tenants}
-        paused = Counter(self._paused.values())
-        return {tenant: self.backlog.order.queued(tenant).jobs + paused[tenant] for tenant in tenants}
+        return {tenant: self._depth_of(tenant) for tenant in tenants}
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether all queued jobs are here."""
+        return not self.has_more and not self._left
+
+    def _depth_of(self, tenant: str) -> int:
+        return self.backlog.order.queued(tenant).jobs + self._num_paused[tenant]
 
     def _depth_here(self) -> int:
         return len(self.backlog) + len(self._paused)
@@ -177,6 +243,7 @@ class QueueFeed:
 
     def _add_one(self, row: PendingRow, now: float) -> None:
         if self._instructions.pauses.holds(row.tenant, row.adapter):
+            self._num_paused[row.tenant] += row.job_id not in self._paused
             self._paused[row.job_id] = row.tenant
         else:
             self.backlog.add(self._pending(row, now))

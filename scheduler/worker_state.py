@@ -57,6 +57,8 @@ class WorkerState:
     limits: WorkerLimits
     store: str = ""
     """Where it reads adapters: host and path, of an earlier release's worker the host."""
+    start_s: float | None = None
+    """From its process's begin until it took jobs, as it said."""
     is_ready: bool = True
     is_draining: bool = False
     canary: Canary | None = None
@@ -74,7 +76,9 @@ class WorkerState:
     """So many adapters it had when it gave one up; None if it never had to."""
     rate: ServiceRate = field(default_factory=ServiceRate)
     pace: JobPace = field(default_factory=JobPace)
-    """That of all workers."""
+    """That of all workers, by the tokens that jobs may come to."""
+    output_pace: JobPace = field(default_factory=JobPace)
+    """The same by the tokens that they wrote."""
     no_lead_until: float = float("-inf")
     """Before this it gets no work ahead: what it had of that, others were idle for."""
     hearing: Hearing = field(default_factory=Hearing)
@@ -124,6 +128,8 @@ class WorkerState:
             self.hearing.heard(held.message)
             if has_succeeded:
                 self.pace.observe(held.tokens, in_hand_s, now)
+            if has_succeeded and job.completion_tokens:
+                self.output_pace.observe(job.completion_tokens, in_hand_s, now)
             if job.completion_tokens and not held.is_excused:
                 self._learn_start(in_hand_s / job.completion_tokens)
         self.rate.observe(num_ended, now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import uuid
 from contextlib import suppress
 from dataclasses import asdict
@@ -37,6 +38,7 @@ logger = structlog.get_logger(__name__)
 
 def main() -> int:
     """Run one worker until it is told to leave; returns the exit status."""
+    began_at = time.monotonic()
     with readable_settings("workers"):
         settings = WorkerSettings()
     incarnation = uuid.uuid4().hex
@@ -56,7 +58,13 @@ def main() -> int:
     except (ConfigError, EngineStartError) as error:
         return 0 if stop.is_set() else _not_started(error, settings, stop)
     logger.info("engine.started", pid=engine.pid, **_told_of(info))
-    service = _build(settings, incarnation, engine, info, stop)
+    service = WorkerService(
+        stop,
+        ready_file=settings.ready_file,
+        drain_grace_s=settings.drain_grace_s,
+        flush_s=settings.flush_s,
+        build=lambda service: Wiring(settings, incarnation, info, service, began_at).parts(engine),
+    )
     ending = service.run()
     if ending in (WorkerEnd.BROKEN, WorkerEnd.REFUSED):
         return GAVE_UP
@@ -121,20 +129,4 @@ def _engine_config(settings: WorkerSettings) -> EngineConfig:
         max_queued_lora_loads=settings.max_queued_lora_loads,
         lora_load_timeout_s=settings.lora_load_timeout_s,
         num_threads=settings.num_threads,
-    )
-
-
-def _build(
-    settings: WorkerSettings,
-    incarnation: str,
-    engine: EngineProcess,
-    info: EngineInfo,
-    stop: StopRequest,
-) -> WorkerService:
-    return WorkerService(
-        stop,
-        ready_file=settings.ready_file,
-        drain_grace_s=settings.drain_grace_s,
-        flush_s=settings.flush_s,
-        build=lambda service: Wiring(settings, incarnation, info, service).parts(engine),
     )

@@ -46,13 +46,16 @@ class Registration:
         device: WorkerDevice,
         lease_s: float,
         about: PoolRow | None = None,
+        began_at: float | None = None,
     ) -> None:
         """`store` is where the worker reads adapters, host and path.
 
-        `about` is what the ledger keeps of the pool; None enters nothing of it.
+        `about` is what the ledger keeps of the pool; None enters nothing of it. `began_at` is when the
+        process began, in its monotonic seconds; None says nothing of how long it took.
         """
         self.lease_s = lease_s
         self._about = about
+        self._began_at = began_at
         self._database = database
         self._incarnation = incarnation
         self._pool = pool
@@ -99,6 +102,7 @@ class Registration:
             unhealthy=unhealthy,
             host=self._host,
             store=self._store,
+            start_s=None if self._began_at is None else time.monotonic() - self._began_at,
         )
         return None
 

@@ -51,6 +51,8 @@ class Wiring:
     incarnation: str
     info: EngineInfo
     service: WorkerService
+    began_at: float
+    """When this incarnation's process began, in its monotonic seconds."""
 
     @property
     def hostname(self) -> str:
@@ -144,6 +146,7 @@ class Wiring:
             limits_of(self.info),
             device_of(self.info),
             about=pool_of(self.settings, self.info),
+            began_at=self.began_at,
         )
 
     def _lease(
@@ -215,6 +218,7 @@ def make_registration(
     device: WorkerDevice,
     *,
     about: PoolRow | None = None,
+    began_at: float | None = None,
 ) -> Registration:
     """Make an incarnation's rows in the ledger, on connections of their own."""
     lease_ms = settings.worker_lease_s * 1000
@@ -236,4 +240,5 @@ def make_registration(
         device=device,
         lease_s=settings.worker_lease_s,
         about=about,
+        began_at=began_at,
     )

@@ -13,9 +13,9 @@ from scheduler.policies import (
     Backlog,
     Fairness,
     FleetOutlook,
+    JobPace,
     PendingJob,
     PolicyConfig,
-    ServiceRate,
     WorkerView,
     lookahead,
     plan,
@@ -57,12 +57,12 @@ class Ours:
         """`fairness` is what the ledger has of tenants' counters."""
         self._setting = setting
         self._backlog = Backlog(_CONFIG, fairness)
-        num_workers = len(setting.workers)
-        self._backlog.outlook = FleetOutlook(
-            first_token_s=setting.hardware.dispatch_s, num_workers=num_workers, max_workers=num_workers
-        )
         self._jobs: dict[UUID, tuple[Job, float]] = {}
-        self._rate = ServiceRate()
+        self._pace = JobPace()
+        """Tokens asked for, as `scheduler.fleet` counts them."""
+        self._output_pace = JobPace()
+        """Tokens written."""
+        self._look_out()
         self._leased: dict[UUID, PendingJob] = {}
 
     def __len__(self) -> int:
@@ -77,6 +77,15 @@ class Ours:
         """Forget a waiting job."""
         del self._jobs[job.job_id]
         self._backlog.take(job.job_id)
+
+    def _look_out(self) -> None:
+        num_workers = len(self._setting.workers)
+        self._backlog.outlook = FleetOutlook(
+            first_token_s=self._setting.hardware.dispatch_s,
+            output_token_s=self._output_pace.token_s,
+            num_workers=num_workers,
+            max_workers=num_workers,
+        )
 
     def plan(self, views: Sequence[WorkerView], now: float) -> list[Dispatch]:
         """Ask for one round."""
@@ -93,26 +102,36 @@ class Ours:
 
     def ended(self, worker: str, jobs: Sequence[Job], now: float) -> None:  # noqa: ARG002 - what all are asked
         """Settle what was charged."""
-        self._rate.observe(len(jobs), now)
         for job in jobs:
             self._leased.pop(job.job_id, None)
             ran = job.ended_at is not None
+            if ran and job.dispatched_at is not None:
+                in_hand_s = now - job.dispatched_at
+                self._pace.observe(job.prompt_tokens + job.max_tokens, in_hand_s, now)
+                self._output_pace.observe(job.output_tokens, in_hand_s, now)
             self._backlog.fairness.settle(
                 job.job_id, job.prompt_tokens if ran else 0, job.output_tokens if ran else 0
             )
+        self._look_out()
 
     def hints(self, views: Sequence[WorkerView], now: float) -> Sequence[Hint]:
         """Ask for the look-ahead."""
         return [Hint(one.incarnation, one.prefetch, one.drop) for one in lookahead(self._backlog, views, now)]
 
     def eta_s(self, job: Job, views: Sequence[WorkerView], now: float) -> float | None:  # noqa: ARG002
-        """Predict nothing: no policy does yet."""
-        return None
+        """Predict as `scheduler.forecast` does."""
+        known = self._backlog.get(job.job_id)
+        if known is None:
+            return None
+        ahead = self._backlog.order.before(known, self._backlog.order.fluid({}))
+        per_s = self._pace.of(sum(view.num_outstanding for view in views))
+        return None if per_s is None else ahead.tokens / per_s + self._backlog.run_s(known)
 
     def retry_after_s(self, num_jobs: int, views: Sequence[WorkerView], now: float) -> float | None:  # noqa: ARG002
-        """Divide by the rate of ends, as `scheduler.admission_publisher` does."""
-        rate = self._rate.per_s(now)
-        return num_jobs / rate if rate > 0 else None
+        """Predict as `scheduler.forecast` does, by the mean of the jobs that wait."""
+        tokens = num_jobs * self._backlog.order.tokens / len(self._backlog)
+        per_s = self._pace.of(sum(view.num_outstanding for view in views))
+        return None if per_s is None else tokens / per_s
 
     def succeed(self, now: float) -> Ours:  # noqa: ARG002
         """Read waiting and running jobs and the counters anew, as a new leader does from the ledger."""
@@ -122,7 +141,8 @@ class Ours:
         standings = {tenant: self._backlog.fairness.standing(tenant) for tenant in sorted(tenants)}
         fairness.restore(standings, self._leased.values(), {job.tenant for job, _ in waiting})
         successor = Ours(self._setting, fairness)
-        successor._rate = self._rate
+        successor._pace, successor._output_pace = self._pace, self._output_pace
+        successor._look_out()
         successor._leased = dict(self._leased)
         for job, since in waiting:
             successor.add(job, since)

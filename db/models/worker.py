@@ -71,6 +71,8 @@ class Worker(Table):
     """Why it is unhealthy."""
     store: Mapped[str | None]
     """Where it reads adapters, host and path; None for workers of earlier releases."""
+    start_s: Mapped[float | None]
+    """From its process's begin until it took jobs."""
 
     # Updated by every heartbeat and commit, never in an indexed column: HOT updates, with room in the page.
     __table_args__ = (one_of("state", WORKER_STATES), {"postgresql_with": {"fillfactor": "50"}})

@@ -1,7 +1,7 @@
 """What leaves the ledger: frozen values, never a row that still hangs on a session."""
 
 from db.records.adapters import ListedAdapter, RevisionRow, StoreFailureRow
-from db.records.backlog import LeasedRow, PendingRow, QueuedGroup
+from db.records.backlog import LeasedRow, PendingRow, QueuedBlock, QueuedGroup
 from db.records.jobs import (
     Admitted,
     CancelOutcome,
@@ -61,6 +61,7 @@ __all__ = [
     "EVERY_POOL",
     "PauseKind",
     "PauseRow",
+    "QueuedBlock",
     "QueuedGroup",
     "PoolRow",
     "RejectedEntry",

@@ -30,6 +30,16 @@ class PendingRow:
     request_bytes: int
 
 
+class QueuedBlock(NamedTuple):
+    """Some tenants' jobs among the queued ones that were looked at."""
+
+    rows: list[PendingRow]
+    reached: int
+    """All of these tenants up to this `admit_seq` are among the rows."""
+    is_last: bool
+    """No queued job lies beyond it."""
+
+
 @dataclass(frozen=True, slots=True)
 class LeasedRow:
     """A job in some worker's hand."""

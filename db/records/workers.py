@@ -59,6 +59,7 @@ class WorkerRow:
     reason: str | None  # why it is unhealthy
     canary: Canary | None = None  # set while its host is in doubt
     store: str = ""  # where it reads adapters: host and path; of an earlier release's worker the host
+    start_s: float | None = None  # from its process's begin until it took jobs
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
-from db.records import LeasedRow, PendingRow, QueuedGroup
+from db.records import LeasedRow, PendingRow, QueuedBlock, QueuedGroup
 from lorayard.contract.job import PRIORITIES
 
 # A scheduler of the release before strikes a job and knows of no groups.
@@ -30,6 +30,27 @@ _QUEUED_AFTER = text(f"""
         ORDER BY j.admit_seq LIMIT :limit
     ) AS lane
     ORDER BY lane.admit_seq LIMIT :limit
+""")  # noqa: S608
+
+# The same, of which the rows of some tenants are left out after so many have been looked at.
+_QUEUED_AMONG = text(f"""
+    WITH seen AS MATERIALIZED (
+        SELECT lane.* FROM unnest(ARRAY[0, 1, 2]::smallint[]) AS class(priority)
+        CROSS JOIN LATERAL (
+            SELECT {_HEADER} FROM jobs j
+            WHERE j.pool = :pool AND j.priority = class.priority AND j.state = 'queued'
+                AND j.admit_seq > :cursor
+            ORDER BY j.admit_seq LIMIT :look_at
+        ) AS lane
+        ORDER BY lane.admit_seq LIMIT :look_at
+    )
+    SELECT found.*, whole.num_seen, whole.reached
+    FROM (SELECT count(*) AS num_seen, max(admit_seq) AS reached FROM seen) AS whole
+    LEFT JOIN (
+        SELECT * FROM seen
+        WHERE (tenant = ANY(CAST(:tenants AS text[]))) = :are_wanted ORDER BY admit_seq LIMIT :limit
+    ) AS found ON true
+    ORDER BY found.admit_seq
 """)  # noqa: S608
 
 _PENDING = text(f"""
@@ -69,6 +90,37 @@ class BacklogRepository:
         """Read the next queued jobs after an `admit_seq`, in the order of admission over all classes."""
         rows = self._connection.execute(_QUEUED_AFTER, {"pool": pool, "cursor": cursor, "limit": limit}).all()
         return [_to_pending(row) for row in rows]
+
+    def queued_among(
+        self,
+        pool: str,
+        cursor: int,
+        limit: int,
+        *,
+        look_at: int,
+        tenants: Collection[str],
+        are_wanted: bool,
+    ) -> QueuedBlock:
+        """Read queued jobs after an `admit_seq` that are of some tenants, or of none of these.
+
+        At most `look_at` queued jobs of all tenants are looked at, of whom at most `limit` are returned.
+        """
+        found = self._connection.execute(
+            _QUEUED_AMONG,
+            {
+                "pool": pool,
+                "cursor": cursor,
+                "limit": limit,
+                "look_at": look_at,
+                "tenants": sorted(tenants),
+                "are_wanted": are_wanted,
+            },
+        ).all()
+        num_seen, reached = found[0].num_seen, found[0].reached
+        rows = [_to_pending(row) for row in found if row.job_id is not None]
+        if len(rows) == limit:
+            return QueuedBlock(rows, rows[-1].admit_seq, is_last=False)
+        return QueuedBlock(rows, cursor if reached is None else reached, is_last=num_seen < look_at)
 
     def pending(self, job_ids: Sequence[UUID]) -> list[PendingRow]:
         """Read which of some jobs are queued: a requeued one keeps its `admit_seq`, behind any cursor."""

@@ -16,7 +16,7 @@ from lorayard.contract.messages import HeldJob
 WORKER_COLUMNS = """
     w.incarnation, w.pool, w.hostname, w.state, w.max_num_seqs, w.num_kv_blocks, w.block_size,
     w.max_model_len, w.max_loras, w.max_lora_rank, w.device, w.device_name, w.device_memory_bytes,
-    w.driver_version, w.torch_version, w.reason, w.succeeded_jobs, w.store,
+    w.driver_version, w.torch_version, w.reason, w.succeeded_jobs, w.store, w.start_s,
     h.died_at, h.in_a_row, h.has_ended, now() AS asked_at,
     extract(epoch FROM l.expires_at - now())::float8 AS lease_left_s
 """
@@ -28,12 +28,12 @@ _REGISTER = text("""
     INSERT INTO workers (
         incarnation, pool, hostname, state, max_num_seqs, num_kv_blocks, block_size, max_model_len, max_loras,
         max_lora_rank, device, device_name, device_memory_bytes, driver_version, torch_version, reason, host,
-        store
+        store, start_s
     )
     VALUES (
         :incarnation, :pool, :hostname, :state, :max_num_seqs, :num_kv_blocks, :block_size, :max_model_len,
         :max_loras, :max_lora_rank, :device, :device_name, :device_memory_bytes, :driver_version,
-        :torch_version, :reason, :host, :store
+        :torch_version, :reason, :host, :store, CAST(:start_s AS float8)
     )
     ON CONFLICT (incarnation) DO NOTHING
 """)
@@ -111,11 +111,12 @@ class WorkerRepository:
         unhealthy: str | None = None,
         host: str | None = None,
         store: str | None = None,
+        start_s: float | None = None,
     ) -> None:
         """Enter a new start of a worker as ready, with its first lease; once more does nothing.
 
         One that is `unhealthy`, for this reason, gets no jobs. `host` is where it follows others of its name,
-        `store` where it reads adapters.
+        `store` where it reads adapters, `start_s` how long its process took until now.
         """
         self._connection.execute(_FIRST_LEASE, {"incarnation": incarnation, "lease_s": lease_s})
         self._connection.execute(
@@ -135,6 +136,7 @@ class WorkerRepository:
                 "reason": unhealthy,
                 "host": host or hostname,
                 "store": store,
+                "start_s": start_s,
             },
         )
 
@@ -234,6 +236,7 @@ def to_worker(row: Row[Any]) -> WorkerRow:
         row.reason,
         _canary(row),
         row.store or row.hostname.rpartition("@")[2],
+        row.start_s,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 from uuid import UUID
 
@@ -18,6 +19,9 @@ from scheduler.policies.types import AdapterDemand, PendingJob, PolicyConfig, Re
 
 LOADS_APART: Final = 10
 """Loads for the sake of overdue jobs take at most such a part of a worker's time."""
+
+LATE_SHARE: Final = 0.85
+"""A job is late if so much of the time that it is expected to run is not left to its deadline."""
 
 MAX_SWITCHES: Final = 4_096
 """Workers whose last switch is remembered before those who may switch again are forgotten."""
@@ -39,6 +43,7 @@ class Backlog:
         self._tenants: dict[str, TenantQueue] = {}
         self._shared: dict[tuple[int, Revision], KeyedQueue[Lane]] = {}
         self._hopeless: list[PendingJob] = []
+        self._late: set[UUID] = set()
         self.num_jobs_of: Counter[Revision] = Counter()
         """Waiting jobs of each adapter that are no suspects."""
         self._switch_from: dict[str, float] = {}
@@ -74,21 +79,24 @@ class Backlog:
         if job.job_id in self._jobs:
             return False
         self.fairness.take_back(job.job_id)
+        self._enter(job)
+        return True
+
+    def _enter(self, job: PendingJob) -> None:
         self._jobs[job.job_id] = job
         self.order.add(job)
         if job.group is not None:
             self.suspects.add(job)
-            return True
+            return
         name = self._lane_name(job)
         lane = self._lanes.get(name)
         if lane is None:
             lane = self._lanes[name] = Lane(name, self._jobs)
             self._tenant_of(name).num_lanes += 1
-        lane.push(job)
+        lane.push(job, self._place_of(job, name))
         self.num_jobs_of[job.revision] += 1
         if lane.head() is job or lane.num_jobs & (lane.num_jobs - 1) == 0:
             self.requeue(lane)
-        return True
 
     def take(self, job_id: UUID) -> PendingJob | None:
         """Remove a job, because it is planned or has ended; None if it does not wait."""
@@ -104,6 +112,7 @@ class Backlog:
         was_head = lane.head() is job
         del self._jobs[job_id]
         lane.forget(job)
+        self._late.discard(job_id)
         self.num_jobs_of[job.revision] -= 1
         if not self.num_jobs_of[job.revision]:
             del self.num_jobs_of[job.revision]
@@ -139,7 +148,7 @@ class Backlog:
         if head is None:
             return False
         if lane.name.has_deadlines:
-            return presses(head, now)
+            return not lane.name.is_late and presses(head, lane.head_at(), now)
         return head.waiting_since + self.config.starvation_s[head.priority] <= now
 
     def end_turn(self, lane: Lane, now: float) -> None:
@@ -184,12 +193,22 @@ class Backlog:
             self.by_class[priority].push(tenant)
 
     def discard_hopeless(self, lane: Lane, now: float) -> None:
-        """Take the jobs at the head of a lane that cannot have their first token in time."""
+        """Take the jobs at the head of a lane that cannot have their first token in time.
+
+        Those that can, but whose answer would be late, wait behind all others from now on.
+        """
         if not lane.name.has_deadlines:
             return
-        while (job := lane.head()) is not None and is_hopeless(job, now, self.outlook):
-            self.take(job.job_id)
-            self._hopeless.append(job)
+        while (job := lane.head()) is not None:
+            if is_hopeless(job, now, self.outlook):
+                self.take(job.job_id)
+                self._hopeless.append(job)
+            elif not lane.name.is_late and self._is_late(job, now):
+                self.take(job.job_id)
+                self._late.add(job.job_id)
+                self._enter(replace(job))  # the lane knows its own jobs by identity
+            else:
+                return
 
     def take_hopeless(self) -> list[PendingJob]:
         """Return the jobs that were discarded since the last call: they are to be ended."""
@@ -216,10 +235,25 @@ class Backlog:
 
     def _lane_name(self, job: PendingJob) -> LaneName:
         if self.config.policy == "fair":
-            return LaneName(job.tenant, job.priority, job.revision, job.deadline_at is not None)
+            has_deadline, is_late = job.deadline_at is not None, job.job_id in self._late
+            return LaneName(job.tenant, job.priority, job.revision, has_deadline, is_late)
         if self.config.policy == "grouped":
             return LaneName("", job.priority, job.revision)
         return LaneName("", 0, None)
+
+    def _place_of(self, job: PendingJob, name: LaneName) -> float:
+        """Tell what a job of a lane is ordered by: the time to start by, the deadline itself, or its age."""
+        if job.deadline_at is None or not name.has_deadlines:
+            return job.waiting_since
+        return job.deadline_at if name.is_late else job.deadline_at - self.run_s(job)
+
+    def run_s(self, job: PendingJob) -> float:
+        """Tell how long a job is expected to be in its worker's hand; 0 is not known."""
+        return self.outlook.output_token_s * self.fairness.lengths.expected(job)
+
+    def _is_late(self, job: PendingJob, now: float) -> bool:
+        """Whether the answer of a job that starts now would come after its deadline."""
+        return job.deadline_at is not None and now + LATE_SHARE * self.run_s(job) > job.deadline_at
 
     def _tenant_of(self, name: LaneName) -> TenantQueue:
         tenant = self._tenants.get(name.tenant)

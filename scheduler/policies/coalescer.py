@@ -95,6 +95,8 @@ class _Round:
         if any(self._backlog.may_switch(worker.view.incarnation, self._now) for worker in self._open):
             placed += self._serve_due(self._backlog.by_due, lambda tenant: tenant.due)
         for priority in range(NUM_CLASSES):
+            if self._backlog.by_class[priority].first() is None:
+                continue
             placed += self._serve_resident(priority, AdapterTier.DEVICE)
             placed += self._serve_resident(priority, AdapterTier.HOST)
             placed += self._serve_cold(priority)
@@ -178,7 +180,7 @@ class _Round:
             worker
             for worker in self._open
             if worker.tier(revision) is not AdapterTier.COLD
-            or (is_spread and (lane.name.has_deadlines or may_switch(worker.view.incarnation, self._now)))
+            or (is_spread and may_switch(worker.view.incarnation, self._now))
         ]
 
     def _is_spread(self, lane: Lane) -> bool:
@@ -191,8 +193,6 @@ class _Round:
 
     def _serve_resident(self, priority: int, tier: AdapterTier) -> int:
         """Fill workers with jobs whose adapter they have at hand, lanes with the oldest head first."""
-        if not self._has_room():
-            return 0
         queues = [
             queue
             for revision in self._at_hand(tier)
@@ -231,11 +231,12 @@ class _Round:
                 worker.keeps_to_residents = True
 
     def _at_hand(self, tier: AdapterTier) -> set[Revision]:
+        """Name the adapters that jobs wait for and some worker has in a tier, with a slot for it."""
+        waiting = self._backlog.num_jobs_of
         names: set[Revision] = {None} if tier is AdapterTier.DEVICE else set()
         for worker in self._open:
             if worker.is_open:
-                at_device = [*worker.revisions, *worker.view.device]
-                names.update(worker.view.host if tier is AdapterTier.HOST else at_device)
+                names.update(revision for revision in worker.at_hand(tier) if revision in waiting)
         return names
 
     def _serve_cold(self, priority: int) -> int:
@@ -313,7 +314,9 @@ class _Round:
         return any(worker.is_open for worker in self._open)
 
 
-def _head_order(queue: KeyedQueue[Lane]) -> tuple[float, int]:
+def _head_order(queue: KeyedQueue[Lane]) -> tuple[bool, float, int]:
     lane = queue.first()
     head = None if lane is None else lane.head()
-    return head.order if head is not None else (float("inf"), 0)
+    if lane is None or head is None:
+        return True, float("inf"), 0
+    return lane.name.is_late, *head.order

@@ -15,11 +15,9 @@ PRESSING_SHARE: Final = 0.25
 """So much of its time a job may be passed over for others' adapters; then it goes before them."""
 
 
-def presses(job: PendingJob, now: float) -> bool:
-    """Whether a job goes before those that are only grouped better."""
-    if job.deadline_at is None:
-        return False
-    return now >= job.waiting_since + PRESSING_SHARE * (job.deadline_at - job.waiting_since)
+def presses(job: PendingJob, start_by: float, now: float) -> bool:
+    """Whether a job that has to start by some time goes before those that are only grouped better."""
+    return now >= job.waiting_since + PRESSING_SHARE * (start_by - job.waiting_since)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +26,13 @@ class FleetOutlook:
 
     first_token_s: float = 0.0
     """From dispatch to the first token, at the very least."""
+    output_token_s: float = 0.0
+    """Of each token of an answer, on average, waits in its worker's hand included; 0 is not known."""
     num_workers: int = 1
     max_workers: int | None = None
     """LORAYARD_MAX_WORKERS; None: the fleet may grow without limit."""
     worker_start_s: float = 0.0
-    """From the wish for a worker until it takes jobs."""
+    """From the begin of a further worker's process until it takes jobs, as those here have measured it."""
 
     def may_help(self, left_s: float) -> bool:
         """Whether a worker that is started now may take the job in time."""

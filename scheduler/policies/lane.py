@@ -18,6 +18,8 @@ class LaneName(NamedTuple):
     priority: int
     revision: Revision
     has_deadlines: bool = False
+    is_late: bool = False
+    """Its answers would come after their deadlines."""
 
 
 class Lane:
@@ -36,11 +38,10 @@ class Lane:
         self._heap: list[tuple[float, int, int, PendingJob]] = []
         self._pushes = itertools.count()
 
-    def push(self, job: PendingJob) -> None:
-        """Put a job in its place: by deadline if the lane has deadlines, else by age."""
-        at = job.deadline_at if self.name.has_deadlines else None
+    def push(self, job: PendingJob, at: float) -> None:
+        """Put a job in its place by a time: since when it waits, or by when it has to start."""
         # The count keeps two entries of one job, gone and come back, from being compared further.
-        entry = (job.waiting_since if at is None else at, job.admit_seq, next(self._pushes), job)
+        entry = (at, job.admit_seq, next(self._pushes), job)
         heapq.heappush(self._heap, entry)
         self.num_jobs += 1
         if self._heap[0] is entry:
@@ -66,6 +67,10 @@ class Lane:
                 return job
             heapq.heappop(self._heap)
         return None
+
+    def head_at(self) -> float:
+        """Tell the time that the head, which there must be, is in its place by."""
+        return self._heap[0][0]
 
     def _is_waiting(self, job: PendingJob) -> bool:
         return self._waiting.get(job.job_id) is job

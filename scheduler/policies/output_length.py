@@ -1,5 +1,7 @@
 """How long outputs and prompts turn out to be, learned per adapter from jobs that have ended.
 
+Outputs of some tasks are as long as ever, those of others take the same share of what was asked for.
+
 Length prediction for scheduling: Zheng et al., "Response Length Perception and Sequence Scheduling" (NeurIPS
 2023) let a model guess; jobs of one adapter are of one task, so that their own past is a good guess here.
 """
@@ -22,20 +24,31 @@ MAX_ADAPTERS: Final = 100_000
 
 
 class _Lengths:
-    __slots__ = ("deviation", "num_jobs", "output", "prompt_ratio")
+    __slots__ = ("deviation", "num_jobs", "output", "prompt_ratio", "share", "share_deviation")
 
     def __init__(self) -> None:
         self.num_jobs = 0
         self.output = 0.0
         self.deviation = 0.0
+        self.share = 1.0
+        self.share_deviation = 0.0
         self.prompt_ratio = 1.0
 
-    def learn(self, output: int, prompt_ratio: float) -> None:
+    def learn(self, output: int, asked: int, prompt_ratio: float) -> None:
         self.num_jobs += 1
-        share = max(1 / self.num_jobs, 1 / MEMORY_JOBS)
-        self.deviation += share * (abs(output - self.output) - self.deviation) if self.num_jobs > 1 else 0.0
-        self.output += share * (output - self.output)
-        self.prompt_ratio += share * (prompt_ratio - self.prompt_ratio)
+        weight = max(1 / self.num_jobs, 1 / MEMORY_JOBS)
+        if self.num_jobs > 1:
+            self.deviation += weight * (abs(output - self.output) - self.deviation)
+            self.share_deviation += weight * (abs(output - self.share * asked) - self.share_deviation)
+        self.output += weight * (output - self.output)
+        self.share += weight * (output / asked - self.share)
+        self.prompt_ratio += weight * (prompt_ratio - self.prompt_ratio)
+
+    def guess(self, asked: int) -> float:
+        """Guess by length or by share, whichever has come nearer."""
+        if self.share_deviation < self.deviation:
+            return self.share * asked
+        return min(self.output, asked)
 
 
 class OutputLengths:
@@ -57,15 +70,16 @@ class OutputLengths:
             if len(self._of) > MAX_ADAPTERS:
                 self._of.popitem(last=False)
         self._of.move_to_end(job.revision)
-        lengths.learn(completion_tokens, prompt_tokens / max(1, job.prompt_tokens))
+        prompt_ratio = prompt_tokens / max(1, job.prompt_tokens)
+        lengths.learn(completion_tokens, max(job.max_tokens, completion_tokens), prompt_ratio)
 
     def expected(self, job: PendingJob) -> float:
         """Tell how many tokens a job will write, on average."""
         lengths = self._of.get(job.revision)
         if lengths is None:
             return job.max_tokens
-        mean = min(lengths.output, job.max_tokens)
-        return (mean * lengths.num_jobs + job.max_tokens * PRIOR_JOBS) / (lengths.num_jobs + PRIOR_JOBS)
+        guess = lengths.guess(job.max_tokens)
+        return (guess * lengths.num_jobs + job.max_tokens * PRIOR_JOBS) / (lengths.num_jobs + PRIOR_JOBS)
 
     def at_most(self, job: PendingJob) -> int:
         """Tell how many tokens a job will hardly exceed: the mean and four mean deviations."""

@@ -24,6 +24,15 @@ class JobPace:
         self.tokens_per_s: float | None = None
         """None until a job has ended."""
 
+    @property
+    def token_s(self) -> float:
+        """Seconds for each token of a job; 0 is not known."""
+        return 1 / self.tokens_per_s if self.tokens_per_s else 0.0
+
+    def of(self, num_jobs: int) -> float | None:
+        """Tell how many tokens a second so many jobs in workers' hands make; None if not known."""
+        return (self.tokens_per_s or 0.0) * num_jobs or None
+
     def observe(self, tokens: int, in_hand_s: float, now: float) -> None:
         """Take in one job that has ended, at a monotonic time."""
         seconds = max(in_hand_s, SHORTEST_S)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from scheduler.policies.fairness import Share
 from scheduler.policies.keyed_queue import Key, KeyedQueue
 from scheduler.policies.lane import Lane
@@ -22,7 +24,7 @@ class TenantQueue:
         self.due: KeyedQueue[Lane] = KeyedQueue(self._due)
         """Lanes without deadlines, the one ahead that is overdue the longest and had no turn lately."""
         self.dated: KeyedQueue[Lane] = KeyedQueue(self._due)
-        """Lanes with deadlines, the one with the earliest ahead."""
+        """Lanes with deadlines, the one that has to start the earliest ahead."""
         self._by_class: dict[int, KeyedQueue[Lane]] = {}
 
     def push(self, lane: Lane) -> None:
@@ -53,16 +55,18 @@ class TenantQueue:
         return sorted(self._by_class)
 
     def due_at(self, lane: Lane) -> float | None:
-        """Tell when a lane is overdue, or when its first deadline is; None if it is empty."""
+        """Tell when a lane is overdue, or has to start for its first deadline; None if it is empty."""
         head = lane.head()
         if head is None:
             return None
+        if lane.name.is_late:
+            return math.inf
         if lane.name.has_deadlines:
-            return head.deadline_at
+            return lane.head_at()
         return max(head.waiting_since + self._config.starvation_s[head.priority], lane.turn_at)
 
     def _by_time(self, lane: Lane) -> KeyedQueue[Lane]:
-        return self.dated if lane.name.has_deadlines else self.due
+        return self.dated if lane.name.has_deadlines and not lane.name.is_late else self.due
 
     def _due(self, lane: Lane) -> Key | None:
         due_at, head = self.due_at(lane), lane.head()
@@ -72,7 +76,7 @@ class TenantQueue:
         head = lane.head()
         if head is None:
             return None
-        return (-self._jobs_per_load(lane, head.adapter_bytes), *head.order)
+        return (lane.name.is_late, -self._jobs_per_load(lane, head.adapter_bytes), *head.order)
 
     def _jobs_per_load(self, lane: Lane, num_bytes: int) -> int:
         """Tell how many jobs a load serves, in powers of two, so that few arrivals change the order.

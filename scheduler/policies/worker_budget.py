@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import IntEnum
 
 from scheduler.policies.output_length import OutputLengths
@@ -89,6 +90,14 @@ class WorkerBudget:
         if revision is None or revision in self.revisions or revision in self.view.device:
             return AdapterTier.DEVICE
         return AdapterTier.HOST if revision in self.view.host else AdapterTier.COLD
+
+    def at_hand(self, tier: AdapterTier) -> Collection[str]:
+        """Name the adapters of a tier that jobs may use now: if no slot is free, those that have one."""
+        if len(self.revisions) >= self.view.capacity.max_loras:
+            return self.revisions if tier is AdapterTier.DEVICE else ()
+        if tier is AdapterTier.DEVICE:
+            return [*self.revisions, *self.view.device]
+        return [revision for revision in self.view.host if self.tier(revision) is tier]
 
     def place(self, job: PendingJob) -> None:
         """Plan the job here."""

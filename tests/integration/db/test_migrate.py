@@ -145,6 +145,17 @@ def test_strikes_outlast_the_suspicions_that_go_with_their_columns(ledger: Ledge
     assert ledger.sql("SELECT * FROM worker_hosts") == []
 
 
+def test_how_long_workers_took_to_start_goes_with_its_column(ledger: Ledger) -> None:
+    ledger.worker("w", start_s=2.5)
+    assert ledger.run(WorkerRepository, "get", "w").start_s == 2.5
+
+    with ledger.database.transaction() as connection:
+        command.downgrade(alembic_config(connection), "0018")
+        command.upgrade(alembic_config(connection), "head")
+
+    assert ledger.run(WorkerRepository, "get", "w").start_s is None
+
+
 def test_pauses_and_quotas_go_with_their_tables(ledger: Ledger) -> None:
     ledger.sql("INSERT INTO pauses (kind, pool, name) VALUES ('tenant', '*', 'acme')")
     ledger.sql("INSERT INTO tenant_quotas (tenant, max_queued_jobs) VALUES ('acme', 5)")

@@ -62,6 +62,11 @@ def index_names(plan: Any) -> Iterator[str]:
 
 STATEMENTS = {
     "read the backlog": (backlog._QUEUED_AFTER, {"pool": POOL, "cursor": 0, "limit": 100}, "ix_jobs_queued"),
+    "read the backlog of some": (
+        backlog._QUEUED_AMONG,
+        {"pool": POOL, "cursor": 0, "limit": 10, "look_at": 100, "tenants": ["acme"], "are_wanted": True},
+        "ix_jobs_queued",
+    ),
     "expire": (jobs._EXPIRE, {"pool": POOL, "limit": 100}, "ix_jobs_deadline"),
     "take from a lost worker": (leases._HOLDS, {"incarnation": "w1", "host": "h"}, "ix_jobs_leased"),
     "lease": (

@@ -22,8 +22,62 @@ def first(*jobs: PendingJob, now: float, resident: tuple[str, ...] = ()) -> int:
 def test_a_deadline_presses_after_a_quarter_of_its_time() -> None:
     dated = job(1, since=10.0, deadline=18.0)
 
-    assert [presses(dated, now) for now in (11.9, 12.0)] == [False, True]
-    assert not presses(job(1), 1e9)
+    assert [presses(dated, 18.0, now) for now in (11.9, 12.0)] == [False, True]
+    assert [presses(dated, 14.0, now) for now in (10.9, 11.0)] == [False, True], "by when it has to start"
+
+
+def test_one_with_a_long_answer_has_to_start_before_a_short_one_with_an_earlier_deadline() -> None:
+    backlog = Backlog()
+    backlog.outlook = FleetOutlook(output_token_s=0.1)
+    for one in (job(1, "a", max_tokens=10, deadline=8.0), job(2, "b", max_tokens=60, deadline=10.0)):
+        backlog.add(one)
+
+    [batch] = plan(backlog, [worker(capacity=ONE)], 3.9)
+
+    assert numbers(batch) == [2]
+
+
+@pytest.mark.parametrize("max_workers", [1, None], ids=["full fleet", "no limit"])
+def test_one_whose_answer_would_be_late_goes_behind_all_others_and_is_not_refused(
+    max_workers: int | None,
+) -> None:
+    backlog = Backlog()
+    backlog.outlook = FleetOutlook(output_token_s=1.0, max_workers=max_workers)
+    late = job(1, "hot", max_tokens=10, deadline=8.0)
+    for one in (late, job(2, "hot", max_tokens=5, deadline=9.0), job(3, "cold"), job(4, "hot")):
+        backlog.add(one)
+
+    order = [numbers(plan(backlog, [worker(capacity=ONE, device=("hot",))], 3.0)[0])[0] for _ in range(3)]
+
+    assert order == [2, 4, 1]
+    assert backlog.take_hopeless() == []
+    assert [one.admit_seq for one in backlog.jobs()] == [3]
+
+
+def test_a_late_one_ends_once_no_token_can_come_in_time() -> None:
+    backlog = Backlog()
+    backlog.outlook = FleetOutlook(first_token_s=1.0, output_token_s=1.0, max_workers=1)
+    backlog.add(job(1, "a", max_tokens=10, deadline=8.0))
+    blocked = worker(capacity=replace(ONE, kv_tokens=15), outstanding={"b": 1}, target=2)
+
+    assert plan(backlog, [blocked], 3.0) == []
+    assert backlog.take_hopeless() == []
+    assert plan(backlog, [worker("w2", device=("a",))], 7.5) == []
+
+    assert [one.admit_seq for one in backlog.take_hopeless()] == [1]
+    assert not len(backlog)
+
+
+def test_a_pressing_deadline_loads_what_somebody_has_no_oftener_than_loads_may_take() -> None:
+    backlog = backlog_of(job(1, "a", deadline=100.0, adapter_bytes=10**8), job(2, "hot", since=29.0))
+    holder, other = worker("w1", outstanding={"a": 8}), worker("w2", capacity=ONE, device=("hot",))
+    backlog.note_switch("w2", 10**8, 29.0)
+
+    [before] = plan(backlog, [holder, other], 30.0)
+    [after] = plan(backlog, [holder, other], 39.0)
+
+    assert (numbers(before), numbers(after)) == ([2], [1])
+
 
 
 def test_one_that_presses_goes_before_residents_and_classes_and_before_that_it_is_grouped() -> None:

@@ -31,6 +31,15 @@ def test_what_jobs_wrote_and_how_long_their_prompts_were_is_learned_per_adapter(
     assert lengths.expected(job(1, "other", max_tokens=100)) == 100
 
 
+def test_outputs_that_are_a_share_of_what_was_asked_for_are_expected_to_be_that() -> None:
+    lengths = OutputLengths()
+    for asked in [40, 400] * 100:
+        lengths.learn(job(1, "a", max_tokens=asked), 10, asked // 2)
+
+    assert lengths.expected(job(1, "a", max_tokens=40)) == pytest.approx(20, rel=0.1)
+    assert lengths.expected(job(1, "a", max_tokens=400)) == pytest.approx(200, rel=0.1)
+
+
 def test_the_latest_count_most_and_those_that_wrote_nothing_for_nothing() -> None:
     lengths = OutputLengths()
     for written in [90] * MEMORY_JOBS + [10] * 5 * MEMORY_JOBS + [0] * 50:
