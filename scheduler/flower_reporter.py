@@ -49,9 +49,8 @@ class FlowerReporter:
 
     def ended_at_workers(self, job_ids: Sequence[UUID]) -> None:
         """Jobs have ended, which their workers show: what is left to show of them here is the last."""
-        if job_ids:
-            self._notes.add(job_ids[0], partial(self._events.forget, job_ids))
-            self._is_added.set()
+        self._notes.forget(job_ids)
+        self._is_added.set()
 
     def _step(self) -> None:
         """Wait for notes, let more gather for a moment, and show them."""

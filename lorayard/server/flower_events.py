@@ -95,18 +95,13 @@ class JobEvents:
         with self._lock:
             return self._pacer.shows(job_id)
 
-    def forget(self, job_id: UUID) -> None:
-        """Hear no more of a job that is not shown."""
-        with self._lock:
-            self._pacer.forget(job_id)
-
     def leave_out(self, job_id: UUID) -> None:
         """Show nothing of a job, from now to its end."""
         with self._lock:
             self._pacer.leave_out(job_id)
 
     def forget(self, job_ids: Iterable[UUID]) -> None:
-        """Keep nothing of jobs whose ends another process shows."""
+        """Keep nothing of jobs whose ends are not shown here."""
         with self._lock:
             for job_id in job_ids:
                 self._pacer.forget(job_id)

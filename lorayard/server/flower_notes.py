@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -38,13 +39,18 @@ class FlowerNotes:
         """
         if not self._events.shows(job_id):
             if is_last:
-                self._events.forget(job_id)
+                self._events.forget([job_id])
             return False
         if is_first and len(self._notes) >= self._max_waiting:
             self._events.leave_out(job_id)
             return False
         self._notes.append(_Note(job_id, show))
         return len(self._notes) == 1
+
+    def forget(self, job_ids: Sequence[UUID]) -> None:
+        """Keep nothing of jobs once what waits of them is shown: their ends are not shown here."""
+        if job_ids:
+            self._notes.append(_Note(job_ids[0], partial(self._events.forget, job_ids)))
 
     def show(self, item: Callable[..., AbstractContextManager[None]]) -> None:
         """Show what waits now, and send it; one that cannot be shown fails inside `item`."""

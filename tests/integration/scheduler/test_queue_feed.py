@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from uuid import uuid4
+from functools import partial
+from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import Connection
 
 from db.records import JobAttempt, NewJob
 from db.repositories.admission import AdmissionRepository
@@ -77,9 +79,7 @@ def test_a_tenants_flood_leaves_room_for_others_and_comes_in_its_order(
     while len(feed.backlog):
         at_most = max(at_most, len(feed.backlog))
         first = min(feed.backlog.jobs(), key=lambda job: (job.tenant != "other", job.admit_seq)).job_id
-        context.transact(
-            lambda c, first=first: LeaseRepository(c).lease(rig.pool, "w", [first], term=context.term)
-        )
+        context.transact(partial(_lease, rig.pool, first, context.term))
         feed.take(first)
         taken.append(first)
         for _ in range(3):
@@ -142,3 +142,7 @@ def _new_job(rig: PoolRig, **fields: str) -> NewJob:
         est_prompt_tokens=2,
         waited_ms=0.0,
     )
+
+
+def _lease(pool: str, job_id: UUID, term: int, connection: Connection) -> None:
+    LeaseRepository(connection).lease(pool, "w", [job_id], term=term)

@@ -14,8 +14,8 @@ from tests.integration.scheduler.pool_rig import PoolRig
 def test_an_idle_leader_looks_before_it_goes_its_round(rig: PoolRig, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds: list[bool] = []
     monkeypatch.setattr(Reaper, "_go", lambda _self, *, is_idle: rounds.append(is_idle))
-    others: list[Any] = [None] * 6
-    reaper = Reaper(rig.take_office(), *others, may_reap=lambda: True)
+    make: Any = Reaper
+    reaper = make(rig.take_office(), *[None] * 6, may_reap=lambda: True)
 
     def goes(now: float, *, is_idle: bool = True) -> bool:
         before = len(rounds)

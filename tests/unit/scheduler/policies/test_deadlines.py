@@ -79,7 +79,6 @@ def test_a_pressing_deadline_loads_what_somebody_has_no_oftener_than_loads_may_t
     assert (numbers(before), numbers(after)) == ([2], [1])
 
 
-
 def test_one_that_presses_goes_before_residents_and_classes_and_before_that_it_is_grouped() -> None:
     dated = job(1, "cold", priority=2, since=0.0, deadline=8.0)
     others = [job(2, "hot", priority=0, since=0.0), job(3, "hot", priority=0, since=0.0, deadline=100.0)]
