@@ -426,6 +426,6 @@ def test_an_idle_relay_sleeps_until_a_webhook_is_written(
         eventually(lambda: life.outbox is not None and life.outbox.is_empty and life.outbox.notices.hears)
         finish_one(ledger, receiver.url)
         await_state(ledger, "delivered")
-        eventually(lambda: life.outbox.is_empty)
+        eventually(lambda: life.outbox is not None and life.outbox.is_empty)
         finish_one(ledger, receiver.url)
         await_state(ledger, "delivered")
