@@ -73,7 +73,7 @@ class PeriodicTasks:
     commands: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5, IDLE_PERIOD_S))
     reclaim: PeriodicTask = field(default_factory=lambda: PeriodicTask(2.0))
     publish_pool: PeriodicTask = field(default_factory=lambda: PeriodicTask(5.0))
-    shares: PeriodicTask = field(default_factory=lambda: PeriodicTask(5.0))
+    shares: PeriodicTask = field(default_factory=lambda: PeriodicTask(5.0, 15.0))
     forget_departed: PeriodicTask = field(default_factory=lambda: PeriodicTask(5.0))
     verify: PeriodicTask = field(default_factory=lambda: PeriodicTask(10.0))
     fold_usage: PeriodicTask = field(default_factory=lambda: PeriodicTask(60.0))
@@ -251,7 +251,7 @@ class Leader:
             self._part("publish", self.publisher.publish, is_own=False)
         if self.periodic.publish_pool.is_due(now):
             self._part("publish_pool", self.publisher.publish_pool, is_own=False)
-        if self.periodic.shares.is_due(now):
+        if self.periodic.shares.is_due(now, is_idle=self.is_idle):
             self._part("shares", self._refresh_shares)
         if self.periodic.forget_departed.is_due(now):
             self._part("forget_departed", self.reaper.forget_departed)

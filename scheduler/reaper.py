@@ -28,7 +28,7 @@ from scheduler.worker_events import WorkerEvents
 MAX_EXPIRED: Final = 500
 DEFAULT_EXCHANGE: Final = "lorayard"
 
-UNPROMPTED_S: Final = 5.0
+UNPROMPTED_S: Final = 15.0
 """So often an idle leader goes its round although the ledger looks as it did at the last one."""
 
 logger = structlog.get_logger(__name__)
@@ -65,17 +65,16 @@ class Reaper:
     def reap(self, now: float, *, is_idle: bool) -> None:
         """Go one round; an idle leader looks first whether there is anything new."""
         picture = self.context.database.look(LEADERS_PICTURE, pool=self.context.pool) if is_idle else None
-        if not self._unprompted.is_due(now) and picture is not None and picture == self._seen:
-            return
-        self._go(is_idle=is_idle)
-        self._seen = picture
+        if self._unprompted.is_due(now) or picture is None or picture != self._seen:
+            self._go(is_idle=is_idle)
+            self._seen = picture
+        self.quarantine.try_again()
 
     def _go(self, *, is_idle: bool) -> None:
         found = self.context.transact(partial(self._look, is_urgent=is_idle))
         self.endings.follow(found.expired)
         self.fleet.take_roll(found.ready)
         self.quarantine.follow_catalogue()
-        self.quarantine.try_again()
         if found.silent and self.may_reap():
             for worker in found.silent:
                 self.context.items.attempt("worker_loss", worker.incarnation, partial(self._lose, worker))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel
@@ -33,7 +33,7 @@ def trusted(cls: type[M], values: dict[str, Any]) -> M:
     return model
 
 
-@lru_cache
+@cache
 def _blank(cls: type[BaseModel]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the fields in their order with their defaults, and which of these are made anew each time."""
     fields = cls.model_fields

@@ -91,6 +91,8 @@ UNBOUNDED_CACHES: Final = {
     "kernels/cpu/library.py": "one entry",
     "kernels/linear/linear.py": "one entry a kind of processor",
     "kernels/linear/quantized_weight.py": "one entry a format and device",
+    "lorayard/contract/request.py": "one entry",
+    "lorayard/contract/trusted.py": "one entry a model",
     "workers/engine/lora/loading/child.py": "one entry",
     "workers/engine/sampling/logit_edits.py": "one entry a device",
 }

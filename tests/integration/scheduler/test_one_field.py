@@ -11,6 +11,7 @@ import pytest
 from pydantic.fields import FieldInfo
 
 from lorayard import Client
+from lorayard.contract import request, trusted
 from lorayard.contract.errors import InvalidJob, JobFailed
 from lorayard.contract.job import JobSpec
 from lorayard.contract.keys import POOLS_KEY
@@ -31,6 +32,8 @@ MODELS = (GenerationRequest, JobSpec, JobEnvelope)
 def rebuild() -> None:
     for model in MODELS:
         model.model_rebuild(force=True)
+    request._request_fields.cache_clear()
+    trusted._blank.cache_clear()
 
 
 @pytest.fixture

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from db.repositories.pauses import PauseRepository
+from scheduler.catalogue import Catalogue
+from scheduler.quarantine import Quarantine
 from scheduler.reaper import UNPROMPTED_S, Reaper
+from scheduler.store_failures import StoreFailures
 from tests.integration.scheduler.pool_rig import PoolRig
 
 
 def test_an_idle_leader_looks_before_it_goes_its_round(rig: PoolRig, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds: list[bool] = []
     monkeypatch.setattr(Reaper, "_go", lambda _self, *, is_idle: rounds.append(is_idle))
-    make: Any = Reaper
-    reaper = make(rig.take_office(), *[None] * 6, may_reap=lambda: True)
+    context, absent = rig.take_office(), cast("Any", None)
+    catalogue = Catalogue(rig.pool)
+    quarantine = Quarantine(context, catalogue, absent, StoreFailures(30.0), absent, lambda: 0.0)
+    reaper = Reaper(context, catalogue, absent, absent, absent, quarantine, absent, may_reap=lambda: True)
 
     def goes(now: float, *, is_idle: bool = True) -> bool:
         before = len(rounds)
