@@ -2,8 +2,8 @@
 
 All stages run one after another in this one process, on real servers, in groups as large as a busy queue
 has them. So neither a busy machine nor a stage that waits for another makes the groups smaller, and two
-versions of the code can be compared while others compute. Left out are the wakeups of threads, the pipe to
-the engine and what recurs with time.
+versions of the code can be compared while others compute. What recurs does so by processor time. Left out are
+the wakeups of threads and the pipe to the engine.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class WorkerParts:
             for_service(machine.redis_url),
             PoolKeys(POOL).worker_events,
             WorkerEventBuilder(INCARNATION, status),
-            JobEvents(app, f"{INCARNATION}@host"),
+            JobEvents(app, f"{INCARNATION}@host", clock=time.process_time),
             on_broken=_broken,
         )
         self.committer = Committer(
@@ -224,7 +224,7 @@ def _broken(what: str) -> None:
 def run(machine: Machine, folder: Path, number: int, stages: Stages) -> None:
     """Bring so many jobs from submit to result."""
     add_adapters(machine.database_url)
-    scheduler = Scheduler(SchedulerSettings())
+    scheduler = Scheduler(SchedulerSettings(), clock=time.process_time)
     keeper = TermKeeper.take(scheduler._terms, POOL, INCARNATION, LEASE_S, on_broken=_broken)
     assert keeper is not None, "nobody else leads"
     leader = scheduler._leader(keeper)
