@@ -45,7 +45,7 @@ class ItemFailures:
 
     def is_resting(self, part: str, item: str) -> bool:
         """Whether an item was put aside a moment ago."""
-        until = self._resting.get(Place(part, item))
+        until = self._resting.get(Place(part, item)) if self._resting else None
         return until is not None and self._clock() < until
 
     def attempt(
@@ -95,7 +95,8 @@ class ItemFailures:
 
     def served(self, part: str, item: str) -> None:
         """Note that an item went through."""
-        self._failures.pop(Place(part, item), None)
+        if self._failures:
+            self._failures.pop(Place(part, item), None)
 
     def failed(
         self, part: str, item: str, error: Exception, put_aside: Callable[[Exception], object] = str

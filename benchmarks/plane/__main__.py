@@ -42,6 +42,9 @@ GOALS: Final = {1: Goals(1000, 1.0), 16: Goals(4000, 3.0), 64: Goals(8000, 8.0)}
 SUBMITS_PER_S: Final = 25_000
 IDLE_P50_MS, IDLE_P99_MS = 15.0, 50.0
 ADD_ADAPTER_MS: Final = 5.0
+MAX_EVENTS_PER_S: Final = 6000.0
+"""The budget of one process; here a scheduler and a worker send them."""
+
 MAX_SCHEDULER_MB: Final = 400.0
 """As much as 200,000 headers and a scheduler itself, whatever else waits."""
 
@@ -66,6 +69,11 @@ def measure(machine: Machine, options: Options) -> tuple[list[Run], list[Figure]
         figures = _compare(runs, options)
         idle = probes.idle_latencies(client, options.num_idle)
         figures += _latency_figures(idle)
+        shown = probes.shown_in_flower(machine, client, options.num_jobs)
+        figures += [
+            Figure("jobs shown in Flower at micro-batch 64", 100 * shown.share, "%"),
+            Figure("their task events", shown.events_per_s, "events/s", most=2 * MAX_EVENTS_PER_S),
+        ]
         figures += _submit_figures(*probes.submit_rate(client, options.num_jobs))
         probes.fill_adapters(machine, options.num_adapters)
         blocked_ms = probes.add_adapter(machine, "one-more")

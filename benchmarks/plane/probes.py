@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
+from base64 import b64decode
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
@@ -11,7 +13,7 @@ import psutil
 from redis import Redis
 from sqlalchemy import text
 
-from benchmarks.plane.lorayard_jobs import BLOCK_JOBS, POOL, RESULT_TIMEOUT_S, jobs, serving
+from benchmarks.plane.lorayard_jobs import BLOCK_JOBS, POOL, RESULT_TIMEOUT_S, jobs, run, serving
 from benchmarks.plane.stack import Machine
 from db import Database
 from db.records import RevisionRow
@@ -24,6 +26,10 @@ PAUSE_S: Final = 0.05
 """Between two jobs of an idle queue."""
 
 LOOK_S: Final = 0.02
+EVENTS_WITHIN_S: Final = 1.0
+"""After the last result, all events have been sent."""
+
+EVENT_CHANNELS: Final = "*celeryev/*"
 SLOW_US: Final = 500
 
 _FILL_ADAPTERS = text("""
@@ -87,6 +93,34 @@ def idle_latencies(client: Client, number: int) -> list[Latency]:
         ended, reached = time.monotonic(), int(result.output or 0) / 1e9
         seen.append(Latency((reached - submitted) * 1000, (ended - reached) * 1000))
     return seen
+
+
+class Shown(NamedTuple):
+    """What Flower hears of a busy queue."""
+
+    share: float
+    """Of all jobs, those whose success was told."""
+    events_per_s: float
+
+
+def shown_in_flower(machine: Machine, client: Client, number: int) -> Shown:
+    """Run jobs while their task events are listened to, on the channel that Flower listens to."""
+    redis = Redis.from_url(machine.redis_url, protocol=2)
+    redis.config_set("client-output-buffer-limit", "pubsub 0 0 0")
+    heard = redis.pubsub(ignore_subscribe_messages=True)
+    heard.psubscribe(EVENT_CHANNELS)
+    heard.get_message(timeout=LOOK_S)
+    seconds = run(client, number)
+    time.sleep(2 * PAUSE_S + EVENTS_WITHIN_S)
+    events: list[dict[str, Any]] = []
+    while (message := heard.get_message(timeout=LOOK_S)) is not None:
+        told = json.loads(b64decode(json.loads(message["data"])["body"]))
+        events += told if isinstance(told, list) else [told]
+    heard.close()
+    redis.close()
+    succeeded = {event["uuid"] for event in events if event["type"] == "task-succeeded"}
+    of_tasks = sum(event["type"].startswith("task-") for event in events)
+    return Shown(len(succeeded) / number, of_tasks / seconds)
 
 
 def percentile(values: list[float], percent: int) -> float:

@@ -199,7 +199,7 @@ def _is_repeat(job: NewJob, first: _Known) -> bool:
 
 def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Turn rows into the arrays that unnest() takes."""
-    return {name: array_literal(row[name] for row in rows) for name in rows[0]}
+    return {name: array_literal([row[name] for row in rows]) for name in rows[0]}
 
 
 def _job_row(job: NewJob, request: str) -> dict[str, Any]:
@@ -227,7 +227,7 @@ def _input_row(job: NewJob, request: str) -> dict[str, Any]:
     return {
         "job_id": job.job_id,
         "request": request,
-        "metadata": json.dumps(spec.metadata),
+        "metadata": json.dumps(spec.metadata) if spec.metadata else "{}",
         "callback_url": spec.callback_url,
         "callback_host": urlsplit(spec.callback_url).hostname if spec.callback_url else None,
         "submission_id": job.submission_id,
