@@ -132,3 +132,13 @@ def test_deadlines_of_one_tenant_do_not_go_before_anothers_share() -> None:
     batches: list[PlannedBatch] = plan(backlog, [worker()], 2.0) + plan(backlog, [worker()], 2.0)
 
     assert 99 in [one.admit_seq for batch in batches for one in batch.jobs]
+
+
+def test_slots_come_free_for_several_deadlines_at_a_time() -> None:
+    backlog = backlog_of(
+        job(1, "c", deadline=10.0), job(2, "d", deadline=11.0), job(3, "a", since=4.0), job(4, "b", since=4.0)
+    )
+
+    assert plan(backlog, [worker(outstanding={"a": 1, "b": 1}, device=("a", "b"))], 5.0) == []
+    [batch] = plan(backlog, [worker(device=("a", "b"))], 5.0)
+    assert numbers(batch)[:2] == [1, 2]
