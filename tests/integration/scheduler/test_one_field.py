@@ -34,6 +34,7 @@ def rebuild() -> None:
         model.model_rebuild(force=True)
     request._request_fields.cache_clear()
     trusted._blank.cache_clear()
+    requests._shared_params.cache_clear()
 
 
 @pytest.fixture
