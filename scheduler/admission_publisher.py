@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+from db.records import TenantQuota
 from lorayard.contract.keys import POOLS_KEY
 from lorayard.contract.pool import PoolInfo
 from scheduler.catalogue import Catalogue
@@ -52,7 +55,8 @@ class AdmissionPublisher:
         self._context.tell()
         found, catalogue = self._publish_figures(), self._catalogue
         if found != catalogue.version:
-            self._mirror.follow(catalogue.offered, catalogue.version, found)
+            mirror = partial(self._mirror.follow, catalogue.offered, catalogue.version, found)
+            self._context.items.chore("catalogue_mirror", mirror)
 
     def publish_pool(self) -> None:
         """Publish the pool; a name that a former life of Redis forgot comes back with the next one."""
@@ -76,9 +80,14 @@ class AdmissionPublisher:
         quotas = self._instructions.quotas
         depths = self._queue.depths([one.tenant for one in quotas if one.max_queued_jobs is not None])
         words: list[Any] = []
-        for tenant, limit, tokens_per_s in quotas:
-            retry_s = self._forecast.tenant_retry_after_s(tenant, limit) if limit is not None else 0.0
-            room = "" if limit is None else max(0, limit - depths[tenant])
-            shown = ["" if limit is None else limit, room, f"{retry_s:.3f}", tokens_per_s or ""]
-            words += (tenant, " ".join(str(one) or "-" for one in shown))
+        for quota in quotas:
+            add = partial(self._add_quota, quota, depths, words)
+            self._context.items.attempt("tenant_quota", quota.tenant, add)
         return words
+
+    def _add_quota(self, quota: TenantQuota, depths: Mapping[str, int], words: list[Any]) -> None:
+        tenant, limit, tokens_per_s = quota
+        retry_s = self._forecast.tenant_retry_after_s(tenant, limit) if limit is not None else 0.0
+        room = "" if limit is None else max(0, limit - depths[tenant])
+        shown = ["" if limit is None else limit, room, f"{retry_s:.3f}", tokens_per_s or ""]
+        words += (tenant, " ".join(str(one) or "-" for one in shown))

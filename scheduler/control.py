@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -102,7 +103,9 @@ class Control:
                 running.setdefault(outcome.incarnation, []).append(job_id)
         self.endings.follow([outcome.finished for _, outcome in outcomes if outcome.finished])
         for incarnation, job_ids in running.items():
-            self._command(incarnation, job_ids)
+            self.context.items.attempt(
+                "worker_cancel", incarnation, partial(self._command, incarnation, job_ids)
+            )
 
     def _command(self, incarnation: str, job_ids: Sequence[UUID]) -> None:
         """Tell a worker at once; should it miss this, the answer to its next heartbeat tells it again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 import structlog
 
@@ -29,19 +30,25 @@ class Endings:
 
     def end_put_aside(self) -> None:
         """End the jobs at which the leader itself has failed again and again."""
-        if put_aside := self.queue.take_put_aside():
-            message = (
-                "the scheduler failed at the job three times, also by itself: its log says how at "
-                "leader.item_failed; report that, and submit the job again once it is mended"
-            )
-            self.follow(
-                self.context.transact(lambda c: JobRepository(c).fail_queued(put_aside, "internal", message))
-            )
+        put_aside = self.queue.take_put_aside()
+        self.context.items.attempt_all("job_put_aside", put_aside, str, self._fail)
 
     def end_hopeless(self) -> None:
         """End the jobs whose first token cannot come in time; those whose deadline has passed are reaped."""
-        if hopeless := [job.job_id for job in self.queue.backlog.take_hopeless()]:
-            self.follow(self.context.transact(lambda c: JobRepository(c).expire_infeasible(hopeless)))
+        hopeless = [job.job_id for job in self.queue.backlog.take_hopeless()]
+        self.context.items.attempt_all("job_hopeless", hopeless, str, self._expire)
+
+    def _fail(self, job_ids: Sequence[UUID]) -> None:
+        message = (
+            "the scheduler failed at the job three times, also by itself: its log says how at "
+            "leader.item_failed; report that, and submit the job again once it is mended"
+        )
+        self.follow(
+            self.context.transact(lambda c: JobRepository(c).fail_queued(job_ids, "internal", message))
+        )
+
+    def _expire(self, job_ids: Sequence[UUID]) -> None:
+        self.follow(self.context.transact(lambda c: JobRepository(c).expire_infeasible(job_ids)))
 
     def follow(self, finished: Sequence[FinishedJob]) -> None:
         """Take ended jobs out of the backlog and tell of them; one that cannot be told of is looked up."""

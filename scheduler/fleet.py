@@ -94,7 +94,11 @@ class Fleet:
             worker.hearing.begin(now)
         for row in leased:
             if (holder := self._workers.get(row.incarnation)) is not None:
-                holder.give(row.job_id, self.outstanding(row, now - max(0.0, row.leased_s)))
+                give = partial(self._give_back_to, holder, row, now)
+                self._items.attempt("job_leased", str(row.job_id), give)
+
+    def _give_back_to(self, holder: WorkerState, row: LeasedRow, now: float) -> None:
+        holder.give(row.job_id, self.outstanding(row, now - max(0.0, row.leased_s)))
 
     def outstanding(self, row: LeasedRow, dispatched_at: float) -> Outstanding:
         """Make the record of a job that the ledger has in a worker's hand."""

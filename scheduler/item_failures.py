@@ -1,4 +1,4 @@
-"""Counts the leader's failures by place: a part of its turn, and an item there. The third puts it aside."""
+"""Counts the leader's failures by place: an item of its turn, or a chore. The third puts it aside."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ REST_S: Final = 60.0
 """So long an item that was put aside is passed over; most never come again."""
 
 MAX_PLACES: Final = 10_000
+
+CHORE: Final = "chore"
+"""The part of which the leader's chores are the items: what jobs are served without for a while."""
 
 logger = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -63,6 +66,10 @@ class ItemFailures:
             return False
         self.served(part, item)
         return True
+
+    def chore(self, name: str, work: Callable[[], object]) -> bool:
+        """Do what jobs are served without for a while, unless it rests; returns whether it went through."""
+        return self.attempt(CHORE, name, work)
 
     def attempt_all(
         self,

@@ -17,7 +17,7 @@ from db.repositories.backlog import BacklogRepository
 from db.repositories.leases import LeaseRepository
 from lorayard.process.restarts import RestartBudget
 from lorayard.process.stop_request import StopRequest
-from lorayard.transport.refusals import is_out_of_memory
+from lorayard.transport.refusals import has_no_group, is_out_of_memory
 from scheduler.adapter_collector import AdapterCollector
 from scheduler.admission_publisher import AdmissionPublisher
 from scheduler.control import Control
@@ -26,6 +26,7 @@ from scheduler.fleet import Fleet
 from scheduler.housekeeping import Housekeeping
 from scheduler.instructions import Instructions
 from scheduler.intake import Intake
+from scheduler.item_failures import MAX_FAILURES
 from scheduler.leader_context import LeaderContext
 from scheduler.outages import is_outage, is_passing, told
 from scheduler.periodic import PeriodicTask
@@ -85,8 +86,8 @@ class PeriodicTasks:
 class Leader:
     """Mutable: one term. Any failure of Redis or Postgres makes it start over from the ledger.
 
-    So does a failure of its own, three times in a minute; then the process gives up. What it meets with one
-    entry, or in one of its parts, keeps no other part from its turn.
+    So does, three times in a minute, a failure of what nothing can be served without; then the process gives
+    up. What fails at one item, or in one of the other parts, the chores, keeps no other from its turn.
     """
 
     context: LeaderContext
@@ -115,7 +116,7 @@ class Leader:
     dispatch_from: float = 0.0
     """Nothing is dispatched before, on the loop's clock: Redis had no room for it."""
     failure: Exception | None = None
-    """The first failure of its own in this turn."""
+    """The first failure in this turn of what nothing can be served without."""
 
     def lead(self, stopping: StopRequest, on_serving: Callable[[], None]) -> bool:
         """Lead until told to stop or deposed; outages are waited out. False if it cannot go on."""
@@ -159,18 +160,24 @@ class Leader:
         pool = self.context.pool
 
         def read(connection: Connection) -> tuple[list[WorkerRow], list[LeasedRow]]:
-            self.instructions.refresh(connection, is_urgent=True)
             return LeaseRepository(connection).ready_workers(pool), BacklogRepository(connection).leased(pool)
 
+        self._begin_with("instructions", partial(self.instructions.refresh, is_urgent=True))
         ready, leased = self.context.transact(read)
         self.fleet.rebuild(ready, leased, self.clock())
         self.queue.restart()
-        self.context.transact(lambda connection: self.shares.restore(connection, leased))
+        self._begin_with("restored_shares", lambda connection: self.shares.restore(connection, leased))
         self.periodic = PeriodicTasks()
         # A Redis that was flushed has forgotten them, and clients look for them now.
-        self._part("publish", self.publisher.publish, is_own=False)
-        self._part("publish_pool", self.publisher.publish_pool, is_own=False)
+        self.context.items.chore("publish", self.publisher.publish)
+        self.context.items.chore("publish_pool", self.publisher.publish_pool)
         logger.info("leader.recovered", term=self.context.term, workers=len(ready), leased=len(leased))
+
+    def _begin_with(self, name: str, read: Callable[[Connection], object]) -> None:
+        """Read what a term should begin with; it begins without what has failed three times."""
+        for _ in range(MAX_FAILURES):
+            if self.context.items.chore(name, lambda: self.context.transact(read)):
+                return
 
     @property
     def is_idle(self) -> bool:
@@ -185,7 +192,7 @@ class Leader:
 
     def turn(self) -> None:
         """Read, admit, listen, answer, dispatch, and do what is due; raises what went wrong at the end."""
-        now = self.clock()
+        now, chore = self.clock(), self.context.items.chore
         self.failure = None
         if self.periodic.reap.is_due(now, is_idle=self.is_idle) or self.fleet.has_strangers:
             self._part("reaper", self._reap)
@@ -193,21 +200,21 @@ class Leader:
             self._deal_with(self.streams.reclaim())
         self._deal_with(self.streams.read(self._block_ms()))
         if self.periodic.hearing.is_due(self.clock(), is_idle=self.is_idle):
-            self._part("hearing", self._judge_hearing)
-        self._part("revokes", lambda: self.control.revoke(self.fleet.jobs_of(self.revokes.take())))
+            chore("hearing", self._judge_hearing)
+        chore("revokes", lambda: self.control.revoke(self.fleet.jobs_of(self.revokes.take())))
         self._part("queue", self.queue.fill)
         if self.clock() >= self.dispatch_from:
             self._part("dispatch", self._dispatch)
             if self.periodic.commands.is_due(self.clock(), is_idle=self.is_idle):
-                self._part("commands", self.commands.send)
-        self._part("endings", self.endings.end_put_aside)
-        self._part("endings", self.endings.end_hopeless)
+                chore("commands", self.commands.send)
+        chore("end_put_aside", self.endings.end_put_aside)
+        chore("end_hopeless", self.endings.end_hopeless)
         self._recurring(self.clock())
         if self.failure is not None:
             raise self.failure
 
     def _part(self, name: str, work: Callable[[], object], *, is_own: bool = True) -> None:
-        """Do one part of a turn; a failure that is not the leader's `own` may lie in what others sent."""
+        """Do what nothing is served without; a failure not the leader's `own` may lie in what others sent."""
         try:
             work()
         except Exception as error:
@@ -247,25 +254,26 @@ class Leader:
             self.context.items.attempt("worker_hearing", worker.incarnation, judge)
 
     def _recurring(self, now: float) -> None:
+        chore = self.context.items.chore
         if self.periodic.publish.is_due(now, is_idle=self.is_idle):
-            self._part("publish", self.publisher.publish, is_own=False)
+            chore("publish", self.publisher.publish)
         if self.periodic.publish_pool.is_due(now):
-            self._part("publish_pool", self.publisher.publish_pool, is_own=False)
+            chore("publish_pool", self.publisher.publish_pool)
         if self.periodic.shares.is_due(now, is_idle=self.is_idle):
-            self._part("shares", self._refresh_shares)
+            chore("shares", self.shares.refresh)
+            chore("outlook", self._look_out)
         if self.periodic.forget_departed.is_due(now):
-            self._part("forget_departed", self.reaper.forget_departed)
+            chore("forget_departed", self.reaper.forget_departed)
         if self.periodic.verify.is_due(now):
-            self._part("verify", self.queue.verify)
+            chore("verify", self.queue.verify)
         if self.periodic.fold_usage.is_due(now):
-            self._part("fold_usage", self._fold_usage, is_own=False)
+            chore("fold_usage", self._fold_usage)
         if self.periodic.retention.is_due(now):
-            self._part("retention", lambda: self._delete_old(now), is_own=False)
+            chore("retention", lambda: self._delete_old(now))
         if self.periodic.collection.is_due(now):
-            self._part("collection", self.collector.sweep, is_own=False)
+            chore("collection", self.collector.sweep)
 
-    def _refresh_shares(self) -> None:
-        self.shares.refresh()
+    def _look_out(self) -> None:
         self.queue.backlog.outlook = self.fleet.outlook()
 
     def _fold_usage(self) -> None:
@@ -284,10 +292,12 @@ class Leader:
         return WAITING_BLOCK_MS if len(self.queue.backlog) else BUSY_BLOCK_MS
 
     def _note_failure(self, error: Exception) -> None:
+        if has_no_group(error):
+            logger.warning("leader.redis_flushed", term=self.context.term, error=told(error))
+            return
         if is_ledger_outage(error) and fault_of(error) is Fault.SERVER:
             self.keeper.contact_lost()
         if is_out_of_memory(error):
             self.dispatch_from = self.clock() + FULL_PAUSE_S
-        logger.error(
-            "leader.failed", term=self.context.term, error=told(error), exc_info=not is_outage(error)
-        )
+        is_own = not is_outage(error)
+        logger.error("leader.failed", term=self.context.term, error=told(error), exc_info=is_own)

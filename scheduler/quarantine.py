@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Final
 
 import structlog
@@ -61,23 +62,26 @@ class Quarantine:
     def judge(self, worker: WorkerState, failures: Sequence[AdapterFailure], now: float) -> None:
         """Act on loads that failed on a worker: its store is left alone, or the revision is set aside."""
         for told in failures:
-            # A worker that has it in memory shows that it is good, whatever another makes of its files.
-            is_served = any(
-                told.revision in other.loaded
-                for other in self._fleet.able_to_load(rank=0)
-                if other is not worker
+            self._context.items.attempt(
+                "adapter_failure", told.revision, partial(self._judge, worker, told, now)
             )
-            if not told.retryable and not is_served:
-                self._set_aside_revision(told, None)
-                continue
-            failure = self._failures.failure(told.revision, worker.store, told.code, told.message, now)
-            if failure is None:
-                continue
-            able = self._fleet.able_to_load(self._catalogue.rank(told.revision))
-            if not is_served and self._failures.is_to_blame(failure, {other.store for other in able}):
-                self._set_aside_revision(told, failure)
-            else:
-                self._cool(failure)
+
+    def _judge(self, worker: WorkerState, told: AdapterFailure, now: float) -> None:
+        # A worker that has it in memory shows that it is good, whatever another makes of its files.
+        is_served = any(
+            told.revision in other.loaded for other in self._fleet.able_to_load(rank=0) if other is not worker
+        )
+        if not told.retryable and not is_served:
+            self._set_aside_revision(told, None)
+            return
+        failure = self._failures.failure(told.revision, worker.store, told.code, told.message, now)
+        if failure is None:
+            return
+        able = self._fleet.able_to_load(self._catalogue.rank(told.revision))
+        if not is_served and self._failures.is_to_blame(failure, {other.store for other in able}):
+            self._set_aside_revision(told, failure)
+        else:
+            self._cool(failure)
 
     def note_loads(self, worker: WorkerState, loaded: Collection[str], now: float) -> None:
         """Take note of what a worker loaded: its store gives, and what was set aside is trusted again."""
@@ -89,7 +93,7 @@ class Quarantine:
         if worker.is_ready and not worker.is_draining:
             # Also what it had before: the word of its load may have been lost, or heard by another leader.
             for revision in sorted(worker.loaded.intersection(self.revisions)):
-                self._lift(revision, worker)
+                self._context.items.attempt("adapter_lift", revision, partial(self._lift, revision, worker))
 
     def follow_catalogue(self) -> None:
         """After a change of the catalogue: end queued jobs of what is quarantined, trust what was added.
@@ -129,13 +133,13 @@ class Quarantine:
         for incarnation, revisions in asked.items():
             # There may be room for one load only: each comes first in its turn.
             first = self._num_retries % len(revisions)
-            command = Command(
-                kind="prefetch",
-                term=self._context.term,
-                revisions=(*revisions[first:], *revisions[:first]),
-            )
-            self._context.command_worker(incarnation, command)
-            logger.info("adapters.tried_again", incarnation=incarnation, revisions=len(revisions))
+            load = partial(self._have_loaded, incarnation, (*revisions[first:], *revisions[:first]))
+            self._context.items.attempt("worker_retries", incarnation, load)
+
+    def _have_loaded(self, incarnation: str, revisions: tuple[str, ...]) -> None:
+        command = Command(kind="prefetch", term=self._context.term, revisions=revisions)
+        self._context.command_worker(incarnation, command)
+        logger.info("adapters.tried_again", incarnation=incarnation, revisions=len(revisions))
 
     def _cool(self, failure: StoreFailure) -> None:
         row = _row(failure, failure.failed_at)

@@ -68,32 +68,31 @@ class Reaper:
         if self._unprompted.is_due(now) or picture is None or picture != self._seen:
             self._go(is_idle=is_idle)
             self._seen = picture
-        self.quarantine.try_again()
+        self.context.items.chore("quarantine_retries", self.quarantine.try_again)
 
     def _go(self, *, is_idle: bool) -> None:
         found = self.context.transact(partial(self._look, is_urgent=is_idle))
         self.endings.follow(found.expired)
         self.fleet.take_roll(found.ready)
-        self.quarantine.follow_catalogue()
+        self.context.items.chore("quarantine", self.quarantine.follow_catalogue)
         if found.silent and self.may_reap():
             for worker in found.silent:
                 self.context.items.attempt("worker_loss", worker.incarnation, partial(self._lose, worker))
 
     def forget_departed(self) -> None:
         """Forget workers that have left in order, with their queues."""
-        names = self.fleet.unready()
-        if not names:
-            return
-        rows = self.context.transact(lambda c: [WorkerRepository(c).get(name) for name in names])
-        for name, row in zip(names, rows, strict=True):
-            if row is None or row.state in ("gone", "lost"):
-                self.context.items.attempt("worker_departure", name, partial(self._forget, name))
+        for name in self.fleet.unready():
+            self.context.items.attempt("worker_departure", name, partial(self._forget_if_left, name))
 
     def _look(self, connection: Connection, *, is_urgent: bool) -> Round:
         pool = self.context.pool
         leases = LeaseRepository(connection)
-        self.catalogue.refresh(connection)
-        self.instructions.refresh(connection, is_urgent=is_urgent)
+        chore = self.context.items.chore
+        chore("catalogue", lambda: _read_apart(connection, self.catalogue.refresh))
+        chore(
+            "instructions",
+            lambda: _read_apart(connection, partial(self.instructions.refresh, is_urgent=is_urgent)),
+        )
         return Round(
             expired=JobRepository(connection).expire_due(pool, MAX_EXPIRED),
             ready=leases.ready_workers(pool),
@@ -120,7 +119,10 @@ class Reaper:
         self.events.take_in([pair.job_id for pair in lost.requeued])
         self._clear_away(name)
 
-    def _forget(self, incarnation: str) -> None:
+    def _forget_if_left(self, incarnation: str) -> None:
+        row = self.context.transact(lambda connection: WorkerRepository(connection).get(incarnation))
+        if row is not None and row.state not in ("gone", "lost"):
+            return
         self._clear_away(incarnation)
         logger.info("worker.left", incarnation=incarnation)
 
@@ -133,6 +135,12 @@ class Reaper:
         pipeline.delete(self.context.keys.commands(incarnation), *_queue_keys(queue))
         pipeline.srem(Channel.keyprefix_queue % DEFAULT_EXCHANGE, Channel.sep.join((queue, "", queue)))
         pipeline.execute()
+
+
+def _read_apart(connection: Connection, read: Callable[[Connection], object]) -> None:
+    """Read behind a savepoint, so that the transaction can go on without it."""
+    with connection.begin_nested():
+        read(connection)
 
 
 def _queue_keys(queue: str) -> Sequence[str]:

@@ -54,37 +54,46 @@ class WorkerCommands:
     """When a worker was told of a revision, or to drain (an empty one)."""
 
     def send(self) -> None:
-        """Look at all workers once."""
-        now = self.clock()
+        """Look at all workers once; what fails for one of them keeps no other from its turn."""
+        now, chore = self.clock(), self.context.items.chore
         self._told = {key: at for key, at in self._told.items() if now - at < REPEAT_ADAPTER_S}
-        self._drain(now)
+        chore("drains", partial(self._drain, now))
         views = self.fleet.views(now)
-        idle = [view for view in views if _is_idle(view)]
-        # Whoever was idle before has had its turn at the backlog since.
-        self._recall([view for view in idle if view.incarnation in self._idle], now)
-        self._idle = frozenset(view.incarnation for view in idle)
-        self._follow(self.lookahead(self.queue.backlog, views, now), now)
+        chore("recalls", partial(self._recall, views, now))
+        chore("lookahead", partial(self._look_ahead, views, now))
 
     def _drain(self, now: float) -> None:
         for incarnation in self.instructions.draining:
-            worker = self.fleet.find(incarnation)
-            is_told = now - self._told.get((incarnation, ""), float("-inf")) < REPEAT_DRAIN_S
-            if not is_told and not (worker and worker.is_draining):
-                self._told[incarnation, ""] = now
-                self._command(incarnation, "drain")
+            self.context.items.attempt(
+                "worker_drain", incarnation, partial(self._drain_one, incarnation, now)
+            )
 
-    def _recall(self, idle: Sequence[WorkerView], now: float) -> None:
-        if not idle or not self.queue.is_plannable:
+    def _drain_one(self, incarnation: str, now: float) -> None:
+        worker = self.fleet.find(incarnation)
+        is_told = now - self._told.get((incarnation, ""), float("-inf")) < REPEAT_DRAIN_S
+        if not is_told and not (worker and worker.is_draining):
+            self._command(incarnation, "drain")
+            self._told[incarnation, ""] = now
+
+    def _recall(self, views: Sequence[WorkerView], now: float) -> None:
+        idle = [view for view in views if _is_idle(view)]
+        # Whoever was idle before has had its turn at the backlog since.
+        still_idle = [view for view in idle if view.incarnation in self._idle]
+        self._idle = frozenset(view.incarnation for view in idle)
+        if not still_idle or not self.queue.is_plannable:
             return
-        found = recalls(idle, self.fleet.ready(), self.catalogue.rank, now)
-        for worker, job_ids in found:
-            for job_id in job_ids:
-                worker.outstanding[job_id].is_recalled = True
-            worker.no_lead_until = now + NO_LEAD_S
-            self._command(worker.incarnation, "recall", job_ids=tuple(job_ids))
+        for worker, job_ids in recalls(still_idle, self.fleet.ready(), self.catalogue.rank, now):
+            recall = partial(self._recall_from, worker, job_ids, now)
+            self.context.items.attempt("worker_recall", worker.incarnation, recall)
 
-    def _follow(self, plans: Sequence[AdapterPlan], now: float) -> None:
-        for plan in plans:
+    def _recall_from(self, worker: WorkerState, job_ids: Sequence[UUID], now: float) -> None:
+        for job_id in job_ids:
+            worker.outstanding[job_id].is_recalled = True
+        worker.no_lead_until = now + NO_LEAD_S
+        self._command(worker.incarnation, "recall", job_ids=tuple(job_ids))
+
+    def _look_ahead(self, views: Sequence[WorkerView], now: float) -> None:
+        for plan in self.lookahead(self.queue.backlog, views, now):
             work = partial(self._follow_one, plan, now)
             self.context.items.attempt("worker_adapters", plan.incarnation, work)
 

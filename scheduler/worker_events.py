@@ -46,21 +46,24 @@ class WorkerEvents:
         """Take over what workers say, then acknowledge it."""
         came_back: list[UUID] = []
         for entry in entries:
-            try:
-                event = WorkerEvent.from_entry(dict(entry.fields))
-                answered = _answered(entry)
-            except ValueError as error:
-                logger.warning("worker_event.malformed", entry_id=entry.entry_id, error=str(error)[:300])
-                continue
-            came_back += [job.job_id for job in event.ended if job.state is JobState.QUEUED]
-            worker = self.fleet.get(event.incarnation)
-            if worker is not None:
-                # Should it fail, the worker's next heartbeat makes good what it told; the third time in a row
-                # the worker is not planned for a while.
-                take = partial(self._take, worker, event, answered)
-                self.context.items.attempt("worker_events", worker.incarnation, take)
+            self.context.items.attempt("worker_event", entry.name, partial(self._hear, entry, came_back))
         self.take_in(came_back)
         self.streams.acknowledge(entries)
+
+    def _hear(self, entry: StreamEntry, came_back: list[UUID]) -> None:
+        try:
+            event = WorkerEvent.from_entry(dict(entry.fields))
+            answered = _answered(entry)
+        except ValueError as error:
+            logger.warning("worker_event.malformed", entry_id=entry.entry_id, error=str(error)[:300])
+            return
+        came_back += [job.job_id for job in event.ended if job.state is JobState.QUEUED]
+        worker = self.fleet.get(event.incarnation)
+        if worker is not None:
+            # Should it fail, the worker's next heartbeat makes good what it told; the third time in a row
+            # the worker is not planned for a while.
+            take = partial(self._take, worker, event, answered)
+            self.context.items.attempt("worker_events", worker.incarnation, take)
 
     def take_in(self, job_ids: Sequence[UUID]) -> None:
         """Let jobs wait again that came back; those of a quarantined adapter end instead.
@@ -71,7 +74,7 @@ class WorkerEvents:
             return
         logger.info("jobs.requeued", jobs=came_back, job_ids=[str(job_id) for job_id in job_ids[:20]])
         if self.quarantine.revisions:
-            self.quarantine.end_jobs()
+            self.context.items.chore("quarantined_jobs", self.quarantine.end_jobs)
 
     def _take(self, worker: WorkerState, event: WorkerEvent, answered: UUID | None) -> None:
         now = self.clock()

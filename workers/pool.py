@@ -14,8 +14,12 @@ import structlog
 from billiard.einfo import ExceptionInfo
 from celery.concurrency.base import BasePool, apply_target
 from kombu.asynchronous import Hub
+from kombu.exceptions import DecodeError
 
+from db.records import JobAttempt
+from lorayard.contract.reading import UnreadableRequest
 from lorayard.contract.tasks import RUN_MICRO_BATCH
+from workers.tasks import only_job_in, unreadable
 
 SIDE_THREADS = 2
 
@@ -39,6 +43,10 @@ class BatchesInFlight(Protocol):
 
     def cancel_task(self, task_id: str) -> None:
         """Cancel the jobs of this micro-batch."""
+        ...
+
+    def reject(self, task_id: str, key: JobAttempt, error: UnreadableRequest) -> None:
+        """End a job of this micro-batch that cannot be read."""
         ...
 
 
@@ -115,12 +123,23 @@ class TaskPool(BasePool):
         try:
             ticket.traced = Traced(*target(*args))
         except Exception as error:
-            # Left to the hub, it would end the consumer. The leader misses the jobs, and sends them again.
+            # Left to the hub, it would end the consumer.
             logger.exception("micro_batch.not_read", task_id=task_id, error=str(error)[:300])
             ticket.traced = Traced(1, ExceptionInfo(), 0.0)
+            if isinstance(error, (DecodeError, TypeError, ValueError)):
+                self._reject_alone(task_id, args[3], str(error)[:300])
         if ticket.terminated:
             self.batches.cancel_task(task_id)
         self._end_tickets()
+
+    def _reject_alone(self, task_id: str, body: Any, reason: str) -> None:
+        """End the job of a body that cannot be read, if it is the only one there and can be named.
+
+        Others the leader misses, and sends again: each by itself, because any of them may be to blame.
+        """
+        job = only_job_in(body.encode(errors="replace") if isinstance(body, str) else bytes(body))
+        if job is not None:
+            self.batches.reject(task_id, job, unreadable(reason))
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         """Cancel a micro-batch's jobs (Flower's terminate); Celery itself reports the task revoked."""

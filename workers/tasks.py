@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 import structlog
@@ -16,6 +17,12 @@ from lorayard.contract.messages import BatchJob, MicroBatch
 from lorayard.contract.reading import UnreadableRequest
 from lorayard.contract.tasks import PING, RUN_MICRO_BATCH
 from lorayard.contract.version import RELEASE
+
+_TOKENS: Final = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"?(\s*:)?|([\[\]{}])|(-?\d+)', re.DOTALL)
+"""A string's text and the colon after it if it is a name, a bracket, or a number."""
+
+_JOB_DEPTH: Final = 5
+"""The brackets around a job's own fields: Celery's triple, its arguments, the batch, its jobs, the job."""
 
 logger = structlog.get_logger(__name__)
 
@@ -60,8 +67,38 @@ def _readable(job: Any, engine: Joinable, task_id: str) -> BatchJob | None:
     logger.warning("micro_batch.job_unreadable", task_id=task_id, error=reason)
     with suppress(TypeError, ValueError, KeyError):
         key = JobAttempt(UUID(job["job_id"]), int(job["attempt"]))
-        message = f"worker {RELEASE} cannot read the job as its scheduler sent it: {reason}"
-        engine.reject(task_id, key, UnreadableRequest("unreadable_job", message))
+        engine.reject(task_id, key, unreadable(reason))
+    return None
+
+
+def unreadable(reason: str) -> UnreadableRequest:
+    """Say why a job ends that came in a form that cannot be read."""
+    message = f"worker {RELEASE} cannot read the job as its scheduler sent it: {reason}"
+    return UnreadableRequest("unreadable_job", message)
+
+
+def only_job_in(body: bytes) -> JobAttempt | None:
+    """Find the attempt that a micro-batch of one job is about, although its body is not JSON.
+
+    None if it has several jobs, may have had, or does not name the one. Only what is at the depth of a job's
+    own fields counts: what users wrote is in strings or lies deeper.
+    """
+    jobs: list[dict[bytes, bytes]] = []
+    depth, name, is_whole = 0, b"", False
+    for token in _TOKENS.finditer(body):
+        text, colon, bracket, number = token.groups()
+        if bracket is not None:
+            is_whole |= bracket == b"]" and depth == _JOB_DEPTH - 1
+            depth += 1 if bracket in b"[{" else -1
+            jobs += [{}] if bracket == b"{" and depth == _JOB_DEPTH else []
+        elif colon is not None:
+            name = text
+        elif depth == _JOB_DEPTH and jobs:
+            jobs[-1].setdefault(name, text if number is None else number)
+    if not is_whole or len(jobs) != 1:
+        return None
+    with suppress(KeyError, ValueError):
+        return JobAttempt(UUID(jobs[0][b"job_id"].decode()), int(jobs[0][b"attempt"]))
     return None
 
 

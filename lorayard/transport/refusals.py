@@ -10,6 +10,7 @@ from redis import exceptions as redis_errors
 _PRIMARY: Final = "point LORAYARD_REDIS_URL at the primary, not at a replica"
 _CLUSTER: Final = "point LORAYARD_REDIS_URL at a single server, a Redis cluster is not supported"
 _CREDENTIALS: Final = "check the user and the password in LORAYARD_REDIS_URL"
+_FLUSHED: Final = "wait a moment: it was flushed or replaced, and the leader makes its consumer groups again"
 
 _REMEDIES: Final = {
     "MISCONF": "free space on the server's disk or make it writable, its log says what failed",
@@ -27,6 +28,8 @@ _REMEDIES: Final = {
     "CLUSTERDOWN": _CLUSTER,
     "TRYAGAIN": _CLUSTER,
     "LOADING": "wait until it has loaded its data, then submit again",
+    "NOGROUP": _FLUSHED,
+    "stream key no longer exists": _FLUSHED,
     "BUSY": "wait for the script that it runs and submit again, or end that with SCRIPT KILL",
     "WRONGTYPE": "give Lorayard a database of its own, another application uses names of it",
     "DB index is out of range": "correct the database number at the end of LORAYARD_REDIS_URL",
@@ -55,6 +58,11 @@ def is_out_of_memory(answer: object) -> bool:
         found = _CODES.search(sentence_of(answer))
         return found is not None and found[1] == "OOM"
     return isinstance(answer, BaseException) and is_out_of_memory(answer.__cause__)
+
+
+def has_no_group(error: BaseException) -> bool:
+    """Whether it is the error of a Redis that has lost the consumer groups that were made there."""
+    return isinstance(error, redis_errors.RedisError) and remedy_of(error) == _FLUSHED
 
 
 def explained(error: redis_errors.RedisError) -> str:

@@ -65,7 +65,7 @@ def test_a_redis_flushed_six_times_under_load_costs_no_accepted_job(rig: PoolRig
         return succeed(job)
 
     job_ids = []
-    with rig.scheduler(), ScriptedWorker(rig, work), ScriptedWorker(rig, work):
+    with capture_logs() as log, rig.scheduler(), ScriptedWorker(rig, work), ScriptedWorker(rig, work):
         for _ in range(6):
             wave = rig.submit(40)
             eventually(partial(rig.has_admitted, wave))
@@ -74,6 +74,8 @@ def test_a_redis_flushed_six_times_under_load_costs_no_accepted_job(rig: PoolRig
         rig.wait_for(JobState.SUCCEEDED, *job_ids, timeout_s=60.0)
 
     assert rig.counts() == {"succeeded": len(job_ids)}
+    assert [line for line in log if line["event"] == "leader.redis_flushed"]
+    assert not [line for line in log if line["event"] == "leader.failed"], "a flush is no failure"
 
 
 def test_a_job_that_no_worker_can_be_sent_fails_after_six_losses_and_its_neighbours_run(

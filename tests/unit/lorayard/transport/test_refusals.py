@@ -7,7 +7,7 @@ from redis._parsers.base import BaseParser
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from lorayard.transport.refusals import remedy_of, sentence_of
+from lorayard.transport.refusals import has_no_group, remedy_of, sentence_of
 
 SAID = [
     ("MISCONF Errors writing to the AOF file: No space left on device", "free space on the server's disk"),
@@ -25,6 +25,8 @@ SAID = [
     ("CROSSSLOT Keys in request don't hash to the same slot", "a Redis cluster is not supported"),
     ("CLUSTERDOWN Hash slot not served", "a Redis cluster is not supported"),
     ("LOADING Redis is loading the dataset in memory", "wait until it has loaded"),
+    ("NOGROUP No such key 'x' or consumer group 'leader' in XREADGROUP", "makes its consumer groups again"),
+    ("UNBLOCKED the stream key no longer exists", "makes its consumer groups again"),
     ("BUSY Redis is busy running a script. You can only call SCRIPT KILL", "wait for the script"),
     ("WRONGTYPE Operation against a key holding the wrong kind of value", "a database of its own"),
     ("ERR DB index is out of range", "correct the database number"),
@@ -42,6 +44,7 @@ def test_the_code_chooses_the_remedy_and_the_sentence_is_the_servers(line: str, 
 
     assert remedy in (remedy_of(error) or "")
     assert ";" not in (remedy_of(error) or ";")
+    assert has_no_group(error) == ("groups" in remedy)
     if not line.startswith(("ERR", "MOVED", "ASK")):
         assert sentence_of(error) == line
 
