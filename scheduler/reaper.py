@@ -88,11 +88,9 @@ class Reaper:
         pool = self.context.pool
         leases = LeaseRepository(connection)
         chore = self.context.items.chore
+        heed = partial(self.instructions.refresh, is_urgent=is_urgent)
         chore("catalogue", lambda: _read_apart(connection, self.catalogue.refresh))
-        chore(
-            "instructions",
-            lambda: _read_apart(connection, partial(self.instructions.refresh, is_urgent=is_urgent)),
-        )
+        chore("instructions", lambda: _read_apart(connection, heed))
         return Round(
             expired=JobRepository(connection).expire_due(pool, MAX_EXPIRED),
             ready=leases.ready_workers(pool),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ import httpcore
 import httpx
 
 from workers.webhooks.addresses import AddressBlocked, AddressPolicy
+from workers.webhooks.running_time import RunningTime
 
 MAX_READ_BYTES: Final = 65_536
 """Of one answer: its head, the informational ones before it, and what is read of its body."""
@@ -57,7 +59,12 @@ class BoundedStream(httpcore.AsyncNetworkStream):
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> httpcore.AsyncNetworkStream:
         """Go on in TLS."""
-        return BoundedStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+        try:
+            async with _connecting(timeout):
+                return BoundedStream(await self._stream.start_tls(ssl_context, server_hostname))
+        except httpcore.ConnectTimeout:
+            await self.aclose()
+            raise
 
     def get_extra_info(self, info: str) -> Any:
         """Tell what the transport knows."""
@@ -84,9 +91,10 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         for address in ADDRESSES.get():
             self._policy.check(host, [address])
             try:
-                stream = await self._backend.connect_tcp(
-                    address, port, timeout, local_address, socket_options
-                )
+                async with _connecting(timeout):
+                    stream = await self._backend.connect_tcp(
+                        address, port, None, local_address, socket_options
+                    )
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
             else:
@@ -106,6 +114,16 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
     async def sleep(self, seconds: float) -> None:
         """Wait between connection retries."""
         await asyncio.sleep(seconds)
+
+
+@asynccontextmanager
+async def _connecting(limit_s: float | None) -> AsyncIterator[None]:
+    """Limit what it takes to connect, as httpcore does; here only time in which the loop ran counts."""
+    try:
+        async with RunningTime(limit_s):
+            yield
+    except TimeoutError as error:
+        raise httpcore.ConnectTimeout from error
 
 
 class GuardedTransport(httpx.AsyncHTTPTransport):

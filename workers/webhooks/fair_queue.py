@@ -50,6 +50,8 @@ class QueuedDelivery(Generic[T]):
     """Its place among those of one round: the order in which they came."""
     is_proven: bool = False
     """Whether its receiver did well lately; in its place, whether that is one kept for such receivers."""
+    began_at: float = float("-inf")
+    """When it was given its place."""
 
 
 class GivenBack(NamedTuple, Generic[T]):
@@ -189,7 +191,7 @@ class FairQueue(Generic[T]):
         """Free a place; `ok` tells how the receiver did, None that it was not asked."""
         self._in_flight.add(delivery, -1)
         if ok is not None:
-            self._hosts.record(_receiver(delivery), ok=ok, now=now)
+            self._hosts.record(_receiver(delivery), ok=ok, began_at=delivery.began_at, now=now)
         self._hosts.end(_receiver(delivery))
 
     def take_paused(self, now: float) -> list[GivenBack[T]]:
@@ -229,6 +231,7 @@ class FairQueue(Generic[T]):
     def _begin(self, delivery: QueuedDelivery[T], now: float) -> QueuedDelivery[T]:
         self._remove(delivery)
         delivery.is_proven = self._may_have_kept(delivery, now)
+        delivery.began_at = now
         self._in_flight.add(delivery, 1)
         self._hosts.begin(_receiver(delivery))
         if delivery.turn > self._round:

@@ -24,6 +24,7 @@ class _Record:
     in_flight: int = 0
     failures: int = 0
     failed_at: float = float("-inf")
+    paused_at: float = float("-inf")
     paused_until: float = float("-inf")
 
 
@@ -54,13 +55,18 @@ class Hosts:
         if not record.in_flight and not record.failures:
             del self._hosts[receiver]
 
-    def record(self, receiver: Receiver, *, ok: bool, now: float) -> None:
-        """Count an answer: some failures in a row pause a receiver, each further one for twice as long."""
+    def record(self, receiver: Receiver, *, ok: bool, began_at: float, now: float) -> None:
+        """Count an answer: some failures in a row pause a receiver, each further one for twice as long.
+
+        Whatever was on its way when a pause began fails for the reason of that pause, and is no further one.
+        """
         record = self._hosts.setdefault(receiver, _Record())
+        if not ok and began_at <= record.paused_at:
+            return
         record.failures = 0 if ok else record.failures + 1
         self._accepted_at.pop(receiver, None)
         if ok:
-            record.paused_until = float("-inf")
+            record.paused_at = record.paused_until = float("-inf")
             self._accepted_at[receiver] = now
             if len(self._accepted_at) > self._max_remembered:
                 self._accepted_at.popitem(last=False)
@@ -68,6 +74,7 @@ class Hosts:
         record.failed_at = now
         if record.failures >= FAILURES_TO_OPEN:
             doublings = min(record.failures - FAILURES_TO_OPEN, 10)
+            record.paused_at = now
             record.paused_until = now + min(FIRST_PAUSE_S * 2.0**doublings, MAX_PAUSE_S)
         self._hosts.move_to_end(receiver)
         self._forget(now)

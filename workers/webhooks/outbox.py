@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple, TypeVar
@@ -17,6 +16,7 @@ from db.records import Delivery
 from db.repositories.tenants import TenantRepository
 from db.repositories.webhooks import HAS_UNCLAIMED, WebhookRepository
 from workers.webhooks.notices import Notices
+from workers.webhooks.running_time import RunningTime
 from workers.webhooks.schedule import DeliveryAttempt, DeliveryVerdict
 
 T = TypeVar("T")
@@ -134,16 +134,16 @@ class Outbox:
                 return webhooks.dead(delivery.id, delivery.claim, attempt.status, error)
             return webhooks.retry(delivery.id, delivery.claim, verdict.in_s, attempt.status, error)
 
-        deadline = time.monotonic() + patience_s
-        while True:
-            try:
-                return await self._in_ledger(finish)
-            except Exception as error:
-                if not is_ledger_outage(error):
-                    raise
-                if time.monotonic() >= deadline:
-                    return None
-                await asyncio.sleep(OUTAGE_PAUSE_S)
+        async with RunningTime() as time:
+            while True:
+                try:
+                    return await self._in_ledger(finish)
+                except Exception as error:
+                    if not is_ledger_outage(error):
+                        raise
+                    if time.passed_s >= patience_s:
+                        return None
+                    await asyncio.sleep(OUTAGE_PAUSE_S)
 
     async def release(self, given_back: Sequence[tuple[Delivery, float]]) -> None:
         """Give claims back unused, each to be claimed again after so many seconds at the earliest."""

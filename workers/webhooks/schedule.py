@@ -20,7 +20,7 @@ _THROTTLED = (429, 503)
 class DeliveryAttempt:
     """What came of one try; `status` is None if no answer came, `refused` if we would not even ask.
 
-    `is_ours` if it says nothing about the receiver.
+    `is_ours` if it says nothing about the receiver, `is_soon` if it is tried again after the first delay.
     """
 
     status: int | None
@@ -28,6 +28,7 @@ class DeliveryAttempt:
     retry_after_s: float | None = None
     refused: bool = False
     is_ours: bool = False
+    is_soon: bool = False
 
     @property
     def accepted(self) -> bool:
@@ -51,7 +52,7 @@ def judge(
         return DeliveryVerdict("delivered")
     if attempt.refused or attempt.status == _GONE or tries > len(delays_s):
         return DeliveryVerdict("dead")
-    delay_s = delays_s[tries - 1] * (1.0 + JITTER * uniform)
+    delay_s = delays_s[0 if attempt.is_soon else tries - 1] * (1.0 + JITTER * uniform)
     if attempt.status in _THROTTLED and attempt.retry_after_s is not None:
         delay_s = max(delay_s, min(attempt.retry_after_s, MAX_RETRY_AFTER_S))
     return DeliveryVerdict("retry", delay_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Self
@@ -15,11 +16,16 @@ import structlog
 from workers.webhooks.addresses import AddressBlocked, AddressPolicy
 from workers.webhooks.connections import ADDRESSES, GuardedTransport
 from workers.webhooks.lookup import MAX_ADDRESSES, Lookups, Target
+from workers.webhooks.running_time import RunningTime
 from workers.webhooks.schedule import DeliveryAttempt
 
 MAX_ANSWER_BYTES: Final = 2048
 CONNECT_TIMEOUT_S: Final = 5.0
 """For one address, and for a look-up."""
+
+STOOD_STILL_S: Final = 5.0
+"""What fails without an answer says nothing of the receiver if this process stood still for so long during
+the try: the other side may have given us up."""
 
 _FIXED_HEADERS = {
     "accept": "*/*",
@@ -67,16 +73,17 @@ class Sender:
         self, target: Target, lookup: asyncio.Future[list[str]]
     ) -> list[str] | DeliveryAttempt:
         """Wait for a look-up: the addresses to try, or the attempt that has failed already."""
-        done, _ = await asyncio.wait({lookup}, timeout=self._connect_timeout_s)
-        if not done:
-            return DeliveryAttempt(
-                None, f"host {target.host!r} does not resolve within {self._connect_timeout_s:g} s"
-            )
+        time = RunningTime(self._connect_timeout_s)
+        failed = f"host {target.host!r} does not resolve"
         try:
+            async with time:
+                await asyncio.wait({lookup})
             addresses = lookup.result()
             self._policy.check(target.host, addresses)
+        except TimeoutError:
+            return _judged(DeliveryAttempt(None, f"{failed} within {self._connect_timeout_s:g} s"), time)
         except OSError as error:
-            return DeliveryAttempt(None, f"host {target.host!r} does not resolve: {error}")
+            return _judged(DeliveryAttempt(None, f"{failed}: {error}"), time)
         except (AddressBlocked, ValueError) as error:
             return DeliveryAttempt(None, str(error), refused=True)
         return addresses[:MAX_ADDRESSES]
@@ -90,12 +97,16 @@ class Sender:
             target.url,
             content=body.encode(),
             headers=_FIXED_HEADERS | target.authorization | headers,
-            extensions={"timeout": self._timeouts()},
+            # The others are for each read or write: a host that drips bytes would hold the place for hours.
+            extensions={"timeout": {"connect": self._connect_timeout_s}},
         )
         ADDRESSES.set(addresses)
+        time = RunningTime(self._timeout_s)
+        return _judged(await self._post(request, target.host, time), time)
+
+    async def _post(self, request: httpx.Request, host: str, time: RunningTime) -> DeliveryAttempt:
         try:
-            # httpx's own limit is for each read: a host that drips bytes would hold the place for hours.
-            async with asyncio.timeout(self._timeout_s):
+            async with time:
                 return await self._ask(request)
         except AddressBlocked as error:
             return DeliveryAttempt(None, str(error), refused=True)
@@ -105,16 +116,8 @@ class Sender:
             return DeliveryAttempt(None, _worded(error))
         except Exception as error:
             # Whatever a library makes of an answer that nobody foresaw: the receiver's, and worth a look.
-            logger.exception("webhook.odd_answer", host=target.host)
+            logger.exception("webhook.odd_answer", host=host)
             return DeliveryAttempt(None, _worded(error))
-
-    def _timeouts(self) -> dict[str, float]:
-        return {
-            "connect": self._connect_timeout_s,
-            "read": self._timeout_s,
-            "write": self._timeout_s,
-            "pool": self._timeout_s,
-        }
 
     async def _ask(self, request: httpx.Request) -> DeliveryAttempt:
         answer = await self._transport.handle_async_request(request)
@@ -122,6 +125,14 @@ class Sender:
             return DeliveryAttempt(answer.status_code, await _complaint(answer), _retry_after_s(answer))
         finally:
             await answer.aclose()
+
+
+def _judged(attempt: DeliveryAttempt, time: RunningTime) -> DeliveryAttempt:
+    """Take upon us what failed without an answer while this process stood still; it is soon tried again."""
+    if attempt.status is not None or attempt.refused or time.stood_still_s < STOOD_STILL_S:
+        return attempt
+    error = f"the relay stood still for {time.stood_still_s:.1f} s: {attempt.error}"
+    return replace(attempt, error=error, is_ours=True, is_soon=True)
 
 
 def _worded(error: Exception) -> str:

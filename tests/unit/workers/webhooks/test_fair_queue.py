@@ -163,6 +163,21 @@ def test_a_paused_receiver_is_given_back_until_its_pause_ends() -> None:
     assert queue.offer(delivery("umbrella", "bad.example"), 10.0) == 0.0
 
 
+def test_sends_that_fail_together_open_one_pause_and_a_probe_that_fails_doubles_it_once() -> None:
+    queue: FairQueue[str] = FairQueue(C)
+    begun = started(queue, *(delivery("acme", "bad.example") for _ in range(C // 4)))
+    assert len(begun) == C // 4
+
+    for n, one in enumerate(begun):
+        queue.end(one, HANGS_S + n / 100, ok=False)
+
+    opened_at = HANGS_S + (FAILURES_TO_OPEN - 1) / 100
+    assert queue.offer(delivery("acme", "bad.example"), opened_at) == FIRST_PAUSE_S
+    (probe,) = started(queue, *(delivery("acme", "bad.example") for _ in range(3)), now=60.0)
+    queue.end(probe, 75.0, ok=False)
+    assert queue.offer(delivery("acme", "bad.example"), 75.0) == 2 * FIRST_PAUSE_S
+
+
 def test_what_waits_when_its_receiver_is_paused_is_given_back_too() -> None:
     queue: FairQueue[str] = FairQueue(8)
     begun = [started(queue, delivery("acme", "bad.example"))[0]]
@@ -172,7 +187,7 @@ def test_what_waits_when_its_receiver_is_paused_is_given_back_too() -> None:
         queue.end(one, 0.0, ok=False)
     queue.offer(delivery("acme", "bad.example"), 0.0)
     for _ in range(FAILURES_TO_OPEN):
-        queue._hosts.record(("acme", "bad.example"), ok=False, now=0.0)
+        queue._hosts.record(("acme", "bad.example"), ok=False, began_at=0.0, now=0.0)
 
     (given_back,) = queue.take_paused(0.0)
 

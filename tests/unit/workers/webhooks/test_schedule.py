@@ -26,6 +26,13 @@ def test_every_try_has_its_delay_until_none_is_left() -> None:
     assert verdicts[-1].action == "dead"
 
 
+def test_what_was_our_own_standstill_is_soon_tried_again_and_not_forever() -> None:
+    ours = DeliveryAttempt(None, "the relay stood still", is_ours=True, is_soon=True)
+
+    assert judge(ours, 7, 0.0).in_s == RETRY_DELAYS_S[0]
+    assert judge(ours, len(RETRY_DELAYS_S) + 1, 0.0).action == "dead"
+
+
 def test_jitter_only_lengthens_a_delay() -> None:
     assert judge(DeliveryAttempt(500), 1, 0.5).in_s == pytest.approx(5.0 * (1 + JITTER / 2))
 
