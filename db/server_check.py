@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 from sqlalchemy import Connection, text
 
-from db.database import Database
+from db.database import MAX_HOLD_MS, Database
 from db.judge import explain, is_ledger_outage
 from lorayard.process.environment import refuse
 
@@ -54,7 +54,7 @@ def require_usable_ledger(program: str, url: str) -> None:
 
     A ledger that does not answer is ridden out like any outage.
     """
-    database = Database(url, pool_size=1, statement_timeout_ms=LOOK_TIMEOUT_MS, name=program)
+    database = look_database(url, program)
     try:
         refusal = database.run(refusal_of)
     except Exception as error:
@@ -66,3 +66,10 @@ def require_usable_ledger(program: str, url: str) -> None:
         database.dispose()
     if refusal is not None:
         refuse(program, f"the Postgres at {database.safe_url} cannot be used: {refusal}")
+
+
+def look_database(url: str, program: str) -> Database:
+    """Make the one connection for what a service asks the ledger before it begins."""
+    return Database(
+        url, pool_size=1, statement_timeout_ms=LOOK_TIMEOUT_MS, lock_timeout_ms=MAX_HOLD_MS, name=program
+    )

@@ -7,10 +7,9 @@ from uuid import UUID
 import structlog
 from redis import Redis
 
-from db import Database
 from db.judge import explain, is_ledger_outage
 from db.repositories.terms import TermRepository
-from db.server_check import LOOK_TIMEOUT_MS
+from db.server_check import look_database
 from lorayard.contract.keys import PoolKeys
 from lorayard.process.environment import refuse
 from lorayard.transport.connections import for_probe
@@ -40,7 +39,7 @@ def require_own_pool(redis_url: str, database_url: str, pool: str) -> None:
 
     Servers that do not answer are ridden out: the worker looks again once it is registered.
     """
-    database = Database(database_url, pool_size=1, statement_timeout_ms=LOOK_TIMEOUT_MS, name="workers")
+    database = look_database(database_url, "workers")
     try:
         ours = database.run(lambda connection: TermRepository(connection).ledger_id())
         with for_probe(redis_url) as redis:

@@ -94,15 +94,8 @@ class Wiring:
         self, attempts: AttemptTable, publisher: EventPublisher, health: LedgerHealth
     ) -> Committer:
         settings = self.settings
-        database = Database(
-            settings.database_url,
-            pool_size=1,
-            statement_timeout_ms=settings.statement_timeout_ms,
-            lock_timeout_ms=MAX_HOLD_MS,
-            name="lorayard-commits",
-        )
         return Committer(
-            PostgresLedger(database, self.incarnation),
+            PostgresLedger(commits_database(settings), self.incarnation),
             attempts,
             publisher.committed,
             health=health,
@@ -221,16 +214,8 @@ def make_registration(
     began_at: float | None = None,
 ) -> Registration:
     """Make an incarnation's rows in the ledger, on connections of their own."""
-    lease_ms = settings.worker_lease_s * 1000
-    database = Database(
-        settings.database_url,
-        pool_size=3,  # a drain has its word between beats, and so has what has just come
-        statement_timeout_ms=round(lease_ms / STATEMENTS_PER_LEASE),
-        lock_timeout_ms=min(MAX_HOLD_MS, round(lease_ms / LOCKS_PER_LEASE)),
-        name="lorayard-lease",
-    )
     return Registration(
-        database,
+        lease_database(settings),
         incarnation,
         settings.pool,
         hostname_of(settings, incarnation),
@@ -241,4 +226,27 @@ def make_registration(
         lease_s=settings.worker_lease_s,
         about=about,
         began_at=began_at,
+    )
+
+
+def commits_database(settings: WorkerSettings) -> Database:
+    """Make the committer's one connection to the ledger."""
+    return Database(
+        settings.database_url,
+        pool_size=1,
+        statement_timeout_ms=settings.statement_timeout_ms,
+        lock_timeout_ms=MAX_HOLD_MS,
+        name="lorayard-commits",
+    )
+
+
+def lease_database(settings: WorkerSettings) -> Database:
+    """Make the ledger's connections for an incarnation's own rows, and for the check of what arrives."""
+    lease_ms = settings.worker_lease_s * 1000
+    return Database(
+        settings.database_url,
+        pool_size=3,  # a drain has its word between beats, and so has what has just come
+        statement_timeout_ms=round(lease_ms / STATEMENTS_PER_LEASE),
+        lock_timeout_ms=min(MAX_HOLD_MS, round(lease_ms / LOCKS_PER_LEASE)),
+        name="lorayard-lease",
     )

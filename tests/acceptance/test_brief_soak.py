@@ -28,6 +28,7 @@ FAULTS = (
     Fault(70, "hook", "append-before-receipt"),
     Fault(100, "hook", "result-in-commit"),
     Fault(140, "restart_redis"),
+    Fault(180, "kill", "worker"),
 )
 
 
@@ -58,7 +59,7 @@ def test_what_a_stack_without_fencing_does_is_found(rig: SoakRig) -> None:
 
 def test_a_short_soak_finds_nothing(rig: SoakRig) -> None:
     rig.begin("short-fenced", rig.folder.parent / "fenced")
-    options = SoakOptions(folder=rig.folder, jobs=240, kills=3, producers=2, patience_s=PATIENCE_S)
+    options = SoakOptions(folder=rig.folder, jobs=240, kills=4, producers=2, patience_s=PATIENCE_S)
     plan = Plan(make_plan(options.jobs, 0, SEED).jobs, FAULTS)
 
     with Receivers(rig.folder, 6.0) as receivers:
@@ -69,6 +70,7 @@ def test_a_short_soak_finds_nothing(rig: SoakRig) -> None:
 
     assert verdict.is_clean, verdict.report()
     assert verdict.terminal == verdict.accepted > 0.9 * options.jobs
+    assert verdict.other_faults == {"restart redis": 1, "kill worker": 1}
     assert verdict.hits == {fault.target: 1 for fault in FAULTS if fault.kind == "hook"}
 
 

@@ -36,6 +36,7 @@ class Injector:
         self._journal = Journal(rig.folder / "faults.jsonl")
         self._armed: dict[str, float] = {}
         self._pending: list[tuple[float, Callable[[], None]]] = []
+        self._num_on_postgres = 0
         self.kills = 0
 
     def inject(self, fault: Fault) -> None:
@@ -70,6 +71,11 @@ class Injector:
     def is_idle(self) -> bool:
         """Whether nothing is armed, stopped or slowed down."""
         return not self._armed and not self._pending
+
+    @property
+    def is_postgres_well(self) -> bool:
+        """Whether Postgres is neither slow nor read-only: this thread thaws it, and must not wait for it."""
+        return self._num_on_postgres == 0
 
     def _hook(self, fault: Fault) -> None:
         assert any(point.name == fault.target for point in POINTS)
@@ -125,9 +131,11 @@ class Injector:
         self._write("slow", fault.for_s, target="postgres")
         server = self._rig.stack.children["postgres"].pid
         until = time.monotonic() + fault.for_s
+        self._num_on_postgres += 1
 
         def freeze() -> None:
             if time.monotonic() >= until:
+                self._num_on_postgres -= 1
                 return
             pids = [server, *(identity.pid for identity in descendants(server))]
             for pid in pids:
@@ -145,7 +153,12 @@ class Injector:
     def _read_only_postgres(self, fault: Fault) -> None:
         self._write("read-only", fault.for_s, target="postgres")
         self._alter("ALTER SYSTEM SET default_transaction_read_only = on")
-        self._later(fault.for_s, lambda: self._alter("ALTER SYSTEM RESET default_transaction_read_only"))
+        self._num_on_postgres += 1
+        self._later(fault.for_s, self._take_writes_again)
+
+    def _take_writes_again(self) -> None:
+        self._alter("ALTER SYSTEM RESET default_transaction_read_only")
+        self._num_on_postgres -= 1
 
     def _alter(self, statement: str) -> None:
         options = "-c default_transaction_read_only=off"

@@ -44,7 +44,9 @@ FaultKind = Literal[
 QUIET_GAP = 3
 """Times the usual distance between two faults."""
 KILLED = ("worker", "engine", "scheduler", "loader", "producer", "relay")
-STOPPED = ("worker", "scheduler", "engine", "relay")
+STOPPED = ("worker", "scheduler", "engine", "relay", "loader", "producer")
+STOPS_S = (3.0, 14.0)
+"""Below the lease of a worker (10 s) and the term of a leader (5 s), and above both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +215,11 @@ def _others(kills: int, rng: random.Random) -> list[tuple[FaultKind, str, float]
     each = max(1, math.ceil(kills / 20))
     servers: Sequence[FaultKind] = ("restart_redis", "kill_redis", "restart_postgres", "kill_postgres")
     found: list[tuple[FaultKind, str, float]] = [(kind, "", 0.0) for kind in servers for _ in range(each)]
-    # Above the lease of a worker (10 s) and the term of a leader (5 s), and below both.
-    found += [("stop", target, rng.choice((3.0, 14.0))) for target in STOPPED for _ in range(each)]
+    first = rng.randrange(len(STOPS_S))
+    found += [
+        ("stop", target, STOPS_S[(first + turn + place) % len(STOPS_S)])
+        for turn in range(each)
+        for place, target in enumerate(STOPPED)
+    ]
     found += [("slow_postgres", "", 6.0), ("read_only_postgres", "", 5.0), ("full_redis", "", 5.0)] * each
     return [*found, ("flush_redis", "", 0.0), ("rolling_restart", "", 0.0)]

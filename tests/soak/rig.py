@@ -109,6 +109,8 @@ class SoakRig:
         folder.mkdir()
         for name in ("adapters.jsonl", "expected.json"):
             shutil.copy(self.folder / name, folder)
+        self.adapters.close()
+        self.adapters = Journal(folder / "adapters.jsonl")
         self.run, self.folder, self.producers = run, folder, {}
 
     def source(self) -> Source:

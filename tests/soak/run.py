@@ -21,6 +21,7 @@ from tests.soak.steady import Sampler
 
 LOOK_S = 0.1
 REPLACE_EVERY_S = 60.0
+REPLACE_WITHIN_S = 60.0
 CALM_WITHIN_S = 120.0
 BLOCKING = (
     "restart_redis",
@@ -96,7 +97,7 @@ def _drive(
     rig: SoakRig, plan: Plan, injector: Injector, options: SoakOptions, say: Callable[[str], None]
 ) -> None:
     """Go on until all jobs and faults are through."""
-    faults, replaced_at, source = list(plan.faults), time.monotonic(), 0
+    faults, replacements = list(plan.faults), Replacements(time.monotonic())
     submitted, due_since = IntentCount(rig.journals), time.monotonic()
     while faults or rig.are_producing() or not injector.is_idle:
         # Jobs wait for faults, so that each comes at its number of jobs whatever the machine's speed.
@@ -109,10 +110,29 @@ def _drive(
             fault, due_since = faults.pop(0), time.monotonic()
             say(f"{submitted.count} jobs: {fault.kind} {fault.target} {fault.for_s or ''}".rstrip())
             injector.inject(fault)
-        if time.monotonic() - replaced_at >= REPLACE_EVERY_S and _is_calm(injector, rig):
-            replaced_at, source = time.monotonic(), source + 1
+        is_due = replacements.is_due(time.monotonic(), is_calm=_is_calm(injector, rig))
+        if is_due and injector.is_postgres_well:
+            source = replacements.count(time.monotonic())
             rig.add_adapter(MOVING, ADAPTERS[source % len(ADAPTERS)], fresh=source if options.fresh else 0)
         time.sleep(LOOK_S)
+
+
+class Replacements:
+    """Mutable: when an adapter is to be replaced: each minute, or up to a minute later if faults go on."""
+
+    def __init__(self, begun_s: float) -> None:
+        self._due_s = begun_s + REPLACE_EVERY_S
+        self._count = 0
+
+    def is_due(self, now_s: float, *, is_calm: bool) -> bool:
+        """Whether it is time, by the monotonic clock."""
+        return now_s >= self._due_s + (0.0 if is_calm else REPLACE_WITHIN_S)
+
+    def count(self, now_s: float) -> int:
+        """Count one; returns how many there were. One that came late leaves the next where it was due."""
+        self._due_s = max(self._due_s + REPLACE_EVERY_S, now_s)
+        self._count += 1
+        return self._count
 
 
 def _is_calm(injector: Injector, rig: SoakRig) -> bool:

@@ -14,7 +14,10 @@ from tests.soak.journal import Journal, read
 
 SAMPLE_EVERY_S = 10.0
 MAX_MB_PER_HOUR = 4.0
-MEASURES = ("pss_mb", "fds", "threads", "maps")
+MAX_COUNT_PER_HOUR = 1.0
+"""A line whose upper bound stays below it adds not even one file descriptor, thread or map in an hour."""
+COUNTS = ("fds", "threads", "maps")
+LAST_S = 300.0
 MIN_SAMPLES = 3
 _NAMES = {
     "lorayard-loader": "loader",
@@ -35,6 +38,8 @@ class Slope(NamedTuple):
     per_hour: float
     lower: float
     upper: float
+    noise: float
+    """Standard deviation of the samples about the line, in their own unit."""
 
 
 class Sampler:
@@ -98,15 +103,32 @@ def slope(points: Sequence[tuple[float, float]]) -> Slope:
     """Fit a line to (seconds, value); fewer than three points bound nothing."""
     count = len(points)
     if count < MIN_SAMPLES:
-        return Slope(0.0, -math.inf, math.inf)
+        return Slope(0.0, -math.inf, math.inf, 0.0)
     mean_x = sum(x for x, _ in points) / count
     mean_y = sum(y for _, y in points) / count
     spread = sum((x - mean_x) ** 2 for x, _ in points)
     b = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
     residuals = sum((y - mean_y - b * (x - mean_x)) ** 2 for x, y in points)
     # 1.96 for the quantile of Student's t, which it is nearly from thirty samples (five minutes) on.
-    margin = 1.96 * math.sqrt(residuals / (count - 2) / spread)
-    return Slope(b * 3600, (b - margin) * 3600, (b + margin) * 3600)
+    noise = math.sqrt(residuals / (count - 2))
+    margin = 1.96 * noise / math.sqrt(spread)
+    return Slope(b * 3600, (b - margin) * 3600, (b + margin) * 3600, noise)
+
+
+def is_growing(points: Sequence[tuple[float, float]]) -> bool:
+    """Whether a count of (seconds, value) has grown by even one.
+
+    It has not if its line surely rises by less than one an hour. Otherwise it has if the line surely rises at
+    all, or if the highest value of the last five minutes is above the highest of the first third by more than
+    the samples scatter: noise alone widens the bounds, and one leaked descriptor hides in neither.
+    """
+    line = slope(points)
+    if line.upper < MAX_COUNT_PER_HOUR:
+        return False
+    begins, ends = points[0][0], points[-1][0]
+    early = [value for at, value in points if at <= begins + (ends - begins) / 3]
+    late = [value for at, value in points if at >= max(ends - LAST_S, begins + (ends - begins) * 2 / 3)]
+    return line.lower > 0 or max(late) > max(early) + line.noise
 
 
 def table(folder: Path, warm_up_s: float) -> tuple[list[str], bool]:
@@ -119,16 +141,20 @@ def table(folder: Path, warm_up_s: float) -> tuple[list[str], bool]:
     for sample in samples:
         if sample["at"] >= from_s:
             by_process[sample["name"], sample["pid"]].append(sample)
-    lines = ["| process | samples | MB, first and last | MB/h (upper 95 %) | fds/h | threads/h | maps/h | |"]
+    lines = [
+        "| process | samples | MB, first and last | MB/h (upper 95 %) "
+        "| fds/h (upper 95 %) | threads/h (upper 95 %) | maps/h (upper 95 %) | |"
+    ]
     lines.append("|---|---|---|---|---|---|---|---|")
     is_steady = bool(by_process)
     for (name, _), taken in sorted(by_process.items()):
-        slopes = {one: slope([(sample["at"], sample[one]) for sample in taken]) for one in MEASURES}
-        memory = slopes["pss_mb"]
-        grows = [one for one in MEASURES[1:] if slopes[one].lower > 0]
+        memory = slope([(sample["at"], sample["pss_mb"]) for sample in taken])
+        counts = {one: [(sample["at"], sample[one]) for sample in taken] for one in COUNTS}
+        grows = [one for one, points in counts.items() if is_growing(points)]
         grows += ["memory"] if memory.upper > MAX_MB_PER_HOUR else []
         is_steady = is_steady and not grows
-        rest = " | ".join(f"{slopes[one].per_hour:+.1f}" for one in MEASURES[1:])
+        lines_of_counts = [slope(points) for points in counts.values()]
+        rest = " | ".join(f"{line.per_hour:+.1f} ({line.upper:+.1f})" for line in lines_of_counts)
         lines.append(
             f"| {name} | {len(taken)} | {taken[0]['pss_mb']:.1f}, {taken[-1]['pss_mb']:.1f} "
             f"| {memory.per_hour:+.1f} ({memory.upper:+.1f}) | {rest} | {', '.join(grows) or 'steady'} |"

@@ -106,6 +106,21 @@ def test_each_kind_is_made_in_the_files_that_chose_its_values() -> None:
         assert made == kind.files, f"{what}: made in {sorted(made)}"
 
 
+def test_no_part_of_the_pipeline_waits_for_a_lock_or_holds_one_without_a_bound() -> None:
+    makers = {"Database", "Database.from_settings"}
+    made = [
+        (file, {word.arg for word in node.keywords})
+        for file, node in written()
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in makers
+        and file.split("/")[0] in ("scheduler", "workers", "db")
+        and file != "db/migrate.py"  # has limits of its own
+    ]
+
+    assert len(made) == 7
+    assert [file for file, named in made if "lock_timeout_ms" not in named] == []
+
+
 def test_no_executor_is_the_loops_own_or_without_a_bound() -> None:
     for file, node in written():
         if not isinstance(node, ast.Call):

@@ -63,6 +63,15 @@ async def serve(
         return await Relay(outbox, sender, secrets, config).run(stop, on_ready)
 
 
+def make_databases(ledger: DatabaseSettings) -> tuple[Database, Database]:
+    """Make the connections for claims and ends, and the one for the lease."""
+    lease = ledger.model_copy(update={"database_pool_size": 1})
+    return (
+        Database.from_settings(ledger, lock_timeout_ms=MAX_HOLD_MS, name="lorayard-webhooks"),
+        Database.from_settings(lease, lock_timeout_ms=MAX_HOLD_MS, name="lorayard-webhooks"),
+    )
+
+
 def main() -> int:
     """Read the environment and serve; returns the exit status."""
     with readable_settings("workers.webhooks"):
@@ -77,9 +86,7 @@ def main() -> int:
     stop = StopRequest()
     stop.listen()  # asyncio's own handlers go with its loop, and a second signal would kill what has drained
     require_usable_ledger("workers.webhooks", ledger.database_url.get_secret_value())
-    database = Database.from_settings(ledger, lock_timeout_ms=MAX_HOLD_MS, name="lorayard-webhooks")
-    lease = ledger.model_copy(update={"database_pool_size": 1})
-    lease_database = Database.from_settings(lease, lock_timeout_ms=MAX_HOLD_MS, name="lorayard-webhooks")
+    database, lease_database = make_databases(ledger)
     try:
         served = asyncio.run(serve(settings, database, lease_database, secrets, stop))
     finally:

@@ -69,6 +69,7 @@ def test_a_clean_run_is_clean(judge: Any) -> None:
 
     assert verdict.findings == ()
     assert verdict.is_prompt
+    assert "adapters replaced: 1\n" in verdict.report()
     assert verdict.last_line() == (
         "soak: accepted=6 terminal=6 flushed=0 lost=0 doubled=0 wrong=0 kills=0 "
         "recovery_p99_s=0.0 recovery_all_p99_s=0.0 webhooks_missing=0"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 from redis import Redis
 
-from tests.soak.audit.evidence import TERMINAL, Source, gather
+from tests.soak.audit.evidence import TERMINAL, Evidence, Source, gather
 from tests.soak.audit.jobs import judge_jobs, missing_ids
 from tests.soak.audit.leftovers import find_leftovers
 from tests.soak.audit.recovery import measure
@@ -50,4 +51,17 @@ def audit(
         alone_s=tuple(recoveries.alone),
         recovery_s=tuple(recoveries.all),
         slowest_s=recoveries.slowest,
+        replaced_at=tuple(_replaced_at(evidence)),
     )
+
+
+def _replaced_at(evidence: Evidence) -> Iterator[float]:
+    """List when a name that had a revision got another one, while jobs were submitted."""
+    begun_at = min((intent["at"] for intent in evidence.intents.values()), default=0.0)
+    current: dict[str, str] = {}
+    for one in evidence.adapters:
+        if one["event"] == "added":
+            before = current.get(one["name"])
+            current[one["name"]] = one["revision"]
+            if one["at"] >= begun_at and before not in (None, one["revision"]):
+                yield one["at"]

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 Kind = Literal["lost", "doubled", "wrong", "webhook_missing", "left"]
@@ -38,6 +39,7 @@ class Verdict:
     alone_s: tuple[float, ...]  # after kills of workers with no other fault within 30 s
     recovery_s: tuple[float, ...]  # after all kills
     slowest_s: dict[str, float]  # the longest by what was killed
+    replaced_at: tuple[float, ...]  # when an adapter's name got another revision, in Unix time
 
     @property
     def is_clean(self) -> bool:
@@ -58,11 +60,14 @@ class Verdict:
         shown = [f"{finding.kind}: {finding.what}" for finding in self.findings[:_SHOWN]]
         if len(self.findings) > _SHOWN:
             shown.append(f"... and {len(self.findings) - _SHOWN} more findings")
+        gaps = [after - before for before, after in pairwise(self.replaced_at)]
         done = [
             "hook points: " + (", ".join(f"{name} {n}" for name, n in sorted(self.hits.items())) or "none"),
             "other faults: "
             + (", ".join(f"{name} {n}" for name, n in sorted(self.other_faults.items())) or "none"),
             f"missed: {self.missed}",
+            f"adapters replaced: {len(self.replaced_at)}"
+            + (f", at most {max(gaps):.0f} s apart" if gaps else ""),
             f"recoveries: {len(self.recovery_s)} seen, {len(self.alone_s)} of a worker alone",
         ]
         slowest = sorted(self.slowest_s.items(), key=lambda item: -item[1])

@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import pairwise
 
 from tests.soak.hooks import POINTS
-from tests.soak.plan import SHARES, make_plan, requests
+from tests.soak.plan import KILLED, SHARES, STOPS_S, make_plan, requests
 
 
 def test_a_seed_gives_one_plan() -> None:
@@ -33,6 +33,16 @@ def test_each_hook_point_and_each_restart_comes_five_times_in_a_full_run() -> No
     assert kinds["restart_redis"] >= 5
     assert kinds["restart_postgres"] >= 5
     assert kinds["flush_redis"] == kinds["rolling_restart"] == 1
+
+
+def test_every_kind_of_process_is_killed_and_stopped_for_shorter_and_longer_than_a_lease() -> None:
+    faults = make_plan(100_000, 140, seed=1).faults
+    kills = Counter(fault.target for fault in faults if fault.kind == "kill")
+    stops = Counter((fault.target, fault.for_s) for fault in faults if fault.kind == "stop")
+
+    assert all(kills[kind] >= 5 for kind in KILLED)
+    assert set(stops) == {(kind, for_s) for kind in KILLED for for_s in STOPS_S}
+    assert min(stops.values()) >= 3
 
 
 def test_a_killed_worker_has_quiet_before_and_after_it() -> None:
