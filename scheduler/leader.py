@@ -52,6 +52,9 @@ A wish to stop does not, nor does a Redis that is flushed, whose clients wait a 
 IDLE_PERIOD_S: Final = 1.0
 """Of what recurs for the sake of jobs while none is queued or in a worker's hand."""
 
+IDLE_LOOK_S: Final = 0.75
+"""Of an idle leader's looks into the ledger: a pause that was set is heeded about a second later."""
+
 RETENTION_PAUSE_S: Final = 1.0
 """Between two batches of deletions, so that the loop is the jobs' for nearly all of its time."""
 
@@ -69,7 +72,7 @@ class PeriodicTasks:
     """Mutable: what recurs in the loop."""
 
     hearing: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5, IDLE_PERIOD_S))
-    reap: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.25, IDLE_PERIOD_S))
+    reap: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.25, IDLE_LOOK_S))
     publish: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5, IDLE_PERIOD_S))
     commands: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5, IDLE_PERIOD_S))
     reclaim: PeriodicTask = field(default_factory=lambda: PeriodicTask(2.0))
