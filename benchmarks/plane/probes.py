@@ -107,7 +107,7 @@ def shown_in_flower(machine: Machine, client: Client, number: int) -> Shown:
     """Run jobs while their task events are listened to, on the channel that Flower listens to."""
     redis = Redis.from_url(machine.redis_url, protocol=2)
     redis.config_set("client-output-buffer-limit", "pubsub 0 0 0")
-    heard = redis.pubsub(ignore_subscribe_messages=True)
+    heard = redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
     heard.psubscribe(EVENT_CHANNELS)
     heard.get_message(timeout=LOOK_S)
     seconds = run(client, number)
