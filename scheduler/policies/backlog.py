@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Final
 from uuid import UUID
 
-from scheduler.policies.deadlines import FleetOutlook, is_hopeless, presses
+from scheduler.policies.deadlines import FleetOutlook, is_hopeless, is_late, presses, start_by
 from scheduler.policies.fairness import Fairness
 from scheduler.policies.keyed_queue import Key, KeyedQueue
 from scheduler.policies.lane import Lane, LaneName
@@ -19,9 +19,6 @@ from scheduler.policies.types import AdapterDemand, PendingJob, PolicyConfig, Re
 
 LOADS_APART: Final = 10
 """Loads for the sake of overdue jobs take at most such a part of a worker's time."""
-
-LATE_SHARE: Final = 0.85
-"""A job is late if so much of the time that it is expected to run is not left to its deadline."""
 
 MAX_SWITCHES: Final = 4_096
 """Workers whose last switch is remembered before those who may switch again are forgotten."""
@@ -203,7 +200,7 @@ class Backlog:
             if is_hopeless(job, now, self.outlook):
                 self.take(job.job_id)
                 self._hopeless.append(job)
-            elif not lane.name.is_late and self._is_late(job, now):
+            elif not lane.name.is_late and is_late(job, self.run_s(job), now):
                 self.take(job.job_id)
                 self._late.add(job.job_id)
                 self._enter(replace(job))  # the lane knows its own jobs by identity
@@ -245,15 +242,11 @@ class Backlog:
         """Tell what a job of a lane is ordered by: the time to start by, the deadline itself, or its age."""
         if job.deadline_at is None or not name.has_deadlines:
             return job.waiting_since
-        return job.deadline_at if name.is_late else job.deadline_at - self.run_s(job)
+        return job.deadline_at if name.is_late else start_by(job.deadline_at, self.run_s(job))
 
     def run_s(self, job: PendingJob) -> float:
         """Tell how long a job is expected to be in its worker's hand; 0 is not known."""
         return self.outlook.output_token_s * self.fairness.lengths.expected(job)
-
-    def _is_late(self, job: PendingJob, now: float) -> bool:
-        """Whether the answer of a job that starts now would come after its deadline."""
-        return job.deadline_at is not None and now + LATE_SHARE * self.run_s(job) > job.deadline_at
 
     def _tenant_of(self, name: LaneName) -> TenantQueue:
         tenant = self._tenants.get(name.tenant)

@@ -32,6 +32,12 @@ from scheduler.policies.worker_budget import AdapterTier, WorkerBudget
 MAX_HELD_UP: Final = 4
 """Tenants that find no room before what is left goes to whoever can use it: slots or tokens are missing."""
 
+MAX_BARRED: Final = 4
+"""Adapters of a worker that make room at a time for the sake of deadlines.
+
+A slot comes free only with the last job of its adapter, and what is due soon cannot wait for one by one.
+"""
+
 MAX_BLOCKED: Final = 8
 """Lanes of one resident adapter that find no room before others are looked at: mostly all will find none."""
 
@@ -134,7 +140,8 @@ class _Round:
                 placed += found
                 continue
             if job := lane.head():
-                make_room(job, self._able_to_switch(lane))
+                is_dated = lane.name.has_deadlines
+                make_room(job, self._able_to_switch(lane), MAX_BARRED if is_dated else 1)
                 num_held_up += is_admitted(self._workers, job)
             lanes.set_aside(lane)
             aside.append(lane)
@@ -151,7 +158,7 @@ class _Round:
 
     def _take_turn(self, lane: Lane) -> int:
         """Place a few overdue jobs of a lane; returns how many."""
-        left = self._backlog.config.turn_jobs if not lane.name.has_deadlines else len(self._backlog)
+        left = 1 if lane.name.has_deadlines else self._backlog.config.turn_jobs
 
         def choose(job: PendingJob) -> WorkerBudget | None:
             nonlocal left

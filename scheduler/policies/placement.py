@@ -49,20 +49,24 @@ def is_admitted(workers: Iterable[WorkerBudget], job: PendingJob) -> bool:
     return any(worker.admits(job) for worker in workers)
 
 
-def make_room(job: PendingJob, workers: Iterable[WorkerBudget]) -> None:
+def make_room(job: PendingJob, workers: Iterable[WorkerBudget], max_barred: int = 1) -> None:
     """Choose one worker that will run the job, and stop feeding what stands in its way there.
 
     Slots are missing: the adapter with the fewest jobs outstanding gets no more, so its slot comes free.
-    Tokens are missing: nobody gets any until the job fits. Each worker makes room for one job at a time.
+    Tokens are missing: nobody gets any until the job fits. Each worker makes room for so many jobs at a time.
     """
-    able = [worker for worker in workers if worker.is_open and worker.barred is None and worker.admits(job)]
+    able = [
+        worker
+        for worker in workers
+        if worker.is_open and len(worker.barred) < max_barred and worker.admits(job)
+    ]
     blocked = next((worker for worker in able if worker.has_slot(job.revision)), None)
     if blocked is not None:
         blocked.closed = True
         return
     chosen = min(able, key=_jobs_of_victim, default=None)
-    if chosen is not None:
-        chosen.barred = chosen.victim()
+    if chosen is not None and (victim := chosen.victim()) is not None:
+        chosen.barred.add(victim)
 
 
 def _jobs_of_victim(worker: WorkerBudget) -> tuple[int, str]:

@@ -27,7 +27,8 @@ class WorkerBudget:
         self._lengths = lengths
         self.planned: list[PendingJob] = []
         self.revisions = dict(view.outstanding_revisions)
-        self.barred: str | None = None
+        self.barred: set[str] = set()
+        """Adapters that get no more jobs here, so that their slots come free."""
         self.keeps_to_residents = False
         """It lacks tokens for jobs whose adapters it has, so no other adapter comes for what is left."""
         self.closed = view.runs_alone
@@ -74,7 +75,7 @@ class WorkerBudget:
         """Whether the job can be planned here now."""
         return (
             self.is_open
-            and (job.revision is None or job.revision != self.barred)
+            and (job.revision is None or job.revision not in self.barred)
             and self.has_slot(job.revision)
             and self.admits(job)
             and self.has_tokens(job)
@@ -109,7 +110,11 @@ class WorkerBudget:
 
     def victim(self) -> str | None:
         """Choose the adapter that frees its slot first if it gets no more jobs."""
-        return min(self.revisions, key=lambda revision: (self.revisions[revision], revision), default=None)
+        return min(
+            (revision for revision in self.revisions if revision not in self.barred),
+            key=lambda revision: (self.revisions[revision], revision),
+            default=None,
+        )
 
     def batch(self) -> PlannedBatch:
         """Say what was planned here."""

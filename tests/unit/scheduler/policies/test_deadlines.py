@@ -79,7 +79,6 @@ def test_a_pressing_deadline_loads_what_somebody_has_no_oftener_than_loads_may_t
     assert (numbers(before), numbers(after)) == ([2], [1])
 
 
-
 def test_one_that_presses_goes_before_residents_and_classes_and_before_that_it_is_grouped() -> None:
     dated = job(1, "cold", priority=2, since=0.0, deadline=8.0)
     others = [job(2, "hot", priority=0, since=0.0), job(3, "hot", priority=0, since=0.0, deadline=100.0)]
@@ -133,3 +132,11 @@ def test_deadlines_of_one_tenant_do_not_go_before_anothers_share() -> None:
     batches: list[PlannedBatch] = plan(backlog, [worker()], 2.0) + plan(backlog, [worker()], 2.0)
 
     assert 99 in [one.admit_seq for batch in batches for one in batch.jobs]
+
+
+def test_slots_come_free_for_several_deadlines_at_a_time() -> None:
+    backlog = backlog_of(
+        job(1, "c", deadline=10.0), job(2, "d", deadline=11.0), job(3, "a", since=4.0), job(4, "b", since=4.0)
+    )
+
+    assert plan(backlog, [worker(outstanding={"a": 1, "b": 1}, device=("a", "b"))], 5.0) == []
