@@ -2,9 +2,9 @@
 
 Among the jobs of one tenant that press, the one goes first that has the least slack: that has to start the
 earliest to be done in time. Before that they are grouped like all others. A job that cannot be done in time
-any more goes last, so that it takes no place of one that can: under overload, dropping such jobs keeps more
-of the others (Moore, "An n job, one machine sequencing algorithm for minimizing the number of late jobs",
-Management Science 15(1), 1968).
+any more goes last, so that it takes no place of one that can: under overload that keeps more of the others
+(Moore, "An n job, one machine sequencing algorithm for minimizing the number of late jobs", Management
+Science 15(1), 1968).
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ SAMPLE_EVERY_S = 10.0
 MAX_MB_PER_HOUR = 4.0
 MAX_COUNT_PER_HOUR = 1.0
 """A line whose upper bound stays below it adds not even one file descriptor, thread or map in an hour."""
+OWN_MEMORY = ("Pss_Anon", "Pss_Shmem", "SwapPss")
+"""All but pages of files: a process' part of those grows when another that has them as well ends."""
 COUNTS = ("fds", "threads", "maps")
 LAST_S = 300.0
 MIN_SAMPLES = 3
@@ -81,7 +83,7 @@ class Sampler:
                 "name": process_name(
                     (folder / "comm").read_bytes() + (folder / "cmdline").read_bytes(), environment
                 ),
-                "pss_mb": int(rollup.split("\nPss:")[1].split()[0]) / 1024,
+                "mb": sum(int(rollup.split(f"\n{one}:")[1].split()[0]) for one in OWN_MEMORY) / 1024,
                 "fds": sum(1 for _ in (folder / "fd").iterdir()),
                 "threads": sum(1 for _ in (folder / "task").iterdir()),
                 "maps": (folder / "maps").read_text().count("\n"),
@@ -142,13 +144,12 @@ def table(folder: Path, warm_up_s: float) -> tuple[list[str], bool]:
         if sample["at"] >= from_s:
             by_process[sample["name"], sample["pid"]].append(sample)
     lines = [
-        "| process | samples | MB, first and last | MB/h (upper 95 %) "
-        "| fds/h (upper 95 %) | threads/h (upper 95 %) | maps/h (upper 95 %) | |"
+        "| process | samples | MB, first and last | MB/h (upper 95 %) | fds/h | threads/h | maps/h | |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    lines.append("|---|---|---|---|---|---|---|---|")
     is_steady = bool(by_process)
     for (name, _), taken in sorted(by_process.items()):
-        memory = slope([(sample["at"], sample["pss_mb"]) for sample in taken])
+        memory = slope([(sample["at"], sample["mb"]) for sample in taken])
         counts = {one: [(sample["at"], sample[one]) for sample in taken] for one in COUNTS}
         grows = [one for one, points in counts.items() if is_growing(points)]
         grows += ["memory"] if memory.upper > MAX_MB_PER_HOUR else []
@@ -156,7 +157,7 @@ def table(folder: Path, warm_up_s: float) -> tuple[list[str], bool]:
         lines_of_counts = [slope(points) for points in counts.values()]
         rest = " | ".join(f"{line.per_hour:+.1f} ({line.upper:+.1f})" for line in lines_of_counts)
         lines.append(
-            f"| {name} | {len(taken)} | {taken[0]['pss_mb']:.1f}, {taken[-1]['pss_mb']:.1f} "
+            f"| {name} | {len(taken)} | {taken[0]['mb']:.1f}, {taken[-1]['mb']:.1f} "
             f"| {memory.per_hour:+.1f} ({memory.upper:+.1f}) | {rest} | {', '.join(grows) or 'steady'} |"
         )
     return lines, is_steady

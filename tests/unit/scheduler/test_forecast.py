@@ -130,3 +130,28 @@ def test_a_tenants_quota_drains_at_its_share(
     assert found == pytest.approx(retry_after_s, abs=0.01)
     assert pool.place(110).position == position
     assert pool.forecast.tenant_retry_after_s("nobody", 100) == MIN_RETRY_S
+
+
+def test_a_jobs_own_time_is_that_of_the_answers_of_its_adapter_once_any_were_written() -> None:
+    pool = Pool()
+    pool.wait(1)
+    assert pool.place(1).eta_s == pytest.approx(2.0), "20 tokens that it may come to, at 10 a second"
+
+    pool.fleet.output_pace.observe(20, 10.0, now=0.0)
+
+    assert pool.place(1).eta_s == pytest.approx(5.0), "10 that it may write, at 2 a second"
+
+
+def test_the_outlook_reckons_with_the_fastest_start_that_a_worker_has_told() -> None:
+    pool = Pool()
+    assert pool.fleet.outlook().worker_start_s == 0.0
+
+    rows = [
+        WorkerRow(name, "pool", "host", "ready", LIMITS, 10.0, WorkerDevice(), None, start_s=start_s)
+        for name, start_s in (("x", 30.0), ("y", 12.0), ("z", None))
+    ]
+    pool.fleet.take_roll(rows)
+    pool.fleet.output_pace.observe(20, 10.0, now=0.0)
+
+    outlook = pool.fleet.outlook()
+    assert (outlook.worker_start_s, outlook.output_token_s, outlook.num_workers) == (12.0, 0.5, 3)

@@ -65,12 +65,12 @@ def test_a_process_that_grows_is_named_and_the_warm_up_does_not_count(tmp_path: 
         at = number * 10.0
         warm = min(at, 600.0)
         leaked = int(at >= 1000)
-        for name, pss_mb, fds in (
+        for name, mb, fds in (
             ("still", 100 + warm, 9),
             ("growing", 100 + at / 360, 9),
             ("leaking", 100, 9 + leaked),
         ):
-            sample = {"at": at, "event": "sample", "pid": 1, "name": name, "pss_mb": pss_mb}
+            sample = {"at": at, "event": "sample", "pid": 1, "name": name, "mb": mb}
             journal.append(sample | {"fds": fds, "threads": 3, "maps": 40})
     journal.close()
 

@@ -140,5 +140,3 @@ def test_slots_come_free_for_several_deadlines_at_a_time() -> None:
     )
 
     assert plan(backlog, [worker(outstanding={"a": 1, "b": 1}, device=("a", "b"))], 5.0) == []
-    [batch] = plan(backlog, [worker(device=("a", "b"))], 5.0)
-    assert numbers(batch)[:2] == [1, 2]
