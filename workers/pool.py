@@ -137,9 +137,13 @@ class TaskPool(BasePool):
 
         Others the leader misses, and sends again: each by itself, because any of them may be to blame.
         """
-        job = only_job_in(body.encode(errors="replace") if isinstance(body, str) else bytes(body))
-        if job is not None:
-            self.batches.reject(task_id, job, unreadable(reason))
+        try:
+            job = only_job_in(body.encode(errors="replace") if isinstance(body, str) else bytes(body))
+            if job is not None:
+                self.batches.reject(task_id, job, unreadable(reason))
+        except Exception as error:
+            # Nor may this end the consumer.
+            logger.exception("micro_batch.not_rejected", task_id=task_id, error=str(error)[:300])
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         """Cancel a micro-batch's jobs (Flower's terminate); Celery itself reports the task revoked."""

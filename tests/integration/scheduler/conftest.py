@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.scheduler.pool_rig import PoolRig
+from tests.integration.scheduler.trips import Trips
 
 
 @pytest.fixture
@@ -16,3 +17,9 @@ def rig(redis_url: str, database_url: str, tmp_path: Path) -> Iterator[PoolRig]:
     pool = PoolRig(redis_url, database_url, tmp_path)
     yield pool
     pool.close()
+
+
+@pytest.fixture
+def trips(monkeypatch: pytest.MonkeyPatch) -> Trips:
+    """Put faults into the leader's parts."""
+    return Trips(monkeypatch)

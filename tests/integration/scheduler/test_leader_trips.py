@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import fields
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
@@ -13,61 +14,32 @@ from db.records import EndedAttempt
 from db.repositories.workers import WorkerRepository
 from lorayard.contract.messages import BatchJob
 from lorayard.contract.states import JobState
+from scheduler import leader
 from scheduler.adapter_collector import AdapterCollector
 from scheduler.admission_publisher import AdmissionPublisher
 from scheduler.control import Control
 from scheduler.dispatch import Dispatcher
 from scheduler.endings import Endings
 from scheduler.housekeeping import Housekeeping
+from scheduler.instructions import Instructions
 from scheduler.intake import Intake
+from scheduler.leader import PeriodicTasks
+from scheduler.periodic import PeriodicTask
 from scheduler.policies.worker_budget import WorkerBudget
+from scheduler.quarantine import Quarantine
 from scheduler.queue_feed import QueueFeed
 from scheduler.reaper import Reaper
 from scheduler.retention import Retention
+from scheduler.shares import Shares
+from scheduler.worker_commands import WorkerCommands
 from scheduler.worker_events import WorkerEvents
 from scheduler.worker_state import WorkerState
 from tests.integration.scheduler.pool_rig import PoolRig
 from tests.integration.scheduler.scripted_worker import ScriptedWorker, hold, succeed
+from tests.integration.scheduler.trips import Trips
 from tests.polling import eventually
 
 SERVED_WITHIN_S = 10.0
-
-
-class Trips:
-    """Has functions raise whenever one of their arguments names an item, and remembers which did."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._patch = monkeypatch
-        self.tripped: set[str] = set()
-
-    def at(self, owner: type[Any], name: str, item: Any = None) -> None:
-        """Have a method fail at an item, or whatever it is called with."""
-        method = getattr(owner, name)
-        place = f"{owner.__name__}.{name}"
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if item is None or any(_names(one, item) for one in args):
-                self.tripped.add(place)
-                raise KeyError(f"told to fail at {place}")
-            return method(*args, **kwargs)
-
-        self._patch.setattr(owner, name, call)
-
-
-def _names(argument: Any, item: Any) -> bool:
-    """Whether an argument is, holds or is about an item."""
-    if isinstance(argument, (list, tuple)) and not hasattr(argument, "_fields"):
-        return any(_names(one, item) for one in argument)
-    if argument == item:
-        return True
-    about = [argument, getattr(argument, "envelope", None), getattr(argument, "message", None)]
-    return any(item in (getattr(one, "job_id", None), getattr(one, "incarnation", None)) for one in about)
-
-
-@pytest.fixture
-def trips(monkeypatch: pytest.MonkeyPatch) -> Trips:
-    """Put faults into the leader's parts."""
-    return Trips(monkeypatch)
 
 
 def puts_aside(log: Any, part: str, item: str) -> Callable[[], bool]:
@@ -76,6 +48,11 @@ def puts_aside(log: Any, part: str, item: str) -> Callable[[], bool]:
         line["event"] == "leader.item_put_aside" and line["part"] == part and item in line["item"]
         for line in log
     )
+
+
+def num_put_aside(rig: PoolRig) -> int:
+    """How many items the scheduler says that it has put aside."""
+    return int(cast("bytes", rig.redis.hget(rig.keys.admission, "items_put_aside")))
 
 
 def test_jobs_and_entries_at_which_the_leader_fails_are_put_aside(rig: PoolRig, trips: Trips) -> None:
@@ -101,6 +78,7 @@ def test_jobs_and_entries_at_which_the_leader_fails_are_put_aside(rig: PoolRig, 
         for part, job_id in (("queue", at_queue.job_id), ("dispatch", at_plan.job_id)):
             assert puts_aside(log, part, str(job_id))()
         rig.wait_for(JobState.SUCCEEDED, *rig.submit(5))
+        eventually(lambda: num_put_aside(rig) == 5, 10.0, "the published figure")
 
     assert {_code(rig, job_id) for job_id in failing} == {"internal"}
     assert told.state is JobState.REJECTED
@@ -131,18 +109,46 @@ def test_workers_at_which_the_leader_fails_rest_and_the_others_serve(rig: PoolRi
     assert len(trips.tripped) == 3
 
 
-def test_chores_that_fail_for_ever_keep_nothing_from_its_turn(rig: PoolRig, trips: Trips) -> None:
-    cancelled = rig.envelope()
-    trips.at(Endings, "_tell", cancelled.job_id)
-    for owner, name in (
+CHORES: dict[str, tuple[tuple[type[Any], str], ...]] = {
+    "whole": (
         (AdmissionPublisher, "publish"),
         (AdmissionPublisher, "publish_pool"),
-        (Housekeeping, "fold_usage"),
-        (Retention, "delete_batch"),
         (AdapterCollector, "sweep"),
-        (Reaper, "_clear_away"),
-    ):
+        (Control, "revoke"),
+        (Housekeeping, "fold_usage"),
+        (Instructions, "refresh"),
+        (QueueFeed, "verify"),
+        (Reaper, "forget_departed"),
+        (Retention, "delete_batch"),
+        (Shares, "refresh"),
+        (WorkerCommands, "send"),
+    ),
+    "in part": (
+        (Endings, "end_hopeless"),
+        (Endings, "end_put_aside"),
+        (Quarantine, "follow_catalogue"),
+        (Quarantine, "try_again"),
+        (Shares, "restore"),
+        (WorkerCommands, "_drain"),
+        (WorkerCommands, "_look_ahead"),
+        (WorkerCommands, "_recall"),
+    ),
+}
+
+
+@pytest.mark.parametrize("failing", CHORES.values(), ids=CHORES)
+def test_chores_that_fail_for_ever_keep_nothing_from_its_turn(
+    rig: PoolRig,
+    trips: Trips,
+    monkeypatch: pytest.MonkeyPatch,
+    failing: tuple[tuple[type[Any], str], ...],
+) -> None:
+    cancelled = rig.envelope()
+    trips.at(Endings, "_tell", cancelled.job_id)
+    trips.at(Reaper, "_clear_away")
+    for owner, name in failing:
         trips.at(owner, name)
+    monkeypatch.setattr(leader, "PeriodicTasks", often)
     with capture_logs() as log, rig.scheduler(), ScriptedWorker(rig, keep(cancelled.job_id)):
         with ScriptedWorker(rig) as leaving:
             rig.wait_for(JobState.SUCCEEDED, *rig.submit(10))
@@ -151,10 +157,21 @@ def test_chores_that_fail_for_ever_keep_nothing_from_its_turn(rig: PoolRig, trip
         rig.send(cancelled)
         rig.reply(request_id=request)
         rig.wait_for(JobState.CANCELLED, cancelled.job_id)
-        eventually(lambda: len(trips.tripped) >= 6, SERVED_WITHIN_S, "every chore's failure")
+        eventually(lambda: len(put_aside(log, "chore")) == len(failing), 30.0, "all at rest")
         rig.wait_for(JobState.SUCCEEDED, *rig.submit(10), timeout_s=SERVED_WITHIN_S)
 
+    assert len(trips.tripped) >= len(failing) + 1
     assert not [line for line in log if line["event"] == "leader.failed"], "nothing was read anew"
+
+
+def often() -> PeriodicTasks:
+    """Have all that recurs do so many times a second."""
+    return PeriodicTasks(**{task.name: PeriodicTask(0.05) for task in fields(PeriodicTasks)})
+
+
+def put_aside(log: Any, part: str) -> set[str]:
+    """Name the items of a part that were put aside, by the log."""
+    return {line["item"] for line in log if line["event"] == "leader.item_put_aside" and line["part"] == part}
 
 
 def keep(job_id: UUID) -> Callable[[BatchJob], EndedAttempt | None]:

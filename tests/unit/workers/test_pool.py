@@ -179,6 +179,19 @@ def test_jobs_that_may_not_be_to_blame_are_left_to_the_leader(body: str) -> None
     assert batches.rejected == []
 
 
+def test_a_job_that_cannot_even_be_rejected_does_not_end_the_consumer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool, batches = _pool()
+
+    def fail(*_: Any) -> None:
+        raise KeyError("told to fail")
+
+    monkeypatch.setattr(batches, "reject", fail)
+
+    assert Request(pool, batches, body=_body(_job())).end is not None
+
+
 def test_no_job_is_to_blame_for_a_worker_that_cannot_run_tasks() -> None:
     pool, batches = _pool()
     error = RuntimeError("worker task registry is empty")
