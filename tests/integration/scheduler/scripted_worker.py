@@ -15,7 +15,7 @@ from kombu.messaging import Consumer
 from redis import Redis
 
 from db.database import Database
-from db.records import EndedAttempt, WorkerLimits
+from db.records import EndedAttempt, JobAttempt, WorkerLimits
 from db.repositories.finish import FinishRepository
 from db.repositories.workers import WorkerRepository
 from lorayard.contract.keys import PoolKeys, worker_queue
@@ -108,6 +108,7 @@ class ScriptedWorker:
         self._last_command: bytes | str = "-"
         self.held: dict[Any, BatchJob] = {}
         self.is_draining = False
+        self.num_succeeded = 0
         self.batches: list[MicroBatch] = []
         self.all_batches: list[MicroBatch] = []
         """With the jobs that could not be read."""
@@ -142,11 +143,26 @@ class ScriptedWorker:
             thread.join(timeout=10.0)
         self._redis.close()
 
+    def lose_engine(self) -> None:
+        """Leave as a worker does whose engine died in a step of all that it holds."""
+        self.die()
+        step = [JobAttempt(job.job_id, job.attempt) for job in self.held.values()]
+        running = [HeldJob(job_id=pair.job_id, attempt=pair.attempt, running=True) for pair in step]
+
+        def leave(connection: Any) -> None:
+            workers = WorkerRepository(connection)
+            workers.report(self.incarnation, running, self.num_succeeded)
+            workers.say_end(self.incarnation, "engine_died", step)
+            workers.set_state(self.incarnation, "gone")
+
+        self._yard.database.run(leave)
+
     def end(self, ended: Sequence[EndedAttempt]) -> None:
         """Commit ends, then tell the leader and the clients."""
         finished = self._yard.database.run(
             lambda c: FinishRepository(c).finish(self.incarnation, next(self._seq), ended)
         )
+        self.num_succeeded += sum(one.state is JobState.SUCCEEDED for one in finished)
         with self._lock:
             for one in ended:
                 self.held.pop(one.job_id, None)

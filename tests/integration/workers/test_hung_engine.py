@@ -1,16 +1,20 @@
-"""A real worker whose engine is stopped, as a device call that never returns stops it."""
+"""A real worker whose engine is stopped, as by a device call that never returns; then its consumer fails."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from db.repositories.leases import LeaseRepository
+from lorayard.contract.keys import worker_queue
 from lorayard.contract.states import JobState
 from tests.integration.workers.questions import questions
 from tests.integration.workers.scripted_leader import ENDLESS, ScriptedLeader
@@ -20,15 +24,24 @@ from tests.polling import eventually
 
 PROGRAM = Path(__file__).with_name("impatient_worker.py")
 LIMIT_S = 5.0
+BEYOND_LIMIT_S = 5.0
 START_S = 120.0
 
 
-def test_an_engine_that_hangs_is_ended_and_one_that_was_stopped_with_its_worker_is_not(
-    leader: ScriptedLeader, start_worker: Callable[..., WorkerProcess]
-) -> None:
+@pytest.fixture(scope="module")
+def impatient(start_worker: Callable[..., WorkerProcess]) -> Iterator[WorkerProcess]:
+    """A worker that gives its engine few seconds for a step."""
     worker = start_worker(worker_lease_s=60)
     worker.command = [sys.executable, str(PROGRAM), str(LIMIT_S)]
-    with worker, TaskEvents(leader.redis_url) as events:
+    with worker:
+        yield worker
+
+
+def test_an_engine_that_hangs_is_ended_and_one_that_was_stopped_with_its_worker_is_not(
+    leader: ScriptedLeader, impatient: WorkerProcess
+) -> None:
+    worker = impatient
+    with TaskEvents(leader.redis_url) as events:
         incarnation = worker.incarnation(leader)
         (slow,) = leader.dispatch(incarnation, [ENDLESS.model_copy(update={"max_tokens": 1000})])
         events.await_event("task-started", slow)
@@ -49,8 +62,37 @@ def test_an_engine_that_hangs_is_ended_and_one_that_was_stopped_with_its_worker_
         assert [result.state for result in ended] == [JobState.CANCELLED, JobState.EXPIRED]
         assert (row.ended_by, row.step_jobs[:1]) == ("engine_hung", [running])
         assert [pair.job_id for pair in lost.requeued] == [running]
-        assert any("engine.hung" in line and "no progress for" in line for line in worker.log_lines())
+        stuck_s, limit_s = stuck_and_limit(worker)
+        assert LIMIT_S <= limit_s <= stuck_s <= limit_s + BEYOND_LIMIT_S
         assert leader.ended(leader.dispatch(successor, [questions(1)[0].spec]))[0].state is JobState.SUCCEEDED
+
+
+def test_a_consumer_that_fails_gives_its_jobs_back_as_a_loss_and_without_a_strike(
+    leader: ScriptedLeader, impatient: WorkerProcess
+) -> None:
+    leader.sql("DELETE FROM worker_hosts")  # what other tests have killed here says nothing of this host
+    incarnation = impatient.incarnation(leader)
+    running, other = leader.dispatch(incarnation, [ENDLESS, ENDLESS])
+    leader.await_running(incarnation, running, other)
+
+    leader.redis.lpush(worker_queue(incarnation), "no message of Celery's")
+    row = eventually(lambda: last_word(leader, incarnation), START_S, "the incarnation's last word")
+    lost = leader.database.run(lambda c: LeaseRepository(c).lose_worker(incarnation))
+
+    assert row.ended_by == "consumer_failed"
+    assert {pair.job_id for pair in lost.requeued} == {running, other}
+    rows = leader.sql(
+        "SELECT state, strikes, losses, suspect_group FROM jobs WHERE job_id = ANY(:ids)",
+        ids=[running, other],
+    )
+    assert [tuple(row) for row in rows] == [("queued", 0, 1, None)] * 2
+
+
+def stuck_and_limit(worker: WorkerProcess) -> tuple[float, float]:
+    """Read how long an engine had made no progress when it was ended, and its limit; in seconds."""
+    pattern = re.compile(r"engine\.hung.*no progress for ([\d.]+) s, of ([\d.]+) s at most")
+    (found,) = filter(None, map(pattern.search, worker.log_lines()))
+    return float(found[1]), float(found[2])
 
 
 def stop_together(worker: WorkerProcess, seconds: float) -> None:

@@ -17,7 +17,7 @@ from tests.integration.workers.scripted_leader import ScriptedLeader
 from tests.polling import eventually
 
 ROOT = Path(__file__).parents[3]
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0
 
 
 class WorkerProcess:
