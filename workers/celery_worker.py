@@ -14,11 +14,13 @@ from celery.exceptions import OperationalError as CeleryOperationalError
 from celery.worker import WorkController, state
 from celery.worker.consumer import Consumer
 from kombu.exceptions import OperationalError
+from kombu.message import Message
 from kombu.serialization import registry
 from kombu.utils.json import dumps
 from redis.exceptions import RedisError, ResponseError
 
 from lorayard.contract.keys import worker_queue
+from lorayard.contract.tasks import RUN_MICRO_BATCH
 from workers.pool import BatchesInFlight, TaskPool, pool_for
 
 CONNECT_S: Final = 2.0
@@ -39,6 +41,12 @@ class _Consumer(Consumer):
         """Pause after a refusal, as before."""
         super().on_connection_error_after_connected(exc)
         _pause_if_refused(exc)
+
+    def on_decode_error(self, message: Message, exc: Exception) -> None:
+        """Acknowledge what is not JSON, and let the pool look for the job that it was about."""
+        super().on_decode_error(message, exc)
+        if message.headers.get("task") == RUN_MICRO_BATCH:
+            self.pool.not_read(message.headers["id"], message.body, exc)
 
 
 def _pause_if_refused(error: Exception) -> None:

@@ -122,28 +122,29 @@ class TaskPool(BasePool):
         accept_callback(pid, now)
         try:
             ticket.traced = Traced(*target(*args))
-        except Exception as error:
-            # Left to the hub, it would end the consumer.
-            logger.exception("micro_batch.not_read", task_id=task_id, error=str(error)[:300])
+        except Exception as error:  # noqa: BLE001 - left to the hub, it would end the consumer
             ticket.traced = Traced(1, ExceptionInfo(), 0.0)
-            if isinstance(error, (DecodeError, TypeError, ValueError)):
-                self._reject_alone(task_id, args[3], str(error)[:300])
+            self.not_read(task_id, args[3], error)
         if ticket.terminated:
             self.batches.cancel_task(task_id)
         self._end_tickets()
 
-    def _reject_alone(self, task_id: str, body: Any, reason: str) -> None:
+    def not_read(self, task_id: str, body: Any, error: Exception) -> None:
         """End the job of a body that cannot be read, if it is the only one there and can be named.
 
         Others the leader misses, and sends again: each by itself, because any of them may be to blame.
         """
+        reason = str(error)[:300]
+        logger.error("micro_batch.not_read", task_id=task_id, error=reason, exc_info=error)
+        if not isinstance(error, (DecodeError, TypeError, ValueError)):
+            return
         try:
             job = only_job_in(body.encode(errors="replace") if isinstance(body, str) else bytes(body))
             if job is not None:
                 self.batches.reject(task_id, job, unreadable(reason))
-        except Exception as error:
+        except Exception as failure:
             # Nor may this end the consumer.
-            logger.exception("micro_batch.not_rejected", task_id=task_id, error=str(error)[:300])
+            logger.exception("micro_batch.not_rejected", task_id=task_id, error=str(failure)[:300])
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         """Cancel a micro-batch's jobs (Flower's terminate); Celery itself reports the task revoked."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
@@ -133,6 +134,19 @@ class ScriptedLeader:
         body = batch.model_dump(mode="json", exclude_unset=True)
         self._app.send_task(RUN_MICRO_BATCH, args=[body], task_id=task_id, queue=worker_queue(to))
         return task_id
+
+    def send_broken(self, to: str, job: BatchJob) -> None:
+        """Send one job in a message that is not JSON."""
+        batch = MicroBatch(batch_id=uuid4(), pool=self.pool, incarnation=to, term=self.term, jobs=(job,))
+        sent = self._app.amqp.as_task_v2(
+            str(batch.batch_id), RUN_MICRO_BATCH, [batch.model_dump(mode="json", exclude_unset=True)]
+        )
+        body = json.dumps(sent.body).replace('"max_tokens"', "max_tokens")
+        kinds = {"content_type": "application/json", "content_encoding": "utf-8"}
+        with self._app.producer_or_acquire() as producer:
+            producer.publish(
+                body, routing_key=worker_queue(to), headers=sent.headers, **kinds, **sent.properties
+            )
 
     def ping(self, to: str) -> UUID:
         """Send a ping through a worker's own queue; returns what it is to give back."""

@@ -48,6 +48,21 @@ def test_jobs_over_all_adapters_succeed_with_right_answers_and_are_told(
     assert {told[JobAttempt(job_id, 1)] for job_id in job_ids} == {"succeeded"}
 
 
+def test_a_job_whose_message_is_not_json_ends_at_once_and_the_next_runs(
+    leader: ScriptedLeader, incarnation: str
+) -> None:
+    (broken,) = leader.lease(incarnation, leader.admit([JobSpec(prompt="hello>", max_tokens=12)]))
+    leader.send_broken(incarnation, broken)
+    next_ids = leader.dispatch(incarnation, [JobSpec(prompt="hello>", max_tokens=12)])
+
+    ended, succeeded = leader.ended([broken.job_id, *next_ids])
+
+    assert succeeded.output == "hello"
+    assert ended.error is not None
+    assert ended.error.code == "unreadable_job"
+    assert "scheduler sent it" in ended.error.message
+
+
 def test_what_the_engine_computes_with_never_comes_into_the_worker_itself(
     leader: ScriptedLeader, worker: WorkerProcess, incarnation: str
 ) -> None:
