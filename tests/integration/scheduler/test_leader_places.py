@@ -194,7 +194,7 @@ def test_what_fails_for_one_worker_is_done_for_the_others(rig: PoolRig, leader: 
 
     for name in ("bad", "good"):
         rig.database.run(lambda c, name=name: WorkerRepository(c).set_state(name, "gone"))
-    leader.reaper.reap()
+    leader.reaper.reap(NOW, is_idle=False)
     leader.reaper.forget_departed()
     assert (fleet.find("good"), fleet.find("bad") is None) == (None, False)
 
@@ -206,7 +206,7 @@ def test_what_fails_for_one_adapter_or_tenant_is_done_for_the_others(
     told = [AdapterFailure(revision=one, code="shape", message="8", retryable=False) for one in revisions]
     join(rig, "bad", "good")
     leader.recover()
-    leader.reaper.reap()
+    leader.reaper.reap(NOW, is_idle=False)
     quarantine, worker = leader.events.quarantine, known(leader, "good")
     trips.at(Quarantine, "_set_aside_revision", told[0])
     trips.at(Quarantine, "_have_loaded", "bad")
@@ -216,14 +216,14 @@ def test_what_fails_for_one_adapter_or_tenant_is_done_for_the_others(
     quarantine.judge(worker, told, NOW)
     assert set(quarantine.revisions) == set(revisions[1:])
 
-    leader.reaper.reap()
+    leader.reaper.reap(NOW, is_idle=False)
     quarantine._retries.hasten()
     quarantine.try_again()
     assert [command.kind for command in commands(rig, "good")] == ["prefetch"]
 
     there = [Residency(revision=revision, tier="host") for revision in revisions[1:]]
     quarantine.note_loads(worker, worker.note_residency(1, there, is_whole=True), NOW)
-    leader.reaper.reap()
+    leader.reaper.reap(NOW, is_idle=False)
     assert set(quarantine.revisions) == {revisions[1]}
 
     leader.instructions.quotas = (TenantQuota("bad", 3), TenantQuota("good", 3))
@@ -249,7 +249,7 @@ def test_what_fails_for_one_job_is_done_for_the_others(rig: PoolRig, leader: Lea
     assert states == [JobState.QUEUED, JobState.FAILED, JobState.QUEUED, JobState.EXPIRED]
 
     join(rig, "worker")
-    leader.reaper.reap()
+    leader.reaper.reap(NOW, is_idle=False)
     leader.turn()
     rig.wait_for(JobState.LEASED, bad, late)
     leader.recover()
