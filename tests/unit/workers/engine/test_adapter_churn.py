@@ -16,7 +16,7 @@ from workers.engine.core.errors import AdapterInUse, AllSlotsPinned
 
 NUM_ADAPTERS, NUM_SLOTS, NUM_PLACES = 2000, 8, 64
 NUM_IN_FLIGHT = 24
-NUM_CYCLES, NUM_WARM_CYCLES = 4000, 500
+NUM_CYCLES, NUM_WARM_CYCLES = 10_000, 500
 PARAMS = SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True)
 
 
