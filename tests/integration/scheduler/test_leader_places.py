@@ -63,10 +63,9 @@ def leader(rig: PoolRig) -> Iterator[Leader]:
 
 def join(rig: PoolRig, *incarnations: str) -> None:
     """Enter workers into the ledger; what they are sent stays unread."""
-    for name in incarnations:
-        rig.database.run(
-            lambda c, name=name: WorkerRepository(c).register(name, rig.pool, name, LIMITS, 3600.0)
-        )
+    with rig.database.transaction() as connection:
+        for name in incarnations:
+            WorkerRepository(connection).register(name, rig.pool, name, LIMITS, 3600.0)
 
 
 def commands(rig: PoolRig, incarnation: str) -> list[Command]:
@@ -141,14 +140,11 @@ def test_what_fails_for_one_worker_is_done_for_the_others(rig: PoolRig, leader: 
     join(rig, "bad", "good", "idle", "sick")
     trips.at(Fleet, "_take_in", "sick")
     leader.recover()
-    for place in (
-        (WorkerEvents, "judge_hearing"),
-        (WorkerCommands, "_command"),
-        (Control, "_command"),
-        (Fleet, "get"),
-        (WorkerRepository, "get"),
-    ):
-        trips.at(*place, "bad")
+    trips.at(WorkerEvents, "judge_hearing", "bad")
+    trips.at(WorkerCommands, "_command", "bad")
+    trips.at(Control, "_command", "bad")
+    trips.at(Fleet, "get", "bad")
+    trips.at(WorkerRepository, "get", "bad")
     items, fleet = leader.context.items, leader.fleet
     assert {worker.incarnation for worker in fleet.ready()} == {"bad", "good", "idle"}
 
@@ -192,8 +188,9 @@ def test_what_fails_for_one_worker_is_done_for_the_others(rig: PoolRig, leader: 
     assert {one.incarnation for one in fleet.ready() if one.is_draining} == {"good"}
     assert rig.redis.xlen(rig.keys.worker_events) == 0
 
-    for name in ("bad", "good"):
-        rig.database.run(lambda c, name=name: WorkerRepository(c).set_state(name, "gone"))
+    with rig.database.transaction() as connection:
+        for name in ("bad", "good"):
+            WorkerRepository(connection).set_state(name, "gone")
     leader.reaper.reap(NOW, is_idle=False)
     leader.reaper.forget_departed()
     assert (fleet.find("good"), fleet.find("bad") is None) == (None, False)

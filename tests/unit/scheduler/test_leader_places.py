@@ -75,7 +75,7 @@ def test_every_place_at_which_the_leader_may_fail_is_known_here() -> None:
             if kind is None or not (owner in ("", "self") or owner.endswith("items")):
                 continue
             first = node.args[0]
-            if isinstance(first, ast.Constant):
+            if isinstance(first, ast.Constant) and isinstance(first.value, str):
                 found[kind].add(first.value)
             elif path.stem != "item_failures":
                 unnamed.append(f"{path.stem}: {ast.unparse(node)[:60]}")
