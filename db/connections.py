@@ -22,12 +22,16 @@ PING_AFTER_S: Final = 1.0
 ANSWER_GRACE_S: Final = 5.0
 """So much longer than a statement may take is an answer waited for, and so long that to a ping."""
 
+MAX_LOOK_S: Final = 0.5
+"""A look that comes later than this after the last one counts no more: this process was stopped meanwhile."""
+
 T = TypeVar("T")
 
 
 class BoundedConnection(psycopg.Connection[Any]):
     """A connection that is closed when its server keeps it waiting for longer than `answer_s`.
 
+    Only time in which this process ran counts: one that was stopped first reads what has come meanwhile.
     A server that hangs (stopped, its disk stuck) ends no statement by its own limits, and its kernel goes on
     acknowledging, so neither keepalives nor `tcp_user_timeout` notice it. Then psycopg.OperationalError is
     raised.
@@ -43,13 +47,15 @@ class BoundedConnection(psycopg.Connection[Any]):
         return super().wait(gen, *arguments, **options)
 
     def _within(self, gen: Generator[Any, Any, T], limit_s: float) -> Generator[Any, Any, T]:
-        deadline = time.monotonic() + limit_s
+        waited_s, looked_at = 0.0, time.monotonic()
         try:
             wanted = next(gen)
             while True:
                 ready = yield wanted
                 # psycopg looks up every tenth of a second. What is there is read, however late it came.
-                if not ready and time.monotonic() >= deadline:
+                now = time.monotonic()
+                waited_s, looked_at = waited_s + min(now - looked_at, MAX_LOOK_S), now
+                if not ready and waited_s >= limit_s:
                     gen.close()
                     self.close()
                     raise psycopg.OperationalError(f"no answer within {limit_s:g} s, so it is given up")

@@ -100,6 +100,11 @@ class Fleet:
     def _give_back_to(self, holder: WorkerState, row: LeasedRow, now: float) -> None:
         holder.give(row.job_id, self.outstanding(row, now - max(0.0, row.leased_s)))
 
+    def excuse_standstill(self, now: float) -> None:
+        """Hold against no worker what it has not listed so far: the leader has read no lists."""
+        for worker in self._workers.values():
+            worker.hearing.begin_after_standstill(now)
+
     def outstanding(self, row: LeasedRow, dispatched_at: float) -> Outstanding:
         """Make the record of a job that the ledger has in a worker's hand."""
         return Outstanding(

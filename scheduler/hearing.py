@@ -53,6 +53,8 @@ class Hearing:
         self._listed_at = float("-inf")
         self._since = float("-inf")
         """Before this, lists may have been missed."""
+        self._patient_from = float("-inf")
+        """What was on its way then has all its patience from then on."""
         self._pings: set[UUID] = set()
         self._pinged_at = float("-inf")
         self._doubted: frozenset[UUID] = frozenset()
@@ -60,6 +62,11 @@ class Hearing:
     def begin(self, now: float) -> None:
         """Expect lists from now on: what came before says nothing of the jobs there are now."""
         self._listed_at, self._since = float("-inf"), now
+
+    def begin_after_standstill(self, now: float) -> None:
+        """Expect lists from now on, of which the first were written long ago."""
+        self.begin(now)
+        self._patient_from = now
 
     def heard(self, message: int) -> None:
         """Note that a job of this message was listed, or has ended there."""
@@ -110,7 +117,7 @@ class Hearing:
 
     def _is_overdue(self, job: Unlisted, now: float) -> bool:
         """Whether a list is there that should name the job; if there are none, more time has passed."""
-        due_at = job.dispatched_at + job.patience_s
+        due_at = max(job.dispatched_at, self._patient_from) + job.patience_s
         if self._listed_at >= due_at:
             return True
         return now >= max(due_at, max(job.dispatched_at, self._since) + SILENT_S)

@@ -118,6 +118,8 @@ class Leader:
     """A round went out, and workers may have room for another one."""
     dispatch_from: float = 0.0
     """Nothing is dispatched before, on the loop's clock: Redis had no room for it."""
+    num_lapses: int = 0
+    """Those of the term for which nobody is blamed any more."""
     failure: Exception | None = None
     """The first failure in this turn of what nothing can be served without."""
 
@@ -232,6 +234,7 @@ class Leader:
         if batch.jobs:
             self._part("intake", lambda: self._admit(batch), is_own=False)
         if batch.events:
+            self._excuse_standstill()
             self._part("worker_events", lambda: self.events.listen(batch.events), is_own=False)
         if batch.control:
             self._part("control", lambda: self.control.obey(batch.control), is_own=False)
@@ -252,9 +255,16 @@ class Leader:
             self.has_dispatched = self.rounds.run(self.clock())
 
     def _judge_hearing(self) -> None:
+        self._excuse_standstill()
         for worker in self.fleet.ready():
             judge = partial(self.events.judge_hearing, worker)
             self.context.items.attempt("worker_hearing", worker.incarnation, judge)
+
+    def _excuse_standstill(self) -> None:
+        """Have workers judged by later lists alone if the term ran out: most likely, none was read."""
+        if not self.keeper.is_valid or self.num_lapses != self.keeper.num_lapses:
+            self.num_lapses = self.keeper.num_lapses
+            self.fleet.excuse_standstill(self.clock())
 
     def _recurring(self, now: float) -> None:
         chore = self.context.items.chore

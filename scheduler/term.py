@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -32,7 +33,15 @@ class TermKeeper:
     """Mutable: one term. One that ran out may still be renewed, until another scheduler becomes leader."""
 
     def __init__(
-        self, database: Database, pool: str, holder: str, taken: Taken, ttl_s: float, *, on_broken: OnBroken
+        self,
+        database: Database,
+        pool: str,
+        holder: str,
+        taken: Taken,
+        ttl_s: float,
+        *,
+        on_broken: OnBroken,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._pool = pool
@@ -40,8 +49,11 @@ class TermKeeper:
         self.term = taken.term
         self.ledger = taken.ledger
         self._ttl_s = ttl_s
-        self._valid_until = time.monotonic() + ttl_s
-        self._contact_since = time.monotonic()
+        self._clock = clock
+        self._valid_until = clock() + ttl_s
+        self.num_lapses = 0
+        """How often the term had run out when it was renewed: this process stood still, or the ledger did."""
+        self._contact_since = clock()
         self.deposed = threading.Event()
         self._thread = ServiceThread("term", self._step, on_broken=on_broken)
 
@@ -68,15 +80,18 @@ class TermKeeper:
     @property
     def is_valid(self) -> bool:
         """Whether nobody else can have become leader yet, by this process's clock."""
-        return time.monotonic() < self._valid_until and not self.deposed.is_set()
+        return self._clock() < self._valid_until and not self.deposed.is_set()
 
     def contact_s(self) -> float:
-        """How long the ledger has been answering without a break in this term."""
-        return time.monotonic() - self._contact_since
+        """How long the ledger has been answering without a break in this term.
+
+        A term that ran out is a break: of the time in which this process stood still it knows nothing.
+        """
+        return self._clock() - self._contact_since if self.is_valid else 0.0
 
     def contact_lost(self) -> None:
         """Note that the ledger did not answer, whoever asked it."""
-        self._contact_since = time.monotonic()
+        self._contact_since = self._clock()
 
     def close(self, *, resign: bool) -> None:
         """Stop renewing; with `resign`, end the term at once."""
@@ -100,7 +115,7 @@ class TermKeeper:
 
     def _renew(self) -> bool:
         """Renew once; a ledger that does not answer says nothing about who leads."""
-        asked_at = time.monotonic()
+        asked_at = self._clock()
         try:
             renewed = self._database.run(
                 lambda connection: TermRepository(connection).renew(
@@ -111,6 +126,9 @@ class TermKeeper:
             self.contact_lost()
             logger.warning("term.not_renewed", term=self.term, error=explain(error))
             return True
+        if not self.is_valid:
+            self.num_lapses += 1
+            self.contact_lost()
         self._valid_until = asked_at + self._ttl_s
         return renewed
 

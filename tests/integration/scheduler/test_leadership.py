@@ -21,7 +21,7 @@ from db.repositories.terms import TermRepository
 from lorayard.contract.states import JobState
 from lorayard.local import SERVERS, Stack, StackConfig
 from scheduler.leader_context import LeaderContext
-from scheduler.term import TermKeeper
+from scheduler.term import Taken, TermKeeper
 from tests.integration.scheduler.pool_rig import MODEL, PoolRig
 from tests.integration.scheduler.scripted_worker import ScriptedWorker, hold, succeed
 from tests.polling import eventually
@@ -113,6 +113,26 @@ def test_only_a_term_that_ran_out_is_taken_from_a_transaction_that_sits_on_it(ri
     with pytest.raises(DatabaseUnavailable):
         rig.database.run(sit)
     hasty.dispose()
+
+
+def test_time_in_which_a_leader_stood_still_is_no_contact_with_the_ledger(rig: PoolRig) -> None:
+    def take(connection: Connection) -> Taken:
+        terms = TermRepository(connection)
+        return Taken(terms.take(rig.pool, "stopped", 5.0) or 0, terms.ledger_id())
+
+    now, taken = 0.0, rig.database.run(take)
+    keeper = TermKeeper(
+        rig.database, rig.pool, "stopped", taken, 5.0, on_broken=lambda _thread: None, clock=lambda: now
+    )
+    now = 4.0
+    assert keeper._renew()
+    assert (keeper.contact_s(), keeper.num_lapses) == (4.0, 0)
+
+    now = 100.0
+    assert (keeper.is_valid, keeper.contact_s()) == (False, 0.0)
+    assert keeper._renew()
+    now = 103.0
+    assert (keeper.is_valid, keeper.contact_s(), keeper.num_lapses) == (True, 3.0, 1)
 
 
 def test_a_later_term_in_redis_fences_the_acknowledgements_of_an_older_leader(rig: PoolRig) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from types import SimpleNamespace
+
+import psycopg
 import pytest
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
+import db.connections as connections_module
 from db import Database, DatabaseSettings, SecretSettings
+from db.connections import BoundedConnection
 from db.database import parse_url
 from db.errors import InvalidDatabaseUrl
 
@@ -71,3 +77,34 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert Database.from_settings(settings).safe_url == "postgresql+psycopg://me:***@host/db"
     assert "secret" not in repr(settings)
     assert [key.get_secret_value() for key in SecretSettings().secret_key] == ["new", "old"]
+
+
+def test_a_server_is_not_given_up_for_time_in_which_this_process_was_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, limit_s, connection = 0.0, 5.0, object.__new__(BoundedConnection)
+    monkeypatch.setattr(connections_module, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(BoundedConnection, "close", lambda _: None)
+    monkeypatch.setattr(psycopg.Connection, "__del__", lambda _: None)
+
+    def answer() -> Generator[int, int, str]:
+        while not (yield 1):
+            pass
+        return "late"
+
+    waiting = connection._within(answer(), limit_s)
+    assert next(waiting) == 1
+    for _ in range(3):
+        now += 100.0
+        assert waiting.send(0) == 1
+    with pytest.raises(StopIteration, match="late"):
+        waiting.send(1)
+
+    hanging = connection._within(answer(), limit_s)
+    assert next(hanging) == 1
+    for _ in range(49):
+        now += 0.1
+        hanging.send(0)
+    now += 0.2
+    with pytest.raises(psycopg.OperationalError, match="no answer within 5 s"):
+        hanging.send(0)

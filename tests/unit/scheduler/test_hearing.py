@@ -51,6 +51,19 @@ def test_a_worker_that_listed_nothing_since_is_deaf_and_all_on_its_way_comes_bac
     assert hearing.is_deaf
 
 
+def test_time_in_which_no_list_was_read_is_held_against_nobody() -> None:
+    hearing, job = Hearing(), sent(4)
+    hearing.listed(0.5)
+
+    hearing.begin_after_standstill(100.0)
+    assert not hearing.missing([job], 100.0)
+    hearing.listed(100.1)  # an old one, from before the job came
+    assert not hearing.missing([job], 100.1)
+
+    hearing.listed(103.0)
+    assert hearing.missing([job], 103.0).unheard == pairs(job)
+
+
 def test_more_patience_is_waited_out() -> None:
     hearing, job = Hearing(), sent(4, patience_s=12.0)
     hearing.listed(11.9)

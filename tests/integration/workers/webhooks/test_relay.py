@@ -30,6 +30,7 @@ from tests.integration.db.ledger import Ledger, ended
 from tests.integration.workers.webhooks.receiver import Receiver, listening
 from tests.polling import eventually
 from workers.webhooks.addresses import AddressPolicy
+from workers.webhooks.lease import LEASE_S, RENEWALS_PER_LEASE
 from workers.webhooks.outbox import Outbox
 from workers.webhooks.relay import Relay, RelayConfig
 from workers.webhooks.sender import Sender
@@ -37,6 +38,9 @@ from workers.webhooks.sender import Sender
 LOOPBACK = (ip_network("127.0.0.0/8"),)
 KEY = new_key()
 FAST = (0.0, 0.0, 0.0)
+
+FREE_WITHIN_S = 20.0
+"""So soon may others send what a killed relay had claimed."""
 
 Running = Callable[..., AbstractContextManager["RelayLife"]]
 
@@ -334,6 +338,10 @@ def test_a_relay_killed_between_send_and_commit_sends_again_under_the_same_id(
         process.wait()
         hold.release.set()
         receiver.before_answer = lambda: None
+        # What it held comes free when its lease has run out and another relay renews its own.
+        assert LEASE_S + LEASE_S / RENEWALS_PER_LEASE <= FREE_WITHIN_S
+        ((lease_left,),) = ledger.sql("SELECT expires_at - now() FROM webhook_relays")
+        assert lease_left.total_seconds() <= LEASE_S
         ledger.sql("UPDATE webhook_relays SET expires_at = now()")
         with relay():
             row = await_state(ledger, "delivered")

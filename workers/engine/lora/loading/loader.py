@@ -26,6 +26,10 @@ _START_TIMEOUT_S = 120.0
 _GRACE_S = 5.0
 """The process ends a load in time by itself; one that is stuck beyond that is killed."""
 
+_MAX_LOOK_S = 10.0
+"""A look that comes later than any step lasts counts no more: this process was stopped, most likely together
+with the other one."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
@@ -77,7 +81,8 @@ class Loader:
         self._child: LoaderChild | None = None
         self._is_held = False
         self._is_ready = False
-        self._since = 0.0  # since when the first of the sent ones is under way
+        self._waited_s = 0.0  # for the first of the sent ones
+        self._looked_at = 0.0
         if child is not None:
             self._employ(child)
 
@@ -158,7 +163,7 @@ class Loader:
                 self._results.append(_failed(request, _unstartable(request, error)))
                 continue
             if not self._sent:
-                self._since = time.monotonic()
+                self._wait_anew()
             self._sent.append(request)
             with suppress(OSError):  # it died: `receive` will say so, after what it had answered
                 child.channel.send(Load(request))
@@ -174,30 +179,36 @@ class Loader:
         try:
             answer = self._child.channel.receive()
         except BlockingIOError:
-            return self._give_up() if time.monotonic() > self._deadline() else None
+            return self._give_up() if self._is_overdue() else None
         except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
             return self._bury(error)
         if isinstance(answer, Ready):
-            self._is_ready, self._since = True, time.monotonic()
+            self._is_ready = True
+            self._wait_anew()
             return None
         assert isinstance(answer, Loaded), f"the loader process sent {type(answer).__name__}"
         request = self._sent.popleft()
         self._ahead.discard(request)
-        self._since = time.monotonic()
+        self._wait_anew()
         self._dispatch()
         return LoadResult(request, answer.files, answer.weights, answer.error, answer.load_ms)
 
-    def _deadline(self) -> float:
-        return self._since + (self._spec.timeout_s + _GRACE_S if self._is_ready else _START_TIMEOUT_S)
+    def _wait_anew(self) -> None:
+        self._waited_s, self._looked_at = 0.0, time.monotonic()
+
+    def _is_overdue(self) -> bool:
+        now = time.monotonic()
+        self._waited_s += min(now - self._looked_at, _MAX_LOOK_S)
+        self._looked_at = now
+        return self._waited_s > (self._spec.timeout_s + _GRACE_S if self._is_ready else _START_TIMEOUT_S)
 
     def _give_up(self) -> LoadResult:
         label = adapter_label(self._sent[0].lora_name, self._sent[0].lora_path)
         what = "it was not loaded" if self._is_ready else "the loader process was not ready"
-        waited_s = time.monotonic() - self._since
         return self._replace_child(
             AdapterLoadTimeout(
-                f"{label}: {what} after {waited_s:.1f} s (lora_load_timeout_s={self._spec.timeout_s:g}); "
-                "look for slow storage, or allow more time"
+                f"{label}: {what} after {self._waited_s:.1f} s "
+                f"(lora_load_timeout_s={self._spec.timeout_s:g}); look for slow storage, or allow more time"
             )
         )
 

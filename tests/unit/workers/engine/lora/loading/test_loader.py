@@ -174,12 +174,28 @@ def test_a_process_that_is_stuck_is_replaced(make_loader: MakeLoader, tmp_path: 
     os.kill(pid, signal.SIGSTOP)
     for request in requests:
         one.submit(request)
-    one._since -= 3600.0  # an hour later
+    one._waited_s = 3600.0  # an hour later
 
     stuck = one.wait()
 
     assert (stuck.request, _code(stuck)) == (requests[0], "adapter_load_timeout")
     assert not psutil.pid_exists(pid)
+
+
+def test_a_process_is_not_blamed_for_an_hour_in_which_both_were_stopped(
+    make_loader: MakeLoader, tmp_path: Path
+) -> None:
+    one = make_loader()
+    _warm(one, tmp_path)
+    pid = _pid(one)
+    os.kill(pid, signal.SIGSTOP)
+    one.submit(request_of(tmp_path, 1))
+    one._looked_at -= 3600.0
+
+    assert one.poll() is None
+    os.kill(pid, signal.SIGCONT)
+    assert _code(one.wait()) is None
+    assert _pid(one) == pid
 
 
 def test_a_process_that_cannot_be_started_is_told_to_each_load(tmp_path: Path) -> None:

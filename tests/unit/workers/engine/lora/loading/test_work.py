@@ -13,7 +13,7 @@ from workers.engine.core.lora_request import LoRARequest
 from workers.engine.lora.files.adapter_files import stamp
 from workers.engine.lora.files.digest import adapter_digest
 from workers.engine.lora.loading import work
-from workers.engine.lora.loading.work import load
+from workers.engine.lora.loading.work import _NUM_RINGS, _OutOfTime, _time_limit, load
 
 
 def _request(path: Path) -> LoRARequest:
@@ -42,6 +42,18 @@ def test_a_read_that_hangs_is_ended(tmp_path: Path) -> None:
     assert "lora_load_timeout_s=0.2" in str(loaded.error)
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     assert load(_request(write_adapter(tmp_path / "good")), spec_of()).error is None
+
+
+def test_alarms_that_came_while_the_process_was_stopped_are_one() -> None:
+    with _time_limit(3600.0):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+        for _ in range(3 * _NUM_RINGS):
+            signal.raise_signal(signal.SIGALRM)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+        for _ in range(_NUM_RINGS - 2):
+            signal.raise_signal(signal.SIGALRM)
+        with pytest.raises(_OutOfTime):
+            signal.raise_signal(signal.SIGALRM)
 
 
 def test_an_adapter_larger_than_all_the_memory_set_aside_is_refused_with_both_numbers(tmp_path: Path) -> None:
