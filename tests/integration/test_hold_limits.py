@@ -31,8 +31,9 @@ def services(redis_url: str, database_url: str, store: Path) -> Iterator[tuple[s
     yield "term", scheduler._terms
     yield "results of a worker", commits_database(worker)
     yield "lease and arrivals of a worker", lease_database(worker)
-    yield "lease of a worker with a short one", lease_database(
-        worker.model_copy(update={"worker_lease_s": 2.0})
+    yield (
+        "lease of a worker with a short one",
+        lease_database(worker.model_copy(update={"worker_lease_s": 2.0})),
     )
     yield "claims of a relay", claims
     yield "lease of a relay", lease
