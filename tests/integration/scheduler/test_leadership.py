@@ -188,7 +188,7 @@ def test_a_leader_stopped_inside_a_transaction_is_replaced(rig: PoolRig, tmp_pat
 
 
 def test_by_its_settings_a_standby_takes_over_within_ten_seconds() -> None:
-    # A look just before the term runs out may wait for its lock and find nobody to evict; the next one evicts.
+    # A look just before the term runs out may wait for its lock and evict nobody; the next one evicts.
     looks_s = FOLLOWER_POLL_S + TERM_LOCK_TIMEOUT_MS / 1000 + RETRY_S + TERM_LOCK_TIMEOUT_MS / 1000
 
     assert TERM_TTL_S + looks_s < 10.0
