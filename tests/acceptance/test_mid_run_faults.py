@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import psycopg
 import pytest
@@ -20,6 +21,7 @@ from examples.demo.stage import MAX_RANK, add_adapters, await_catalogue
 from examples.demo.workload import ADAPTERS_DIR, MODEL_DIR
 from examples.tiny.tasks import TASKS, prompt
 from lorayard import JobState
+from lorayard.cli import main
 from lorayard.local.postgres_server import plain_url
 from lorayard.server.adapter_store import revision_folder
 from tests.acceptance.stack_rig import PATIENCE_S, Asked, StackRig, Usage
@@ -157,6 +159,15 @@ class OneStore:
         return max((one.pause_s for one in failures if one.digest == adapter.revision), default=0.0)
 
 
+def rows_of(command: Sequence[str], capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """Run a command of `lorayard` that lists rows."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--json"])
+    assert not ended.value.code
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
 def outputs(asked: list[Asked]) -> list[str | None]:
     return [item.handle.result(PATIENCE_S).output for item in asked]
 
@@ -170,7 +181,11 @@ def store(rig: StackRig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[O
     store.database.dispose()
 
 
-def test_a_store_is_away_for_a_while_and_the_jobs_that_need_it_wait(rig: StackRig, store: OneStore) -> None:
+def test_a_store_is_away_for_a_while_and_the_jobs_that_need_it_wait(
+    rig: StackRig, store: OneStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in rig.stack.client_env().items():
+        monkeypatch.setenv(name, value)
     store.add("read-before", "away-1", "away-2")
     assert outputs(store.ask("read-before")) == ["STORE"]
     aside = store.path.with_name("aside")
@@ -179,7 +194,16 @@ def test_a_store_is_away_for_a_while_and_the_jobs_that_need_it_wait(rig: StackRi
     waiting = store.ask("away-1", "away-2", each=5)
     assert outputs(asked := store.ask(None, "read-before")) == [item.answer for item in asked]
     eventually(lambda: store.pause_of("away-1") >= 4.0 <= store.pause_of("away-2"), PATIENCE_S, "third tries")
-    eventually(lambda: store.listed("away-1").state == "cooling", PATIENCE_S, "a pause")
+
+    def are_named() -> bool:
+        """Whether whoever looks is told which adapters the store cannot give, and why."""
+        adapters = {row["name"]: row for row in rows_of(["adapters", "list"], capsys)}
+        return all(adapters[name]["state"] == "cooling" for name in ("away-1", "away-2"))
+
+    eventually(are_named, PATIENCE_S, "two pauses")
+    (worker,) = [row for row in rows_of(["workers"], capsys) if row["state"] == "ready"]
+    assert "could not give 2 adapters" in worker["reason"]
+    assert str(store.path) in worker["reason"]
     assert not any(item.handle.done() for item in waiting)
     aside.rename(store.path)
 

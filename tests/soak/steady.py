@@ -143,10 +143,9 @@ def table(folder: Path, warm_up_s: float) -> tuple[list[str], bool]:
     for sample in samples:
         if sample["at"] >= from_s:
             by_process[sample["name"], sample["pid"]].append(sample)
-    lines = [
-        "| process | samples | MB, first and last | MB/h (upper 95 %) | fds/h | threads/h | maps/h | |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    headings = ["process", "samples", "MB, first and last", "MB/h (upper 95 %)"]
+    headings += [f"{one}/h (upper 95 %)" for one in COUNTS]
+    lines = [f"| {' | '.join(headings)} | |", "|---|---|---|---|---|---|---|---|"]
     is_steady = bool(by_process)
     for (name, _), taken in sorted(by_process.items()):
         memory = slope([(sample["at"], sample["mb"]) for sample in taken])

@@ -128,6 +128,19 @@ def test_the_only_store_that_gives_nothing_since_blames_nobody() -> None:
     assert not any(is_to_blame(failures, "r", at) for at in (0.0, 30.0, 90.0, 210.0, 450.0, 930.0))
 
 
+def test_the_only_store_away_for_a_day_blames_nobody_and_is_asked_every_ten_minutes() -> None:
+    failures, now, tries = StoreFailures(), 0.0, 0
+    failures.loaded("other", HERE, -1.0)
+
+    while now < 86_400.0:
+        assert not is_to_blame(failures, "r", now)
+        tries += 1
+        (failure,) = failures
+        now = failure.until
+
+    assert 86_400 / 600 <= tries <= 86_400 / 600 + 5
+
+
 def test_three_tries_within_a_minute_are_too_few() -> None:
     failures = StoreFailures()
     failures.restore([StoreFailure("r", HERE, "c", "why", 0.0, 20.0, 50.0, 30.0, tries=2)])
