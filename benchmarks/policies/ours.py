@@ -129,9 +129,10 @@ class Ours:
 
     def retry_after_s(self, num_jobs: int, views: Sequence[WorkerView], now: float) -> float | None:  # noqa: ARG002
         """Predict as `scheduler.forecast` does, by the mean of the jobs that wait."""
-        tokens = num_jobs * self._backlog.order.tokens / len(self._backlog)
         per_s = self._pace.of(sum(view.num_outstanding for view in views))
-        return None if per_s is None else tokens / per_s
+        if per_s is None or not len(self._backlog):
+            return None
+        return num_jobs * self._backlog.order.tokens / len(self._backlog) / per_s
 
     def succeed(self, now: float) -> Ours:  # noqa: ARG002
         """Read waiting and running jobs and the counters anew, as a new leader does from the ledger."""

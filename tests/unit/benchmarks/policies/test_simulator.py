@@ -14,8 +14,8 @@ from benchmarks.policies.rivals.fifo import Fifo
 from benchmarks.policies.scenarios import RIVALS, MakePolicy
 from benchmarks.policies.simulator import Simulator
 from benchmarks.policies.workload import Population
-from scheduler.policies.overcommit import RATE_MEMORY_S
 from tests.unit.benchmarks.policies.making import SIZE, TOY, job, pool, setting, simulate
+from tests.unit.scheduler.policies.making import worker as view
 
 POLICIES: dict[str, MakePolicy] = {"ours": Ours, "EDF": ClairvoyantEdf, **RIVALS}
 SMALL = Pool(num_workers=3, max_num_seqs=4, kv_tokens=3_000, slots=2, host_adapters=3, num_adapters=12)
@@ -127,12 +127,20 @@ def test_the_same_seed_gives_the_same_run() -> None:
     assert runs[0] == runs[1]
 
 
-def test_retry_after_is_the_queue_by_the_rate_of_ends() -> None:
+def test_retry_after_is_the_queue_by_the_pace_of_what_workers_have_in_hand() -> None:
     policy = Ours(setting())
-    policy.ended("worker-0000", [job(number, "a", 1) for number in range(10)], 5.0)
+    done = [job(number, "a", 1) for number in range(10)]
+    for one in done:
+        one.dispatched_at, one.ended_at = 0.0, 5.0
+    policy.ended("worker-0000", done, 5.0)
+    busy = [view(outstanding={"a": 4})]
+    assert policy.retry_after_s(20, busy, 5.0) is None, "nothing waits"
 
-    assert policy.retry_after_s(20, [], 5.0) == pytest.approx(20 / (10 / RATE_MEMORY_S))
-    assert Ours(setting()).retry_after_s(20, [], 5.0) is None
+    for number in range(10, 50):
+        policy.add(job(number, "a", 1), 5.0)
+
+    assert policy.retry_after_s(20, busy, 5.0) == pytest.approx(20 * 5.0 / 4), "one of four ends each 1.25 s"
+    assert policy.retry_after_s(20, [], 5.0) is None
 
 
 def test_a_new_leader_goes_on_with_what_waits() -> None:
