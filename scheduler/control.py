@@ -65,12 +65,12 @@ class Control:
         self.streams.acknowledge([entry])
 
     def revoke(self, job_ids: Sequence[UUID]) -> None:
-        """Cancel jobs at nobody's request stream (a revoke in Flower)."""
-        self.context.items.attempt_all("revokes", job_ids, str, self._cancel)
+        """Cancel jobs at nobody's request stream (a revoke in Flower, which shows no job before it is there)."""
+        self.context.items.attempt_all("revokes", job_ids, str, partial(self._cancel, may_come=False))
 
-    def _cancel(self, job_ids: Sequence[UUID]) -> None:
+    def _cancel(self, job_ids: Sequence[UUID], *, may_come: bool = True) -> None:
         if job_ids:
-            self._follow(self.context.transact(lambda connection: _cancel_all(connection, job_ids)))
+            self._follow(self.context.transact(lambda c: _cancel_all(c, job_ids, may_come=may_come)))
 
     def _answer(self, questions: Sequence[Question]) -> None:
         messages = [question.message for question in questions]
@@ -123,10 +123,12 @@ def _read(entry: StreamEntry) -> Question | None:
         return None
 
 
-def _cancel_all(connection: Connection, job_ids: Sequence[UUID]) -> list[tuple[UUID, CancelOutcome]]:
+def _cancel_all(
+    connection: Connection, job_ids: Sequence[UUID], *, may_come: bool
+) -> list[tuple[UUID, CancelOutcome]]:
     jobs = JobRepository(connection)
     # In one order for all, like every statement that locks several rows.
-    return [(job_id, jobs.cancel(job_id)) for job_id in sorted(set(job_ids))]
+    return [(job_id, jobs.cancel(job_id, may_come=may_come)) for job_id in sorted(set(job_ids))]
 
 
 def _look_up(connection: Connection, asked: Sequence[UUID]) -> tuple[dict[UUID, FinishedJob], set[UUID]]:

@@ -113,12 +113,15 @@ class JobRepository:
             return set()
         return set(self._connection.execute(_LEFT, {"ids": list(job_ids)}).scalars())
 
-    def cancel(self, job_id: UUID) -> CancelOutcome:
+    def cancel(self, job_id: UUID, *, may_come: bool = True) -> CancelOutcome:
         """Record the wish; end a queued job at once, and name the worker of one that runs.
 
+        A job that is not there may still come, unless the caller knows better: then it is ended as it does.
         The row is locked before the wish is written, so that whoever gives the job back sees the wish.
         """
         found = self._connection.execute(_LOCK_ONE, {"job_id": job_id}).one_or_none()
+        if found is None and not may_come:
+            return CancelOutcome(None)
         self._connection.execute(_WISH, {"job_id": job_id})
         if found is None:
             return CancelOutcome(None)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from uuid import uuid4
 
+from structlog.testing import capture_logs
+
 from db.records import EndedAttempt
 from lorayard.contract.messages import BatchJob
 from lorayard.contract.states import JobState
@@ -111,6 +113,10 @@ def test_a_revoke_of_a_micro_batch_cancels_its_jobs(rig: PoolRig) -> None:
 
         eventually(revoke)
         worker.end([end for job in worker.jobs if (end := succeed(job))])
+        rig.wait_for(JobState.CANCELLED, *job_ids)
+        with capture_logs() as log:
+            revoke()  # of a micro-batch that has ended, which means no job any more
+            eventually(lambda: any(line["event"] == "job.cancel_asked" for line in log))
     app.close()
 
     assert {row.job_id for row in rig.sql("SELECT job_id FROM cancellations")} == set(job_ids)
