@@ -65,7 +65,7 @@ class Control:
         self.streams.acknowledge([entry])
 
     def revoke(self, job_ids: Sequence[UUID]) -> None:
-        """Cancel jobs at nobody's request stream (a revoke in Flower, which shows no job before it is there)."""
+        """Cancel jobs at nobody's request stream: a revoke in Flower, which shows none before it is there."""
         self.context.items.attempt_all("revokes", job_ids, str, partial(self._cancel, may_come=False))
 
     def _cancel(self, job_ids: Sequence[UUID], *, may_come: bool = True) -> None:
