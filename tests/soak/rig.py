@@ -40,8 +40,8 @@ WORKERS = ("worker-1", "worker-2")
 SCHEDULERS = ("scheduler", "scheduler-2")
 RELAYS = ("relay", "relay-2")
 RELAUNCH_AFTER_S = 1.0
-FLOWER_TASKS = 2000
-"""It is full of them within a steady run's warm-up."""
+FLOWER_TASKS, KV_BLOCKS = 2000, 256
+"""A steady run's warm-up fills Flower with so many tasks, and writes all over so large a cache."""
 START_S = 120.0
 ENDED = (0, UNTOLD)
 """Exit statuses of producers that are through."""
@@ -53,9 +53,8 @@ LOADER_COMM = "lorayard-loader"
 class SoakRig:
     """Mutable: the stack and the producers of one soak; one thread calls it."""
 
-    def __init__(
-        self, folder: Path, run: str, *, webhook_timeout_s: float, with_flower: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, run: str, *, webhook_timeout_s: float, is_steady: bool = False) -> None:
+        """A steady run has Flower as well, and what is kept in bounds has those that its warm-up reaches."""
         self.mark = self.run = run
         self.folder = folder
         self.armoury = Armoury(folder / "hooks")
@@ -70,11 +69,11 @@ class SoakRig:
             "LORAYARD_WEBHOOK_TIMEOUT_S": f"{webhook_timeout_s:g}",
             "LORAYARD_BATCH_INVARIANT": "1",  # sampled answers are compared, too
             "OMP_NUM_THREADS": "1",
-        }
+        } | ({"LORAYARD_NUM_KV_BLOCKS": str(KV_BLOCKS)} if is_steady else {})
         self.stack = Stack(
             dataclasses.replace(
                 stack_config(folder / "state"),
-                parts=EVERYTHING if with_flower else EVERYTHING - {"flower"},
+                parts=EVERYTHING if is_steady else EVERYTHING - {"flower"},
                 flower_max_tasks=FLOWER_TASKS,
                 extra_env={**self._marks, **own},
             )

@@ -63,7 +63,7 @@ def soak(options: SoakOptions, say: Callable[[str], None] = print) -> Verdict:
     write_expected(options.folder / "expected.json")
     plan = make_plan(options.jobs, options.kills, options.seed, fresh=options.fresh)
     timeout_s = options.webhook_timeout_s
-    rig = SoakRig(options.folder, options.run, webhook_timeout_s=timeout_s, with_flower=options.fresh)
+    rig = SoakRig(options.folder, options.run, webhook_timeout_s=timeout_s, is_steady=options.fresh)
     num_hosts = FRESH_HOSTS if options.fresh else 0
     with closing(rig), Receivers(options.folder, timeout_s + 1.0, num_hosts) as receivers:
         say(f"starting the stack in {options.folder}")
