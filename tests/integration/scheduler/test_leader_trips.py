@@ -10,9 +10,7 @@ from uuid import UUID
 import pytest
 from structlog.testing import capture_logs
 
-from db.records import EndedAttempt
 from db.repositories.workers import WorkerRepository
-from lorayard.contract.messages import BatchJob
 from lorayard.contract.states import JobState
 from scheduler import leader
 from scheduler.adapter_collector import AdapterCollector
@@ -35,7 +33,7 @@ from scheduler.worker_commands import WorkerCommands
 from scheduler.worker_events import WorkerEvents
 from scheduler.worker_state import WorkerState
 from tests.integration.scheduler.pool_rig import PoolRig
-from tests.integration.scheduler.scripted_worker import ScriptedWorker, hold, succeed
+from tests.integration.scheduler.scripted_worker import ScriptedWorker, hold
 from tests.integration.scheduler.trips import Trips
 from tests.polling import eventually
 
@@ -149,16 +147,17 @@ def test_chores_that_fail_for_ever_keep_nothing_from_its_turn(
     for owner, name in failing:
         trips.at(owner, name)
     monkeypatch.setattr(leader, "PeriodicTasks", often)
-    with capture_logs() as log, rig.scheduler(), ScriptedWorker(rig, keep(cancelled.job_id)):
-        with ScriptedWorker(rig) as leaving:
-            rig.wait_for(JobState.SUCCEEDED, *rig.submit(10))
-        rig.database.run(lambda c: WorkerRepository(c).set_state(leaving.incarnation, "gone"))
-        request = rig.ask("cancel", cancelled.job_id)
+    with capture_logs() as log, rig.scheduler():
         rig.send(cancelled)
-        rig.reply(request_id=request)
+        rig.wait_for(JobState.QUEUED, cancelled.job_id)
+        rig.reply(request_id=rig.ask("cancel", cancelled.job_id))
         rig.wait_for(JobState.CANCELLED, cancelled.job_id)
-        eventually(lambda: len(put_aside(log, "chore")) == len(failing), 30.0, "all at rest")
-        rig.wait_for(JobState.SUCCEEDED, *rig.submit(10), timeout_s=SERVED_WITHIN_S)
+        with ScriptedWorker(rig):
+            with ScriptedWorker(rig) as leaving:
+                rig.wait_for(JobState.SUCCEEDED, *rig.submit(10))
+            rig.database.run(lambda c: WorkerRepository(c).set_state(leaving.incarnation, "gone"))
+            eventually(lambda: len(put_aside(log, "chore")) == len(failing), what="all at rest")
+            rig.wait_for(JobState.SUCCEEDED, *rig.submit(10), timeout_s=SERVED_WITHIN_S)
 
     assert len(trips.tripped) >= len(failing) + 1
     assert not [line for line in log if line["event"] == "leader.failed"], "nothing was read anew"
@@ -172,11 +171,6 @@ def often() -> PeriodicTasks:
 def put_aside(log: Any, part: str) -> set[str]:
     """Name the items of a part that were put aside, by the log."""
     return {line["item"] for line in log if line["event"] == "leader.item_put_aside" and line["part"] == part}
-
-
-def keep(job_id: UUID) -> Callable[[BatchJob], EndedAttempt | None]:
-    """Have a worker keep one job."""
-    return lambda job: None if job.job_id == job_id else succeed(job)
 
 
 def _code(rig: PoolRig, job_id: UUID) -> str | None:
