@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Executor
-from contextlib import suppress
 from typing import Final
 
 import structlog
@@ -17,6 +16,9 @@ from db.repositories.endings import WEBHOOKS_CHANNEL
 
 UNPROMPTED_S: Final = 2.0
 """So often an idle relay looks that would hear of any webhook."""
+
+GATHER_S: Final = 0.01
+"""After a notice so long is waited for more of them, so that a stream of webhooks is claimed in groups."""
 
 RETRY_S: Final = 5.0
 
@@ -38,16 +40,15 @@ class Notices:
         self._is_told.set()
 
     async def pause(self, stop: asyncio.Event, seconds: float, *, is_idle: bool) -> None:
-        """Wait, but not beyond a stop; an idle relay that hears waits for longer, until something is told."""
-        if not (is_idle and self.hears):
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), seconds)
-            return
+        """Wait until something is told, but not beyond a stop; an idle relay that hears waits for longer."""
+        limit_s = UNPROMPTED_S if is_idle and self.hears else seconds
         waits = [asyncio.ensure_future(event.wait()) for event in (stop, self._is_told)]
-        await asyncio.wait(waits, timeout=UNPROMPTED_S, return_when=asyncio.FIRST_COMPLETED)
-        self._is_told.clear()  # and what is told from now on may come too late for the look that follows
+        await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
+        if self._is_told.is_set() and not stop.is_set():
+            await asyncio.sleep(GATHER_S)
+            self._is_told.clear()  # what is told from now on may come too late for the look that follows
 
     async def keep(self) -> None:
         """Listen until cancelled, anew after each outage; not at all if a pooler answers for Postgres."""

@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -103,7 +104,9 @@ class Relay:
                 else:
                     logger.exception("relay.failed", error=explain(error))
                     gave_up = not self._restarts.take()
-            if pause_s and not gave_up:
+            if pause_s == OUTAGE_PAUSE_S and not gave_up:
+                await _rest(stop, pause_s)
+            elif pause_s and not gave_up:
                 is_idle = self._outbox.is_empty and not self._in_flight and not any(self._queue)
                 await self._outbox.notices.pause(stop, pause_s, is_idle=is_idle)
         if gave_up:
@@ -292,3 +295,9 @@ class Relay:
         except Exception as error:
             # The lease runs out by itself.
             logger.exception("relay.not_retired", error=explain(error))
+
+
+async def _rest(stop: asyncio.Event, seconds: float) -> None:
+    """Wait, whatever is told, but not beyond a stop."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), seconds)
