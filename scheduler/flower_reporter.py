@@ -33,7 +33,7 @@ class FlowerReporter:
     def close(self) -> None:
         """Show what is left and stop."""
         if self._thread.close():
-            self._notes.show(self._thread.item)
+            self._notes.show(self._thread)
             self._events.close()
 
     def admitted(self, job_id: UUID, adapter: str | None, tenant: str) -> None:
@@ -57,7 +57,7 @@ class FlowerReporter:
         self._is_added.wait()
         if not self._thread.stopping.wait(TICK_S):
             self._is_added.clear()
-            self._notes.show(self._thread.item)
+            self._notes.show(self._thread)
 
     def _show_end(self, job: FinishedJob) -> None:
         if job.state in (JobState.CANCELLED, JobState.EXPIRED):

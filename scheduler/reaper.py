@@ -81,8 +81,7 @@ class Reaper:
 
     def forget_departed(self) -> None:
         """Forget workers that have left in order, with their queues."""
-        for name in self.fleet.unready():
-            self.context.items.attempt("worker_departure", name, partial(self._forget_if_left, name))
+        self.context.items.attempt_all("worker_departure", self.fleet.unready(), str, self._forget_those_left)
 
     def _look(self, connection: Connection, *, is_urgent: bool) -> Round:
         pool = self.context.pool
@@ -117,12 +116,12 @@ class Reaper:
         self.events.take_in([pair.job_id for pair in lost.requeued])
         self._clear_away(name)
 
-    def _forget_if_left(self, incarnation: str) -> None:
-        row = self.context.transact(lambda connection: WorkerRepository(connection).get(incarnation))
-        if row is not None and row.state not in ("gone", "lost"):
-            return
-        self._clear_away(incarnation)
-        logger.info("worker.left", incarnation=incarnation)
+    def _forget_those_left(self, names: Sequence[str]) -> None:
+        rows = self.context.transact(lambda c: [WorkerRepository(c).get(name) for name in names])
+        for name, row in zip(names, rows, strict=True):
+            if row is None or row.state in ("gone", "lost"):
+                self._clear_away(name)
+                logger.info("worker.left", incarnation=name)
 
     def _clear_away(self, incarnation: str) -> None:
         """Forget a worker and delete its queue; what it gave back without a word of it waits again."""

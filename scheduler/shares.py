@@ -46,7 +46,7 @@ class Shares:
         """
         fairness = self.queue.fairness
         if forgotten := [tenant for tenant in tenants if not fairness.knows(tenant)]:
-            rows = TenantRepository(connection).service_of(self.context.pool, forgotten)
+            rows = TenantRepository(connection).service(self.context.pool, forgotten)
             fairness.remember({row.tenant: _standing(row) for row in rows})
         for tenant in sorted(tenants):
             if not self.queue.backlog.has_tenant(tenant):

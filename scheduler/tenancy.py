@@ -40,5 +40,5 @@ class Tenancy:
 
     def _remember(self, names: Iterable[str]) -> None:
         self._known.update(dict.fromkeys(names))
-        for name in list(self._known)[: max(0, len(self._known) - MAX_KNOWN)]:
-            del self._known[name]
+        while len(self._known) > MAX_KNOWN:
+            del self._known[next(iter(self._known))]

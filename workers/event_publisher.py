@@ -121,7 +121,7 @@ class EventPublisher:
         told = False
         try:
             told = self._publish(update)
-            self._notes.show(self._thread.item)
+            self._notes.show(self._thread)
         finally:
             self._put_back(None if told else update)
         if not told:

@@ -146,7 +146,7 @@ def serve(
         with stages.timed("scheduler: turn"):
             leader.turn()
         with stages.timed("scheduler: show"):
-            scheduler._flower._notes.show(scheduler._flower._thread.item)
+            scheduler._flower._notes.show(scheduler._flower._thread)
         _await(lambda: len(worker.attempts) == _num_outstanding(leader))
         worker.serve(stages.timed)
     with stages.timed("producer: results"):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
 
 from sqlalchemy import Connection, text
 
@@ -128,14 +127,22 @@ class TenantRepository:
         """Read the weights that are not 1."""
         return {row.name: row.weight for row in self._connection.execute(_WEIGHTS)}
 
-    def service(self, pool: str) -> list[TenantServiceRow]:
-        """Read what tenants were served in a pool, by all usage that is committed."""
-        return _service_rows(self._connection.execute(_SERVICE, {"pool": pool}))
+    def service(self, pool: str, tenants: Collection[str] | None = None) -> list[TenantServiceRow]:
+        """Read what tenants were served in a pool, by all usage that is committed: all of them, or some.
 
-    def service_of(self, pool: str, tenants: Collection[str]) -> list[TenantServiceRow]:
-        """Read it of some tenants; those that were never served or lifted are left out."""
-        values = {"pool": pool, "tenants": list(tenants)}
-        return _service_rows(self._connection.execute(_SERVICE_OF, values))
+        Those that were never served or lifted are left out.
+        """
+        values = {"pool": pool} if tenants is None else {"pool": pool, "tenants": list(tenants)}
+        return [
+            TenantServiceRow(
+                row.tenant,
+                row.prompt_tokens,
+                row.completion_tokens,
+                row.lift,
+                1.0 if row.weight is None else row.weight,
+            )
+            for row in self._connection.execute(_SERVICE if tenants is None else _SERVICE_OF, values)
+        ]
 
     def lift(self, pool: str, lifts: Mapping[str, tuple[float, float]]) -> None:
         """Write what tenants' counters are lifted by, and the weights under which that holds."""
@@ -178,16 +185,3 @@ class TenantRepository:
             name: tuple(bytes(secret) for secret in secrets if secret is not None) for name, *secrets in rows
         }
         return {name: found.get(name, ()) for name in names}
-
-
-def _service_rows(rows: Iterable[Any]) -> list[TenantServiceRow]:
-    return [
-        TenantServiceRow(
-            row.tenant,
-            row.prompt_tokens,
-            row.completion_tokens,
-            row.lift,
-            1.0 if row.weight is None else row.weight,
-        )
-        for row in rows
-    ]

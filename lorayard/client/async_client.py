@@ -10,7 +10,7 @@ from uuid import UUID
 
 from lorayard.client.async_handle import AsyncJobHandle
 from lorayard.client.handle import JobHandle
-from lorayard.client.invalid_job import validated
+from lorayard.client.invalid_job import given_job, validated
 from lorayard.client.session import Session
 from lorayard.client.settings import client_settings
 from lorayard.client.submitter import Confirm, Submitter
@@ -72,10 +72,7 @@ class AsyncClient:
         self, prompt: str | None = None, *, confirm: Confirm = "stream", **fields: Unpack[JobKeywords]
     ) -> AsyncJobHandle:
         """Submit one job and return its handle; fields and errors are those of `Client.submit`."""
-        given = {"prompt": prompt, **fields}
-        set_fields = {name: value for name, value in given.items() if value is not None}
-
-        return (await self._submit(lambda: [validated(set_fields)], confirm))[0]
+        return (await self._submit(lambda: [given_job(prompt, fields)], confirm))[0]
 
     async def submit_many(
         self, jobs: Iterable[JobSpec | Mapping[str, Any]], *, confirm: Confirm = "stream"

@@ -9,7 +9,7 @@ from typing import Any, Self, Unpack
 from uuid import UUID
 
 from lorayard.client.handle import JobHandle
-from lorayard.client.invalid_job import validated
+from lorayard.client.invalid_job import given_job, validated
 from lorayard.client.session import Session
 from lorayard.client.settings import client_settings
 from lorayard.client.submitter import Confirm, Submitter
@@ -76,9 +76,7 @@ class Client:
         with `"ledger"` IdempotencyConflict, ResultExpired and ResultTimeout; without it the first two of
         these are raised by `result`.
         """
-        given = {"prompt": prompt, **fields}
-        set_fields = {name: value for name, value in given.items() if value is not None}
-        return self._submit([validated(set_fields)], confirm)[0]
+        return self._submit([given_job(prompt, fields)], confirm)[0]
 
     def submit_many(
         self, jobs: Iterable[JobSpec | Mapping[str, Any]], *, confirm: Confirm = "stream"

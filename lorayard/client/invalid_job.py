@@ -27,6 +27,12 @@ def validated(fields: JobSpec | Mapping[str, Any], position: int | None = None) 
     return fields if isinstance(fields, JobSpec) and fields == checked else checked
 
 
+def given_job(prompt: str | None, fields: Mapping[str, Any]) -> JobSpec:
+    """Make the one job of a `submit` call, in which None stands for what was left out; raises InvalidJob."""
+    given = {"prompt": prompt, **fields}
+    return validated({name: value for name, value in given.items() if value is not None})
+
+
 def invalid_job(error: ValidationError, position: int | None = None) -> InvalidJob:
     """Translate pydantic's account of a job into one message."""
     where = "the job is invalid" if position is None else f"job {position} of the list is invalid"

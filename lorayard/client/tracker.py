@@ -31,16 +31,18 @@ class JobTracker:
     def track(self, job_id: UUID) -> TrackedJob:
         """Return what is known of a job, the same one to every handle."""
         with self._lock:
-            return self._tracked.get(job_id) or self._new(job_id)
+            return self._find(job_id)
 
-    def _new(self, job_id: UUID) -> TrackedJob:
-        job = self._tracked[job_id] = TrackedJob(job_id)
+    def _find(self, job_id: UUID) -> TrackedJob:
+        job = self._tracked.get(job_id)
+        if job is None:
+            job = self._tracked[job_id] = TrackedJob(job_id)
         return job
 
     def expect(self, envelope: JobEnvelope) -> TrackedJob:
         """Make ready for replies to a job that is about to be sent; `submitted` or `withdraw` follows."""
         with self._lock:
-            job = self._tracked.get(envelope.job_id) or self._new(envelope.job_id)
+            job = self._find(envelope.job_id)
             if envelope.spec.idempotency_key is not None:
                 job.has_key = True
                 job.unconfirmed.add(envelope.submission_id)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Final, NamedTuple
 from uuid import UUID
 
+from lorayard.process.service_thread import ServiceThread
 from lorayard.server.flower_events import JobEvents
 
 MAX_WAITING: Final = 50_000
@@ -52,15 +52,9 @@ class FlowerNotes:
         if job_ids:
             self._notes.append(_Note(job_ids[0], partial(self._events.forget, job_ids)))
 
-    def show(self, item: Callable[..., AbstractContextManager[None]]) -> None:
-        """Show what waits now, and send it; one that cannot be shown fails inside `item`."""
-        if not (waiting := len(self._notes)):
-            return
-        for _ in range(waiting):
-            note = self._notes.popleft()
-            try:
-                note.show()
-            except Exception:  # entering `item` for each would take as long as showing it
-                with item(job_id=str(note.job_id)):
-                    raise
-        self._events.flush()
+    def show(self, thread: ServiceThread) -> None:
+        """Show what waits now, and send it; one that cannot be shown fails alone, as the thread's item."""
+        if waiting := len(self._notes):
+            notes = (self._notes.popleft() for _ in range(waiting))
+            thread.each(notes, lambda note: note.show(), lambda note: {"job_id": str(note.job_id)})
+            self._events.flush()

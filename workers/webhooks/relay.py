@@ -92,23 +92,23 @@ class Relay:
         gave_up = ready = False
         while not stop.is_set() and not gave_up:
             try:
-                pause_s = 0.0 if await self.claim_and_start() else IDLE_POLL_S
+                has_more = await self.claim_and_start()
                 if not ready and self._lease.holds:
                     on_ready()
                     ready = True
             except Exception as error:
                 self._may_hold_unknown = True
-                pause_s = OUTAGE_PAUSE_S
                 if is_ledger_outage(error):
                     logger.warning("relay.ledger_unavailable", error=explain(error))
                 else:
                     logger.exception("relay.failed", error=explain(error))
                     gave_up = not self._restarts.take()
-            if pause_s == OUTAGE_PAUSE_S and not gave_up:
-                await _rest(stop, pause_s)
-            elif pause_s and not gave_up:
-                is_idle = self._outbox.is_empty and not self._in_flight and not any(self._queue)
-                await self._outbox.notices.pause(stop, pause_s, is_idle=is_idle)
+                if not gave_up:
+                    await _rest(stop, OUTAGE_PAUSE_S)
+            else:
+                if not has_more:
+                    is_idle = self._outbox.is_empty and not self._in_flight and not any(self._queue)
+                    await self._outbox.notices.pause(stop, IDLE_POLL_S, is_idle=is_idle)
         if gave_up:
             logger.critical("relay.broken", in_flight=len(self._in_flight))
         await self._leave(keeper)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 from uuid import uuid4
 
+from lorayard.process.service_thread import ServiceThread
 from lorayard.server.celery_app import make_app
 from lorayard.server.flower_events import JobEvents
 from lorayard.server.flower_notes import FlowerNotes
@@ -34,7 +34,7 @@ def test_with_too_many_waiting_a_job_is_left_out_from_its_first_event_to_its_las
     notes.add(left_out, lambda: events.started(left_out))
     notes.add(left_out, lambda: events.succeeded(left_out, "x", 1.0))
     notes.add(shown, lambda: events.succeeded(shown, "x", 1.0))
-    notes.show(lambda **_: nullcontext())
+    notes.show(ServiceThread("flower", lambda: None, on_broken=None))
 
     assert events.sent_events == [
         (kind, str(shown)) for kind in ("task-received", "task-started", "task-succeeded")
@@ -63,7 +63,7 @@ def test_only_the_first_note_that_waits_is_worth_a_wakeup() -> None:
     job_ids = [uuid4(), uuid4()]
 
     told = [notes.add(one, partial(events.started, one)) for one in job_ids]
-    notes.show(lambda **_: nullcontext())
+    notes.show(ServiceThread("flower", lambda: None, on_broken=None))
 
     assert told == [True, False]
     assert notes.add(job_ids[0], lambda: None) is True
