@@ -29,7 +29,7 @@ from scheduler.intake import Intake
 from scheduler.item_failures import MAX_FAILURES
 from scheduler.leader_context import LeaderContext
 from scheduler.outages import is_outage, is_passing, told
-from scheduler.periodic import PeriodicTask
+from scheduler.periodic import PeriodicTasks
 from scheduler.queue_feed import QueueFeed
 from scheduler.reaper import Reaper
 from scheduler.retention import Retention
@@ -49,12 +49,6 @@ WAITING_BLOCK_MS: Final = 20
 A wish to stop does not, nor does a Redis that is flushed, whose clients wait a second for the catalogue.
 """
 
-IDLE_PERIOD_S: Final = 1.0
-"""Of what recurs for the sake of jobs while none is queued or in a worker's hand."""
-
-IDLE_LOOK_S: Final = 0.75
-"""Of an idle leader's looks into the ledger: a pause that was set is heeded about a second later."""
-
 RETENTION_PAUSE_S: Final = 1.0
 """Between two batches of deletions, so that the loop is the jobs' for nearly all of its time."""
 
@@ -65,24 +59,6 @@ FULL_PAUSE_S: Final = 1.0
 """So long is nothing dispatched into a Redis at its memory limit, while what it holds is read and deleted."""
 
 logger = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class PeriodicTasks:
-    """Mutable: what recurs in the loop."""
-
-    hearing: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5, IDLE_PERIOD_S))
-    reap: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.25, IDLE_LOOK_S))
-    publish: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5, IDLE_PERIOD_S))
-    commands: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5, IDLE_PERIOD_S))
-    reclaim: PeriodicTask = field(default_factory=lambda: PeriodicTask(2.0))
-    publish_pool: PeriodicTask = field(default_factory=lambda: PeriodicTask(5.0))
-    shares: PeriodicTask = field(default_factory=lambda: PeriodicTask(5.0, 15.0))
-    forget_departed: PeriodicTask = field(default_factory=lambda: PeriodicTask(5.0))
-    verify: PeriodicTask = field(default_factory=lambda: PeriodicTask(10.0))
-    fold_usage: PeriodicTask = field(default_factory=lambda: PeriodicTask(60.0))
-    retention: PeriodicTask = field(default_factory=lambda: PeriodicTask(60.0))
-    collection: PeriodicTask = field(default_factory=lambda: PeriodicTask(600.0))
 
 
 @dataclass(slots=True)

@@ -1,6 +1,15 @@
-"""Says when something that recurs is due, on the loop's own clock."""
+"""Says when something that recurs is due, on the loop's own clock; and what recurs in the leader's."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+IDLE_PERIOD_S: Final = 1.0
+"""Of what recurs for the sake of jobs while none is queued or in a worker's hand."""
+
+IDLE_LOOK_S: Final = 0.75
+"""Of an idle leader's looks into the ledger: a pause that was set is heeded about a second later."""
 
 
 class PeriodicTask:
@@ -25,3 +34,21 @@ class PeriodicTask:
     def hasten(self) -> None:
         """Be due at the next look."""
         self._next_at = float("-inf")
+
+
+@dataclass(slots=True)
+class PeriodicTasks:
+    """Mutable: what recurs in the loop."""
+
+    hearing: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5, IDLE_PERIOD_S))
+    reap: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.25, IDLE_LOOK_S))
+    publish: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5, IDLE_PERIOD_S))
+    commands: PeriodicTask = field(default_factory=lambda: PeriodicTask(0.5, IDLE_PERIOD_S))
+    reclaim: PeriodicTask = field(default_factory=lambda: PeriodicTask(2.0))
+    publish_pool: PeriodicTask = field(default_factory=lambda: PeriodicTask(5.0))
+    shares: PeriodicTask = field(default_factory=lambda: PeriodicTask(5.0, 15.0))
+    forget_departed: PeriodicTask = field(default_factory=lambda: PeriodicTask(5.0))
+    verify: PeriodicTask = field(default_factory=lambda: PeriodicTask(10.0))
+    fold_usage: PeriodicTask = field(default_factory=lambda: PeriodicTask(60.0))
+    retention: PeriodicTask = field(default_factory=lambda: PeriodicTask(60.0))
+    collection: PeriodicTask = field(default_factory=lambda: PeriodicTask(600.0))

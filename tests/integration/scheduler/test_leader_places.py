@@ -20,8 +20,8 @@ from scheduler.control import Control
 from scheduler.fleet import Fleet
 from scheduler.forecast import Forecast
 from scheduler.item_failures import CHORE, ItemFailures
-from scheduler.leader import Leader, PeriodicTasks
-from scheduler.periodic import PeriodicTask
+from scheduler.leader import Leader
+from scheduler.periodic import PeriodicTask, PeriodicTasks
 from scheduler.policies import AdapterPlan
 from scheduler.process import Scheduler
 from scheduler.quarantine import Quarantine

@@ -21,8 +21,7 @@ from scheduler.endings import Endings
 from scheduler.housekeeping import Housekeeping
 from scheduler.instructions import Instructions
 from scheduler.intake import Intake
-from scheduler.leader import PeriodicTasks
-from scheduler.periodic import PeriodicTask
+from scheduler.periodic import PeriodicTask, PeriodicTasks
 from scheduler.policies.worker_budget import WorkerBudget
 from scheduler.quarantine import Quarantine
 from scheduler.queue_feed import QueueFeed
